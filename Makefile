@@ -1,0 +1,55 @@
+# Two commands, from a clean clone, with nothing but Python 3.11+, a C++ compiler and make:
+#
+#   make birds   paints eight birds for a caption with the shipped weights, into out/
+#                make birds CAPTION="a small blue bird with a black bill"
+#   make test    formatting, types and all tests
+#
+# Both work in .venv, which they set up on the first call and after a change of what is built or
+# pinned. Another Python: make PYTHON=python3.12 birds
+
+PYTHON ?= python3
+VENV ?= .venv
+export CAPTION ?= this bird has a yellow crown and a white belly
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+BIN := $(VENV)/bin
+BUILT_FROM := pyproject.toml setup.py constraints.txt \
+              $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
+INSTALL := $(BIN)/python -m pip install -c constraints.txt
+
+.PHONY: birds test clean
+
+birds: $(VENV)/installed
+	$(BIN)/mirrorgan-fast sample "$$CAPTION" -n 8 -o out/
+
+test: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest tests
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+$(VENV)/installed: $(BUILT_FROM) | $(BIN)/python
+	$(INSTALL) torch setuptools ninja
+	$(INSTALL) --no-build-isolation -e .
+	@$(BIN)/python -c 'from mirrorgan_fast.ops import why_not_compiled as why; \
+	    print("compiled kernels:", why() or "built")'
+	@touch $@
+
+# The tests are of the compiled kernels too, so here a failed build is an error.
+$(VENV)/installed-dev: $(BUILT_FROM) | $(BIN)/python
+	$(INSTALL) torch setuptools ninja
+	MIRRORGAN_FAST_REQUIRE_EXTENSION=1 $(INSTALL) --no-build-isolation -e '.[dev]'
+	@touch $@ $(VENV)/installed
+
+$(BIN)/python:
+	@command -v $(PYTHON) > /dev/null || { \
+	    echo "$(PYTHON) was not found: install Python 3.11 or newer, or name it: make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "$$($(PYTHON) -V) is too old: name a Python 3.11 or newer, e.g. make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { \
+	    echo "$(PYTHON) has no venv module: install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,438 @@
+// mirrorgan::glam_attention on the CPU; what it computes is said in mirrorgan_fast/ops/glam_attention.py.
+//
+// One pass over the feature map: a block of kBlock pixels is read once into a float32 tile (channels x pixels), both
+// attentions are computed on it while it is in the first-level cache, and the three parts of the output are written. The
+// vectors run over pixels, so no sum crosses lanes, and a pixel's result depends on nothing but its own column: not on the
+// other samples, and not on how the blocks are divided among threads.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <vector>
+
+#include "../checks.h"
+#include "instruction_sets.h"
+
+namespace mirrorgan {
+namespace {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr const char* kOp = "glam_attention";
+constexpr int64_t kBlock = 64;           // pixels of a tile: 8 KiB for 32 channels
+constexpr int64_t kAlignment = 16;       // floats: a cache line, so that no vector of the tile straddles two
+constexpr int64_t kBlocksPerTask = 16;   // words are converted once for 1,024 pixels
+
+using bfloat16_bits = uint16_t;
+
+struct Arguments {
+  const void* features;         // (N, C, H*W), or (N, H*W, C) when channels_last
+  const void* words;            // (N, T, C)
+  const uint8_t* mask;          // (N, T)
+  const void* sentence;         // (N, C) or null
+  const void* sentence_weight;  // (C, C) or null
+  void* out;                    // as features, with 2C or 3C channels
+  int64_t samples, channels, words_per_sample, pixels, out_channels;
+  bool channels_last;
+};
+
+MIRRORGAN_INLINE float to_float(float value) {
+  return value;
+}
+
+MIRRORGAN_INLINE float to_float(bfloat16_bits bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float value;
+  __builtin_memcpy(&value, &wide, sizeof value);
+  return value;
+}
+
+MIRRORGAN_INLINE void store(float value, float* out) {
+  *out = value;
+}
+
+// Round to nearest, ties to even; any NaN becomes the quiet one.
+MIRRORGAN_INLINE void store(float value, bfloat16_bits* out) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  *out = static_cast<bfloat16_bits>(value != value ? 0x7fc0u : rounded);
+}
+
+template <int Lanes>
+struct Vector {
+  // Four-byte alignment makes every load and store an unaligned one, which costs nothing on aligned data.
+  typedef float Float __attribute__((vector_size(Lanes * 4), aligned(4), may_alias));
+  typedef int32_t Int __attribute__((vector_size(Lanes * 4), aligned(4), may_alias));
+};
+
+// x becomes e^x, for x <= 0, within 2 ulp; NaN stays NaN. x = n ln 2 + r with |r| <= ln(2)/2, where the Taylor series of e^r
+// up to r^7 is exact to 5e-9. (By reference: returning a vector wider than the baseline's registers has no stable ABI.)
+template <int Lanes>
+MIRRORGAN_INLINE void exp_of_negative(typename Vector<Lanes>::Float& x) {
+  using Float = typename Vector<Lanes>::Float;
+  using Int = typename Vector<Lanes>::Int;
+  constexpr float kLowest = -87.0f;        // e^-87 is the last that stays a normal number
+  constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, left in the low bits
+  x = x < kLowest ? kLowest - Float{} : x;
+  const Float shifted = x * 1.44269504f + kRounder;
+  const Float n = shifted - kRounder;
+  Float r = x - n * 0.693359375f;  // ln 2 in two parts, the first exact in 9 bits
+  r = r + n * 2.12194440e-4f;
+  Float series = r * (1.0f / 5040.0f) + (1.0f / 720.0f);
+  series = series * r + (1.0f / 120.0f);
+  series = series * r + (1.0f / 24.0f);
+  series = series * r + (1.0f / 6.0f);
+  series = series * r + 0.5f;
+  series = series * r + 1.0f;
+  series = series * r + 1.0f;
+  const Int power_bits = ((Int)shifted + (127 - 0x4b400000)) << 23;
+  x = series * (Float)power_bits;
+}
+
+template <int Rows, int Lanes>
+MIRRORGAN_INLINE void multiply_rows(
+    float* out, const float* left, int64_t row_stride, int64_t inner_stride, const float* right, int64_t inner) {
+  using Float = typename Vector<Lanes>::Float;
+  // Two vectors wide: with Rows = 4 that is eight sums, enough to cover the latency of multiply-add and few enough to stay
+  // in 16 registers.
+  for (int64_t pixel = 0; pixel < kBlock; pixel += 2 * Lanes) {
+    Float sums[Rows][2] = {};
+    for (int64_t k = 0; k < inner; ++k) {
+      const float* row = right + k * kBlock + pixel;
+      const Float first = *reinterpret_cast<const Float*>(row);
+      const Float second = *reinterpret_cast<const Float*>(row + Lanes);
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; ++r) {
+        const float factor = left[r * row_stride + k * inner_stride];
+        sums[r][0] += factor * first;
+        sums[r][1] += factor * second;
+      }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < Rows; ++r) {
+      float* row = out + r * kBlock + pixel;
+      *reinterpret_cast<Float*>(row) = sums[r][0];
+      *reinterpret_cast<Float*>(row + Lanes) = sums[r][1];
+    }
+  }
+}
+
+// out (rows, kBlock) = left (rows, inner) @ right (inner, kBlock).
+template <int Lanes>
+MIRRORGAN_INLINE void multiply(
+    float* out,
+    const float* left,
+    int64_t row_stride,
+    int64_t inner_stride,
+    const float* right,
+    int64_t rows,
+    int64_t inner) {
+  int64_t row = 0;
+  for (; row + 4 <= rows; row += 4) {
+    multiply_rows<4, Lanes>(out + row * kBlock, left + row * row_stride, row_stride, inner_stride, right, inner);
+  }
+  for (; row < rows; ++row) {
+    multiply_rows<1, Lanes>(out + row * kBlock, left + row * row_stride, row_stride, inner_stride, right, inner);
+  }
+}
+
+// Softmax over the rows of (rows, kBlock), in place.
+template <int Lanes>
+MIRRORGAN_INLINE void softmax(float* values, int64_t rows) {
+  using Float = typename Vector<Lanes>::Float;
+  for (int64_t pixel = 0; pixel < kBlock; pixel += Lanes) {
+    float* column = values + pixel;
+    Float largest = *reinterpret_cast<Float*>(column);
+    for (int64_t row = 1; row < rows; ++row) {
+      const Float value = *reinterpret_cast<Float*>(column + row * kBlock);
+      largest = value > largest ? value : largest;
+    }
+    Float sum = {};
+    for (int64_t row = 0; row < rows; ++row) {
+      Float& value = *reinterpret_cast<Float*>(column + row * kBlock);
+      Float exponential = value - largest;
+      exp_of_negative<Lanes>(exponential);
+      value = exponential;
+      sum += exponential;
+    }
+    const Float scale = 1.0f / sum;
+    for (int64_t row = 0; row < rows; ++row) {
+      *reinterpret_cast<Float*>(column + row * kBlock) *= scale;
+    }
+  }
+}
+
+// tile (channels, kBlock) = a block of the features; columns past `valid` are zero.
+template <typename scalar_t>
+MIRRORGAN_INLINE void read_tile(
+    float* tile, const scalar_t* features, const Arguments& a, int64_t first, int64_t valid) {
+  if (valid < kBlock) {
+    __builtin_memset(tile, 0, static_cast<size_t>(a.channels * kBlock) * sizeof(float));
+  }
+  for (int64_t c = 0; c < a.channels; ++c) {
+    const scalar_t* source = a.channels_last ? features + first * a.channels + c : features + c * a.pixels + first;
+    float* row = tile + c * kBlock;
+    if (a.channels_last) {
+      for (int64_t p = 0; p < valid; ++p) {
+        row[p] = to_float(source[p * a.channels]);
+      }
+    } else {
+      for (int64_t p = 0; p < valid; ++p) {
+        row[p] = to_float(source[p]);
+      }
+    }
+  }
+}
+
+// The first C channels of the output are the features themselves, bit for bit.
+template <typename scalar_t>
+MIRRORGAN_INLINE void copy_features(
+    const scalar_t* features, scalar_t* out, const Arguments& a, int64_t first, int64_t valid) {
+  const int64_t rows = a.channels_last ? valid : a.channels;
+  const int64_t row_size = a.channels_last ? a.channels : valid;
+  const int64_t source_stride = a.channels_last ? a.channels : a.pixels;
+  const int64_t target_stride = a.channels_last ? a.out_channels : a.pixels;
+  features += a.channels_last ? first * a.channels : first;
+  out += a.channels_last ? first * a.out_channels : first;
+  for (int64_t row = 0; row < rows; ++row) {
+    __builtin_memcpy(out + row * target_stride, features + row * source_stride, row_size * sizeof(scalar_t));
+  }
+}
+
+// The valid columns of tile (channels, kBlock) become channels [channel, channel + C) of the output.
+template <typename scalar_t>
+MIRRORGAN_INLINE void write_tile(
+    const float* tile, scalar_t* out, const Arguments& a, int64_t channel, int64_t first, int64_t valid) {
+  if (!a.channels_last) {
+    for (int64_t c = 0; c < a.channels; ++c) {
+      scalar_t* target = out + (channel + c) * a.pixels + first;
+      for (int64_t p = 0; p < valid; ++p) {
+        store(tile[c * kBlock + p], target + p);
+      }
+    }
+    return;
+  }
+  // Converted a row at a time, where it vectorizes, and only then transposed.
+  scalar_t row[kBlock];
+  out += first * a.out_channels + channel;
+  for (int64_t c = 0; c < a.channels; ++c) {
+    for (int64_t p = 0; p < kBlock; ++p) {
+      store(tile[c * kBlock + p], row + p);
+    }
+    for (int64_t p = 0; p < valid; ++p) {
+      out[p * a.out_channels + c] = row[p];
+    }
+  }
+}
+
+int64_t scratch_floats(const Arguments& a) {
+  return 2 * a.channels * kBlock + a.words_per_sample * (kBlock + a.channels) + a.channels * (a.channels + 1);
+}
+
+// One task: up to kBlocksPerTask blocks of one sample.
+template <typename scalar_t, int Lanes>
+MIRRORGAN_INLINE void attend(const Arguments& a, int64_t sample, int64_t first_pixel, int64_t end_pixel, float* scratch) {
+  using Float = typename Vector<Lanes>::Float;
+  const int64_t channels = a.channels;
+  float* tile = scratch;
+  float* result = tile + channels * kBlock;
+  float* logits = result + channels * kBlock;
+  float* keys = logits + a.words_per_sample * kBlock;
+  float* weight = keys + a.words_per_sample * channels;
+  float* sentence = weight + channels * channels;
+
+  // Padding is left out rather than masked: it costs nothing, and nothing in it can reach the result.
+  const auto* words = static_cast<const scalar_t*>(a.words) + sample * a.words_per_sample * channels;
+  int64_t real_words = 0;
+  for (int64_t t = 0; t < a.words_per_sample; ++t) {
+    if (a.mask[sample * a.words_per_sample + t]) {
+      for (int64_t c = 0; c < channels; ++c) {
+        keys[real_words * channels + c] = to_float(words[t * channels + c]);
+      }
+      ++real_words;
+    }
+  }
+  if (a.sentence != nullptr) {
+    const auto* source = static_cast<const scalar_t*>(a.sentence) + sample * channels;
+    for (int64_t c = 0; c < channels; ++c) {
+      sentence[c] = to_float(source[c]);
+    }
+  }
+  if (a.sentence_weight != nullptr) {
+    const auto* source = static_cast<const scalar_t*>(a.sentence_weight);
+    for (int64_t i = 0; i < channels * channels; ++i) {
+      weight[i] = to_float(source[i]);
+    }
+  }
+
+  const auto* features = static_cast<const scalar_t*>(a.features) + sample * channels * a.pixels;
+  auto* out = static_cast<scalar_t*>(a.out) + sample * a.out_channels * a.pixels;
+  for (int64_t first = first_pixel; first < end_pixel; first += kBlock) {
+    const int64_t valid = end_pixel - first < kBlock ? end_pixel - first : kBlock;
+    read_tile(tile, features, a, first, valid);
+    copy_features(features, out, a, first, valid);
+
+    if (real_words > 0) {
+      multiply<Lanes>(logits, keys, channels, 1, tile, real_words, channels);
+      softmax<Lanes>(logits, real_words);
+    }
+    multiply<Lanes>(result, keys, 1, channels, logits, channels, real_words);  // zero when there is no real word
+    write_tile(result, out, a, channels, first, valid);
+
+    if (a.sentence == nullptr) {
+      continue;
+    }
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t p = 0; p < kBlock; p += Lanes) {
+        *reinterpret_cast<Float*>(tile + c * kBlock + p) *= sentence[c];
+      }
+    }
+    float* gate = tile;
+    if (a.sentence_weight != nullptr) {
+      multiply<Lanes>(result, weight, channels, 1, tile, channels, channels);
+      gate = result;
+    }
+    softmax<Lanes>(gate, channels);
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t p = 0; p < kBlock; p += Lanes) {
+        *reinterpret_cast<Float*>(gate + c * kBlock + p) *= sentence[c];
+      }
+    }
+    write_tile(gate, out, a, 2 * channels, first, valid);
+  }
+}
+
+using Attend = void (*)(const Arguments&, int64_t, int64_t, int64_t, float*);
+
+#define MIRRORGAN_ATTEND(name, scalar_t, lanes, target)                                                       \
+  target void name(const Arguments& a, int64_t sample, int64_t first_pixel, int64_t end_pixel, float* scratch) { \
+    attend<scalar_t, lanes>(a, sample, first_pixel, end_pixel, scratch);                                      \
+  }
+
+MIRRORGAN_ATTEND(attend_float_baseline, float, 4, )
+MIRRORGAN_ATTEND(attend_bfloat16_baseline, bfloat16_bits, 4, )
+#if defined(MIRRORGAN_X86)
+MIRRORGAN_ATTEND(attend_float_avx2, float, 8, MIRRORGAN_TARGET_AVX2)
+MIRRORGAN_ATTEND(attend_bfloat16_avx2, bfloat16_bits, 8, MIRRORGAN_TARGET_AVX2)
+MIRRORGAN_ATTEND(attend_float_avx512, float, 16, MIRRORGAN_TARGET_AVX512)
+MIRRORGAN_ATTEND(attend_bfloat16_avx512, bfloat16_bits, 16, MIRRORGAN_TARGET_AVX512)
+#endif
+
+Attend attend_for(bool is_bfloat16) {
+  switch (chosen_instruction_set()) {
+#if defined(MIRRORGAN_X86)
+    case InstructionSet::avx512:
+      return is_bfloat16 ? attend_bfloat16_avx512 : attend_float_avx512;
+    case InstructionSet::avx2:
+      return is_bfloat16 ? attend_bfloat16_avx2 : attend_float_avx2;
+#endif
+    default:
+      return is_bfloat16 ? attend_bfloat16_baseline : attend_float_baseline;
+  }
+}
+
+// As PyTorch decides it, where the stride of a dimension of size one means nothing; a tensor that is both is contiguous.
+bool is_channels_last(const Tensor& tensor) {
+  int64_t dense = 1;
+  for (const int64_t dimension : {1, 3, 2, 0}) {
+    if (tensor.size(dimension) == 1) {
+      continue;
+    }
+    if (tensor.stride(dimension) != dense) {
+      return false;
+    }
+    dense *= tensor.size(dimension);
+  }
+  return !tensor.is_contiguous();
+}
+
+void check_dtype(const char* argument, const Tensor& tensor, ScalarType wanted) {
+  MIRRORGAN_CHECK(tensor.scalar_type() == wanted, kOp, argument, tensor.scalar_type(), wanted);
+}
+
+}  // namespace
+
+Tensor glam_attention_cpu(
+    const Tensor& features,
+    const Tensor& words,
+    const Tensor& mask,
+    const std::optional<Tensor>& sentence,
+    const std::optional<Tensor>& sentence_weight) {
+  const ScalarType dtype = features.scalar_type();
+  MIRRORGAN_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16, kOp, "features", dtype,
+                  "Float or BFloat16, which the compiled CPU kernel takes");
+  MIRRORGAN_CHECK(features.dim() == 4, kOp, "features", shape_text(features.sizes()), "(N, C, H, W)");
+  MIRRORGAN_CHECK(words.dim() == 3, kOp, "words", shape_text(words.sizes()), "(N, T, C)");
+  const int64_t samples = features.size(0), channels = features.size(1);
+  const int64_t height = features.size(2), width = features.size(3), words_per_sample = words.size(1);
+  check_dtype("words", words, dtype);
+  MIRRORGAN_CHECK_SHAPE(kOp, "words", words, {samples, words_per_sample, channels});
+  check_dtype("mask", mask, ScalarType::Bool);
+  MIRRORGAN_CHECK_SHAPE(kOp, "mask", mask, {samples, words_per_sample});
+  if (sentence) {
+    check_dtype("sentence", *sentence, dtype);
+    MIRRORGAN_CHECK_SHAPE(kOp, "sentence", *sentence, {samples, channels});
+  }
+  if (sentence_weight) {
+    MIRRORGAN_CHECK(sentence.has_value(), kOp, "sentence_weight", "a weight", "none where there is no sentence");
+    check_dtype("sentence_weight", *sentence_weight, dtype);
+    MIRRORGAN_CHECK_SHAPE(kOp, "sentence_weight", *sentence_weight, {channels, channels});
+  }
+
+  const bool channels_last = is_channels_last(features);
+  const auto format = channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+  const int64_t out_channels = (sentence ? 3 : 2) * channels;
+  Tensor out = torch::stable::empty({samples, out_channels, height, width}, dtype, std::nullopt, features.device(),
+                                    std::nullopt, format);
+  if (out.numel() == 0) {
+    return out;
+  }
+
+  const Tensor dense_features = torch::stable::contiguous(features, format);
+  const Tensor dense_words = torch::stable::contiguous(words);
+  const Tensor dense_mask = torch::stable::contiguous(mask);
+  std::optional<Tensor> dense_sentence, dense_weight;
+  Arguments a{};
+  a.features = dense_features.const_data_ptr();
+  a.words = dense_words.const_data_ptr();
+  a.mask = static_cast<const uint8_t*>(dense_mask.const_data_ptr());
+  if (sentence) {
+    dense_sentence = torch::stable::contiguous(*sentence);
+    a.sentence = dense_sentence->const_data_ptr();
+  }
+  if (sentence_weight) {
+    dense_weight = torch::stable::contiguous(*sentence_weight);
+    a.sentence_weight = dense_weight->const_data_ptr();
+  }
+  a.out = out.mutable_data_ptr();
+  a.samples = samples;
+  a.channels = channels;
+  a.words_per_sample = words_per_sample;
+  a.pixels = height * width;
+  a.out_channels = out_channels;
+  a.channels_last = channels_last;
+
+  const Attend attend = attend_for(dtype == ScalarType::BFloat16);
+  const int64_t task_pixels = kBlock * kBlocksPerTask;
+  const int64_t tasks_per_sample = (a.pixels + task_pixels - 1) / task_pixels;
+  torch::stable::parallel_for(0, samples * tasks_per_sample, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> storage(static_cast<size_t>(scratch_floats(a)) + kAlignment);
+    float* scratch = storage.data();
+    scratch += kAlignment - reinterpret_cast<uintptr_t>(scratch) / sizeof(float) % kAlignment;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first = (task % tasks_per_sample) * task_pixels;
+      const int64_t last = first + task_pixels < a.pixels ? first + task_pixels : a.pixels;
+      attend(a, task / tasks_per_sample, first, last, scratch);
+    }
+  });
+  return out;
+}
+
+}  // namespace mirrorgan

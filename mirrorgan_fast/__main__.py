@@ -1,0 +1,7 @@
+"""``python -m mirrorgan_fast``, the same as the ``mirrorgan-fast`` command."""
+
+import sys
+
+from mirrorgan_fast.cli import main
+
+sys.exit(main())

@@ -1,0 +1,403 @@
+"""The ``mirrorgan-fast`` command: parses, calls the library, prints."""
+
+import argparse
+import dataclasses
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from mirrorgan_fast.data.captioned_images import ImageFolder, read_picture
+from mirrorgan_fast.data.open_images import open_images
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.files import whole_file
+from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.ops import build_info, report, why_not_compiled
+from mirrorgan_fast.sampling.sheet import write_sheet
+from mirrorgan_fast.training import settings as training_settings
+from mirrorgan_fast.training.precision import keep_memory
+from mirrorgan_fast.training.settings import STAGES, Stage, TrainingSettings
+from mirrorgan_fast.weights import PRETRAINED
+
+_BATCH_SIZE = 16
+Record = TypeVar("Record", ModelConfig, TrainingSettings)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        the exit status: 0, or 2 for bad input, or 130 for Ctrl-C.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except InputError as error:
+        print(f"mirrorgan-fast: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mirrorgan-fast: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mirrorgan-fast", description=(__doc__ or ""))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> Any:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        return added
+
+    sample = command("sample", _sample, "make images from captions")
+    sample.add_argument("caption", nargs="*", help="what to paint")
+    sample.add_argument("--captions", type=Path, metavar="FILE", help="a caption a line (UTF-8)")
+    sample.add_argument("-n", type=_positive, default=1, metavar="N", help="images of each caption")
+    sample.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
+    sample.add_argument("--seed", type=int, default=0, help="0 or more (default: 0)")
+    sample.add_argument("--overwrite", action="store_true", help="replace images that are there")
+    _add_model(sample)
+
+    describe = command("describe", _describe, "say what is in images")
+    describe.add_argument("image", nargs="+", type=Path)
+    describe.add_argument("--json", action="store_true", help="print one JSON object a line")
+    _add_model(describe)
+
+    info = command("info", _info, "versions, device, implementations and models")
+    info.add_argument("--json", action="store_true")
+    info.add_argument("--words", action="store_true", help="only list the words the model knows")
+    info.add_argument("--model", default="birds-painted", metavar="NAME_OR_FOLDER")
+
+    paint = command("paint", _paint, "paint a data set of captioned birds")
+    paint.add_argument("output", type=Path, help="a new folder")
+    paint.add_argument("--train", type=_positive, default=20_000, metavar="N")
+    paint.add_argument("--test", type=_positive, default=2_000, metavar="N")
+    paint.add_argument("--size", type=int, default=128, help="pixels a side, 64 to 512")
+    paint.add_argument("--seed", type=int, default=0)
+    paint.add_argument(
+        "--layout",
+        choices=("folder", "cub"),
+        default="folder",
+        help="an image folder with metadata.jsonl, or the layout of CUB-200-2011",
+    )
+    paint.add_argument("--masks", action="store_true", help="with the parts' masks (folder)")
+    paint.add_argument("--workers", type=_positive, default=None, help="default: one a core")
+    paint.add_argument("--quiet", action="store_true")
+
+    evaluate = command("evaluate", _evaluate, "measure a model on held-out painted birds")
+    evaluate.add_argument("--data", type=Path, required=True, metavar="FOLDER")
+    evaluate.add_argument("--count", type=_positive, default=1000, metavar="N", help="of captions")
+    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument(
+        "--judge",
+        default="birds-painted",
+        metavar="NAME_OR_FOLDER",
+        help="where attributes.safetensors is (default: that of the package)",
+    )
+    evaluate.add_argument("--json", action="store_true")
+    _add_model(evaluate)
+
+    training = command("train", _train, "train on captioned images")
+    training.add_argument(
+        "stage",
+        choices=(*STAGES, "all", "attributes"),
+        help="a part, the whole chain, or the judge of painted birds' attributes",
+    )
+    training.add_argument("--data", type=Path, required=True, metavar="FOLDER")
+    training.add_argument("--split-field", default="split", help="of metadata.jsonl's rows")
+    training.add_argument("--run", type=Path, required=True, metavar="FOLDER", dest="folder")
+    training.add_argument("--preset", default="birds-painted", help="sizes and recipe")
+    training.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change the preset: image_size=64, gan.steps=5000, precision=fp32, ...",
+    )
+    training.add_argument("--stem-weights", type=Path, help="ImageNet weights of Inception-v3")
+    training.add_argument("--stream-weights", type=Path, help="ImageNet weights of ResNet-152")
+    training.add_argument(
+        "--compile", action="store_true", help="torch.compile for the GAN: slower to begin"
+    )
+    training.add_argument("--workers", type=int, default=1, help="processes that read images")
+    training.add_argument("--quiet", action="store_true")
+    _add_device(training)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        default="birds-painted",
+        metavar="NAME_OR_FOLDER",
+        help="a model of the package, or a folder (default: birds-painted)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    _add_device(parser)
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: auto)")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _device(options: argparse.Namespace) -> torch.device:
+    name = options.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from error
+
+
+def _model(options: argparse.Namespace) -> MirrorGAN:
+    return MirrorGAN.from_pretrained(options.model).to(_device(options))
+
+
+def _sample(options: argparse.Namespace) -> None:
+    captions = _captions(options)
+    model = _model(options)
+    encoded = model.vocabulary.encode(captions, model.config.caption_length)
+    for caption, unknown, length in zip(captions, encoded.unknown, encoded.lengths, strict=True):
+        if length and unknown:
+            print(
+                f"unknown words skipped: {', '.join(unknown)} (in {caption!r:.60})", file=sys.stderr
+            )
+    wanted = [caption for caption in captions for _ in range(options.n)]
+    digits = max(4, len(str(len(wanted) - 1)))
+    paths = [options.output / f"{i:0{digits}d}.png" for i in range(len(wanted))]
+    sheet = options.output / "sheet.png"
+    if not options.overwrite:
+        for path in (*paths, sheet):
+            if path.exists():
+                raise InputError(f"{path}: is there already; use another -o, or --overwrite")
+    keep_memory()
+    images: list[np.ndarray] = []
+    for batch in _batches(wanted, options.quiet, "sampling"):
+        indices = range(len(wanted))[batch]
+        made = model.sample(wanted[batch], options.seed, indices)
+        for path, image in zip(paths[batch], made, strict=True):
+            with whole_file(path) as partial:
+                image.save(partial)
+        images.extend(np.asarray(image) for image in made)
+    write_sheet(sheet, images, columns=min(len(images), max(options.n, 8)))
+    print(f"{len(images)} images and sheet.png in {options.output}")
+
+
+def _captions(options: argparse.Namespace) -> list[str]:
+    if bool(options.caption) == bool(options.captions):
+        raise InputError("sample: give captions as arguments, or a file of them with --captions")
+    if options.caption:
+        captions: list[str] = options.caption
+        return captions
+    try:
+        text = options.captions.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{options.captions}: cannot be read as UTF-8 text ({error})") from error
+    captions = [line.strip() for line in text.splitlines() if line.strip()]
+    if not captions:
+        raise InputError(f"{options.captions}: has no caption in it; write one a line")
+    return captions
+
+
+def _describe(options: argparse.Namespace) -> None:
+    images = [read_picture(path, "describe") for path in options.image]
+    model = _model(options)
+    for batch in _batches(images, options.quiet, "describing"):
+        for path, text in zip(options.image[batch], model.describe(images[batch]), strict=True):
+            if options.json:
+                print(json.dumps({"image": str(path), "description": text}))
+            else:
+                print(f"{path}: {text}")
+
+
+def _batches(items: Sequence[Any], quiet: bool, name: str) -> Iterator[slice]:
+    # `delay`: a bar only for what takes longer than people wait
+    with tqdm(total=len(items), desc=name, unit="image", delay=2, disable=quiet) as bar:
+        for start in range(0, len(items), _BATCH_SIZE):
+            yield slice(start, start + _BATCH_SIZE)
+            bar.update(min(_BATCH_SIZE, len(items) - start))
+
+
+def _info(options: argparse.Namespace) -> None:
+    if options.words:
+        print("\n".join(MirrorGAN.from_pretrained(options.model).vocabulary.words[1:]))
+        return
+    built = build_info()
+    facts = {
+        "mirrorgan-fast": version("mirrorgan-fast"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "extension": built._asdict() if built else f"not built: {why_not_compiled()}",
+        "ops": {
+            f"{op} ({device}, {dtype})": f"{choice.implementation}: {choice.reason}"
+            for (op, device, dtype), choice in report().items()
+        },
+        "models": sorted(folder.parent.name for folder in PRETRAINED.glob("*/config.json")),
+    }
+    if options.json:
+        print(json.dumps(facts, indent=2))
+        return
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{name}:")
+            for key, entry in value.items():
+                print(f"  {key}: {_listed(entry)}")
+        else:
+            print(f"{name}: {_listed(value)}")
+
+
+def _listed(value: object) -> str:
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+
+
+def _paint(options: argparse.Namespace) -> None:
+    # Pillow's and NumPy's drawing only: importing it is not every command's cost
+    from mirrorgan_fast.data.cub import write_cub
+    from mirrorgan_fast.data.painted_birds import PaintedBirds, export_image_folder
+
+    if options.layout == "cub":
+        if options.masks:
+            raise InputError("paint: the cub layout has no place for masks; use --layout folder")
+        write_cub(
+            PaintedBirds("train", options.train, options.size, options.seed),
+            PaintedBirds("test", options.test, options.size, options.seed),
+            options.output,
+            progress=not options.quiet,
+        )
+    else:
+        export_image_folder(
+            options.output,
+            train=options.train,
+            test=options.test,
+            size=options.size,
+            seed=options.seed,
+            workers=options.workers,
+            progress=not options.quiet,
+            masks=options.masks,
+        )
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from mirrorgan_fast.evaluation.attributes import AttributeClassifier
+    from mirrorgan_fast.evaluation.report import as_table, evaluate
+
+    keep_memory()
+    figures = evaluate(
+        _model(options),
+        AttributeClassifier.from_pretrained(options.judge).to(_device(options)),
+        ImageFolder(options.data, "test"),
+        count=options.count,
+        seed=options.seed,
+        quiet=options.quiet,
+    )
+    print(json.dumps(figures, indent=2) if options.json else as_table(figures))
+
+
+def _train(options: argparse.Namespace) -> None:
+    # TensorBoard and what it imports take longer than an image
+    from mirrorgan_fast.training.chain import train
+
+    if options.stage == "attributes":
+        _train_attributes(options)
+        return
+    config = ModelConfig.preset(options.preset)
+    settings = training_settings.PRESETS[options.preset]
+    model_fields = {field.name for field in dataclasses.fields(ModelConfig)}
+    for assignment in options.set:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise InputError(f"--set {assignment}: expected NAME=VALUE")
+        if name in model_fields:
+            config = _changed(config, name, value)
+        else:
+            settings = _changed(settings, name, value)
+    backbone_weights: dict[Stage, Path] = {}
+    if options.stem_weights:
+        backbone_weights["stem"] = options.stem_weights
+    if options.stream_weights:
+        backbone_weights["stream"] = options.stream_weights
+    keep_memory()
+    train(
+        STAGES if options.stage == "all" else (options.stage,),
+        config,
+        settings,
+        open_images(options.data, "train", options.split_field),
+        options.folder,
+        device=_device(options),
+        backbone_weights=backbone_weights,
+        workers=options.workers,
+        compiled=options.compile,
+        quiet=options.quiet,
+    )
+
+
+def _train_attributes(options: argparse.Namespace) -> None:
+    from mirrorgan_fast.evaluation.attributes import train_attribute_classifier
+
+    if options.set:
+        raise InputError("train attributes: has no settings; leave out --set")
+    keep_memory()
+    classifier = train_attribute_classifier(
+        ImageFolder(options.data, "train", options.split_field),
+        options.folder / "attributes",
+        device=_device(options),
+        workers=options.workers,
+        quiet=options.quiet,
+    )
+    classifier.save_pretrained(options.folder)
+
+
+def _changed(record: Record, name: str, value: str) -> Record:
+    """Return the dataclass with one field, of itself or of a part (``gan.steps``), set from text.
+
+    Raises:
+        InputError: there is no such field, or the text is no value for it.
+    """
+    first, _, rest = name.partition(".")
+    fields = {field.name: field for field in dataclasses.fields(record)}
+    if first not in fields:
+        raise InputError(f"--set {name}: there is no such setting; there are: {', '.join(fields)}")
+    current = getattr(record, first)
+    if dataclasses.is_dataclass(current):
+        changed: Any = _changed(current, rest, value)  # type: ignore[type-var]
+    else:
+        changed = _parsed(name, value, fields[first].type)
+    return dataclasses.replace(record, **{first: changed})
+
+
+def _parsed(name: str, text: str, kind: Any) -> Any:
+    try:
+        if get_origin(kind) is Literal and text in get_args(kind):
+            return text
+        if kind is bool:
+            return {"true": True, "false": False}[text]
+        if get_origin(kind) is tuple:
+            first, second = text.split(",")
+            return float(first), float(second)
+        if kind in (int, float):
+            return kind(text)
+    except (ValueError, KeyError):
+        pass
+    expected = ", ".join(map(str, get_args(kind))) or {bool: "true or false"}.get(
+        kind, kind.__name__
+    )
+    raise InputError(f"--set {name}={text}: expected {expected}")

@@ -1,0 +1,336 @@
+"""What a set of captioned images is, a folder of them, and training examples made from any.
+
+A data set is anything with the five methods of CaptionedImages. ImageFolder reads the convention of
+a folder of pictures beside a ``metadata.jsonl``; TrainingExamples turns any data set and a
+vocabulary into the tensors a training step takes.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypedDict
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mirrorgan_fast.data.vocabulary import Vocabulary
+from mirrorgan_fast.errors import InputError
+
+
+class CaptionedImages(Protocol):
+    """A set of pictures, each with one or more captions."""
+
+    def __len__(self) -> int:
+        """How many pictures there are."""
+        ...
+
+    def image(self, index: int) -> Image.Image:
+        """The picture, mode "RGB", of any size."""
+        ...
+
+    def captions(self, index: int) -> list[str]:
+        """The picture's captions, at least one."""
+        ...
+
+    def name(self, index: int) -> str:
+        """A name no other picture of the set has and that stays the same, such as "train/00012"."""
+        ...
+
+    def label(self, index: int) -> int:
+        """The picture's class; without classes, a number of its own.
+
+        Pictures of one class are not negatives of each other.
+        """
+        ...
+
+
+class _Row(NamedTuple):
+    line: int
+    record: dict[str, Any]
+
+
+class ImageFolder(CaptionedImages):
+    """A folder with a ``metadata.jsonl``: one JSON object a line, a line a picture.
+
+    Each object has ``file_name`` (the path of the picture inside the folder) and ``captions`` (a
+    list of strings, at least one). ``label`` or ``class_id`` (an integer, in all rows or in none)
+    is the class; without it each picture is its own class. Any other fields are kept and come back
+    from ``record``. A picture's name is its ``file_name`` without the extension.
+
+    root: the folder.
+    split: take only the rows whose ``split_field`` is this; None takes all.
+    split_field: the field to compare with ``split``.
+
+    Raises InputError, naming the file and the line, for a row that breaks these rules or whose
+    picture is not there, and for a split without rows, naming those there are. Pictures are opened
+    by ``image``, which raises InputError for a damaged one.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        split: str | None = None,
+        split_field: str = "split",
+    ) -> None:
+        self._root = Path(root)
+        self._metadata = self._root / "metadata.jsonl"
+        rows = self._read_rows()
+        if split is not None:
+            rows = self._select(rows, split, split_field)
+        for row in rows:
+            if not (self._root / row.record["file_name"]).is_file():
+                raise self._error(row.line, f"there is no file {row.record['file_name']!r}")
+        self._labels = self._read_labels(rows)
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def image(self, index: int) -> Image.Image:
+        """The picture, mode "RGB", upright, on white; raises InputError if its file is damaged."""
+        row = self._rows[index]
+        path = self._root / row.record["file_name"]
+        return read_picture(path, place=f"{self._metadata}, line {row.line}")
+
+    def captions(self, index: int) -> list[str]:
+        """The list in the picture's row."""
+        return list(self.record(index)["captions"])
+
+    def name(self, index: int) -> str:
+        """The path of the picture inside the folder, without the extension."""
+        return _name(self.record(index)["file_name"])
+
+    def label(self, index: int) -> int:
+        """The row's ``label`` or ``class_id``; if the rows have none, ``index``."""
+        return self._labels[index]
+
+    def record(self, index: int) -> dict[str, Any]:
+        """The picture's whole row of ``metadata.jsonl``."""
+        return self._rows[index].record
+
+    def _error(self, line: int, fault: str) -> InputError:
+        return InputError(f"{self._metadata}, line {line}: {fault}")
+
+    def _read_rows(self) -> list[_Row]:
+        try:
+            lines = self._metadata.read_bytes().split(b"\n")
+        except OSError as error:
+            raise InputError(
+                f"{self._metadata}: cannot read it ({error.strerror}); an image folder needs this "
+                'file, a line a picture: {"file_name": "a.jpg", "captions": ["a red bird"]}'
+            ) from error
+        rows: list[_Row] = []
+        line_of: dict[str, int] = {}
+        for line, text in enumerate(lines, start=1):
+            if not text.strip():
+                continue
+            record = self._read_record(line, text)
+            first = line_of.setdefault(_name(record["file_name"]), line)
+            if first != line:
+                raise self._error(line, f"names the same picture as line {first}")
+            rows.append(_Row(line, record))
+        if not rows:
+            raise InputError(f"{self._metadata}: has no rows")
+        return rows
+
+    def _read_record(self, line: int, text: bytes) -> dict[str, Any]:
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise self._error(line, f"not a JSON object ({error})") from error
+        if not isinstance(record, dict):
+            raise self._error(line, f"must be a JSON object, found {type(record).__name__}")
+        for field in ("file_name", "captions"):
+            if field not in record:
+                there = ", ".join(record) or "nothing"
+                raise self._error(line, f'has no "{field}"; it has {there}')
+        file_name, captions = record["file_name"], record["captions"]
+        if not isinstance(file_name, str) or not file_name:
+            raise self._error(line, f'"file_name" must be a path, found {file_name!r}')
+        if leads_out(file_name):
+            raise self._error(line, f'"file_name" leads out of the folder: {file_name!r}')
+        if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
+            raise self._error(line, f'"captions" must be a list of strings, found {captions!r:.80}')
+        if not captions:
+            raise self._error(line, '"captions" is empty; a picture needs at least one')
+        return record
+
+    def _select(self, rows: list[_Row], split: str, split_field: str) -> list[_Row]:
+        selected = [row for row in rows if row.record.get(split_field) == split]
+        if not selected:
+            there = {str(row.record[split_field]) for row in rows if split_field in row.record}
+            raise InputError(
+                f'{self._metadata}: no row has the {split_field} "{split}"; '
+                f"there are: {', '.join(sorted(there)) or 'none at all'}"
+            )
+        return selected
+
+    def _read_labels(self, rows: list[_Row]) -> list[int]:
+        for field in ("label", "class_id"):
+            if not any(field in row.record for row in rows):
+                continue
+            for row in rows:
+                label = row.record.get(field)
+                if not isinstance(label, int) or isinstance(label, bool):
+                    raise self._error(row.line, f'"{field}" must be an integer, found {label!r}')
+            return [row.record[field] for row in rows]
+        return list(range(len(rows)))
+
+
+class Example(TypedDict):
+    """One training example.
+
+    image: uint8 (3, S, S), RGB in [0, 255].
+    tokens: int64 (T,), word numbers, filled up with 0.
+    length: how many of the T are words, in [1, T].
+    index: the picture's index in the data set.
+    label: the picture's class.
+    """
+
+    image: Tensor
+    tokens: Tensor
+    length: int
+    index: int
+    label: int
+
+
+class TrainingExamples(Dataset[Example]):
+    """Pictures and captions as tensors, one example a picture, each time with one of its captions.
+
+    Everything random (caption, crop, flip, the words kept of a long caption) depends on (seed,
+    epoch, index) and nothing else, so that a resumed run sees what the uninterrupted one would have
+    seen, with any number of workers.
+
+    images: the data set.
+    vocabulary: numbers the words; those it lacks are dropped, and captions of which nothing is left
+        are passed over.
+    image_size: S, the side of the examples' images in pixels.
+    caption_length: T, the number of words kept.
+    augment: scale the shorter side to 76/64 S, crop S x S anywhere and flip half of the images, as
+        AttnGAN and MirrorGAN train, but none whose caption says "left" or "right"; otherwise the
+        middle square, scaled to S.
+    seed: of the randomness, at least 0.
+
+    Raises InputError for a size, length or seed out of range; ``[index]`` raises it for a picture
+    that cannot be read or that has no caption with a known word.
+    """
+
+    def __init__(
+        self,
+        images: CaptionedImages,
+        vocabulary: Vocabulary,
+        image_size: int,
+        caption_length: int = 18,
+        augment: bool = False,
+        seed: int = 0,
+    ) -> None:
+        for argument, value, least in (
+            ("image_size", image_size, 1),
+            ("caption_length", caption_length, 1),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise InputError(f"{argument} must be at least {least}, found {value}")
+        self._images = images
+        self._vocabulary = vocabulary
+        self._image_size = image_size
+        self._caption_length = caption_length
+        self._augment = augment
+        self._seed = seed
+        # In shared memory, because workers that outlive an epoch (persistent_workers) hold a copy
+        # of everything else.
+        self._epoch = torch.zeros((), dtype=torch.int64)
+        self._epoch.share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch, at least 0; call it before iterating a DataLoader, not during."""
+        if epoch < 0:
+            raise InputError(f"epoch must be at least 0, found {epoch}")
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        rng = np.random.default_rng((self._seed, int(self._epoch), index))
+        tokens, length, may_flip = self._caption(index, rng)
+        return Example(
+            image=self._image(index, rng, may_flip),
+            tokens=tokens,
+            length=length,
+            index=index,
+            label=self._images.label(index),
+        )
+
+    def _caption(self, index: int, rng: np.random.Generator) -> tuple[Tensor, int, bool]:
+        """A caption with a known word: tokens (T,), length, and whether flipping keeps it true."""
+        captions = self._images.captions(index)
+        for choice in rng.permutation(len(captions)):
+            encoded = self._vocabulary.encode([captions[choice]], self._caption_length, rng)
+            length = int(encoded.lengths[0])
+            if length > 0:
+                may_flip = {"left", "right"}.isdisjoint(self._vocabulary.tokenize(captions[choice]))
+                return encoded.tokens[0], length, may_flip
+        raise InputError(
+            f"picture {self._images.name(index)!r}: its captions have no word of the vocabulary"
+        )
+
+    def _image(self, index: int, rng: np.random.Generator, may_flip: bool) -> Tensor:
+        """uint8 (3, S, S), cropped and scaled in one step: no pixel is interpolated twice."""
+        picture = self._images.image(index)
+        width, height = picture.size
+        side: float = min(width, height)
+        across, down, flip = 0.5, 0.5, False
+        if self._augment:
+            side *= 64 / 76
+            across, down = rng.random(2)
+            flip = bool(rng.random() < 0.5) and may_flip
+        left, top = across * (width - side), down * (height - side)
+        square = picture.resize(
+            (self._image_size, self._image_size),
+            Image.Resampling.BILINEAR,
+            box=(left, top, left + side, top + side),
+        )
+        pixels = np.asarray(square)
+        if flip:
+            pixels = pixels[:, ::-1]
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def leads_out(path: str) -> bool:
+    """Whether a path that should be inside a folder is absolute or climbs out of it.
+
+    By its text and not its target: who links the folder of the pictures to another disk means to.
+    """
+    return os.path.isabs(path) or Path(os.path.normpath(path)).parts[:1] == ("..",)
+
+
+def read_picture(path: Path, place: str) -> Image.Image:
+    """The picture of a file, mode "RGB", upright as its EXIF says, what is transparent on white.
+
+    place: what to call the picture in an error, such as "metadata.jsonl, line 3".
+
+    Raises InputError if the file is no picture, a damaged one, or one of more than 8 bits a channel
+    without color, which has no agreed black and white.
+    """
+    # Pillow raises nearly anything on a damaged file: OSError, SyntaxError, struct.error and more.
+    try:
+        with Image.open(path) as opened:
+            picture = ImageOps.exif_transpose(opened)
+    except Exception as error:
+        raise InputError(f"{place}: {path} is not a picture that can be read ({error})") from error
+    if picture.mode.startswith(("I", "F")):
+        raise InputError(f"{place}: {path} has pixels of type {picture.mode}; make them 8 bits")
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return picture.convert("RGB")
+
+
+def _name(file_name: str) -> str:
+    return os.path.splitext(os.path.normpath(file_name))[0]

@@ -1,0 +1,259 @@
+"""The report: every measure on held-out captions, and on real held-out pictures beside them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mirrorgan_fast.data.captioned_images import ImageFolder
+from mirrorgan_fast.data.painted_birds import ATTRIBUTES
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.evaluation.attributes import (
+    AttributeAccuracy,
+    AttributeClassifier,
+    attribute_accuracy,
+    true_attributes,
+)
+from mirrorgan_fast.evaluation.edits import (
+    EditFigures,
+    edit_color_word,
+    measure_edits,
+    painted_pairs,
+)
+from mirrorgan_fast.evaluation.r_precision import CaptionPool, r_precision
+from mirrorgan_fast.evaluation.redescription import bleu_4, redescription_accuracy
+from mirrorgan_fast.models.mirrorgan import MirrorGAN, from_image, to_uint8
+from mirrorgan_fast.training.precision import autocast
+from mirrorgan_fast.training.pretraining import to_signed
+
+_IMAGE_BATCH = 16
+_CAPTION_BATCH = 512
+
+
+@torch.no_grad()
+def evaluate(
+    model: MirrorGAN,
+    classifier: AttributeClassifier,
+    images: ImageFolder,
+    *,
+    count: int = 1000,
+    seed: int = 0,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Measure a model on held-out captions of painted birds, and the real pictures beside it.
+
+    Images are generated from one caption, chosen at random, of each of the first ``count``
+    pictures. The model is put in evaluation mode.
+
+    Args:
+        model: trained on painted birds.
+        classifier: reads the attributes.
+        images: the test split of an exported folder.
+        count: of pictures.
+        seed: of the choice of captions, edits and competitors, and of the images.
+        quiet: no progress bars.
+
+    Returns:
+        what was measured on ("count", "seed", "image_size"), then for "classifier", "attributes",
+        "edits", "r_precision" and "redescription" the figures of "generated" and of "real". Shares
+        are in [0, 1]. The real edits are painted pairs (see ``painted_pairs``).
+
+    Raises:
+        InputError: the folder has fewer pictures, they are no painted birds, or too few for
+            R-precision; or the model knows no word of a caption.
+    """
+    if not 1 <= count <= len(images):
+        raise InputError(f"cannot evaluate on {count} pictures: the split has {len(images)}")
+    model.eval()
+    size = model.config.image_size
+    rng = np.random.default_rng(seed)
+    indices = range(count)
+    truth = true_attributes(images, indices)
+    pool, first = _caption_pool(model, images)
+    own = [first[i] + int(rng.integers(len(images.captions(i)))) for i in indices]
+    captions = [pool.texts[place] for place in own]
+    named = [_named(images, i)[place - first[i]] for i, place in zip(indices, own, strict=True)]
+    edit_of = [edit_color_word(captions[i], truth[i], rng) for i in indices]
+    editable = [i for i in indices if edit_of[i] is not None]
+    edits = [edit for edit in edit_of if edit is not None]
+    if not edits:
+        raise InputError("no caption names the color of a part of the bird, so none can be edited")
+
+    generated = generate(model, captions, indices, seed, title="captions", quiet=quiet)
+    edited_captions = [edit.edited for edit in edits]
+    edited = generate(model, edited_captions, editable, seed, title="edits", quiet=quiet)
+    painted = painted_pairs(edits, [truth[i] for i in editable], size, seed)
+    real = torch.cat([_to_bytes(from_image(images.image(i), size)[None]) for i in indices])
+    read_generated, read_real = classifier.read(generated), classifier.read(real)
+
+    figures: dict[str, Any] = {
+        "count": count,
+        "seed": seed,
+        "image_size": size,
+        "classifier": {"real": _shares(attribute_accuracy(read_real, truth))},
+        "attributes": {
+            "generated": _shares(attribute_accuracy(read_generated, named)),
+            "real": _shares(attribute_accuracy(read_real, named)),
+        },
+        "edits": {
+            "generated": _edit_shares(
+                measure_edits(classifier, edits, generated[editable], edited)
+            ),
+            "real": _edit_shares(measure_edits(classifier, edits, *painted)),
+        },
+        "r_precision": {},
+        "redescription": {},
+    }
+    for side, pictures, shown in (
+        ("generated", generated, read_generated),
+        ("real", real, truth),
+    ):
+        codes, descriptions = _look(model, pictures)
+        precision = r_precision(codes, own, pool, np.random.default_rng(seed))
+        figures["r_precision"][side] = {f"top_{k}": share for k, share in precision.items()}
+        of_image = redescription_accuracy(descriptions, shown)
+        figures["redescription"][side] = {
+            "statements_per_image": sum(of_image.claims.values()) / count,
+            "of_caption": redescription_accuracy(descriptions, named).overall,
+            **_shares(of_image),
+        }
+        if side == "real":  # a generated picture has one caption to be held against, not ten
+            references = [images.captions(i) for i in indices]
+            figures["redescription"][side]["bleu_4"] = bleu_4(descriptions, references)
+    return figures
+
+
+@torch.no_grad()
+def generate(
+    model: MirrorGAN,
+    captions: Sequence[str],
+    indices: Sequence[int],
+    seed: int,
+    *,
+    title: str,
+    quiet: bool = False,
+) -> Tensor:
+    """Generate an image a caption, with the noise that ``indices`` have in ``seed``.
+
+    Returns:
+        uint8 (N, 3, S, S) on the CPU.
+
+    Raises:
+        InputError: the model knows no word of a caption.
+    """
+    device = next(model.parameters()).device
+    batches = []
+    with tqdm(total=len(captions), desc=title, unit="image", disable=quiet) as bar:
+        for start in range(0, len(captions), _IMAGE_BATCH):
+            batch = slice(start, start + _IMAGE_BATCH)
+            tokens, lengths = _encode(model, captions[batch])
+            noise, condition_noise = model.noise(seed, indices[batch])
+            with autocast(device, "auto"):
+                made = model(tokens, lengths, noise.to(device), condition_noise.to(device))
+            batches.append(_to_bytes(made.images[-1]))
+            bar.update(len(tokens))
+    return torch.cat(batches)
+
+
+def _encode(model: MirrorGAN, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Return tokens (N, T) and lengths (N,) on the model's device."""
+    encoded = model.vocabulary.encode(captions, model.config.caption_length)
+    for caption, length in zip(captions, encoded.lengths.tolist(), strict=True):
+        if length == 0:
+            raise InputError(
+                f"no word of the caption {caption!r:.60} is known to the model; "
+                f"it was trained on other captions than it is evaluated on"
+            )
+    device = next(model.parameters()).device
+    return encoded.tokens.to(device), encoded.lengths.to(device)
+
+
+def _to_bytes(images: Tensor) -> Tensor:
+    """Turn images (N, 3, S, S) in [-1, 1] into what a user sees of them, uint8 on the CPU."""
+    return to_uint8(images).permute(0, 3, 1, 2).cpu()
+
+
+def _caption_pool(model: MirrorGAN, images: ImageFolder) -> tuple[CaptionPool, list[int]]:
+    """Return all captions of the split, and where those of each image begin."""
+    texts: list[str] = []
+    labels: list[int] = []
+    first = []
+    for i in range(len(images)):
+        first.append(len(texts))
+        texts += images.captions(i)
+        labels += [images.label(i)] * len(images.captions(i))
+    sentences = [
+        model.stem(*_encode(model, texts[start : start + _CAPTION_BATCH]))[1]
+        for start in range(0, len(texts), _CAPTION_BATCH)
+    ]
+    return CaptionPool(texts, labels, torch.cat(sentences)), first
+
+
+def _named(images: ImageFolder, index: int) -> list[dict[str, str]]:
+    """Return what each caption of a picture asserts, from its row."""
+    named = images.record(index).get("named")
+    if not isinstance(named, list) or len(named) != len(images.captions(index)):
+        raise InputError(
+            f'picture {images.name(index)!r} has no list "named" of what each caption asserts in '
+            f"metadata.jsonl; export painted birds"
+        )
+    return named
+
+
+def _look(model: MirrorGAN, pictures: Tensor) -> tuple[Tensor, list[str]]:
+    """Return DAMSM's codes (N, D) and STREAM's descriptions of uint8 images (N, 3, S, S)."""
+    codes, descriptions = [], []
+    for batch in pictures.split(_IMAGE_BATCH):
+        images = to_signed(batch, next(model.parameters()).device)
+        codes.append(model.image_encoder(images)[1])
+        descriptions += [model.vocabulary.decode(row) for row in model.stream.describe(images)]
+    return torch.cat(codes), descriptions
+
+
+def _shares(accuracy: AttributeAccuracy) -> dict[str, Any]:
+    return {"overall": accuracy.overall, "by_attribute": accuracy.by_attribute}
+
+
+def _edit_shares(figures: EditFigures) -> dict[str, Any]:
+    return asdict(figures) | {"parts": figures.parts.by_attribute}
+
+
+_SHARE, _NUMBER = "{:.2%}", "{:.2f}"
+# Label, section, name of the figure and its format; None as the name is a line an attribute.
+_LINES: tuple[tuple[str, str, str | None, str], ...] = (
+    ("all attributes, read by the classifier", "classifier", "overall", _SHARE),
+    ("attributes the caption names, seen in the image", "attributes", "overall", _SHARE),
+    ("", "attributes", None, _SHARE),
+    ("color word changed: its parts have the new color", "edits", "right", _SHARE),
+    ("  other attributes as before", "edits", "others_kept", _SHARE),
+    ("  pixels changed by more than 16 grey levels", "edits", "changed_area", _SHARE),
+    ("  mean change, grey levels", "edits", "mean_change", _NUMBER),
+    ("  of the 90 % of pixels changed least", "edits", "rest_change", _NUMBER),
+    ("R-precision (1 of 100), top 1", "r_precision", "top_1", _SHARE),
+    ("  top 2", "r_precision", "top_2", _SHARE),
+    ("  top 3", "r_precision", "top_3", _SHARE),
+    ("attributes the redescription names, right", "redescription", "overall", _SHARE),
+    ("  of those that the caption names too", "redescription", "of_caption", _SHARE),
+    ("  attributes named an image", "redescription", "statements_per_image", _NUMBER),
+    ("  BLEU-4", "redescription", "bleu_4", _NUMBER),
+)
+
+
+def as_table(figures: Mapping[str, Any]) -> str:
+    """Render what ``evaluate`` returned for reading, generated and real side by side."""
+    rows = [
+        (f"{figures['count']} captions, {figures['image_size']} px", "generated", "real"),
+    ]
+    for label, section, name, form in _LINES:
+        sides = [figures[section].get(side, {}) for side in ("generated", "real")]
+        if name is None:
+            sides = [side["by_attribute"] for side in sides]
+        for key in [name] if name else ATTRIBUTES:
+            cells = [form.format(side[key]) if key in side else "-" for side in sides]
+            rows.append((label or f"  {key}", cells[0], cells[1]))
+    width = max(len(label) for label, _, _ in rows)
+    return "\n".join(f"{label:{width}}{left:>12}{right:>12}" for label, left, right in rows)

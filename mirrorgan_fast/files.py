@@ -1,0 +1,32 @@
+"""Files that appear whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mirrorgan_fast.errors import InputError
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; what was written there takes its place at the end.
+
+    If the block raises, ``path`` is left as it was and the temporary file is removed. The parent
+    folder is made if need be.
+
+    Raises:
+        InputError: the file cannot be written (no permission, a full disk, a folder of that name).
+    """
+    target = Path(path)
+    # The suffix stays last: some writers choose the format by it.
+    partial = target.with_name(f".{os.getpid()}.{target.name}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, target)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
+    finally:
+        with suppress(OSError):  # its folder could not be made, so there is nothing to remove
+            partial.unlink(missing_ok=True)

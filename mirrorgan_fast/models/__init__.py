@@ -1,0 +1,1 @@
+"""The networks, in the paper's terms: STEM, GLAM, STREAM, the discriminators and DAMSM."""

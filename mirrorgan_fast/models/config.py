@@ -1,0 +1,127 @@
+"""The sizes of every network, in one frozen dataclass with named presets."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
+
+from mirrorgan_fast.errors import InputError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a MirrorGAN is made of. The defaults are the birds (CUB) configuration of the paper.
+
+    ``generator_channels`` and ``discriminator_channels`` are the channels C of the first layer at
+    full resolution (GF and DF in the authors' code); every other width follows from them.
+
+    Raises:
+        InputError: a size that no such network has.
+    """
+
+    image_size: int = 256
+    """Pixels a side of the last stage's images: a power of two, each stage doubles it."""
+    stages: int = 3
+    """m, the number of generators in the cascade."""
+    generator_channels: int = 32
+    discriminator_channels: int = 64
+    residual_blocks: int = 2
+    noise_size: int = 100
+    """Length of z."""
+    condition_size: int = 100
+    """Length of the augmented sentence s_ca."""
+    embedding_size: int = 256
+    """D, the length of a word or sentence feature, and of their image counterparts."""
+    word_embedding_size: int = 300
+    caption_length: int = 18
+    """T in training and sampling; longer captions are shortened to it."""
+    text_dropout: float = 0.5
+    sentence_attention: Literal["paper", "authors", "none"] = "paper"
+    """Form of the global attention; ``none`` is the paper's ablation, which is AttnGAN's F_att."""
+    image_encoder: Literal["inception_v3", "small"] = "inception_v3"
+    """The CNN of DAMSM."""
+    stream_encoder: Literal["resnet152", "small"] = "resnet152"
+    """The CNN of STREAM."""
+    stream_hidden_size: int = 512
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if get_origin(field.type) is Literal and value not in get_args(field.type):
+                raise InputError(
+                    f"model config: {field.name} is {value!r}, "
+                    f"expected one of {', '.join(get_args(field.type))}"
+                )
+            if field.type is int and (not isinstance(value, int) or value < 1):
+                raise InputError(
+                    f"model config: {field.name} is {value!r}, expected a whole number above 0"
+                )
+        dropout: Any = self.text_dropout
+        if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+            raise InputError(
+                f"model config: text_dropout is {dropout!r}, expected a number from 0 to below 1"
+            )
+        if self.image_size & (self.image_size - 1) or self.first_size < 8:
+            raise InputError(
+                f"model config: image_size {self.image_size} with {self.stages} stages, expected a "
+                f"power of two that leaves at least 8 pixels for the first stage"
+            )
+        if self.embedding_size % 2:
+            raise InputError(
+                f"model config: embedding_size is {self.embedding_size}, expected an even number "
+                f"(half of it for each direction of the LSTM)"
+            )
+
+    @property
+    def first_size(self) -> int:
+        """Pixels a side of the first stage's images."""
+        return self.image_size >> (self.stages - 1)
+
+    @property
+    def stage_sizes(self) -> tuple[int, ...]:
+        """Pixels a side of each stage's images, the first stage first."""
+        return tuple(self.first_size << stage for stage in range(self.stages))
+
+    @classmethod
+    def preset(cls, name: str) -> "ModelConfig":
+        """Return the configuration called ``name`` (see ``PRESETS``).
+
+        Raises:
+            InputError: there is none of that name; the message lists those there are.
+        """
+        if name not in PRESETS:
+            raise InputError(f"no preset {name!r}; there are: {', '.join(PRESETS)}")
+        return PRESETS[name]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
+        """Build a configuration from what ``dataclasses.asdict`` gave.
+
+        Raises:
+            InputError: an entry that is not a field of this class, or not a valid value for it.
+        """
+        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise InputError(f"model config: unknown entries {', '.join(unknown)}")
+        return cls(**values)
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "birds-painted": ModelConfig(
+        image_size=128,
+        discriminator_channels=32,
+        residual_blocks=1,
+        word_embedding_size=128,
+        text_dropout=0.1,
+        image_encoder="small",
+        stream_encoder="small",
+        stream_hidden_size=256,
+    ),
+    "cub": ModelConfig(),
+    "coco": ModelConfig(
+        generator_channels=48,
+        discriminator_channels=96,
+        residual_blocks=3,
+        caption_length=12,
+    ),
+}

@@ -1,0 +1,59 @@
+"""D_i, the discriminator of one stage: is the image real, and does it fit the sentence?"""
+
+import torch
+from torch import Tensor, nn
+
+from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.glam import initialize
+
+
+class Discriminator(nn.Module):
+    """Strided convolutions down to 4x4, then an unconditional and a conditional logit.
+
+    The two judgements share the features, which are computed once for an image and can be judged
+    against several sentences (real and wrong ones).
+    """
+
+    def __init__(self, config: ModelConfig, image_size: int) -> None:
+        super().__init__()
+        channels = config.discriminator_channels
+        self.features = nn.Sequential(
+            nn.Conv2d(3, channels, 4, stride=2, padding=1, bias=False),
+            nn.LeakyReLU(0.2, inplace=True),
+        )
+        size = image_size // 2
+        while size > 4:
+            self.features.append(_convolution(channels, channels * 2, 4, stride=2))
+            channels, size = channels * 2, size // 2
+        while channels > config.discriminator_channels * 8:
+            self.features.append(_convolution(channels, channels // 2, 3, stride=1))
+            channels //= 2
+        self.unconditional_logit = nn.Conv2d(channels, 1, 4)
+        self.joint = _convolution(channels + config.embedding_size, channels, 3, stride=1)
+        self.conditional_logit = nn.Conv2d(channels, 1, 4)
+        initialize(self)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the features (N, 8 DF, 4, 4) of an image (N, 3, S, S) in [-1, 1]."""
+        features: Tensor = self.features(image)
+        return features
+
+    def unconditional(self, features: Tensor) -> Tensor:
+        """Return the logits (N,) that images with these ``features`` are real."""
+        logits: Tensor = self.unconditional_logit(features)
+        return logits.flatten()
+
+    def conditional(self, features: Tensor, sentence: Tensor) -> Tensor:
+        """Return the logits (N,) that they are real and fit ``sentence`` (N, D)."""
+        sentence_map = sentence[:, :, None, None].expand(-1, -1, *features.shape[2:])
+        joint = self.joint(torch.cat([features, sentence_map], dim=1))
+        logits: Tensor = self.conditional_logit(joint)
+        return logits.flatten()
+
+
+def _convolution(in_channels: int, out_channels: int, kernel: int, *, stride: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.LeakyReLU(0.2, inplace=True),
+    )

@@ -1,0 +1,230 @@
+"""GLAM, the global-local collaborative attentive module: features to images, coarse to fine."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.stem import ConditioningAugmentation
+from mirrorgan_fast.ops import glam_attention, word_attention_map
+
+
+class Generated(NamedTuple):
+    """What a pass through the cascade gives, the first stage first."""
+
+    images: list[Tensor]
+    """m images (N, 3, S_i, S_i) in [-1, 1]."""
+    mu: Tensor
+    """(N, condition), mean of the conditioning augmentation."""
+    log_var: Tensor
+    """(N, condition), logarithm of its variance."""
+
+
+class GLAM(nn.Module):
+    """The generator: f_0 = F_0(z, s_ca), f_i = F_i(F_att_i(f_{i-1}, w, s_ca)), I_i = G_i(f_i).
+
+    MirrorGAN, eq. 2 to 5. F_att_i concatenates f_{i-1} with the word and sentence context, and
+    mixes the three with a 1x1 convolution as the authors' code does.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.augment = ConditioningAugmentation(config)
+        self.F = nn.ModuleList([FirstTransformer(config)])
+        self.F_att = nn.ModuleList()
+        self.G = nn.ModuleList([ImageGenerator(config)])
+        for _ in range(1, config.stages):
+            self.F_att.append(Attention(config))
+            self.F.append(Transformer(config))
+            self.G.append(ImageGenerator(config))
+        initialize(self)
+
+    def forward(
+        self,
+        noise: Tensor,  # (N, noise)
+        condition_noise: Tensor,  # (N, condition)
+        words: Tensor,  # (N, T, D)
+        mask: Tensor,  # (N, T)
+        sentence: Tensor,  # (N, D)
+    ) -> Generated:
+        """Generate the images of all stages.
+
+        Args:
+            noise: z, standard normal.
+            condition_noise: eps of the conditioning augmentation, standard normal.
+            words: w from STEM.
+            mask: bool, true at real words.
+            sentence: s from STEM.
+        """
+        s_ca, mu, log_var = self.augment(sentence, condition_noise)
+        f = self.F[0](noise, s_ca)
+        images = [self.G[0](f)]
+        for F_att_i, F_i, G_i in zip(self.F_att, self.F[1:], self.G[1:], strict=True):
+            f = F_i(F_att_i(f, words, mask, s_ca))
+            images.append(G_i(f))
+        return Generated(images, mu, log_var)
+
+    def attention_maps(
+        self,
+        noise: Tensor,  # (N, noise)
+        condition_noise: Tensor,  # (N, condition)
+        words: Tensor,  # (N, T, D)
+        mask: Tensor,  # (N, T)
+        sentence: Tensor,  # (N, D)
+    ) -> list[Tensor]:
+        """Return where each word is looked at: m - 1 maps (N, T, S, S), summing to 1 over T.
+
+        Arguments as in ``forward``. The map of stage i has the resolution of f_{i-1}.
+        """
+        s_ca, _, _ = self.augment(sentence, condition_noise)
+        f = self.F[0](noise, s_ca)
+        maps = []
+        for F_att_i, F_i in zip(self.F_att, self.F[1:], strict=True):
+            assert isinstance(F_att_i, Attention)
+            maps.append(F_att_i.word_map(f, words, mask))
+            f = F_i(F_att_i(f, words, mask, s_ca))
+        return maps
+
+
+class FirstTransformer(nn.Module):
+    """F_0: noise and condition to features at the first stage's size.
+
+    A linear layer makes a 4x4 map, which is upsampled and halved in channels down to C.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.channels = config.generator_channels * config.first_size // 4
+        self.linear = nn.Linear(
+            config.noise_size + config.condition_size, self.channels * 2 * 4 * 4, bias=False
+        )
+        self.norm = nn.BatchNorm1d(self.channels * 2 * 4 * 4)
+        self.upsample = nn.Sequential()
+        channels = self.channels
+        while channels > config.generator_channels:
+            self.upsample.append(UpBlock(channels, channels // 2))
+            channels //= 2
+
+    def forward(
+        self,
+        noise: Tensor,  # (N, noise)
+        s_ca: Tensor,  # (N, condition)
+    ) -> Tensor:
+        """Return f_0 (N, C, S_0, S_0)."""
+        x = self.norm(self.linear(torch.cat([s_ca, noise], dim=1)))
+        f: Tensor = self.upsample(functional.glu(x, dim=1).unflatten(1, (self.channels, 4, 4)))
+        return f
+
+
+class Attention(nn.Module):
+    """F_att: word (local) and sentence (global) attention, mixed to 2C channels.
+
+    Att^w = sum_l (U w_l) softmax_l(f^T (U w_l)); Att^s = (V s_ca) o softmax(f o (V s_ca)), where
+    the ``authors`` form has a 1x1 convolution inside the second softmax. Without global attention
+    this is AttnGAN's: f and Att^w side by side, with nothing to mix.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        channels = config.generator_channels
+        self.U = nn.Linear(config.embedding_size, channels, bias=False)
+        self.V: nn.Linear | None = None
+        self.sentence_conv: nn.Conv2d | None = None
+        self.mix: nn.Module = nn.Identity()
+        if config.sentence_attention != "none":
+            self.V = nn.Linear(config.condition_size, channels)
+            self.mix = nn.Conv2d(channels * 3, channels * 2, 1, bias=False)
+        if config.sentence_attention == "authors":
+            self.sentence_conv = nn.Conv2d(channels, channels, 1, bias=False)
+
+    def forward(
+        self,
+        features: Tensor,  # (N, C, H, W)
+        words: Tensor,  # (N, T, D)
+        mask: Tensor,  # (N, T)
+        s_ca: Tensor,  # (N, condition)
+    ) -> Tensor:
+        """Return (N, 2C, H, W)."""
+        context = glam_attention(
+            features,
+            self.U(words),
+            mask,
+            None if self.V is None else self.V(s_ca),
+            None if self.sentence_conv is None else self.sentence_conv.weight.flatten(1),
+        )
+        mixed: Tensor = self.mix(context)
+        return mixed
+
+    def word_map(
+        self,
+        features: Tensor,  # (N, C, H, W)
+        words: Tensor,  # (N, T, D)
+        mask: Tensor,  # (N, T)
+    ) -> Tensor:
+        """Return the weights (N, T, H, W) of the word attention, summing to 1 over the words."""
+        return word_attention_map(features, self.U(words), mask)
+
+
+class Transformer(nn.Sequential):
+    """F_i for i > 0: residual blocks at 2C channels, then up to C channels at twice the size."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        channels = config.generator_channels * 2
+        super().__init__(
+            *(ResidualBlock(channels) for _ in range(config.residual_blocks)),
+            UpBlock(channels, channels // 2),
+        )
+
+
+class ImageGenerator(nn.Sequential):
+    """G_i: features (N, C, H, W) to an image (N, 3, H, W) in [-1, 1]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(
+            nn.Conv2d(config.generator_channels, 3, 3, padding=1, bias=False), nn.Tanh()
+        )
+
+
+class UpBlock(nn.Sequential):
+    """Nearest 2x upsampling, 3x3 convolution, batch norm, GLU."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(
+            nn.Upsample(scale_factor=2, mode="nearest"),
+            nn.Conv2d(in_channels, out_channels * 2, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels * 2),
+            nn.GLU(dim=1),
+        )
+
+
+class ResidualBlock(nn.Module):
+    """x + BN(conv(GLU(BN(conv(x)))))."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            nn.Conv2d(channels, channels * 2, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels * 2),
+            nn.GLU(dim=1),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, channels, H, W) to the same shape."""
+        residual: Tensor = self.block(x)
+        return x + residual
+
+
+def initialize(network: nn.Module) -> None:
+    """Initialise as the authors do: orthogonal weights, batch norm scales around one."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.orthogonal_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1.0, 0.02)
+            nn.init.zeros_(module.bias)

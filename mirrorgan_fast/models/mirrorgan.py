@@ -1,0 +1,178 @@
+"""MirrorGAN: a caption goes in, an image comes out, and the image is described back."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from mirrorgan_fast.data.vocabulary import Vocabulary
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.damsm import DAMSMImageEncoder
+from mirrorgan_fast.models.glam import GLAM, Generated
+from mirrorgan_fast.models.stem import STEM, word_mask
+from mirrorgan_fast.models.stream import STREAM
+from mirrorgan_fast.weights import (
+    find_pretrained,
+    load_description,
+    load_state,
+    load_tensors,
+    save_description,
+    save_tensors,
+)
+
+
+class MirrorGAN(nn.Module):
+    """STEM, GLAM and STREAM, with DAMSM's image encoder beside them for evaluation."""
+
+    def __init__(self, config: ModelConfig, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.config = config
+        self.vocabulary = vocabulary
+        self.stem = STEM(config, len(vocabulary))
+        self.glam = GLAM(config)
+        self.stream = STREAM(config, len(vocabulary))
+        self.image_encoder = DAMSMImageEncoder(config)
+
+    def forward(
+        self,
+        tokens: Tensor,  # (N, T)
+        lengths: Tensor,  # (N,)
+        noise: Tensor,  # (N, noise)
+        condition_noise: Tensor,  # (N, condition)
+    ) -> Generated:
+        """Generate the images of all stages for captions (see ``GLAM.forward``)."""
+        words, sentence = self.stem(tokens, lengths)
+        mask = word_mask(lengths, tokens.shape[1])
+        generated: Generated = self.glam(noise, condition_noise, words, mask, sentence)
+        return generated
+
+    @torch.no_grad()
+    def sample(
+        self, captions: Sequence[str], seed: int = 0, indices: Sequence[int] | None = None
+    ) -> list[Image.Image]:
+        """Make one image a caption, all in one batch.
+
+        An image is a function of its caption, ``seed`` and its index alone. The same caption
+        several times gives several images of it.
+
+        Args:
+            captions: any text; words that the vocabulary lacks are skipped, and of the rest the
+                first ``config.caption_length`` count.
+            seed: 0 or more.
+            indices: the index of each image, 0 or more (default: 0, 1, 2 ...), so that a long list
+                can be made in parts.
+
+        Returns:
+            RGB images of ``config.image_size`` pixels a side.
+
+        Raises:
+            InputError: a caption has no known word, the seed or an index is negative, or there are
+                not as many indices as captions.
+        """
+        encoded = self.vocabulary.encode(captions, self.config.caption_length)
+        for caption, length in zip(captions, encoded.lengths.tolist(), strict=True):
+            if length == 0:
+                raise InputError(
+                    f"no word of the caption {caption!r:.60} is known to the model; "
+                    f"say it with other words (mirrorgan-fast info --words lists them)"
+                )
+        indices = range(len(captions)) if indices is None else indices
+        if len(indices) != len(captions):
+            raise InputError(
+                f"{len(captions)} captions but {len(indices)} indices, expected one each"
+            )
+        if not captions:
+            return []
+        device = next(self.parameters()).device
+        noise, condition_noise = self.noise(seed, indices)
+        images = self(
+            encoded.tokens.to(device),
+            encoded.lengths.to(device),
+            noise.to(device),
+            condition_noise.to(device),
+        ).images[-1]
+        return [Image.fromarray(array) for array in to_uint8(images).cpu().numpy()]
+
+    def noise(self, seed: int, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return z (N, noise) and eps (N, condition) for the images ``indices`` of a seed.
+
+        They depend on (seed, index) alone, and are the same on every device and torch version.
+
+        Raises:
+            InputError: the seed or an index is negative.
+        """
+        for name, value in (("seed", seed), *(("index", index) for index in indices)):
+            if value < 0:
+                raise InputError(f"{name} is {value}, expected 0 or more")
+        size = self.config.noise_size + self.config.condition_size
+        rows = [
+            np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, index))))
+            .standard_normal(size, dtype=np.float32)
+            for index in indices
+        ]  # fmt: skip
+        both = torch.from_numpy(np.stack(rows))
+        return both[:, : self.config.noise_size], both[:, self.config.noise_size :]
+
+    @torch.no_grad()
+    def describe(self, images: Sequence[Image.Image]) -> list[str]:
+        """Say what is in each image, with STREAM.
+
+        Args:
+            images: of any size and mode; a square is cut from the middle of each.
+
+        Returns:
+            a caption for each.
+        """
+        if not images:
+            return []
+        device = next(self.parameters()).device
+        tensor = torch.stack([from_image(image, self.config.image_size) for image in images])
+        return [self.vocabulary.decode(row) for row in self.stream.describe(tensor.to(device))]
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Write config.json, vocabulary.txt and model.safetensors into ``folder``.
+
+        Args:
+            folder: made if need be.
+            dtype: of the weights in the file; float16 halves it.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        save_description(folder, self.config, self.vocabulary)
+        save_tensors(folder, self.state_dict(), dtype)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike[str] = "birds-painted") -> Self:
+        """Load a model for inference: one that comes with the package, or a folder.
+
+        Raises:
+            InputError: there is no such model, or a file of it is damaged.
+        """
+        folder = find_pretrained(name_or_path)
+        model = cls(*load_description(folder))
+        load_state(model, load_tensors(folder), Path(folder))
+        return model.eval()
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Turn images (N, 3, H, W) in [-1, 1] into uint8 (N, H, W, 3)."""
+    grey_levels = images.float().clamp(-1, 1).add(1).mul(127.5).round()
+    return grey_levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def from_image(image: Image.Image, size: int) -> Tensor:
+    """Cut a square from the middle of an image; return it as (3, size, size) in [-1, 1]."""
+    square = min(image.size)
+    left, top = (image.width - square) // 2, (image.height - square) // 2
+    box = (left, top, left + square, top + square)
+    resized = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1).float() / 127.5 - 1

@@ -1,0 +1,75 @@
+"""STEM, the semantic text embedding module: captions to word and sentence features."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mirrorgan_fast.models.config import ModelConfig
+
+
+class STEM(nn.Module):
+    """Text encoder: a one-layer bidirectional LSTM (MirrorGAN, eq. 1; AttnGAN's text encoder).
+
+    The word features are the concatenated hidden states of both directions; the sentence feature
+    is the last state of each.
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary_size, config.word_embedding_size)
+        self.dropout = nn.Dropout(config.text_dropout)
+        self.lstm = nn.LSTM(
+            config.word_embedding_size,
+            config.embedding_size // 2,
+            batch_first=True,
+            bidirectional=True,
+        )
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+
+    def forward(
+        self,
+        tokens: Tensor,  # (N, T)
+        lengths: Tensor,  # (N,)
+    ) -> tuple[Tensor, Tensor]:
+        """Encode captions.
+
+        Args:
+            tokens: int64 (N, T), padded with 0 behind each caption's words.
+            lengths: int64 (N,), the words of each caption, 1 to T.
+
+        Returns:
+            words w (N, T, D), zero at the padding, and sentence s (N, D).
+        """
+        packed = nn.utils.rnn.pack_padded_sequence(
+            self.dropout(self.embedding(tokens)),
+            lengths.cpu(),
+            batch_first=True,
+            enforce_sorted=False,
+        )
+        states, (last, _) = self.lstm(packed)
+        words, _ = nn.utils.rnn.pad_packed_sequence(
+            states, batch_first=True, total_length=tokens.shape[1]
+        )
+        return words, last.transpose(0, 1).flatten(1)
+
+
+def word_mask(lengths: Tensor, caption_length: int) -> Tensor:
+    """Return bool (N, T), true where a caption of ``lengths`` (N,) has a word."""
+    return torch.arange(caption_length, device=lengths.device) < lengths[:, None]
+
+
+class ConditioningAugmentation(nn.Module):
+    """s_ca = mu(s) + sigma(s) * eps (StackGAN, section 3.2)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.linear = nn.Linear(config.embedding_size, config.condition_size * 4)
+
+    def forward(
+        self,
+        sentence: Tensor,  # (N, D)
+        noise: Tensor,  # (N, condition)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return s_ca, mu and log sigma^2, each (N, condition), for standard normal ``noise``."""
+        mu, log_var = functional.glu(self.linear(sentence), dim=1).chunk(2, dim=1)
+        return mu + torch.exp(0.5 * log_var) * noise, mu, log_var

@@ -1,0 +1,52 @@
+"""The compiled extension: loads it, and says what it was built with or why it is not here."""
+
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import torch  # noqa: F401  the extension needs its libraries loaded
+
+
+class BuildInfo(NamedTuple):
+    """What the compiled extension was built with and for."""
+
+    compiler: str
+    """Name and version, e.g. ``gcc 12.2.0``."""
+    cpp_standard: int
+    """20 for C++20."""
+    instruction_sets: list[str]
+    """Those the CPU kernels were compiled for, the narrowest first."""
+    processor_instruction_sets: list[str]
+    """Those of them that this processor has."""
+    instruction_set: str
+    """The one in use: the widest of those, or what ``ATEN_CPU_CAPABILITY`` limits it to."""
+    cuda_architectures: str
+    """As in ``TORCH_CUDA_ARCH_LIST``; empty without CUDA kernels."""
+    torch_target: str
+    """The oldest PyTorch the extension runs on, e.g. ``2.11``."""
+
+
+def build_info() -> BuildInfo | None:
+    """What the extension was built with, or None where there is none (see `why_not_compiled`)."""
+    return None if _extension is None else BuildInfo(**_extension.build_info())
+
+
+def why_not_compiled() -> str | None:
+    """Why there is no compiled extension, in one line, or None where there is one."""
+    return _reason
+
+
+def _load() -> tuple[ModuleType | None, str | None]:
+    try:
+        return import_module("mirrorgan_fast._C"), None  # registers the compiled ops
+    except ModuleNotFoundError:
+        note = Path(__file__).parent.parent / "build_failure.txt"  # written by setup.py
+        if note.is_file():
+            return None, note.read_text(encoding="utf-8").strip()
+        return None, "it was not built here: install the package with pip"
+    except ImportError as error:  # built, but not loadable
+        return None, str(error)
+
+
+_extension, _reason = _load()

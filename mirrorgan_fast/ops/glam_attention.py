@@ -1,0 +1,223 @@
+"""GLAM attention: the features beside their word context and their sentence context.
+
+MirrorGAN, section 3.2. With f the features at a pixel, k_t = U w_t the projected words and
+s = V s_ca the projected sentence,
+
+    Att^w = sum_t k_t softmax_t(f . k_t)
+    Att^s = s o softmax_C(f o s)            (the paper)
+    Att^s = s o softmax_C(M (f o s))        (the authors' code; M is a 1x1 convolution)
+
+and the op returns concat(f, Att^w, Att^s) without writing any of its parts twice.
+"""
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.ops.choice import REFERENCE, choose
+
+_NAME = "glam_attention"
+
+
+def glam_attention(
+    features: Tensor,  # (N, C, H, W)
+    words: Tensor,  # (N, T, C)
+    mask: Tensor,  # (N, T)
+    sentence: Tensor | None = None,  # (N, C)
+    sentence_weight: Tensor | None = None,  # (C, C)
+) -> Tensor:
+    """Concatenate features with their word attention and, given a sentence, sentence attention.
+
+    A sample's result depends on that sample alone. NaN in a pixel's features stays in that pixel.
+    Gradients exist for all inputs but ``mask``, of any order. Under autocast the inputs are taken in
+    the autocast data type, which is also the result's. Below float32 everything is computed in
+    float32 and rounded once.
+
+    Args:
+        features: f, any floating data type; contiguous and channels_last are both fast.
+        words: U w, the words projected to C channels; same data type.
+        mask: bool, true at real words. What stands at the others has no influence; without any
+            real word Att^w is 0.
+        sentence: V s_ca, the sentence projected to C channels. None: no Att^s (AttnGAN's form).
+        sentence_weight: M of the authors' form. None: the paper's form.
+
+    Returns:
+        (N, 3C, H, W), or (N, 2C, H, W) without a sentence, in the memory format and data type of
+        ``features``.
+
+    Raises:
+        InputError: Shapes, data types or devices do not fit together.
+    """
+    inputs = _checked(features, words, mask, sentence, sentence_weight)
+    device = features.device.type
+    needs_grad = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in inputs
+    )
+    if choose(_NAME, device, inputs[0].dtype, needs_grad=needs_grad).implementation != REFERENCE:
+        context: Tensor = _op(*inputs)
+        return context
+    with torch.autocast(device, enabled=False):  # the reference chooses its own precision
+        return reference(*inputs)
+
+
+def word_attention_map(
+    features: Tensor,  # (N, C, H, W)
+    words: Tensor,  # (N, T, C)
+    mask: Tensor,  # (N, T)
+) -> Tensor:
+    """Return how much each pixel looks at each word, softmax_t(f . k_t), to make pictures of it.
+
+    Args:
+        features: f, any floating data type.
+        words: U w, the words projected to C channels; same data type.
+        mask: bool, true at real words.
+
+    Returns:
+        (N, T, H, W) in [0, 1], float32 or wider: 0 at padding, summing to 1 over the real words.
+
+    Raises:
+        InputError: Shapes, data types or devices do not fit together.
+    """
+    features, words, mask, _, _ = _checked(features, words, mask, None, None)
+    with torch.autocast(features.device.type, enabled=False):
+        attention = _word_attention(features, words, mask)
+    return attention.view(*words.shape[:2], *features.shape[2:])
+
+
+def reference(
+    features: Tensor,  # (N, C, H, W)
+    words: Tensor,  # (N, T, C)
+    mask: Tensor,  # (N, T)
+    sentence: Tensor | None = None,  # (N, C)
+    sentence_weight: Tensor | None = None,  # (C, C)
+) -> Tensor:
+    """What `glam_attention` means, in plain PyTorch; the arguments are the same, and trusted."""
+    wide = torch.promote_types(features.dtype, torch.float32)
+    f = features.to(wide).flatten(2)  # (N, C, H*W)
+    keys = words.to(wide).masked_fill(~mask[:, :, None], 0)
+    parts = [f, keys.mT @ _word_attention(features, words, mask)]
+    if sentence is not None:
+        s = sentence.to(wide)[:, :, None]
+        gate = f * s
+        if sentence_weight is not None:
+            gate = sentence_weight.to(wide) @ gate
+        parts.append(s * gate.softmax(dim=1))
+    batch, channels, height, width = features.shape
+    context = torch.cat(parts, dim=1).view(batch, len(parts) * channels, height, width)
+    return context.to(features.dtype).contiguous(memory_format=_memory_format(features))
+
+
+def _word_attention(features: Tensor, words: Tensor, mask: Tensor) -> Tensor:
+    """softmax_t(f . k_t), (N, T, H*W), zero at padding."""
+    wide = torch.promote_types(features.dtype, torch.float32)
+    padding = ~mask[:, :, None]
+    logits = words.to(wide).masked_fill(padding, 0) @ features.to(wide).flatten(2)
+    # The lowest finite number rather than -inf: a sample of padding only would be NaN on the way,
+    # and its gradient would set off torch's anomaly detection.
+    logits = logits.masked_fill(padding, torch.finfo(wide).min)
+    return logits.softmax(dim=1).masked_fill(padding, 0)
+
+
+@torch.library.custom_op(f"mirrorgan::{_NAME}", mutates_args=())
+def _op(
+    features: Tensor,
+    words: Tensor,
+    mask: Tensor,
+    sentence: Tensor | None = None,
+    sentence_weight: Tensor | None = None,
+) -> Tensor:
+    # The CPU implementation is csrc/cpu/glam_attention.cpp.
+    return reference(features, words, mask, sentence, sentence_weight)
+
+
+@_op.register_fake
+def _(
+    features: Tensor,
+    words: Tensor,
+    mask: Tensor,
+    sentence: Tensor | None = None,
+    sentence_weight: Tensor | None = None,
+) -> Tensor:
+    batch, channels, height, width = features.shape
+    shape = (batch, channels * (2 if sentence is None else 3), height, width)
+    return torch.empty(
+        shape,
+        dtype=features.dtype,
+        device=features.device,
+        memory_format=_memory_format(features),
+    )
+
+
+def _save_inputs(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """Differentiate the reference, recomputed: nothing but the inputs is kept for it."""
+    features, words, mask, *sentences = ctx.saved_tensors
+    given = [tensor for tensor in sentences if tensor is not None]
+    pull = torch.func.vjp(lambda f, k, *s: reference(f, k, mask, *s), features, words, *given)[1]
+    d_features, d_words, *d_given = pull(gradient)
+    return d_features, d_words, None, *d_given, *[None] * (2 - len(given))
+
+
+_op.register_autograd(_backward, setup_context=_save_inputs)
+
+
+def _memory_format(features: Tensor) -> torch.memory_format:
+    channels_last = not features.is_contiguous() and features.is_contiguous(
+        memory_format=torch.channels_last
+    )
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _checked(
+    features: Tensor,
+    words: Tensor,
+    mask: Tensor,
+    sentence: Tensor | None,
+    sentence_weight: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Return the inputs, in the autocast data type under autocast."""
+    if features.dim() != 4 or not features.is_floating_point():
+        _refuse("features", features, "floating point of shape (N, C, H, W)")
+    batch, channels = features.shape[:2]
+    if words.dim() != 3 or (words.shape[0], words.shape[2]) != (batch, channels):
+        _refuse("words", words, f"shape (N, T, C) = ({batch}, T, {channels})")
+    if mask.dtype != torch.bool or mask.shape != words.shape[:2]:
+        _refuse("mask", mask, f"bool of shape (N, T) = {tuple(words.shape[:2])}")
+    if sentence is not None and sentence.shape != (batch, channels):
+        _refuse("sentence", sentence, f"shape (N, C) = ({batch}, {channels})")
+    if sentence_weight is not None:
+        if sentence is None:
+            _refuse("sentence_weight", sentence_weight, "none where there is no sentence")
+        if sentence_weight.shape != (channels, channels):
+            _refuse("sentence_weight", sentence_weight, f"shape (C, C) = ({channels}, {channels})")
+
+    device = features.device
+    floating = {"words": words, "sentence": sentence, "sentence_weight": sentence_weight}
+    for name, tensor in {**floating, "mask": mask}.items():
+        if tensor is not None and tensor.device != device:
+            _refuse(name, tensor, f"device {device}, that of features")
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+        return (
+            features.to(dtype),
+            words.to(dtype),
+            mask,
+            None if sentence is None else sentence.to(dtype),
+            None if sentence_weight is None else sentence_weight.to(dtype),
+        )
+    for name, tensor in floating.items():
+        if tensor is not None and tensor.dtype != features.dtype:
+            _refuse(name, tensor, f"{features.dtype}, that of features")
+    return features, words, mask, sentence, sentence_weight
+
+
+def _refuse(argument: str, tensor: Tensor, wanted: str) -> NoReturn:
+    raise InputError(
+        f"{_NAME}: {argument}: found {tensor.dtype} of shape {tuple(tensor.shape)} on"
+        f" {tensor.device}, wanted {wanted}"
+    )

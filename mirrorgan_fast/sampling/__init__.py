@@ -1,0 +1,1 @@
+"""Sampling: from captions to images on disk."""

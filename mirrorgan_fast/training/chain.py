@@ -1,0 +1,131 @@
+"""The chain from nothing to a model: STEM, then STREAM, then the GAN, in one run folder."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from mirrorgan_fast.data.captioned_images import CaptionedImages, TrainingExamples
+from mirrorgan_fast.data.vocabulary import Vocabulary
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.training.pretraining import train_stem, train_stream
+from mirrorgan_fast.training.run import CHECKPOINT, load_checkpoint
+from mirrorgan_fast.training.settings import Stage, TrainingSettings
+from mirrorgan_fast.training.trainer import train_gan
+from mirrorgan_fast.weights import CONFIG, load_description, load_state, save_description
+
+
+def train(
+    stages: Sequence[Stage],
+    config: ModelConfig,
+    settings: TrainingSettings,
+    images: CaptionedImages,
+    folder: Path,
+    *,
+    device: torch.device,
+    backbone_weights: dict[Stage, Path] | None = None,
+    workers: int = 1,
+    compiled: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Train the stages that are asked for, each going on from its checkpoint if there is one.
+
+    Each stage has a folder of its name in ``folder``. After the GAN, ``folder`` itself is a model
+    that ``MirrorGAN.from_pretrained`` loads.
+
+    Args:
+        stages: of ``STAGES``, in that order; the GAN needs the other two, trained now or before.
+        config: the sizes of the networks.
+        settings: the recipes.
+        images: what to train on.
+        folder: of the run; made if need be.
+        device: where to train.
+        backbone_weights: ImageNet weights of DAMSM's (``stem``) and STREAM's (``stream``) CNN.
+        workers: processes that read images.
+        compiled: use ``torch.compile`` for the GAN.
+        quiet: no progress bars.
+
+    Raises:
+        InputError: the folder holds a run with another model or data set, or a stage that is
+            needed has not been trained; see also ``Run``.
+    """
+    backbone_weights = backbone_weights or {}
+    vocabulary = Vocabulary.build(
+        caption for index in range(len(images)) for caption in images.captions(index)
+    )
+    _claim(folder, config, vocabulary)
+    examples = TrainingExamples(
+        images,
+        vocabulary,
+        config.image_size,
+        config.caption_length,
+        augment=settings.augment,
+        seed=settings.seed,
+    )
+    if "stem" in stages:
+        train_stem(
+            config,
+            settings,
+            examples,
+            len(vocabulary),
+            folder / "stem",
+            device=device,
+            backbone_weights=backbone_weights.get("stem"),
+            workers=workers,
+            quiet=quiet,
+        )
+    if "stream" in stages:
+        train_stream(
+            config,
+            settings,
+            examples,
+            len(vocabulary),
+            folder / "stream",
+            device=device,
+            backbone_weights=backbone_weights.get("stream"),
+            workers=workers,
+            quiet=quiet,
+        )
+    if "gan" in stages:
+        model = MirrorGAN(config, vocabulary)
+        matching = torch.nn.ModuleDict({"stem": model.stem, "image_encoder": model.image_encoder})
+        for part, stage in ((matching, "stem"), (model.stream, "stream")):
+            checkpoint = load_checkpoint(folder / stage)
+            load_state(part, checkpoint["model"], folder / stage / CHECKPOINT)
+        model.glam = train_gan(
+            config,
+            settings,
+            examples,
+            model.stem,
+            model.image_encoder,
+            model.stream,
+            folder / "gan",
+            device=device,
+            workers=workers,
+            compiled=compiled,
+            quiet=quiet,
+        )
+        model.save_pretrained(folder)
+
+
+def _claim(folder: Path, config: ModelConfig, vocabulary: Vocabulary) -> None:
+    """Write the description of the model into a new run's folder, or compare it with that there."""
+    if not (folder / CONFIG).exists():
+        save_description(folder, config, vocabulary)
+        return
+    there, words = load_description(folder)
+    found, wanted = asdict(there), asdict(config)
+    for name in wanted:
+        if found[name] != wanted[name]:
+            raise InputError(
+                f"{folder}: holds a run with {name} {found[name]!r}, now it is {wanted[name]!r}; "
+                f"go on with the same, or in another folder"
+            )
+    if words.words != vocabulary.words:
+        raise InputError(
+            f"{folder}: holds a run on other captions ({len(words)} words, now {len(vocabulary)}); "
+            f"go on with the same data, or in another folder"
+        )

@@ -1,0 +1,134 @@
+"""The losses of MirrorGAN, with the authors' variants where their code differs from the paper."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mirrorgan_fast.models.damsm import sentence_similarity, word_similarity
+from mirrorgan_fast.models.discriminator import Discriminator
+
+Form = Literal["paper", "authors"]
+
+
+def discriminator_loss(
+    discriminator: Discriminator,
+    real: Tensor,  # (N, 3, S, S)
+    fake: Tensor,  # (N, 3, S, S)
+    sentence: Tensor,  # (N, D)
+    labels: Tensor,  # (N,)
+    form: Form = "paper",
+) -> Tensor:
+    """L_Di, which each discriminator lowers.
+
+    ``paper`` (eq. 9): half the binary cross-entropy of each of real, fake, real with its sentence
+    and fake with its sentence. ``authors``: (real + cond_real) / 2 + (fake + cond_fake +
+    cond_wrong) / 3, where a wrong pair is a real image with the next caption of the batch.
+
+    Args:
+        discriminator: D_i.
+        real: images of the data set in [-1, 1].
+        fake: I_i, detached from the generator.
+        sentence: s of the real images' captions.
+        labels: int64, the class of each image. A wrong caption never comes from the image's own
+            class; pairs where it would are left out.
+        form: the paper's loss or the authors'.
+    """
+    real_features = discriminator(real)
+    fake_features = discriminator(fake)
+    real_loss = _bce(discriminator.unconditional(real_features), 1.0)
+    real_pair = _bce(discriminator.conditional(real_features, sentence), 1.0)
+    fake_loss = _bce(discriminator.unconditional(fake_features), 0.0)
+    fake_pair = _bce(discriminator.conditional(fake_features, sentence), 0.0)
+    if form == "paper":
+        return (real_loss + real_pair + fake_loss + fake_pair) / 2
+    wrong_logits = discriminator.conditional(real_features, sentence.roll(1, dims=0)).float()
+    is_wrong = (labels != labels.roll(1)).float()
+    wrong_terms = functional.softplus(wrong_logits) * is_wrong
+    wrong_pair = wrong_terms.sum() / is_wrong.sum().clamp(min=1)
+    return (real_loss + real_pair) / 2 + (fake_loss + fake_pair + wrong_pair) / 3
+
+
+def generator_loss(
+    discriminator: Discriminator,
+    fake: Tensor,  # (N, 3, S, S)
+    sentence: Tensor,  # (N, D)
+    form: Form = "paper",
+) -> Tensor:
+    """L_Gi: how little D_i believes the image, alone and with its sentence.
+
+    ``paper`` (eq. 8): half of each term; ``authors``: their sum.
+    """
+    features = discriminator(fake)
+    loss = _bce(discriminator.unconditional(features), 1.0) + _bce(
+        discriminator.conditional(features, sentence), 1.0
+    )
+    return loss / 2 if form == "paper" else loss
+
+
+def stream_loss(
+    logits: Tensor,  # (N, T, V)
+    tokens: Tensor,  # (N, T)
+    lengths: Tensor,  # (N,)
+    form: Form = "paper",
+) -> Tensor:
+    """L_stream = - sum_t log p_t(T_t) over a caption's words and its end (eq. 7).
+
+    ``paper``: the sum over a caption, averaged over the batch; ``authors``: the mean over all
+    words of the batch.
+
+    Args:
+        logits: what STREAM predicts for each place.
+        tokens: int64, padded with 0 (the end).
+        lengths: int64, the words of each caption; the end behind them counts where it fits in T.
+        form: the paper's loss or the authors'.
+    """
+    terms = functional.cross_entropy(
+        logits.float().flatten(0, 1), tokens.flatten(), reduction="none"
+    )
+    places = torch.arange(tokens.shape[1], device=tokens.device)
+    counted = (places <= lengths[:, None]).float()
+    total = (terms.view_as(counted) * counted).sum()
+    return total / (len(tokens) if form == "paper" else counted.sum())
+
+
+def kl_loss(mu: Tensor, log_var: Tensor) -> Tensor:
+    """KL(N(mu, sigma^2) || N(0, 1)), the mean over batch and dimensions (StackGAN, eq. 2)."""
+    return 0.5 * (mu.float() ** 2 + log_var.float().exp() - 1 - log_var.float()).mean()
+
+
+def damsm_loss(
+    words: Tensor,  # (N, T, D)
+    mask: Tensor,  # (N, T)
+    sentences: Tensor,  # (N, D)
+    regions: Tensor,  # (N, R, D)
+    codes: Tensor,  # (N, D)
+    labels: Tensor,  # (N,)
+    *,
+    gamma1: float = 4.0,
+    gamma2: float = 5.0,
+    gamma3: float = 10.0,
+) -> Tensor:
+    """L_DAMSM = L^w_1 + L^w_2 + L^s_1 + L^s_2 (AttnGAN, eq. 11 to 13).
+
+    Each image is to find its caption among the batch's and each caption its image, by words and by
+    sentence. Other images of the same class (equal ``labels``) are not candidates.
+    """
+    same_class = labels[:, None] == labels
+    excluded = same_class & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    target = torch.arange(len(labels), device=labels.device)
+    total = torch.zeros((), device=labels.device)
+    for similarity in (
+        word_similarity(words, mask, regions, gamma1=gamma1, gamma2=gamma2),
+        sentence_similarity(sentences, codes),
+    ):
+        logits = (gamma3 * similarity).masked_fill(excluded, -torch.inf)
+        total = total + functional.cross_entropy(logits, target)
+        total = total + functional.cross_entropy(logits.T, target)
+    return total
+
+
+def _bce(logits: Tensor, target: float) -> Tensor:
+    # softplus form: autocast forbids the cross-entropy of probabilities, and it underflows
+    return functional.softplus(logits.float() * (1 - 2 * target)).mean()

@@ -1,0 +1,143 @@
+"""Pretraining: STEM with DAMSM's image encoder, and STREAM as a captioner."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mirrorgan_fast.data.captioned_images import TrainingExamples
+from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.damsm import DAMSMImageEncoder, sentence_similarity
+from mirrorgan_fast.models.stem import STEM, word_mask
+from mirrorgan_fast.models.stream import STREAM
+from mirrorgan_fast.training.objectives import damsm_loss, stream_loss
+from mirrorgan_fast.training.precision import autocast
+from mirrorgan_fast.training.run import Run
+from mirrorgan_fast.training.settings import (
+    GANSettings,
+    STEMSettings,
+    STREAMSettings,
+    TrainingSettings,
+)
+
+
+def train_stem(
+    config: ModelConfig,
+    settings: TrainingSettings,
+    examples: TrainingExamples,
+    vocabulary_size: int,
+    folder: Path,
+    *,
+    device: torch.device,
+    backbone_weights: Path | None = None,
+    workers: int = 1,
+    quiet: bool = False,
+) -> tuple[STEM, DAMSMImageEncoder]:
+    """Train STEM and DAMSM's image encoder to recognise which caption is which image's.
+
+    Writes checkpoints and curves into ``folder``, and goes on from the checkpoint there is.
+
+    Raises:
+        InputError: see ``Run``.
+    """
+    options = settings.stem
+    run = Run(folder, options.steps, dependencies(config, settings, options), quiet=quiet)
+    torch.manual_seed(settings.seed)
+    stem = STEM(config, vocabulary_size).to(device)
+    encoder = DAMSMImageEncoder(config, backbone_weights).to(device)
+    both = nn.ModuleDict({"stem": stem, "image_encoder": encoder})
+    optimizer = torch.optim.Adam(
+        [p for p in both.parameters() if p.requires_grad], options.learning_rate, betas=(0.5, 0.999)
+    )
+    _restore(run, both, optimizer)
+    with run:
+        for step, epoch, batch in run.batches(examples, options.batch_size, settings.seed, workers):
+            for group in optimizer.param_groups:
+                group["lr"] = options.learning_rate * options.decay**epoch
+            lengths, labels = batch["length"].to(device), batch["label"].to(device)
+            with autocast(device, settings.precision):
+                words, sentences = stem(batch["tokens"].to(device), lengths)
+                mask = word_mask(lengths, words.shape[1])
+                regions, codes = encoder(to_signed(batch["image"], device))
+                loss = damsm_loss(words, mask, sentences, regions, codes, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(both.parameters(), options.gradient_clip)
+            optimizer.step()
+            found = sentence_similarity(sentences, codes).argmax(dim=1).cpu()
+            retrieval = (batch["label"][found] == batch["label"]).float().mean()
+            run.log(step, {"damsm": loss.detach(), "retrieval": retrieval})
+            if run.saving(step):
+                run.save(step, {"model": both.state_dict(), "optimizer": optimizer.state_dict()})
+    return stem.eval(), encoder.eval()
+
+
+def train_stream(
+    config: ModelConfig,
+    settings: TrainingSettings,
+    examples: TrainingExamples,
+    vocabulary_size: int,
+    folder: Path,
+    *,
+    device: torch.device,
+    backbone_weights: Path | None = None,
+    workers: int = 1,
+    quiet: bool = False,
+) -> STREAM:
+    """Train STREAM to caption real images.
+
+    Writes checkpoints and curves into ``folder``, and goes on from the checkpoint there is.
+
+    Raises:
+        InputError: see ``Run``.
+    """
+    options = settings.stream
+    run = Run(folder, options.steps, dependencies(config, settings, options), quiet=quiet)
+    torch.manual_seed(settings.seed)
+    stream = STREAM(config, vocabulary_size, backbone_weights).to(device)
+    optimizer = torch.optim.Adam(
+        [p for p in stream.parameters() if p.requires_grad], options.learning_rate
+    )
+    _restore(run, stream, optimizer)
+    with run:
+        for step, _, batch in run.batches(examples, options.batch_size, settings.seed, workers):
+            for group in optimizer.param_groups:
+                # to zero in a straight line: the last steps settle the rare words
+                group["lr"] = options.learning_rate * (1 - step / options.steps)
+            tokens, lengths = batch["tokens"].to(device), batch["length"].to(device)
+            with autocast(device, settings.precision):
+                logits = stream(to_signed(batch["image"], device), tokens)
+                loss = stream_loss(logits, tokens, lengths, "authors")
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(stream.parameters(), options.gradient_clip)
+            optimizer.step()
+            run.log(step, {"cross_entropy": loss.detach()})
+            if run.saving(step):
+                run.save(step, {"model": stream.state_dict(), "optimizer": optimizer.state_dict()})
+    return stream.eval()
+
+
+def to_signed(image: Tensor, device: torch.device) -> Tensor:
+    """Turn uint8 images (N, 3, H, W) into floats in [-1, 1] on ``device``, channels last."""
+    signed = image.to(device).float().div(127.5).sub(1)
+    return signed.contiguous(memory_format=torch.channels_last)
+
+
+def dependencies(
+    config: ModelConfig,
+    settings: TrainingSettings,
+    options: STEMSettings | STREAMSettings | GANSettings,
+) -> dict[str, Any]:
+    """Return what a stage's result depends on, beside its data and the number of its steps."""
+    values = asdict(config) | asdict(options) | {"seed": settings.seed, "augment": settings.augment}
+    del values["steps"]  # a run may be made longer
+    return values
+
+
+def _restore(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    if run.checkpoint:
+        model.load_state_dict(run.checkpoint["model"])
+        optimizer.load_state_dict(run.checkpoint["optimizer"])

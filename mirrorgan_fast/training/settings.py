@@ -1,0 +1,93 @@
+"""What a training run depends on beside the model's sizes: a dataclass a stage, with presets."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.training.objectives import Form
+
+Stage = Literal["stem", "stream", "gan"]
+STAGES: tuple[Stage, ...] = ("stem", "stream", "gan")
+"""Of the chain, in their order."""
+
+
+class _Settings:
+    """Refuses what no setting here can be: a count below 1, a negative number."""
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, entry.name)
+            least = 1 if entry.type is int and entry.name != "seed" else 0
+            if isinstance(value, int | float) and not value >= least:
+                raise InputError(
+                    f"training settings: {entry.name} is {value}, expected {least} or more"
+                )
+
+
+@dataclass(frozen=True)
+class STEMSettings(_Settings):
+    """Pretraining of STEM with DAMSM; the defaults are AttnGAN's for birds."""
+
+    steps: int = 36_000
+    batch_size: int = 48
+    learning_rate: float = 2e-3
+    decay: float = 0.98
+    """Factor on the learning rate after each epoch."""
+    gradient_clip: float = 0.25
+
+
+@dataclass(frozen=True)
+class STREAMSettings(_Settings):
+    """Pretraining of STREAM as a captioner."""
+
+    steps: int = 36_000
+    batch_size: int = 48
+    learning_rate: float = 1e-3
+    gradient_clip: float = 5.0
+
+
+@dataclass(frozen=True)
+class GANSettings(_Settings):
+    """Training of GLAM against the discriminators; the defaults are the paper's for birds."""
+
+    steps: int = 265_000
+    batch_size: int = 20
+    learning_rate: float = 2e-4
+    betas: tuple[float, float] = (0.5, 0.999)
+    form: Form = "paper"
+    """Form of the losses: the paper's, or those of the authors' code."""
+    stream_weight: float = 20.0
+    """lambda."""
+    damsm_weight: float = 0.0
+    kl_weight: float = 1.0
+    average_decay: float = 0.999
+    """Of the moving average of the generator's parameters and buffers, which is what is kept."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings(_Settings):
+    """The whole chain."""
+
+    stem: STEMSettings = field(default_factory=STEMSettings)
+    stream: STREAMSettings = field(default_factory=STREAMSettings)
+    gan: GANSettings = field(default_factory=GANSettings)
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """``auto`` is bf16 autocast where the processor computes in it, else fp32."""
+    augment: bool = True
+    """Random crops and flips; not for captions that speak of left and right."""
+    seed: int = 0
+
+
+PRESETS: dict[str, TrainingSettings] = {
+    "cub": TrainingSettings(),
+    "coco": TrainingSettings(gan=GANSettings(batch_size=14, steps=710_000)),
+    "birds-painted": TrainingSettings(
+        stem=STEMSettings(steps=3_600),
+        stream=STREAMSettings(steps=2_500),
+        gan=GANSettings(
+            steps=10_000, batch_size=16, form="authors", stream_weight=1.0, damsm_weight=2.0
+        ),
+        augment=False,
+    ),
+}

@@ -1,0 +1,198 @@
+"""Training of the GAN: one loop, top to bottom."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from mirrorgan_fast.data.captioned_images import TrainingExamples
+from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.damsm import DAMSMImageEncoder
+from mirrorgan_fast.models.discriminator import Discriminator
+from mirrorgan_fast.models.glam import GLAM
+from mirrorgan_fast.models.mirrorgan import to_uint8
+from mirrorgan_fast.models.stem import STEM, word_mask
+from mirrorgan_fast.models.stream import STREAM
+from mirrorgan_fast.sampling.sheet import write_sheet
+from mirrorgan_fast.training.objectives import (
+    damsm_loss,
+    discriminator_loss,
+    generator_loss,
+    kl_loss,
+    stream_loss,
+)
+from mirrorgan_fast.training.precision import autocast
+from mirrorgan_fast.training.pretraining import dependencies, to_signed
+from mirrorgan_fast.training.run import Run
+from mirrorgan_fast.training.settings import TrainingSettings
+
+_SHEET_CAPTIONS, _SHEET_NOISES = 8, 4
+
+
+def train_gan(
+    config: ModelConfig,
+    settings: TrainingSettings,
+    examples: TrainingExamples,
+    stem: STEM,
+    image_encoder: DAMSMImageEncoder,
+    stream: STREAM,
+    folder: Path,
+    *,
+    device: torch.device,
+    workers: int = 1,
+    sheet_every: int = 1000,
+    compiled: bool = False,
+    quiet: bool = False,
+) -> GLAM:
+    """Train GLAM and its discriminators; STEM, STREAM and the image encoder stay as they are.
+
+    L_G = sum_i L_Gi + lambda L_stream + lambda_damsm L_DAMSM + KL (MirrorGAN, eq. 8). Writes
+    checkpoints, curves and sheets of samples into ``folder``, and goes on from the checkpoint
+    there is.
+
+    Args:
+        config: the sizes of the networks.
+        settings: the recipe.
+        examples: images and captions.
+        stem: pretrained text encoder.
+        image_encoder: pretrained with ``stem``.
+        stream: pretrained captioner.
+        folder: of the run.
+        device: where to train.
+        workers: processes that read images.
+        sheet_every: steps between two sheets of samples.
+        compiled: use ``torch.compile`` on the generator: a minute or two at the start.
+        quiet: no progress bar.
+
+    Returns:
+        the moving average of the generator's parameters and buffers.
+
+    Raises:
+        InputError: see ``Run``.
+    """
+    options = settings.gan
+    run = Run(folder, options.steps, dependencies(config, settings, options), quiet=quiet)
+    torch.manual_seed(settings.seed)
+    for frozen in (stem, image_encoder, stream):
+        frozen.to(device).eval().requires_grad_(False)
+    # The LSTM passes gradients to STREAM's image only in training mode on CUDA.
+    stream.lstm.train()
+    glam = GLAM(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    D = [Discriminator(config, size) for size in config.stage_sizes]
+    all_D = nn.ModuleList(D)
+    all_D.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = AveragedModel(
+        glam, multi_avg_fn=get_ema_multi_avg_fn(options.average_decay), use_buffers=True
+    )
+    optimizer_G = torch.optim.Adam(glam.parameters(), options.learning_rate, options.betas)
+    optimizer_D = torch.optim.Adam(all_D.parameters(), options.learning_rate, options.betas)
+    parts = {
+        "glam": glam,
+        "D": all_D,
+        "average": average,
+        "G_adam": optimizer_G,
+        "D_adam": optimizer_D,
+    }
+    if run.checkpoint:
+        for name, part in parts.items():
+            part.load_state_dict(run.checkpoint[name])
+    average.eval()
+    generate = torch.compile(glam) if compiled else glam
+    sheet_batch = _sheet_batch(examples)
+
+    with run:
+        for step, _, batch in run.batches(examples, options.batch_size, settings.seed, workers):
+            tokens, lengths = batch["tokens"].to(device), batch["length"].to(device)
+            labels = batch["label"].to(device)
+            mask = word_mask(lengths, tokens.shape[1])
+            real = to_signed(batch["image"], device)
+            reals = [
+                real if size == config.image_size else functional.adaptive_avg_pool2d(real, size)
+                for size in config.stage_sizes
+            ]
+            noise = torch.randn(len(real), config.noise_size, device=device)
+            condition_noise = torch.randn(len(real), config.condition_size, device=device)
+            figures: dict[str, float | Tensor] = {}
+
+            with autocast(device, settings.precision):
+                with torch.no_grad():
+                    words, sentence = stem(tokens, lengths)
+                fakes, mu, log_var = generate(noise, condition_noise, words, mask, sentence)
+
+                # D_i: tell real from generated, and fitting sentences from others
+                loss_D = torch.zeros((), device=device)
+                for i, (D_i, real_i, fake_i) in enumerate(zip(D, reals, fakes, strict=True)):
+                    loss = discriminator_loss(
+                        D_i, real_i, fake_i.detach(), sentence, labels, options.form
+                    )
+                    loss_D = loss_D + loss
+                    figures[f"D_{i}"] = loss.detach()
+            optimizer_D.zero_grad()
+            loss_D.backward()
+            optimizer_D.step()
+
+            # G: be believed by every D_i, be described back as the caption
+            all_D.requires_grad_(False)
+            with autocast(device, settings.precision):
+                loss_G = options.kl_weight * kl_loss(mu, log_var)
+                figures["KL"] = loss_G.detach()
+                for i, (D_i, fake_i) in enumerate(zip(D, fakes, strict=True)):
+                    loss = generator_loss(D_i, fake_i, sentence, options.form)
+                    loss_G = loss_G + loss
+                    figures[f"G_{i}"] = loss.detach()
+                if options.stream_weight:
+                    loss = stream_loss(stream(fakes[-1], tokens), tokens, lengths, options.form)
+                    loss_G = loss_G + options.stream_weight * loss
+                    figures["stream"] = loss.detach()
+                if options.damsm_weight:
+                    regions, codes = image_encoder(fakes[-1])
+                    loss = damsm_loss(words, mask, sentence, regions, codes, labels)
+                    loss_G = loss_G + options.damsm_weight * loss
+                    figures["damsm"] = loss.detach()
+            optimizer_G.zero_grad()
+            loss_G.backward()
+            optimizer_G.step()
+            all_D.requires_grad_(True)
+            average.update_parameters(glam)
+
+            run.log(step, figures)
+            if run.saving(step):
+                run.save(step, {name: part.state_dict() for name, part in parts.items()})
+            if run.due(step, sheet_every):
+                with autocast(device, settings.precision):
+                    write_sheet(
+                        folder / "samples" / f"{step + 1:07d}.png",
+                        _samples(average.module, stem, sheet_batch, config, device),
+                        columns=_SHEET_CAPTIONS,
+                    )
+    assert isinstance(average.module, GLAM)
+    return average.module
+
+
+def _sheet_batch(examples: TrainingExamples) -> dict[str, Tensor]:
+    examples.set_epoch(0)
+    chosen = [examples[i] for i in range(min(_SHEET_CAPTIONS, len(examples)))]
+    return {
+        "tokens": torch.stack([example["tokens"] for example in chosen]),
+        "length": torch.tensor([example["length"] for example in chosen]),
+    }
+
+
+@torch.no_grad()
+def _samples(
+    glam: nn.Module, stem: STEM, batch: dict[str, Tensor], config: ModelConfig, device: torch.device
+) -> list[np.ndarray]:
+    """Return a row of images of the batch's captions for each of a few fixed noises."""
+    tokens, lengths = batch["tokens"].to(device), batch["length"].to(device)
+    words, sentence = stem(tokens, lengths)
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for _ in range(_SHEET_NOISES):
+        noise = torch.randn(len(tokens), config.noise_size, generator=generator).to(device)
+        eps = torch.randn(len(tokens), config.condition_size, generator=generator).to(device)
+        images = glam(noise, eps, words, word_mask(lengths, tokens.shape[1]), sentence).images[-1]
+        rows.append(to_uint8(images).cpu().numpy())
+    return [image for row in rows for image in row]

@@ -1,0 +1,107 @@
+"""Builds the compiled extension `mirrorgan_fast._C`; the rest of the package is in pyproject.toml.
+
+The CPU kernels are always built, the CUDA ones when torch has CUDA and nvcc is there (or with
+FORCE_CUDA=1). Where the extension cannot be built the package is installed without it: every op
+then runs in plain PyTorch, and `mirrorgan-fast info` repeats the reason given here.
+MIRRORGAN_FAST_REQUIRE_EXTENSION=1 makes that an error instead.
+"""
+
+import os
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Command, Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+try:
+    from torch import version as torch_version
+    from torch.utils import cpp_extension
+except ImportError:
+    cpp_extension = None
+
+# The oldest PyTorch the extension runs on: 2.11, in the form of torch/csrc/stable/version.h.
+TORCH_TARGET_VERSION = "0x020b000000000000"
+
+
+def extension() -> Extension:
+    """The extension, with CUDA kernels where there are some and they can be built."""
+    cpp_flags = ["-O3", "-g0", "-fvisibility=hidden"]
+    macros = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)]
+    sources = sorted(map(str, [*Path("csrc").glob("*.cpp"), *Path("csrc/cpu").glob("*.cpp")]))
+    headers = sorted(map(str, Path("csrc").rglob("*.h")))
+    if cpp_extension is None:
+        return Extension("mirrorgan_fast._C", sources, depends=headers)
+
+    cuda_sources = sorted(map(str, Path("csrc/cuda").glob("*.cu")))
+    cuda = os.environ.get("FORCE_CUDA") == "1" or (torch_version.cuda and cpp_extension.CUDA_HOME)
+    if not (cuda_sources and cuda):
+        return cpp_extension.CppExtension(
+            "mirrorgan_fast._C",
+            sources,
+            depends=headers,
+            define_macros=macros,
+            extra_compile_args=cpp_flags,
+        )
+    # Without a list torch asks the GPU, and a build must not need one.
+    architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0a")
+    macros += [("USE_CUDA", None), ("MIRRORGAN_CUDA_ARCHITECTURES", architectures)]
+    return cpp_extension.CUDAExtension(
+        "mirrorgan_fast._C",
+        sources + cuda_sources,
+        depends=headers,
+        define_macros=macros,
+        extra_compile_args={"cxx": cpp_flags, "nvcc": ["-O3"]},
+    )
+
+
+def what_is_missing() -> str | None:
+    """What this machine lacks to build the extension, in one line, or None."""
+    if cpp_extension is None:
+        return "torch is not installed where the package is built"
+    compiler = cpp_extension.get_cxx_compiler()
+    if shutil.which(compiler.split()[0]) is None:
+        return f"no C++ compiler: `{compiler}` was not found; install g++ or clang, or set CXX"
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.is_file():
+        return f"{header} was not found; install the development package of Python (python3-dev)"
+    return None
+
+
+class BuildOrExplain(build_ext if cpp_extension is None else cpp_extension.BuildExtension):
+    """Builds the extension, or leaves the reason why not in the package, as build_failure.txt."""
+
+    def run(self) -> None:
+        """Build, or print and leave the reason."""
+        in_place = self.inplace or self.editable_mode  # super().run() changes it
+        reason = what_is_missing()
+        if reason is None:
+            try:
+                super().run()
+            except Exception as error:
+                # Whatever the compiler driver raises, the package stays usable.
+                first_line = str(error).strip().partition("\n")[0]
+                reason = f"the compiler failed ({first_line}); `pip install -v .` shows its output"
+        note = Path("." if in_place else self.build_lib) / "mirrorgan_fast" / "build_failure.txt"
+        if reason is None:
+            note.unlink(missing_ok=True)
+            return
+        if os.environ.get("MIRRORGAN_FAST_REQUIRE_EXTENSION") == "1":
+            raise SystemExit(f"mirrorgan-fast: the extension was not built: {reason}")
+        print(f"mirrorgan-fast: installed WITHOUT compiled kernels: {reason}", file=sys.stderr)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(reason + "\n", encoding="utf-8")
+
+
+commands: dict[str, type[Command]] = {"build_ext": BuildOrExplain}
+
+setup(
+    packages=[
+        *find_packages(include=["mirrorgan_fast", "mirrorgan_fast.*"]),
+        "mirrorgan_fast.kernels",
+    ],
+    package_dir={"mirrorgan_fast.kernels": "kernels"},
+    ext_modules=[extension()],
+    cmdclass=commands,
+)

@@ -1,0 +1,130 @@
+"""The report: complete, repeatable, right where the answer is known, and clear about bad data."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mirrorgan_fast.data.captioned_images import ImageFolder
+from mirrorgan_fast.data.painted_birds import ATTRIBUTES
+from mirrorgan_fast.data.vocabulary import Vocabulary
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.evaluation.attributes import true_attributes
+from mirrorgan_fast.evaluation.report import as_table, evaluate, generate
+from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
+
+from .conftest import Oracle, pixels
+
+TINY = ModelConfig(
+    image_size=64,
+    generator_channels=4,
+    residual_blocks=1,
+    embedding_size=16,
+    word_embedding_size=8,
+    noise_size=6,
+    condition_size=5,
+    stream_hidden_size=8,
+    image_encoder="small",
+    stream_encoder="small",
+)
+
+
+@pytest.fixture
+def folder(birds: Path) -> ImageFolder:
+    return ImageFolder(birds, "test")
+
+
+@pytest.fixture
+def model(folder: ImageFolder) -> MirrorGAN:
+    torch.manual_seed(0)
+    captions = [caption for i in range(len(folder)) for caption in folder.captions(i)]
+    return MirrorGAN(TINY, Vocabulary.build(captions))
+
+
+@pytest.fixture
+def judge(oracle: Oracle, folder: ImageFolder) -> Oracle:
+    for i, attributes in enumerate(true_attributes(folder, range(len(folder)))):
+        oracle.tell(pixels(folder, i), attributes)
+    return oracle
+
+
+def shares_in(figures: Any) -> list[float]:
+    if isinstance(figures, dict):
+        return [share for value in figures.values() for share in shares_in(value)]
+    return [figures]
+
+
+def test_measures_everything_on_both_sides(
+    model: MirrorGAN, judge: Oracle, folder: ImageFolder
+) -> None:
+    figures = evaluate(model, judge, folder, count=5, seed=2, quiet=True)
+    assert json.loads(json.dumps(figures)) == figures
+    assert figures["classifier"]["real"]["overall"] == 1
+    assert figures["attributes"]["real"]["overall"] == 1  # real pictures, known to the judge
+    assert figures["attributes"]["generated"]["overall"] < 0.7  # the judge sees first values there
+    for section in ("attributes", "edits", "r_precision", "redescription"):
+        assert set(figures[section]) == {"generated", "real"}
+    for section in ("classifier", "attributes", "r_precision"):
+        assert all(0 <= share <= 1 for share in shares_in(figures[section]))
+    assert figures["edits"]["real"]["rest_change"] == 0
+    assert 0 < figures["edits"]["real"]["changed_area"] < 0.15
+    assert 0 <= figures["redescription"]["real"]["bleu_4"] <= 1
+    assert evaluate(model, judge, folder, count=5, seed=2, quiet=True) == figures
+
+
+def test_table_has_every_attribute_and_both_columns(
+    model: MirrorGAN, judge: Oracle, folder: ImageFolder
+) -> None:
+    figures = evaluate(model, judge, folder, count=4, quiet=True)
+    lines = as_table(figures).splitlines()
+    assert lines[0].split()[:4] == ["4", "captions,", "64", "px"]
+    assert {line.split()[0] for line in lines} >= set(ATTRIBUTES)
+    assert len({len(line) for line in lines}) == 1
+    named = next(line for line in lines if line.startswith("attributes the caption names"))
+    assert named.endswith("100.00%")
+    assert f"{figures['attributes']['generated']['overall']:.2%}" in named
+    assert next(line for line in lines if "BLEU" in line).split()[1] == "-"
+
+
+def test_an_image_depends_on_its_caption_and_noise_alone(
+    model: MirrorGAN, folder: ImageFolder
+) -> None:
+    model.eval()
+    captions = [folder.captions(i)[0] for i in range(13)] + folder.captions(0)
+    together = generate(model, captions, range(len(captions)), 4, title="", quiet=True)
+    assert together.shape == (23, 3, 64, 64)
+    assert together.dtype == torch.uint8
+    # The kernels may sum in another order in a batch of one, which moves a value by a rounding.
+    alone = generate(model, [captions[18]], [18], 4, title="", quiet=True)
+    assert (alone[0].int() - together[18].int()).abs().max() <= 3
+    other_noise = generate(model, [captions[18]], [17], 4, title="", quiet=True)
+    assert (other_noise[0].int() - together[18].int()).abs().float().mean() > 3
+
+
+def test_too_many_pictures(model: MirrorGAN, judge: Oracle, folder: ImageFolder) -> None:
+    with pytest.raises(InputError, match="on 14 pictures: the split has 13"):
+        evaluate(model, judge, folder, count=14, quiet=True)
+
+
+def test_a_model_of_other_words(judge: Oracle, folder: ImageFolder) -> None:
+    model = MirrorGAN(TINY, Vocabulary(["<end>", "teapot"]))
+    with pytest.raises(InputError, match=r"no word of the caption .* is known to the model"):
+        evaluate(model, judge, folder, count=2, quiet=True)
+
+
+@pytest.mark.parametrize("field", ["attributes", "named"])
+def test_rows_that_do_not_say_what_is_there(
+    model: MirrorGAN, judge: Oracle, birds: Path, tmp_path: Path, field: str
+) -> None:
+    shutil.copytree(birds, tmp_path / "birds")
+    metadata = tmp_path / "birds" / "metadata.jsonl"
+    rows = [json.loads(line) for line in metadata.read_text().splitlines()]
+    for row in rows:
+        del row[field]
+    metadata.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=f"picture 'images/test/00000' has no .*{field}"):
+        evaluate(model, judge, ImageFolder(tmp_path / "birds", "test"), count=2, quiet=True)

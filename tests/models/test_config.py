@@ -1,0 +1,120 @@
+"""The sizes of the networks: presets, what follows from them, and what is refused."""
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.models.config import PRESETS, ModelConfig
+
+
+def test_cub_is_the_papers_birds_configuration() -> None:
+    config = ModelConfig.preset("cub")
+    assert config == ModelConfig()
+    assert config.stage_sizes == (64, 128, 256)
+    assert (config.generator_channels, config.discriminator_channels) == (32, 64)
+    assert (config.noise_size, config.condition_size, config.embedding_size) == (100, 100, 256)
+    assert (config.residual_blocks, config.caption_length) == (2, 18)
+    assert config.sentence_attention == "paper"
+
+
+def test_coco_is_wider_and_deeper() -> None:
+    config = ModelConfig.preset("coco")
+    assert config.stage_sizes == (64, 128, 256)
+    assert (config.generator_channels, config.discriminator_channels) == (48, 96)
+    assert (config.residual_blocks, config.caption_length) == (3, 12)
+
+
+def test_painted_birds_need_no_large_network() -> None:
+    config = ModelConfig.preset("birds-painted")
+    assert config.stage_sizes == (32, 64, 128)
+    assert (config.image_encoder, config.stream_encoder) == ("small", "small")
+
+
+def test_unknown_preset_lists_those_there_are() -> None:
+    with pytest.raises(InputError, match="'birds'") as error:
+        ModelConfig.preset("birds")
+    for name in PRESETS:
+        assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "stages", "stage_sizes"),
+    [
+        (8, 1, (8,)),
+        (64, 1, (64,)),
+        (32, 3, (8, 16, 32)),
+        (128, 2, (64, 128)),
+        (1024, 5, (64, 128, 256, 512, 1024)),
+    ],
+)
+def test_each_stage_doubles_the_size(
+    image_size: int, stages: int, stage_sizes: tuple[int, ...]
+) -> None:
+    config = ModelConfig(image_size=image_size, stages=stages)
+    assert config.stage_sizes == stage_sizes
+    assert config.first_size == stage_sizes[0]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_survives_json(name: str) -> None:
+    config = ModelConfig.preset(name)
+    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert ModelConfig.from_dict(values) == config
+
+
+def test_it_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ModelConfig().image_size = 64  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("image_size", 0),
+        ("image_size", -256),
+        ("image_size", 100),
+        ("image_size", 16),  # leaves 4 pixels for the first of three stages
+        ("image_size", 256.0),
+        ("image_size", "256"),
+        ("stages", 0),
+        ("stages", 10),
+        ("generator_channels", 0),
+        ("discriminator_channels", None),
+        ("residual_blocks", -1),
+        ("noise_size", 0),
+        ("condition_size", 1.5),
+        ("embedding_size", 255),  # odd
+        ("word_embedding_size", [300]),
+        ("caption_length", 0),
+        ("stream_hidden_size", 0),
+        ("text_dropout", -0.1),
+        ("text_dropout", 1.5),
+        ("text_dropout", "0.5"),
+        ("text_dropout", float("nan")),
+        ("sentence_attention", "global"),
+        ("sentence_attention", None),
+        ("image_encoder", "resnet152"),
+        ("stream_encoder", ["small"]),
+    ],
+)
+def test_an_impossible_value_is_refused_by_name(entry: str, value: Any) -> None:
+    with pytest.raises(InputError, match=entry) as error:
+        ModelConfig.from_dict({entry: value})
+    assert "\n" not in str(error.value)
+    if isinstance(value, int | str):
+        assert str(value) in str(error.value)
+
+
+@pytest.mark.parametrize("entry", ["sentence_attention", "image_encoder", "stream_encoder"])
+def test_a_wrong_choice_is_told_the_right_ones(entry: str) -> None:
+    (default,) = (field.default for field in dataclasses.fields(ModelConfig) if field.name == entry)
+    with pytest.raises(InputError, match=str(default)):
+        ModelConfig.from_dict({entry: "other"})
+
+
+def test_unknown_entries_are_all_named() -> None:
+    with pytest.raises(InputError, match="GF_DIM, branch_num"):
+        ModelConfig.from_dict({"branch_num": 3, "image_size": 64, "GF_DIM": 32})

@@ -1,0 +1,357 @@
+"""MirrorGAN as people use it: captions to pictures and back, to disk and back, and bad input."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from mirrorgan_fast import weights
+from mirrorgan_fast.data.vocabulary import Vocabulary
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.mirrorgan import MirrorGAN, from_image, to_uint8
+
+CONFIG = ModelConfig(
+    image_size=32,
+    stages=2,
+    generator_channels=4,
+    residual_blocks=1,
+    noise_size=6,
+    condition_size=5,
+    embedding_size=16,
+    word_embedding_size=8,
+    caption_length=6,
+    image_encoder="small",
+    stream_encoder="small",
+    stream_hidden_size=8,
+)
+WORDS = ["<end>", "a", "red", "blue", "bird", "with", "wings", "on", "rock", "طائر", "鸟", "vögel"]
+
+
+@pytest.fixture(scope="module")
+def model() -> MirrorGAN:
+    """Untrained, with words and noise that show: an untrained net hardly reacts to them."""
+    torch.manual_seed(0)
+    model = MirrorGAN(CONFIG, Vocabulary(WORDS))
+    with torch.no_grad():
+        model.stem.embedding.weight.mul_(30)
+        model.stream.word_linear.weight.mul_(20)
+        for _ in range(20):  # statistics for the batch norms
+            tokens = torch.randint(1, len(WORDS), (16, 6))
+            lengths = torch.randint(1, 7, (16,))
+            images = model(tokens, lengths, torch.randn(16, 6), torch.randn(16, 5)).images[-1]
+            model.image_encoder(images)
+            model.stream.encode(images)
+    return model.eval()
+
+
+def pixels(images: list[Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(image) for image in images]).astype(int)
+
+
+# --- captions to pictures -------------------------------------------------------------------------
+
+
+def test_one_picture_a_caption(model: MirrorGAN) -> None:
+    images = model.sample(["a red bird", "a blue bird with red wings", "rock"])
+    assert [(image.mode, image.size) for image in images] == [("RGB", (32, 32))] * 3
+    assert pixels(images).std() > 1
+    assert model.sample([]) == []
+
+
+def test_a_seed_reproduces(model: MirrorGAN) -> None:
+    captions = ["a red bird", "a red bird", "a blue bird"]
+    first = pixels(model.sample(captions, seed=3))
+    torch.rand(7)  # torch's own random numbers have no part
+    assert np.array_equal(pixels(model.sample(captions, seed=3)), first)
+    assert not np.array_equal(pixels(model.sample(captions, seed=4)), first)
+    assert not np.array_equal(first[0], first[1])  # the same caption again is another picture
+    assert not np.array_equal(pixels(model.sample(captions)), first)  # seed 0
+
+
+def test_a_picture_is_of_its_caption_seed_and_index_alone(model: MirrorGAN) -> None:
+    captions = ["a red bird", "a blue bird with red wings", "rock", "a bird on a rock"]
+    others = ["bird", "a blue bird with red wings", "a blue rock with blue wings", "on"]
+    assert abs(pixels(model.sample(captions))[1] - pixels(model.sample(others))[1]).max() <= 1
+    alone = pixels(model.sample([captions[1]], indices=[1]))[0]
+    assert abs(alone - pixels(model.sample(captions))[1]).max() <= 1
+
+
+def test_a_long_list_can_be_made_in_parts(model: MirrorGAN) -> None:
+    captions = ["a red bird", "a bird", "blue wings", "a rock", "a bird with wings"]
+    whole = pixels(model.sample(captions, seed=9))
+    parts = model.sample(captions[:2], 9, range(2)) + model.sample(captions[2:], 9, range(2, 5))
+    assert abs(pixels(parts) - whole).max() <= 1
+    picked = model.sample([captions[4], captions[0]], 9, [4, 0])
+    assert abs(pixels(picked) - whole[[4, 0]]).max() <= 1
+
+
+def test_noise_depends_on_seed_and_index_alone(model: MirrorGAN) -> None:
+    z, eps = model.noise(5, [3, 0, 2**40])
+    assert z.shape == (3, 6)
+    assert eps.shape == (3, 5)
+    assert z.dtype == eps.dtype == torch.float32
+    one_z, one_eps = model.noise(5, [2**40])
+    assert torch.equal(one_z[0], z[2])
+    assert torch.equal(one_eps[0], eps[2])
+    rows = torch.cat(model.noise(5, range(50)) + model.noise(6, range(50)), dim=1)
+    assert len({tuple(row.tolist()) for row in rows}) == 50
+
+
+def test_noise_is_standard_normal(model: MirrorGAN) -> None:
+    z, eps = model.noise(0, range(2000))
+    values = torch.cat([z, eps], dim=1).double()
+    assert values.mean().abs() < 5 / values.numel() ** 0.5
+    assert abs(values.var() - 1) < 5 * (2 / values.numel()) ** 0.5
+    correlation = torch.corrcoef(values.T) - torch.eye(11)
+    assert correlation.abs().max() < 5 / 2000**0.5
+
+
+def test_unknown_words_are_skipped(model: MirrorGAN) -> None:
+    plain = model.sample(["a red bird"])
+    assert np.array_equal(pixels(model.sample(["A gorgeous RED, (tiny) bird!"])), pixels(plain))
+
+
+def test_the_first_words_of_a_long_caption_count(model: MirrorGAN) -> None:
+    plain = model.sample(["a red bird with blue wings"])
+    longer = model.sample(["a red bird with blue wings on a rock" + " rock" * 100_000])
+    assert np.array_equal(pixels(longer), pixels(plain))
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "طائر أحمر",
+        "红 鸟 🐦",
+        "vo\u0308gel",
+        "red\0bird red",
+        "\ufeffred",
+        "red\n\t\rbird",
+        "a\u202ered a",
+    ],
+)
+def test_any_text_with_a_known_word_will_do(model: MirrorGAN, caption: str) -> None:
+    assert len(model.sample([caption])) == 1
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "",
+        "   ",
+        "... !?",
+        "zzz",
+        "🐦🐦",
+        "红色",
+        "\0",
+        "<end>",
+        "\ud800",
+        pytest.param("zzz " * 100_000, id="100,000 words"),
+        pytest.param("z" * 1_000_000, id="a long word"),
+    ],
+)
+def test_a_caption_without_a_known_word_is_refused(model: MirrorGAN, caption: str) -> None:
+    with pytest.raises(InputError, match="known") as told:
+        model.sample(["a red bird", caption])
+    message = str(told.value)
+    assert "\n" not in message
+    assert "\0" not in message
+    assert len(message) < 300
+
+
+def test_wrong_arguments_are_refused(model: MirrorGAN) -> None:
+    with pytest.raises(InputError, match="seed is -1"):
+        model.sample(["a red bird"], seed=-1)
+    with pytest.raises(InputError, match="list"):
+        model.sample("a red bird")
+    with pytest.raises(InputError, match="NoneType"):
+        model.sample(["a red bird", None])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="index"):
+        model.sample(["a red bird"], indices=[-1])
+    with pytest.raises(InputError, match="indices"):
+        model.sample(["a red bird", "a bird"], indices=[1])
+
+
+def test_forward_gives_every_stage(model: MirrorGAN) -> None:
+    encoded = model.vocabulary.encode(["a red bird", "rock"], CONFIG.caption_length)
+    with torch.no_grad():
+        images, mu, log_var = model(encoded.tokens, encoded.lengths, *model.noise(0, range(2)))
+    assert [tuple(image.shape) for image in images] == [(2, 3, 16, 16), (2, 3, 32, 32)]
+    assert mu.shape == log_var.shape == (2, 5)
+    expected = to_uint8(images[-1]).numpy()
+    assert abs(pixels(model.sample(["a red bird", "rock"])) - expected).max() <= 1
+
+
+# --- pictures to captions -------------------------------------------------------------------------
+
+
+def picture(mode: str, size: tuple[int, int]) -> Image.Image:
+    rng = np.random.default_rng(0)
+    width, height = size
+    colors = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+    if mode == "I;16":
+        return Image.fromarray(rng.integers(0, 2**16, (height, width), dtype=np.uint16))
+    return colors.convert(mode)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (300, 20), (20, 300), (32, 32), (33, 31)])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"]
+)
+def test_pictures_of_any_kind_are_described(
+    model: MirrorGAN, mode: str, size: tuple[int, int]
+) -> None:
+    (caption,) = model.describe([picture(mode, size)])
+    assert set(caption.split()) <= set(WORDS) - {"<end>"}
+    assert len(caption.split()) <= CONFIG.caption_length
+
+
+def test_each_picture_is_described_alone(model: MirrorGAN) -> None:
+    images = [picture("RGB", (40, 40)), picture("L", (64, 32)), Image.new("RGB", (8, 8), "red")]
+    assert model.describe(images) == [model.describe([image])[0] for image in images]
+    assert model.describe([]) == []
+
+
+@pytest.mark.parametrize("size", [(200, 20), (20, 200)])
+def test_from_image_cuts_the_middle(size: tuple[int, int]) -> None:
+    width, height = size
+    across, down = np.meshgrid(np.arange(width), np.arange(height))
+    levels = np.stack([across, down, np.zeros_like(down)], axis=2).astype(np.uint8)
+    left, top, step = (width - 20) / 2, (height - 20) / 2, 20 / 4
+    centers = torch.arange(4) * step + step / 2 - 0.5
+    found = (from_image(Image.fromarray(levels), 4) + 1) * 127.5
+    torch.testing.assert_close(found[0], (left + centers).expand(4, 4), rtol=0, atol=1)
+    torch.testing.assert_close(found[1], (top + centers)[:, None].expand(4, 4), rtol=0, atol=1)
+
+
+def test_from_image_keeps_orientation_and_values() -> None:
+    levels = np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    tensor = from_image(Image.fromarray(levels), 16)
+    assert tensor.shape == (3, 16, 16)
+    expected = torch.from_numpy(levels.astype(np.float32) / 255 * 2 - 1).permute(2, 0, 1)
+    torch.testing.assert_close(tensor, expected)
+
+
+def test_pictures_survive_the_way_there_and_back() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(1, 16, 16, 3)
+    tensor = from_image(Image.fromarray(levels[0].numpy()), 16)[None]
+    assert torch.equal(to_uint8(tensor), levels)
+
+
+def test_to_uint8_rounds_and_clamps() -> None:
+    values = torch.tensor([-2.0, -1.0, -0.999, 0.0, 0.5, 0.999, 1.0, 7.0])
+    grey = to_uint8(values.view(1, 1, 1, 8).expand(1, 3, 1, 8))
+    assert grey.dtype == torch.uint8
+    assert grey.shape == (1, 1, 8, 3)
+    assert grey[0, 0, :, 0].tolist() == [0, 0, 0, 128, 191, 255, 255, 255]
+
+
+# --- on disk --------------------------------------------------------------------------------------
+
+
+def test_a_saved_model_is_the_same_model(model: MirrorGAN, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    loaded = MirrorGAN.from_pretrained(tmp_path)
+    assert not any(module.training for module in loaded.modules())
+    assert loaded.config == model.config
+    assert loaded.vocabulary.words == model.vocabulary.words
+    state = loaded.state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(state[name], tensor), name
+    captions = ["a red bird", "a blue bird on a rock"]
+    images = loaded.sample(captions, seed=2)
+    assert np.array_equal(pixels(images), pixels(model.sample(captions, seed=2)))
+    assert loaded.describe(images) == model.describe(images)
+
+
+def test_half_precision_halves_the_file_and_hardly_changes_the_pictures(
+    model: MirrorGAN, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "half", torch.float16)
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "half")]
+    assert 0.49 < sizes[1] / sizes[0] < 0.55
+    loaded = MirrorGAN.from_pretrained(tmp_path / "half")
+    assert all(p.dtype == torch.float32 for p in loaded.parameters())
+    captions = ["a red bird", "a blue bird on a rock"]
+    difference = abs(pixels(loaded.sample(captions)) - pixels(model.sample(captions)))
+    assert difference.mean() < 1
+
+
+def test_a_model_is_loaded_by_its_name(
+    model: MirrorGAN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "PRETRAINED", tmp_path)
+    model.save_pretrained(tmp_path / "birds-painted")
+    model.save_pretrained(tmp_path / "other")
+    assert torch.equal(MirrorGAN.from_pretrained().glam.G[0][0].weight, model.glam.G[0][0].weight)
+    MirrorGAN.from_pretrained("other")
+    with pytest.raises(InputError, match="birds-painted, other"):
+        MirrorGAN.from_pretrained("birds")
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"generator_channels": 8}, "glam"),
+        ({"stages": 3}, "glam"),
+        ({"residual_blocks": 2}, "glam.F.1.1"),
+        ({"embedding_size": 8}, "stem"),
+        ({"stream_hidden_size": 4}, "stream.lstm"),
+        ({"sentence_attention": "none"}, "glam.F_att"),
+    ],
+)
+def test_weights_of_another_config_are_refused(
+    model: MirrorGAN, tmp_path: Path, changes: dict[str, Any], name: str
+) -> None:
+    model.save_pretrained(tmp_path)
+    weights.save_description(tmp_path, dataclasses.replace(CONFIG, **changes), model.vocabulary)
+    with pytest.raises(InputError, match=name) as told:
+        MirrorGAN.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(told.value)
+
+
+def test_weights_of_another_vocabulary_are_refused(model: MirrorGAN, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    weights.save_description(tmp_path, CONFIG, Vocabulary([*WORDS, "more"]))
+    with pytest.raises(InputError, match=r"stem\.embedding\.weight"):
+        MirrorGAN.from_pretrained(tmp_path)
+
+
+def test_weights_that_lack_a_part_are_refused(model: MirrorGAN, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state.pop("glam.F.0.norm.running_mean")
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"glam\.F\.0\.norm\.running_mean is missing"):
+        MirrorGAN.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "vocabulary.txt", "model.safetensors"])
+@pytest.mark.parametrize("how", ["missing", "empty", "truncated"])
+def test_a_damaged_file_is_named(model: MirrorGAN, tmp_path: Path, name: str, how: str) -> None:
+    model.save_pretrained(tmp_path)
+    path = tmp_path / name
+    content = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    else:
+        # 16 bytes short: the last word of the vocabulary is cut, so it is another vocabulary
+        path.write_bytes(b"" if how == "empty" else content[:-16])
+    with pytest.raises(InputError) as told:
+        MirrorGAN.from_pretrained(tmp_path)
+    message = str(told.value)
+    assert str(tmp_path) in message
+    assert "\n" not in message
+    assert name in message or (name, how) == ("vocabulary.txt", "truncated")
+
+
+def test_a_folder_that_cannot_be_written_is_refused(model: MirrorGAN, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"):
+        model.save_pretrained(tmp_path / "file" / "model")

@@ -1,0 +1,430 @@
+"""glam_attention: every implementation against loops in float64, and what the contract promises."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.ops import (
+    build_info,
+    choice,
+    glam_attention,
+    use,
+    why_not_compiled,
+    word_attention_map,
+)
+from mirrorgan_fast.ops.glam_attention import reference
+
+op = torch.ops.mirrorgan.glam_attention
+compiled = pytest.mark.skipif(why_not_compiled() is not None, reason=str(why_not_compiled()))
+
+
+class Inputs(NamedTuple):
+    features: Tensor
+    words: Tensor
+    mask: Tensor
+    sentence: Tensor | None
+    sentence_weight: Tensor | None
+
+
+def inputs(
+    batch: int = 3,
+    channels: int = 6,
+    words: int = 5,
+    size: tuple[int, int] = (5, 7),
+    *,
+    form: str = "authors",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Inputs:
+    """Random inputs; sample 0 has all its words, the others lose about a third, anywhere."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=rng, dtype=torch.float64).to(dtype)
+
+    mask = torch.rand((batch, words), generator=rng) > 0.3
+    mask[:1] = True
+    return Inputs(
+        normal(batch, channels, *size),
+        normal(batch, words, channels),
+        mask,
+        None if form == "words" else normal(batch, channels),
+        normal(channels, channels) if form == "authors" else None,
+    )
+
+
+def by_loops(given: Inputs) -> Tensor:
+    """The formulas of the paper, one sample and one pixel at a time, in float64."""
+    features, words, mask, sentence, weight = (
+        t if t is None or t.dtype == torch.bool else t.double() for t in given
+    )
+    batch, channels, height, width = features.shape
+    parts = 2 if sentence is None else 3
+    out = torch.zeros(batch, parts * channels, height, width, dtype=torch.float64)
+    for n in range(batch):
+        keys = [words[n, t] for t in range(words.shape[1]) if mask[n, t]]
+        for y in range(height):
+            for x in range(width):
+                f = features[n, :, y, x]
+                columns = [f]
+                context = torch.zeros(channels, dtype=torch.float64)
+                if keys:
+                    scores = torch.stack([torch.dot(f, k) for k in keys])
+                    for share, k in zip(torch.softmax(scores, 0), keys, strict=True):
+                        context = context + share * k
+                columns.append(context)
+                if sentence is not None:
+                    gate = f * sentence[n]
+                    if weight is not None:
+                        gate = weight @ gate
+                    columns.append(sentence[n] * torch.softmax(gate, 0))
+                out[n, :, y, x] = torch.cat(columns)
+    return out
+
+
+@pytest.fixture(params=["reference", pytest.param("cpu", marks=compiled)])
+def implementation(request) -> Iterator[str]:
+    """Run the test once with each implementation."""
+    with use(request.param):
+        yield request.param
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("batch", "channels", "words", "size", "form"),
+    [
+        (3, 6, 5, (5, 7), "authors"),
+        (2, 32, 18, (11, 13), "authors"),  # two blocks of pixels and a part of a third
+        (1, 32, 18, (8, 8), "paper"),  # one block exactly
+        (2, 7, 3, (33, 35), "words"),  # more than one task a sample
+        (2, 1, 1, (1, 1), "paper"),
+        (1, 3, 1, (1, 9), "authors"),
+    ],
+)
+def test_matches_loops(
+    implementation, assert_matches, batch, channels, words, size, form, dtype, memory_format
+):
+    given = inputs(batch, channels, words, size, form=form, dtype=dtype)
+    given = given._replace(features=given.features.contiguous(memory_format=memory_format))
+
+    actual = glam_attention(*given)
+
+    assert actual.dtype == dtype
+    assert actual.is_contiguous(memory_format=memory_format)
+    assert_matches(actual, by_loops(given))
+    assert torch.equal(actual[:, :channels], given.features), "f itself must pass unchanged"
+
+
+def test_bfloat16_is_float32_rounded_once(implementation):
+    given = inputs(2, 32, 18, (11, 13), dtype=torch.bfloat16)
+    wide = [t if t.dtype == torch.bool else t.float() for t in given]
+    assert torch.equal(glam_attention(*given), glam_attention(*wide).bfloat16())
+
+
+def test_strided_inputs(implementation, assert_matches):
+    given = inputs()
+    strided = Inputs(
+        given.features.permute(3, 0, 2, 1).contiguous().permute(1, 3, 2, 0),
+        given.words.mT.contiguous().mT,
+        given.mask.T.contiguous().T,
+        given.sentence.repeat_interleave(2, dim=1)[:, ::2],
+        given.sentence_weight.T.contiguous().T,
+    )
+    assert not any(tensor.is_contiguous() for tensor in strided)
+    assert_matches(glam_attention(*strided), by_loops(given))
+
+
+def test_real_words_only(implementation, assert_matches):
+    given = inputs(batch=3, words=4)
+    mask = torch.tensor([[False] * 4, [False, False, True, False], [True] * 4])
+    words = given.words.masked_fill(~mask[:, :, None], torch.nan)  # what padding holds is nobody's
+
+    actual = glam_attention(*given._replace(words=words, mask=mask))
+
+    assert_matches(actual, by_loops(given._replace(mask=mask)))
+    context = actual[:, 6:12]
+    assert (context[0] == 0).all(), "without a real word Att^w is zero"
+    only_word = given.words[1, 2, :, None, None]
+    torch.testing.assert_close(context[1], only_word.expand_as(context[1]))
+
+
+@pytest.mark.parametrize("shape", [(0, 5, (4, 4)), (2, 5, (0, 4)), (2, 0, (4, 4))])
+def test_empty(implementation, assert_matches, shape):
+    batch, words, size = shape
+    given = inputs(batch=batch, words=words, size=size)
+    assert_matches(glam_attention(*given), by_loops(given))
+
+
+def test_nan_stays_in_its_pixel(implementation):
+    given = inputs()
+    clean = glam_attention(*given)
+    given.features[1, 2, 3, 4] = torch.nan
+
+    dirty = glam_attention(*given)
+
+    changed = dirty.isnan()
+    assert changed[1, 6:, 3, 4].all()
+    assert torch.equal(dirty[~changed], clean[~changed])
+    assert changed.sum() == 1 + 2 * 6
+
+
+def test_extreme_scores(implementation, assert_matches):
+    given = inputs(dtype=torch.float32)
+    given = given._replace(features=given.features * 1e4)
+    assert_matches(glam_attention(*given), by_loops(given))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_samples_are_independent_to_the_bit(implementation, dtype):
+    given = inputs(batch=5, channels=32, words=18, size=(19, 17), dtype=dtype)
+    together = glam_attention(*given)
+    for n in range(5):
+        alone = [t[n : n + 1] for t in given[:4]]
+        assert torch.equal(glam_attention(*alone, given.sentence_weight), together[n : n + 1])
+
+
+@compiled
+def test_threads_do_not_change_bits():
+    given = inputs(batch=3, channels=32, words=18, size=(64, 65))
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(op(*given))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@compiled
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_narrower_instruction_sets(assert_matches, tmp_path, capability):
+    """The choice is made once a process, hence another process."""
+    wanted = {"default": "baseline", "avx2": "avx2"}[capability]
+    if wanted not in build_info().processor_instruction_sets:
+        pytest.skip(f"this processor has no {wanted}")
+    cases = [
+        inputs(2, 32, 18, (11, 13), dtype=torch.float32),
+        inputs(2, 7, 3, (9, 8), dtype=torch.bfloat16, seed=1),
+    ]
+    torch.save([tuple(given) for given in cases], tmp_path / "inputs.pt")
+    script = """
+        import sys, torch
+        from mirrorgan_fast.ops import build_info
+        folder, wanted = sys.argv[1:]
+        assert build_info().instruction_set == wanted, build_info()
+        cases = torch.load(folder + "/inputs.pt")
+        results = [torch.ops.mirrorgan.glam_attention(*given) for given in cases]
+        torch.save(results, folder + "/results.pt")
+    """
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), tmp_path, wanted],
+        env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
+        check=True,
+    )
+    for actual, given in zip(torch.load(tmp_path / "results.pt"), cases, strict=True):
+        assert_matches(actual, by_loops(given))
+
+
+def test_gradients_of_the_reference():
+    given = inputs(batch=2, channels=3, words=3, size=(2, 3), dtype=torch.float64)
+    mask = torch.tensor([[True, False, True], [False, False, False]])
+    features, words, _, sentence, weight = (
+        t.requires_grad_() if t.is_floating_point() else t for t in given
+    )
+
+    def run(features, words, sentence, weight):
+        return glam_attention(features, words, mask, sentence, weight)
+
+    tensors = (features, words, sentence, weight)
+    with torch.autograd.set_detect_anomaly(True):  # no NaN on the way either
+        assert torch.autograd.gradcheck(run, tensors)
+        assert torch.autograd.gradgradcheck(run, tensors)
+
+
+@compiled
+@pytest.mark.parametrize("form", ["authors", "paper", "words"])
+def test_gradients_of_the_compiled_op(assert_matches, form):
+    given = inputs(form=form)
+    wide = [t if t is None or t.dtype == torch.bool else t.double() for t in given]
+    differentiable = [i for i, t in enumerate(given) if t is not None and t.is_floating_point()]
+    for tensors in (given, wide):
+        for i in differentiable:
+            tensors[i].requires_grad_()
+
+    results = []
+    for function, tensors in ((op, given), (reference, wide)):
+        out = function(*tensors)
+        cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+        leaves = [tensors[i] for i in differentiable]
+        first = torch.autograd.grad(out, leaves, cotangent.to(out.dtype), create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+        results.append([*first, *second])
+    for actual, expected in zip(*results, strict=True):
+        assert_matches(actual, expected)
+
+
+@compiled
+@pytest.mark.parametrize("form", ["authors", "paper", "words"])
+def test_opcheck(form):
+    given = inputs(batch=2, channels=3, words=3, size=(2, 3), form=form)
+    for tensor in given:
+        if tensor is not None and tensor.is_floating_point():
+            tensor.requires_grad_()
+    torch.library.opcheck(op, given)
+
+
+@compiled
+def test_fake_kernel_knows_the_strides():
+    contiguous = inputs(batch=5, channels=3, words=3, size=(2, 3))
+    channels_last = contiguous.features.contiguous(memory_format=torch.channels_last)
+    one_channel = torch.empty(2, 1, 2, 3).as_strided((2, 1, 2, 3), (6, 1, 3, 1))
+    for features in (
+        channels_last,
+        channels_last[::3][:1],  # channels_last, though the batch has an odd stride
+        channels_last[:, :, :, ::2],
+        one_channel.normal_(),  # of both formats
+    ):
+        given = inputs(*features.shape[:2], words=3)._replace(features=features)
+        torch.library.opcheck(op, given, test_utils="test_faketensor")
+
+
+class Attention(nn.Module):
+    """The op as a model uses it."""
+
+    def forward(self, *given: Tensor | None) -> Tensor:
+        """Return the attention."""
+        return glam_attention(*given)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_compiles_as_one_graph(implementation, assert_matches, training):
+    given = inputs()
+    given.features.requires_grad_(training)
+    torch.compiler.reset()
+    run = torch.compile(Attention(), fullgraph=True, backend="aot_eager")
+    actual = run(*given)
+    assert_matches(actual.detach(), by_loops(given))
+    if training:
+        actual.sum().backward()
+        from_eager = torch.autograd.grad(reference(*given).sum(), given.features)[0]
+        assert_matches(given.features.grad, from_eager.double())
+
+
+def test_compiles_with_inductor(assert_matches):
+    given = inputs()
+    torch.compiler.reset()
+    actual = torch.compile(Attention(), fullgraph=True)(*given)
+    assert_matches(actual, by_loops(given))
+
+
+def test_exports_with_any_batch(implementation, assert_matches):
+    batch = torch.export.Dim("batch", min=1, max=64)
+    shapes = ({0: batch}, {0: batch}, {0: batch}, {0: batch}, None)
+    program = torch.export.export(
+        Attention(), tuple(inputs(batch=3)), dynamic_shapes={"given": shapes}
+    )
+    names = {str(node.target) for node in program.graph.nodes}
+    assert ("mirrorgan.glam_attention.default" in names) == (implementation == "cpu")
+    given = inputs(batch=4, seed=1)
+    assert_matches(program.module()(*given), by_loops(given))
+
+
+def test_autocast(implementation, assert_matches):
+    given = inputs()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = glam_attention(*given)
+        mixed = glam_attention(given.features.bfloat16(), *given[1:])
+        attention = word_attention_map(*given[:3])
+    assert actual.dtype == mixed.dtype == torch.bfloat16
+    assert attention.dtype == torch.float32
+    rounded = [t if t is None or t.dtype == torch.bool else t.bfloat16() for t in given]
+    assert_matches(actual, by_loops(Inputs(*rounded)))
+    assert torch.equal(actual, mixed)
+
+
+def test_word_attention_map(assert_matches):
+    given = inputs(batch=3, words=4)
+    given.mask[1] = False
+
+    attention = word_attention_map(*given[:3])
+
+    assert attention.shape == (3, 4, 5, 7)
+    assert (attention[~given.mask] == 0).all()
+    assert_matches(attention.sum(1)[given.mask.any(1)], torch.ones(2, 5, 7, dtype=torch.float64))
+    context = torch.einsum("nthw,ntc->nchw", attention, given.words)
+    assert_matches(context, by_loops(given)[:, 6:12])
+
+
+ONES = torch.ones
+BAD_INPUT = {
+    "features": (ONES(3, 6, 5), "features", r"\(N, C, H, W\)"),
+    "integer features": (ONES(3, 6, 5, 7, dtype=torch.int64), "features", "floating point"),
+    "channels of words": (ONES(3, 5, 4), "words", r"\(3, T, 6\)"),
+    "data type of words": (ONES(3, 5, 6, dtype=torch.float64), "words", "torch.float32, that of"),
+    "length of mask": (ONES(3, 4, dtype=torch.bool), "mask", r"bool .* \(3, 5\)"),
+    "data type of mask": (ONES(3, 5), "mask", "bool"),
+    "sentence": (ONES(2, 6), "sentence", r"\(3, 6\)"),
+    "device": (ONES(3, 6, device="meta"), "sentence", "device cpu"),
+    "sentence_weight": (ONES(6, 6, 1, 1), "sentence_weight", r"\(6, 6\)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input(case):
+    tensor, argument, wanted = BAD_INPUT[case]
+    given = inputs()._replace(**{argument: tensor})
+    with pytest.raises(
+        InputError, match=rf"^glam_attention: {argument}: found .* wanted .*{wanted}"
+    ):
+        glam_attention(*given)
+
+
+def test_weight_without_sentence():
+    with pytest.raises(InputError, match="none where there is no sentence"):
+        glam_attention(*inputs()._replace(sentence=None))
+
+
+@compiled
+@pytest.mark.parametrize("case", [c for c in BAD_INPUT if c not in ("device", "data type of mask")])
+def test_compiled_op_checks_for_itself(case):
+    tensor, argument, _ = BAD_INPUT[case]
+    with pytest.raises(ValueError, match=rf"^glam_attention: {argument}: found .*, wanted "):
+        op(*inputs()._replace(**{argument: tensor}))
+
+
+def test_choice():
+    where = {"device": "cpu", "dtype": torch.float32}
+    fastest = choice.choose("glam_attention", **where, needs_grad=False)
+    assert fastest.implementation == ("cpu" if why_not_compiled() is None else "reference")
+    training = choice.choose("glam_attention", **where, needs_grad=True)
+    assert training.implementation == "reference"
+    assert training.reason
+    with use("reference"):
+        assert (
+            choice.choose("glam_attention", **where, needs_grad=False).implementation == "reference"
+        )
+    with use("cpu"):
+        double = choice.choose("glam_attention", "cpu", torch.float64, needs_grad=False)
+        assert double == ("reference", "cpu does not take this data type")
+    assert choice.choose("glam_attention", **where, needs_grad=False) == fastest
+    assert choice.report()["glam_attention", "cpu", "float32"] == fastest
+
+
+def test_unknown_implementation():
+    with (
+        pytest.raises(InputError, match="MIRRORGAN_FAST_OPS: found 'gpu', wanted one of cpu, ref"),
+        use("gpu"),
+    ):
+        pass

@@ -1,0 +1,93 @@
+"""The build: the extension is there where it can be, and its absence is said and survived."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+from mirrorgan_fast.ops import build_info, why_not_compiled
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_extension_is_built_where_there_is_a_compiler():
+    compiler = os.environ.get("CXX", "c++")
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if shutil.which(compiler) is None or not header.is_file():
+        pytest.skip("no compiler, or no header files of Python")
+    assert why_not_compiled() is None
+    # And in a process in which nothing else has loaded torch yet.
+    script = "from mirrorgan_fast.ops import why_not_compiled as why; print(why())"
+    output = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True)
+    assert output.stdout == "None\n"
+
+
+@pytest.mark.skipif(why_not_compiled() is not None, reason=str(why_not_compiled()))
+def test_build_info():
+    info = build_info()
+    assert re.match(r"(gcc|clang) \d+", info.compiler)
+    assert info.cpp_standard >= 17
+    assert info.instruction_sets[0] == "baseline"
+    assert set(info.processor_instruction_sets) <= set(info.instruction_sets)
+    assert info.instruction_set in info.processor_instruction_sets
+    target = tuple(map(int, info.torch_target.split(".")))
+    assert target == (2, 11), "the oldest torch that pyproject.toml asks for"
+    assert tuple(map(int, torch.__version__.split(".")[:2])) >= target
+
+
+def test_kernels_are_part_of_the_package():
+    assert import_module("mirrorgan_fast.kernels").__doc__
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [
+        ("/nowhere/c++", "no C++ compiler: `/nowhere/c++` was not found; install g++ or clang"),
+        (shutil.which("false"), "the compiler failed"),
+    ],
+)
+def test_without_a_working_compiler(tmp_path, compiler, reason):
+    environment = os.environ | {"CXX": compiler, "CC": compiler}
+    environment.pop("MIRRORGAN_FAST_REQUIRE_EXTENSION", None)
+    build = [sys.executable, "setup.py", "-q", "build", "--build-base", str(tmp_path)]
+
+    result = subprocess.run(build, cwd=ROOT, env=environment, text=True, capture_output=True)
+    assert result.returncode == 0, result.stderr
+    assert f"mirrorgan-fast: installed WITHOUT compiled kernels: {reason}" in result.stderr
+    strict = environment | {"MIRRORGAN_FAST_REQUIRE_EXTENSION": "1"}
+    assert subprocess.run(build, cwd=ROOT, env=strict, capture_output=True).returncode != 0
+
+    (library,) = tmp_path.glob("lib*")
+    script = """
+import json, torch
+from mirrorgan_fast import ops
+out = ops.glam_attention(torch.ones(1, 2, 3, 3), torch.ones(1, 1, 2), torch.ones(1, 1) > 0)
+choice = ops.report()["glam_attention", "cpu", "float32"]
+facts = ops.__file__, ops.why_not_compiled(), ops.build_info(), out.sum().item(), choice
+print(json.dumps(facts))
+"""
+    # -S: without the .pth file of an editable install, which would lend its extension.
+    paths = [str(library), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    output = subprocess.run(
+        [sys.executable, "-S", "-c", script],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": os.pathsep.join(paths)},
+        check=True,
+        text=True,
+        capture_output=True,
+    ).stdout
+    where, why, info, total, (implementation, because) = json.loads(output)
+    assert Path(where).is_relative_to(library)
+    assert reason in why
+    assert info is None
+    assert total == 36
+    assert implementation == "reference"
+    assert reason in because

@@ -1,0 +1,112 @@
+"""Tiny networks and pictures: a step of training takes a fraction of a second on one core."""
+
+from functools import cached_property
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from mirrorgan_fast.data.captioned_images import TrainingExamples
+from mirrorgan_fast.data.painted_birds import PaintedBirds
+from mirrorgan_fast.data.vocabulary import Vocabulary
+from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.training.settings import (
+    GANSettings,
+    STEMSettings,
+    STREAMSettings,
+    TrainingSettings,
+)
+
+
+class KeptBirds(PaintedBirds):
+    """Painted birds that are painted once."""
+
+    @cached_property
+    def _images(self) -> list[Image.Image]:
+        return [PaintedBirds.image(self, index) for index in range(len(self))]
+
+    def image(self, index: int) -> Image.Image:
+        return self._images[index]
+
+
+@pytest.fixture
+def device() -> torch.device:
+    return torch.device("cpu")
+
+
+@pytest.fixture
+def config() -> ModelConfig:
+    return ModelConfig(
+        image_size=32,
+        stages=2,
+        generator_channels=4,
+        discriminator_channels=4,
+        residual_blocks=1,
+        noise_size=6,
+        condition_size=5,
+        embedding_size=16,
+        word_embedding_size=8,
+        caption_length=9,
+        image_encoder="small",
+        stream_encoder="small",
+        stream_hidden_size=8,
+    )
+
+
+@pytest.fixture
+def settings() -> TrainingSettings:
+    return TrainingSettings(
+        stem=STEMSettings(steps=6, batch_size=5),
+        stream=STREAMSettings(steps=6, batch_size=5),
+        gan=GANSettings(steps=6, batch_size=5, form="authors", damsm_weight=1.0),
+        precision="fp32",
+    )
+
+
+@pytest.fixture(scope="session")
+def birds() -> KeptBirds:
+    return KeptBirds("train", 12, size=64)
+
+
+@pytest.fixture(scope="session")
+def vocabulary(birds: KeptBirds) -> Vocabulary:
+    return Vocabulary.build(text for index in range(len(birds)) for text in birds.captions(index))
+
+
+@pytest.fixture
+def examples(birds: KeptBirds, vocabulary: Vocabulary, config: ModelConfig) -> TrainingExamples:
+    """Twelve: two batches of five an epoch, and two left over."""
+    return TrainingExamples(
+        birds, vocabulary, config.image_size, config.caption_length, augment=True
+    )
+
+
+@pytest.fixture(scope="session")
+def two_hundred() -> tuple[TrainingExamples, int]:
+    """Enough to learn from, and the number of words."""
+    birds = KeptBirds("train", 200, size=64)
+    words = Vocabulary.build(text for index in range(200) for text in birds.captions(index))
+    return TrainingExamples(birds, words, image_size=64, caption_length=18), len(words)
+
+
+def _assert_same(actual: Any, expected: Any, place: str) -> None:
+    assert type(actual) is type(expected), place
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(actual, expected), place
+    elif isinstance(expected, dict):
+        assert actual.keys() == expected.keys(), place
+        for key in expected:
+            _assert_same(actual[key], expected[key], f"{place}/{key}")
+    elif isinstance(expected, list | tuple):
+        assert len(actual) == len(expected), place
+        for index, (one, other) in enumerate(zip(actual, expected, strict=True)):
+            _assert_same(one, other, f"{place}/{index}")
+    else:
+        assert actual == expected, place
+
+
+@pytest.fixture
+def assert_same() -> Any:
+    """Assert that two states (of nested dicts, lists and tensors) are the same, bit for bit."""
+    return lambda actual, expected: _assert_same(actual, expected, "state")

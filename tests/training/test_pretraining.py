@@ -1,0 +1,213 @@
+"""Pretraining of STEM and STREAM: it learns, and a stopped run ends as if it had not been."""
+
+import dataclasses
+import functools
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mirrorgan_fast.data.captioned_images import TrainingExamples
+from mirrorgan_fast.data.vocabulary import Vocabulary
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.training import pretraining
+from mirrorgan_fast.training.pretraining import to_signed, train_stem, train_stream
+from mirrorgan_fast.training.run import Run, load_checkpoint
+from mirrorgan_fast.training.settings import STEMSettings, STREAMSettings, TrainingSettings
+
+Train = Callable[..., list[nn.Module]]
+
+
+@pytest.fixture(params=["stem", "stream"])
+def stage(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def train(
+    stage: str,
+    config: ModelConfig,
+    settings: TrainingSettings,
+    examples: TrainingExamples,
+    vocabulary: Vocabulary,
+    device: torch.device,
+) -> Train:
+    """Train the stage in a folder, with other settings of the stage where they are given."""
+    function = {"stem": train_stem, "stream": train_stream}[stage]
+
+    def run(folder: Path, seed: int = 0, **changed: Any) -> list[nn.Module]:
+        options = dataclasses.replace(getattr(settings, stage), **changed)
+        trained = function(
+            config,
+            dataclasses.replace(settings, seed=seed, **{stage: options}),
+            examples,
+            len(vocabulary),
+            folder,
+            device=device,
+            workers=0,
+            quiet=True,
+        )
+        return list(trained) if isinstance(trained, tuple) else [trained]
+
+    return run
+
+
+def stop(monkeypatch: pytest.MonkeyPatch, step: int, how: Callable[[], Any]) -> None:
+    """Make every run stop in ``step``."""
+    log = Run.log
+
+    def log_and_stop(self: Run, at: int, figures: dict[str, Any]) -> None:
+        log(self, at, figures)
+        if at == step:
+            how()
+
+    monkeypatch.setattr(Run, "log", log_and_stop)
+
+
+def interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def kill() -> None:
+    raise RuntimeError("killed")
+
+
+def test_ctrl_c_and_resume_end_as_without(
+    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, assert_same: Any
+) -> None:
+    whole = train(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop(patch, 2, interrupt)  # in the second epoch
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "resumed")
+    assert load_checkpoint(tmp_path / "resumed")["step"] == 3
+    resumed = train(tmp_path / "resumed")
+    assert_same(load_checkpoint(tmp_path / "resumed"), load_checkpoint(tmp_path / "whole"))
+    for network, expected in zip(resumed, whole, strict=True):
+        assert_same(network.state_dict(), expected.state_dict())
+        assert not network.training
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint(
+    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, assert_same: Any
+) -> None:
+    monkeypatch.setattr(pretraining, "Run", functools.partial(Run, log_every=1, save_every=2))
+    train(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop(patch, 4, kill)  # after the checkpoint of 4 steps and the points of 5
+        with pytest.raises(RuntimeError, match="killed"):
+            train(tmp_path / "killed")
+    assert load_checkpoint(tmp_path / "killed")["step"] == 4
+    train(tmp_path / "killed")
+    assert_same(load_checkpoint(tmp_path / "killed"), load_checkpoint(tmp_path / "whole"))
+    whole, killed = ((tmp_path / run / "curves.jsonl").read_text() for run in ("whole", "killed"))
+    assert killed == whole
+    assert [json.loads(row)["step"] for row in whole.splitlines()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_can_be_made_longer(
+    tmp_path: Path, stage: str, train: Train, assert_same: Any
+) -> None:
+    train(tmp_path / "longer", steps=3)
+    longer = train(tmp_path / "longer")
+    assert load_checkpoint(tmp_path / "longer")["step"] == 6
+    whole = train(tmp_path / "whole")
+    if stage == "stem":  # STREAM's learning rate falls to zero at the end of the steps asked for
+        for network, expected in zip(longer, whole, strict=True):
+            assert_same(network.state_dict(), expected.state_dict())
+
+
+def test_a_finished_run_is_only_read(tmp_path: Path, train: Train, assert_same: Any) -> None:
+    first = train(tmp_path)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    again = train(tmp_path)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    for network, expected in zip(again, first, strict=True):
+        assert_same(network.state_dict(), expected.state_dict())
+
+
+def test_the_seed_decides(tmp_path: Path, train: Train, assert_same: Any) -> None:
+    first, same = (train(tmp_path / name, steps=2) for name in ("first", "same"))
+    other = train(tmp_path / "other", steps=2, seed=1)
+    for network, expected, different in zip(first, same, other, strict=True):
+        assert_same(network.state_dict(), expected.state_dict())
+        for name, parameter in network.named_parameters():
+            if parameter.dim() > 1:
+                assert not torch.equal(parameter, different.state_dict()[name]), name
+
+
+def test_all_of_the_networks_are_trained(tmp_path: Path, train: Train) -> None:
+    for before, after in zip(
+        train(tmp_path / "a", steps=1, learning_rate=0.0), train(tmp_path / "b"), strict=True
+    ):
+        for name, parameter in after.named_parameters():
+            assert parameter.isfinite().all(), name
+            assert not torch.equal(parameter, before.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("changed", [{"learning_rate": 0.125}, {"batch_size": 3}, {"seed": 7}])
+def test_other_settings_are_refused(tmp_path: Path, train: Train, changed: dict[str, Any]) -> None:
+    train(tmp_path, steps=1)
+    ((name, value),) = changed.items()
+    with pytest.raises(InputError, match=rf"{name}.*{value}"):
+        train(tmp_path, **changed)
+
+
+def test_too_few_images_are_refused(tmp_path: Path, train: Train) -> None:
+    with pytest.raises(InputError, match="12 training images"):
+        train(tmp_path, batch_size=13)
+
+
+def test_to_signed() -> None:
+    image = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
+    signed = to_signed(image, torch.device("cpu"))
+    assert signed.dtype == torch.float32
+    assert signed.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(signed, (image.double() / 255 * 2 - 1).float())
+    extremes = to_signed(torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2), image.device)
+    assert extremes.flatten().tolist() == [-1, 1]
+
+
+# --- does it learn? -------------------------------------------------------------------------------
+
+LEARNING = ModelConfig(
+    image_size=64,
+    stages=2,
+    embedding_size=64,
+    word_embedding_size=64,
+    text_dropout=0.0,
+    image_encoder="small",
+    stream_encoder="small",
+    stream_hidden_size=128,
+)
+
+
+def curves(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(row) for row in (folder / "curves.jsonl").read_text().splitlines()]
+
+
+def test_stem_learns_which_caption_is_whose(
+    tmp_path: Path, two_hundred: tuple[TrainingExamples, int], device: torch.device
+) -> None:
+    options = STEMSettings(steps=150, batch_size=16, gradient_clip=1.0)
+    settings = TrainingSettings(stem=options, precision="fp32", augment=False)
+    train_stem(LEARNING, settings, *two_hundred, tmp_path, device=device, workers=0, quiet=True)
+    first, *_, last = curves(tmp_path)
+    assert last["damsm"] < first["damsm"] - 1
+    assert last["retrieval"] > 3 / 16  # three times what chance gives
+
+
+def test_stream_learns_to_describe(
+    tmp_path: Path, two_hundred: tuple[TrainingExamples, int], device: torch.device
+) -> None:
+    options = STREAMSettings(steps=100, batch_size=16)
+    settings = TrainingSettings(stream=options, precision="fp32", augment=False)
+    train_stream(LEARNING, settings, *two_hundred, tmp_path, device=device, workers=0, quiet=True)
+    first, *_, last = curves(tmp_path)
+    assert last["cross_entropy"] < first["cross_entropy"] - 1

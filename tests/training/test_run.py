@@ -1,0 +1,339 @@
+"""A training run: what a step sees, checkpoints, curves, and how a run ends and goes on."""
+
+import json
+import pickle
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mirrorgan_fast.data.captioned_images import TrainingExamples
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.training.run import Run, load_checkpoint
+
+SETTINGS = {"learning_rate": 0.5, "betas": (0.5, 0.999), "form": "paper"}
+
+
+def seen(run: Run, examples: TrainingExamples, *, seed: int = 0, workers: int = 0) -> list[Any]:
+    """Return all that depends on chance in each of the run's steps."""
+    steps = []
+    with run:
+        for step, epoch, batch in run.batches(examples, 5, seed, workers):
+            noise = torch.rand(3)
+            torch.rand(step + 1)  # what a step draws must not reach the next one
+            steps.append((step, epoch, batch, noise))
+    return steps
+
+
+def stopped_at(step: int, folder: Path) -> Run:
+    """Return a run in ``folder`` that goes on after ``step`` steps."""
+    with Run(folder, 100, SETTINGS, quiet=True) as run:
+        run.save(step - 1, {})
+    return Run(folder, 7, SETTINGS, quiet=True)
+
+
+def points(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(row) for row in (folder / "curves.jsonl").read_text().splitlines()]
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("done", [1, 2, 3, 6])
+def test_a_resumed_run_sees_what_it_had_seen(
+    tmp_path: Path, examples: TrainingExamples, assert_same: Any, done: int
+) -> None:
+    whole = seen(Run(tmp_path / "whole", 7, SETTINGS, quiet=True), examples)
+    assert [step for step, *_ in whole] == list(range(7))
+    assert_same(seen(stopped_at(done, tmp_path / "resumed"), examples), whole[done:])
+
+
+def test_workers_change_nothing(
+    tmp_path: Path, examples: TrainingExamples, assert_same: Any
+) -> None:
+    alone = seen(Run(tmp_path / "alone", 4, SETTINGS, quiet=True), examples)
+    helped = seen(Run(tmp_path / "helped", 4, SETTINGS, quiet=True), examples, workers=2)
+    assert_same(helped, alone)
+
+
+def test_every_step_is_another(tmp_path: Path, examples: TrainingExamples) -> None:
+    steps = seen(Run(tmp_path, 6, SETTINGS, quiet=True), examples)
+    steps += seen(Run(tmp_path, 6, SETTINGS, quiet=True), examples, seed=1)
+    assert len({tuple(batch["index"].tolist()) for *_, batch, _ in steps}) == len(steps)
+    assert len({tuple(noise.tolist()) for *_, noise in steps}) == len(steps)
+
+
+def test_an_epoch_shows_each_example_once(tmp_path: Path, examples: TrainingExamples) -> None:
+    steps = seen(Run(tmp_path, 7, SETTINGS, quiet=True), examples)
+    assert [epoch for _, epoch, *_ in steps] == [0, 0, 1, 1, 2, 2, 3]
+    for epoch in range(3):
+        shown = torch.cat([batch["index"] for _, of, batch, _ in steps if of == epoch])
+        assert len(shown) == len(set(shown.tolist())) == 10  # of 12, in batches of 5
+
+
+def test_a_batch_has_what_training_needs(tmp_path: Path, examples: TrainingExamples) -> None:
+    ((_, _, batch, _),) = seen(Run(tmp_path, 1, SETTINGS, quiet=True), examples)
+    assert batch["image"].shape == (5, 3, 32, 32)
+    assert batch["tokens"].shape == (5, 9)
+    for name in ("length", "label", "index"):
+        assert batch[name].shape == (5,)
+        assert batch[name].dtype == torch.int64
+
+
+def test_fewer_images_than_a_batch_are_refused(tmp_path: Path, examples: TrainingExamples) -> None:
+    with (
+        Run(tmp_path, 1, SETTINGS, quiet=True) as run,
+        pytest.raises(InputError, match=r"12 .* 13"),
+    ):
+        next(run.batches(examples, 13, 0, 0))
+    with Run(tmp_path, 1, SETTINGS, quiet=True) as run:
+        assert len(next(run.batches(examples, 12, 0, 0))[2]["index"]) == 12
+
+
+def test_a_finished_run_has_no_more_steps(tmp_path: Path, examples: TrainingExamples) -> None:
+    assert seen(stopped_at(7, tmp_path), examples) == []
+    assert seen(stopped_at(50, tmp_path), examples) == []
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_holds_the_whole_state(tmp_path: Path, assert_same: Any) -> None:
+    state = {"model": {"weight": torch.randn(3, 4)}, "adam": {"step": 3, "groups": [{"lr": 0.1}]}}
+    with Run(tmp_path / "a" / "b", 10, SETTINGS, quiet=True) as run:
+        assert run.checkpoint is None
+        assert run.first_step == 0
+        run.save(6, state)
+    again = Run(tmp_path / "a" / "b", 10, SETTINGS, quiet=True)
+    assert again.first_step == 7
+    for name, value in state.items():
+        assert_same(again.checkpoint[name], value)
+    assert_same(load_checkpoint(tmp_path / "a" / "b"), again.checkpoint)
+
+
+def test_a_checkpoint_survives_a_failed_successor(tmp_path: Path) -> None:
+    with Run(tmp_path, 10, SETTINGS, quiet=True) as run:
+        run.save(3, {})
+        with pytest.raises((AttributeError, pickle.PicklingError)):
+            run.save(4, {"model": lambda: None})
+    assert load_checkpoint(tmp_path)["step"] == 4
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("changed", "name", "values"),
+    [
+        ({"learning_rate": 0.25}, "learning_rate", ("0.5", "0.25")),
+        ({"betas": (0.9, 0.999)}, "betas", ("(0.5, 0.999)", "(0.9, 0.999)")),
+        ({"form": "authors"}, "form", ("'paper'", "'authors'")),
+        ({"seed": 3}, "seed", ("None", "3")),  # it was not there
+    ],
+)
+def test_other_settings_are_refused_by_name(
+    tmp_path: Path, changed: dict[str, Any], name: str, values: tuple[str, str]
+) -> None:
+    with Run(tmp_path, 10, SETTINGS, quiet=True) as run:
+        run.save(3, {})
+    with pytest.raises(InputError, match=name) as error:
+        Run(tmp_path, 10, {**SETTINGS, **changed}, quiet=True)
+    for text in (str(tmp_path), *values):
+        assert text in str(error.value)
+
+
+def test_fewer_settings_are_refused(tmp_path: Path) -> None:
+    with Run(tmp_path, 10, SETTINGS, quiet=True) as run:
+        run.save(3, {})
+    with pytest.raises(InputError, match="form"):
+        Run(tmp_path, 10, {k: v for k, v in SETTINGS.items() if k != "form"}, quiet=True)
+
+
+def test_the_number_of_steps_may_change(tmp_path: Path) -> None:
+    with Run(tmp_path, 10, SETTINGS, quiet=True) as run:
+        run.save(3, {})
+    for steps in (5, 20):
+        assert Run(tmp_path, steps, SETTINGS, quiet=True).first_step == 4
+
+
+def test_without_a_checkpoint_one_is_told_to_train(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="train that part first") as error:
+        load_checkpoint(tmp_path / "stem")
+    assert str(tmp_path / "stem") in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK", b"not a checkpoint", b"\x80\x02garbage", b"\x80\x04\x95" * 9, bytes(range(256))],
+    ids=str,
+)
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(InputError, match="damaged"):
+        Run(tmp_path, 10, SETTINGS, quiet=True)
+
+
+def test_another_programs_checkpoint_is_refused(tmp_path: Path) -> None:
+    for content in ({"model": {}}, [1, 2], torch.ones(3)):
+        torch.save(content, tmp_path / "checkpoint.pt")
+        with pytest.raises(InputError, match=r"checkpoint\.pt"):
+            Run(tmp_path, 10, SETTINGS, quiet=True)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, on what it finds in a damaged file
+def test_a_damaged_checkpoint_is_refused_or_read(tmp_path: Path) -> None:
+    """Whatever byte is wrong, and wherever the file ends, there is no other error."""
+    with Run(tmp_path, 10, SETTINGS, quiet=True) as run:
+        run.save(3, {"model": {"weight": torch.randn(3, 4)}, "steps": {0: {"step": 1.0}}})
+    path = tmp_path / "checkpoint.pt"
+    content = path.read_bytes()
+    rng = random.Random(0)
+    for length in [rng.randrange(len(content)) for _ in range(40)]:
+        path.write_bytes(content[:length])
+        with pytest.raises(InputError, match="damaged"):
+            load_checkpoint(tmp_path)
+    refused = 0
+    for _ in range(400):
+        damaged = bytearray(content)
+        damaged[rng.randrange(len(content))] = rng.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            load_checkpoint(tmp_path)
+        except InputError:
+            refused += 1
+    assert refused > 50
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(InputError, match="file"), Run(folder, 1, SETTINGS, quiet=True):
+            pass
+
+
+# --- curves ---------------------------------------------------------------------------------------
+
+
+def test_a_point_is_the_mean_of_the_steps_since_the_last(tmp_path: Path) -> None:
+    with Run(tmp_path, 8, SETTINGS, log_every=3, quiet=True) as run:
+        for step in range(8):
+            run.log(step, {"loss": torch.tensor(float(step)), "rate": 1 / 3})
+    assert points(tmp_path) == [
+        {"step": 3, "loss": 1.0, "rate": 0.33333},
+        {"step": 6, "loss": 4.0, "rate": 0.33333},
+        {"step": 8, "loss": 6.5, "rate": 0.33333},
+    ]
+
+
+def test_tensorboard_has_the_same_points(tmp_path: Path) -> None:
+    with Run(tmp_path, 4, SETTINGS, log_every=2, quiet=True) as run:
+        for step in range(4):
+            run.log(step, {"loss": step * 1.5})
+    events = EventAccumulator(str(tmp_path)).Reload()
+    found = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert found == [(point["step"], point["loss"]) for point in points(tmp_path)]
+
+
+def test_what_a_killed_run_wrote_after_its_checkpoint_is_forgotten(tmp_path: Path) -> None:
+    with Run(tmp_path, 10, SETTINGS, log_every=1, quiet=True) as run:
+        for step in range(6):
+            run.log(step, {"loss": 1.0})
+            if step == 3:
+                run.save(step, {})
+    with (tmp_path / "curves.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')  # it was killed while it wrote
+    with Run(tmp_path, 7, SETTINGS, log_every=1, quiet=True) as run:
+        for step in range(run.first_step, 7):
+            run.log(step, {"loss": 2.0})
+    assert [(point["step"], point["loss"]) for point in points(tmp_path)] == [
+        *((step, 1.0) for step in (1, 2, 3, 4)),
+        *((step, 2.0) for step in (5, 6, 7)),
+    ]
+
+
+def test_a_run_without_checkpoint_begins_its_curves_anew(tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        with Run(tmp_path, 3, SETTINGS, log_every=1, quiet=True) as run:
+            run.log(0, {"loss": value})
+    assert points(tmp_path) == [{"step": 1, "loss": 2.0}]
+
+
+def test_progress_is_shown_unless_quiet(
+    tmp_path: Path, examples: TrainingExamples, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen(Run(tmp_path / "stem", 3, SETTINGS, quiet=True), examples)
+    assert capsys.readouterr() == ("", "")
+    seen(Run(tmp_path / "stem", 3, SETTINGS), examples)
+    shown = capsys.readouterr().err
+    assert "stem" in shown
+    assert "3/3" in shown
+
+
+# --- the end of a run -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("step", "every", "due"),
+    [(0, 1, True), (1, 3, False), (2, 3, True), (9, 4, True), (8, 4, False), (10, 4, False)],
+)
+def test_due_every_so_many_steps_and_at_the_end(
+    tmp_path: Path, step: int, every: int, due: bool
+) -> None:
+    run = Run(tmp_path, 10, SETTINGS, save_every=every, quiet=True)
+    assert run.due(step, every) is due
+    assert run.saving(step) is due
+
+
+def trained(run: Run, examples: TrainingExamples, interrupt_in: int, *, late: bool) -> None:
+    """Run as the training loops do, with Ctrl-C in one step before or after its checkpoint."""
+    with run:
+        for step, _, _ in run.batches(examples, 5, 0, 0):
+            if step == interrupt_in and not late:
+                signal.raise_signal(signal.SIGINT)
+            run.log(step, {"loss": 1.0})
+            if run.saving(step):
+                run.save(step, {})
+            if step == interrupt_in and late:
+                signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_ctrl_c_ends_the_run_after_a_checkpoint(
+    tmp_path: Path, examples: TrainingExamples, step: int
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        trained(Run(tmp_path, 9, SETTINGS, quiet=True), examples, step, late=False)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert load_checkpoint(tmp_path)["step"] == step + 1
+
+
+def test_ctrl_c_just_after_a_checkpoint_was_due_loses_nothing(
+    tmp_path: Path, examples: TrainingExamples
+) -> None:
+    """As while a sheet of samples is written, which takes long: the next step ends the run."""
+    with pytest.raises(KeyboardInterrupt):
+        trained(Run(tmp_path, 9, SETTINGS, quiet=True), examples, 3, late=True)
+    assert load_checkpoint(tmp_path)["step"] == 5
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
+    with Run(tmp_path, 9, SETTINGS, quiet=True) as run:
+        signal.raise_signal(signal.SIGINT)
+        assert run.saving(0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_an_error_gives_ctrl_c_back(tmp_path: Path) -> None:
+    def fail() -> None:
+        with Run(tmp_path, 9, SETTINGS, quiet=True):
+            assert signal.getsignal(signal.SIGINT) is not before
+            raise ZeroDivisionError
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert signal.getsignal(signal.SIGINT) is before

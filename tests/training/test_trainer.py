@@ -1,0 +1,329 @@
+"""Training of the GAN: who learns, who must not, what is averaged, and that it resumes exactly."""
+
+import copy
+import dataclasses
+import functools
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from mirrorgan_fast.data.captioned_images import TrainingExamples
+from mirrorgan_fast.data.vocabulary import Vocabulary
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.damsm import DAMSMImageEncoder
+from mirrorgan_fast.models.glam import GLAM
+from mirrorgan_fast.models.stem import STEM
+from mirrorgan_fast.models.stream import STREAM
+from mirrorgan_fast.training import trainer
+from mirrorgan_fast.training.run import Run, load_checkpoint
+from mirrorgan_fast.training.settings import TrainingSettings
+from mirrorgan_fast.training.trainer import train_gan
+
+
+class Pretrained(NamedTuple):
+    stem: STEM
+    image_encoder: DAMSMImageEncoder
+    stream: STREAM
+
+
+@pytest.fixture
+def pretrained(config: ModelConfig, vocabulary: Vocabulary) -> Pretrained:
+    """Untrained, which is all the same here, with statistics in every batch norm."""
+    torch.manual_seed(5)
+    networks = Pretrained(
+        STEM(config, len(vocabulary)),
+        DAMSMImageEncoder(config),
+        STREAM(config, len(vocabulary)),
+    )
+    image = torch.rand(6, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        networks.image_encoder(image)
+        networks.stream.encode(image)
+    return networks
+
+
+Train = Callable[..., GLAM]
+
+
+@pytest.fixture
+def train(
+    config: ModelConfig,
+    settings: TrainingSettings,
+    examples: TrainingExamples,
+    pretrained: Pretrained,
+    device: torch.device,
+) -> Train:
+    """Train the GAN in a folder, with other settings where they are given."""
+
+    def run(
+        folder: Path,
+        *,
+        seed: int = 0,
+        precision: str = "fp32",
+        sheet_every: int = 1000,
+        **changed: Any,
+    ) -> GLAM:
+        return train_gan(
+            config,
+            dataclasses.replace(
+                settings,
+                seed=seed,
+                precision=precision,
+                gan=dataclasses.replace(settings.gan, **changed),
+            ),
+            examples,
+            *pretrained,
+            folder,
+            device=device,
+            workers=0,
+            sheet_every=sheet_every,
+            quiet=True,
+        )
+
+    return run
+
+
+def stop(monkeypatch: pytest.MonkeyPatch, step: int, how: Callable[[], Any]) -> None:
+    """Make every run stop in ``step``."""
+    log = Run.log
+
+    def log_and_stop(self: Run, at: int, figures: dict[str, Any]) -> None:
+        log(self, at, figures)
+        if at == step:
+            how()
+
+    monkeypatch.setattr(Run, "log", log_and_stop)
+
+
+def interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def kill() -> None:
+    raise RuntimeError("killed")
+
+
+def all_steps(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Return a list which every step's state is added to."""
+    monkeypatch.setattr(trainer, "Run", functools.partial(Run, log_every=1, save_every=1))
+    states: list[dict[str, Any]] = []
+    monkeypatch.setattr(Run, "save", lambda self, step, state: states.append(copy.deepcopy(state)))
+    return states
+
+
+def curves(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(row) for row in (folder / "curves.jsonl").read_text().splitlines()]
+
+
+# --- resuming -------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_and_resume_end_as_without(
+    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, assert_same: Any
+) -> None:
+    whole = train(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop(patch, 2, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "resumed")
+    assert load_checkpoint(tmp_path / "resumed")["step"] == 3
+    resumed = train(tmp_path / "resumed")
+    assert_same(load_checkpoint(tmp_path / "resumed"), load_checkpoint(tmp_path / "whole"))
+    assert_same(resumed.state_dict(), whole.state_dict())
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint(
+    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, assert_same: Any
+) -> None:
+    monkeypatch.setattr(trainer, "Run", functools.partial(Run, log_every=1, save_every=2))
+    train(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop(patch, 4, kill)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(tmp_path / "killed")
+    train(tmp_path / "killed")
+    assert_same(load_checkpoint(tmp_path / "killed"), load_checkpoint(tmp_path / "whole"))
+    whole, killed = ((tmp_path / run / "curves.jsonl").read_text() for run in ("whole", "killed"))
+    assert killed == whole
+    assert [json.loads(row)["step"] for row in whole.splitlines()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_made_longer_is_as_if_asked_for(
+    tmp_path: Path, train: Train, assert_same: Any
+) -> None:
+    train(tmp_path / "longer", steps=3)
+    longer = train(tmp_path / "longer", steps=5)
+    assert_same(longer.state_dict(), train(tmp_path / "whole", steps=5).state_dict())
+
+
+def test_the_seed_decides(tmp_path: Path, train: Train) -> None:
+    first, other = train(tmp_path / "0", steps=2), train(tmp_path / "1", steps=2, seed=1)
+    for name, parameter in first.named_parameters():
+        if parameter.dim() > 1:
+            assert not torch.equal(parameter, other.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    "changed", [{"stream_weight": 5.0}, {"form": "paper"}, {"average_decay": 0.5}]
+)
+def test_other_settings_are_refused(tmp_path: Path, train: Train, changed: dict[str, Any]) -> None:
+    train(tmp_path, steps=1)
+    ((name, value),) = changed.items()
+    with pytest.raises(InputError, match=f"{name}.*{value}"):
+        train(tmp_path, **changed)
+
+
+def test_too_few_images_are_refused(tmp_path: Path, train: Train) -> None:
+    with pytest.raises(InputError, match="12 training images"):
+        train(tmp_path, batch_size=13)
+
+
+# --- who learns -----------------------------------------------------------------------------------
+
+
+def test_the_pretrained_networks_stay_as_they_are(
+    tmp_path: Path, train: Train, pretrained: Pretrained, assert_same: Any
+) -> None:
+    before = copy.deepcopy([network.state_dict() for network in pretrained])
+    train(tmp_path, stream_weight=3.0, damsm_weight=2.0)
+    for network, state in zip(pretrained, before, strict=True):
+        assert_same(network.state_dict(), state)  # with the statistics of their batch norms
+        assert not any(p.requires_grad for p in network.parameters())
+        assert all(p.grad is None for p in network.parameters())
+
+
+def test_generator_and_discriminators_learn(
+    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = all_steps(monkeypatch)
+    train(tmp_path, steps=3)
+    for part in ("glam", "D"):
+        for name, value in states[-1][part].items():
+            assert value.isfinite().all(), name
+            assert not torch.equal(value, states[0][part][name]), name
+
+
+def test_discriminators_learn_from_their_own_loss_alone(
+    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, assert_same: Any
+) -> None:
+    """What the generator is asked for in the first step does not reach them."""
+    states = all_steps(monkeypatch)
+    train(tmp_path / "a", steps=1, stream_weight=0.0, damsm_weight=0.0, kl_weight=0.0)
+    train(tmp_path / "b", steps=1, stream_weight=9.0, damsm_weight=9.0, kl_weight=9.0)
+    assert_same(states[1]["D"], states[0]["D"])
+    assert_same(states[1]["D_adam"], states[0]["D_adam"])
+    assert not torch.equal(states[1]["glam"]["G.1.0.weight"], states[0]["glam"]["G.1.0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("weight", "figure"), [("stream_weight", "stream"), ("damsm_weight", "damsm")]
+)
+def test_a_loss_without_weight_is_left_out(
+    tmp_path: Path, train: Train, weight: str, figure: str
+) -> None:
+    train(tmp_path / "with", steps=1)
+    train(tmp_path / "without", steps=1, **{weight: 0.0})
+    ((given,), (left_out,)) = curves(tmp_path / "with"), curves(tmp_path / "without")
+    assert figure in given
+    assert given.keys() - left_out.keys() == {figure}
+    assert {"D_0", "D_1", "G_0", "G_1", "KL"} <= left_out.keys()
+
+
+@pytest.mark.parametrize("form", ["paper", "authors"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_twenty_steps_stay_finite(tmp_path: Path, train: Train, form: str, precision: str) -> None:
+    glam = train(tmp_path, steps=20, form=form, precision=precision, stream_weight=20.0)
+    assert all(value.isfinite().all() for value in glam.state_dict().values())
+    assert all(p.dtype == torch.float32 for p in glam.parameters())
+    (point,) = curves(tmp_path)
+    assert all(abs(value) < 1e3 for value in point.values())
+
+
+def test_the_ablation_without_global_attention_trains(
+    tmp_path: Path,
+    config: ModelConfig,
+    settings: TrainingSettings,
+    examples: TrainingExamples,
+    pretrained: Pretrained,
+    device: torch.device,
+) -> None:
+    for attention in ("none", "authors"):
+        glam = train_gan(
+            dataclasses.replace(config, sentence_attention=attention),
+            settings,
+            examples,
+            *pretrained,
+            tmp_path / attention,
+            device=device,
+            workers=0,
+            quiet=True,
+        )
+        assert (glam.F_att[0].V is None) == (attention == "none")
+
+
+# --- the moving average ---------------------------------------------------------------------------
+
+
+def test_the_average_is_of_parameters_and_buffers(
+    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = all_steps(monkeypatch)
+    glam = train(tmp_path, steps=5, average_decay=0.75)
+    assert not glam.training
+    live = [state["glam"] for state in states]
+    for name, value in glam.state_dict().items():
+        if not value.is_floating_point():
+            continue
+        expected = live[0][name].double()
+        for state in live[1:]:
+            expected = 0.75 * expected + 0.25 * state[name].double()
+        torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-6)
+        if "running" in name:
+            assert not torch.equal(value, live[-1][name]), name
+
+
+def test_the_average_is_what_is_returned_and_kept(
+    tmp_path: Path, train: Train, assert_same: Any
+) -> None:
+    glam = train(tmp_path)
+    kept = load_checkpoint(tmp_path)["average"]
+    state = {f"module.{name}": value for name, value in glam.state_dict().items()}
+    assert_same({name: kept[name] for name in state}, state)
+
+
+# --- sheets ---------------------------------------------------------------------------------------
+
+
+def test_sheets_of_samples(tmp_path: Path, train: Train) -> None:
+    train(tmp_path, sheet_every=4)
+    sheets = sorted((tmp_path / "samples").iterdir())
+    assert [sheet.name for sheet in sheets] == ["0000004.png", "0000006.png"]
+    with Image.open(sheets[0]) as sheet:
+        # 8 captions across, 4 noises down, 2 pixels apart
+        assert sheet.size == (8 * 32 + 7 * 2, 4 * 32 + 3 * 2)
+
+
+def test_watching_changes_nothing(
+    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, assert_same: Any
+) -> None:
+    """Whether points, sheets and checkpoints are written often or never."""
+    seldom = train(tmp_path / "seldom")
+    monkeypatch.setattr(trainer, "Run", functools.partial(Run, log_every=1, save_every=1))
+    often = train(tmp_path / "often", sheet_every=1)
+    assert_same(often.state_dict(), seldom.state_dict())
+
+
+def test_the_pretrained_networks_evaluate(
+    tmp_path: Path, train: Train, pretrained: Pretrained
+) -> None:
+    train(tmp_path, steps=1)
+    modules: list[nn.Module] = [pretrained.stem, pretrained.image_encoder, pretrained.stream.cnn]
+    assert not any(module.training for network in modules for module in network.modules())
