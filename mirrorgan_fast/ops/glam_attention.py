@@ -31,8 +31,8 @@ def glam_attention(
     """Concatenate features with their word attention and, given a sentence, sentence attention.
 
     A sample's result depends on that sample alone. NaN in a pixel's features stays in that pixel.
-    Gradients exist for all inputs but ``mask``, of any order. Under autocast the inputs are taken in
-    the autocast data type, which is also the result's. Below float32 everything is computed in
+    Gradients exist for all inputs but ``mask``, of any order. Under autocast the inputs are taken
+    in the autocast data type, which is also the result's. Below float32 everything is computed in
     float32 and rounded once.
 
     Args:
@@ -82,8 +82,8 @@ def word_attention_map(
     """
     features, words, mask, _, _ = _checked(features, words, mask, None, None)
     with torch.autocast(features.device.type, enabled=False):
-        attention = _word_attention(features, words, mask)
-    return attention.view(*words.shape[:2], *features.shape[2:])
+        f, keys = _pixels_and_keys(features, words, mask)
+        return _word_attention(f, keys, mask).permute(0, 3, 1, 2).contiguous()
 
 
 def reference(
@@ -94,30 +94,38 @@ def reference(
     sentence_weight: Tensor | None = None,  # (C, C)
 ) -> Tensor:
     """What `glam_attention` means, in plain PyTorch; the arguments are the same, and trusted."""
-    wide = torch.promote_types(features.dtype, torch.float32)
-    f = features.to(wide).flatten(2)  # (N, C, H*W)
-    keys = words.to(wide).masked_fill(~mask[:, :, None], 0)
-    parts = [f, keys.mT @ _word_attention(features, words, mask)]
+    f, keys = _pixels_and_keys(features, words, mask)
+    parts = [f, (_word_attention(f, keys, mask).flatten(1, 2) @ keys).view_as(f)]
     if sentence is not None:
-        s = sentence.to(wide)[:, :, None]
+        s = sentence.to(f.dtype)[:, None, None]
         gate = f * s
         if sentence_weight is not None:
-            gate = sentence_weight.to(wide) @ gate
-        parts.append(s * gate.softmax(dim=1))
-    batch, channels, height, width = features.shape
-    context = torch.cat(parts, dim=1).view(batch, len(parts) * channels, height, width)
-    return context.to(features.dtype).contiguous(memory_format=_memory_format(features))
+            gate = gate @ sentence_weight.to(f.dtype).mT
+        parts.append(s * gate.softmax(dim=3))
+    context = torch.cat(parts, dim=3).to(features.dtype).permute(0, 3, 1, 2)
+    return context.contiguous(memory_format=_memory_format(features))
 
 
-def _word_attention(features: Tensor, words: Tensor, mask: Tensor) -> Tensor:
-    """softmax_t(f . k_t), (N, T, H*W), zero at padding."""
+def _pixels_and_keys(features: Tensor, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return f (N, H, W, C) and k (N, T, C), zero at padding, in float32 or wider.
+
+    Channels last, as the features of the training model are: a gradient that came back in the
+    other order would make the backward of the batch norm before it three times as slow on the CPU.
+    """
     wide = torch.promote_types(features.dtype, torch.float32)
-    padding = ~mask[:, :, None]
-    logits = words.to(wide).masked_fill(padding, 0) @ features.to(wide).flatten(2)
+    f = features.to(wide).permute(0, 2, 3, 1)
+    return f, words.to(wide).masked_fill(~mask[:, :, None], 0)
+
+
+def _word_attention(f: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+    """softmax_t(f . k_t), (N, H, W, T), zero at padding."""
+    padding = ~mask[:, None, None]
+    logits = (f.flatten(1, 2) @ keys.mT).unflatten(1, f.shape[1:3])
     # The lowest finite number rather than -inf: a sample of padding only would be NaN on the way,
     # and its gradient would set off torch's anomaly detection.
-    logits = logits.masked_fill(padding, torch.finfo(wide).min)
-    return logits.softmax(dim=1).masked_fill(padding, 0)
+    logits = logits.masked_fill(padding, torch.finfo(f.dtype).min)
+    attention: Tensor = logits.softmax(dim=3).masked_fill(padding, 0)
+    return attention
 
 
 @torch.library.custom_op(f"mirrorgan::{_NAME}", mutates_args=())

@@ -171,12 +171,14 @@ def test_blocks_are_those_of_the_formulas(assert_matches: Match) -> None:
         patches = nn.functional.unfold(values, 3, padding=1)
         return (module.weight.flatten(1) @ patches).view(len(values), -1, *values.shape[2:])
 
-    up = UpBlock(4, 3)
-    initialize(up)
-    actual = up(x)
-    up.double()
-    enlarged = x.double().repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    assert_matches(actual, glu(norm(conv(enlarged, up[1]), up[2])))
+    for height, width in ((6, 5), (15, 18), (17, 16)):  # from 16 px on in sub-pixel form
+        small = torch.randn(3, 4, height, width)
+        up = UpBlock(4, 3)
+        initialize(up)
+        actual = up(small)
+        up.double()
+        enlarged = small.double().repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+        assert_matches(actual, glu(norm(conv(enlarged, up[0]), up[1])))
 
     residual = ResidualBlock(4)
     initialize(residual)
