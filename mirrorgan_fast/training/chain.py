@@ -1,17 +1,18 @@
-"""The chain from nothing to a model: STEM, then STREAM, then the GAN, in one run folder."""
+"""The chain from nothing to a model: CNN, STEM, STREAM and the GAN, in one run folder."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mirrorgan_fast.data.captioned_images import CaptionedImages, TrainingExamples
 from mirrorgan_fast.data.vocabulary import Vocabulary
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
-from mirrorgan_fast.training.pretraining import train_stem, train_stream
+from mirrorgan_fast.training.pretraining import train_cnn, train_stem, train_stream
 from mirrorgan_fast.training.run import CHECKPOINT, load_checkpoint
 from mirrorgan_fast.training.settings import Stage, TrainingSettings
 from mirrorgan_fast.training.trainer import train_gan
@@ -37,7 +38,9 @@ def train(
     that ``MirrorGAN.from_pretrained`` loads.
 
     Args:
-        stages: of ``STAGES``, in that order; the GAN needs the other two, trained now or before.
+        stages: of ``STAGES``, in that order; the GAN needs STEM and STREAM, trained now or before,
+            and these need the CNN where theirs is the small one. With large CNNs there is no such
+            stage.
         config: the sizes of the networks.
         settings: the recipes.
         images: what to train on.
@@ -65,6 +68,16 @@ def train(
         augment=settings.augment,
         seed=settings.seed,
     )
+    if "cnn" in stages and "small" in (config.image_encoder, config.stream_encoder):
+        train_cnn(
+            config,
+            settings,
+            examples,
+            folder / "cnn",
+            device=device,
+            workers=workers,
+            quiet=quiet,
+        )
     if "stem" in stages:
         train_stem(
             config,
@@ -74,6 +87,7 @@ def train(
             folder / "stem",
             device=device,
             backbone_weights=backbone_weights.get("stem"),
+            seeing=_small_cnn(config.image_encoder, folder),
             workers=workers,
             quiet=quiet,
         )
@@ -86,6 +100,7 @@ def train(
             folder / "stream",
             device=device,
             backbone_weights=backbone_weights.get("stream"),
+            seeing=_small_cnn(config.stream_encoder, folder),
             workers=workers,
             quiet=quiet,
         )
@@ -109,6 +124,19 @@ def train(
             quiet=quiet,
         )
         model.save_pretrained(folder)
+
+
+def _small_cnn(encoder: str, folder: Path) -> dict[str, Tensor] | None:
+    """Return the weights that the CNN of DAMSM or STREAM starts from, if it is the small one."""
+    if encoder != "small":
+        return None
+    state = load_checkpoint(folder / "cnn")["model"]
+    prefix = "cnn."
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }
 
 
 def _claim(folder: Path, config: ModelConfig, vocabulary: Vocabulary) -> None:

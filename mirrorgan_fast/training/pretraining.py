@@ -1,26 +1,80 @@
-"""Pretraining: STEM with DAMSM's image encoder, and STREAM as a captioner."""
+"""Pretraining: the small CNN by phrases, STREAM as a captioner, STEM with DAMSM's image encoder."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mirrorgan_fast.data.captioned_images import TrainingExamples
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder, sentence_similarity
+from mirrorgan_fast.models.image_encoder import SmallImageEncoder
 from mirrorgan_fast.models.stem import STEM, word_mask
 from mirrorgan_fast.models.stream import STREAM
 from mirrorgan_fast.training.objectives import damsm_loss, stream_loss
 from mirrorgan_fast.training.precision import autocast
 from mirrorgan_fast.training.run import Run
 from mirrorgan_fast.training.settings import (
+    CNNSettings,
     GANSettings,
     STEMSettings,
     STREAMSettings,
     TrainingSettings,
 )
+
+
+def train_cnn(
+    config: ModelConfig,
+    settings: TrainingSettings,
+    examples: TrainingExamples,
+    folder: Path,
+    *,
+    device: torch.device,
+    workers: int = 1,
+    quiet: bool = False,
+) -> SmallImageEncoder:
+    """Train the small CNN to tell which phrases the captions of an image have.
+
+    The visual n-grams of Li et al. (2017): what ImageNet's weights are to the large CNNs. From
+    nothing, neither a captioner nor matching whole captions teaches a CNN to see in reasonable
+    time, as both say little of an image at a step; its phrases say nearly all that is known of it.
+    Writes checkpoints and curves into ``folder``, and goes on from the checkpoint there is.
+
+    Raises:
+        InputError: see ``Run``.
+    """
+    options = settings.cnn
+    run = Run(folder, options.steps, dependencies(config, settings, options), quiet=quiet)
+    torch.manual_seed(settings.seed)
+    phrases = examples.phrases(options.phrases)
+    cnn = SmallImageEncoder().to(device)
+    head = nn.Linear(cnn.pooled_size, phrases.shape[1]).to(device)
+    both = nn.ModuleDict({"cnn": cnn, "head": head})
+    optimizer = torch.optim.Adam(both.parameters(), options.learning_rate)
+    _restore(run, both, optimizer)
+    with run:
+        for step, _, batch in run.batches(examples, options.batch_size, settings.seed, workers):
+            for group in optimizer.param_groups:
+                group["lr"] = options.learning_rate * (1 - step / options.steps)
+            target = phrases[batch["index"]].to(device).float()
+            with autocast(device, settings.precision):
+                logits = head(cnn(to_signed(batch["image"], device))[1])
+            terms = functional.binary_cross_entropy_with_logits(
+                logits.float(), target, reduction="none"
+            )
+            loss = terms.sum(dim=1).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found = ((logits > 0) * target).sum() / target.sum().clamp(min=1)
+            run.log(step, {"cross_entropy": loss.detach(), "found": found.detach()})
+            if run.saving(step):
+                run.save(step, {"model": both.state_dict(), "optimizer": optimizer.state_dict()})
+    return cnn.eval()
 
 
 def train_stem(
@@ -32,12 +86,14 @@ def train_stem(
     *,
     device: torch.device,
     backbone_weights: Path | None = None,
+    seeing: Mapping[str, Tensor] | None = None,
     workers: int = 1,
     quiet: bool = False,
 ) -> tuple[STEM, DAMSMImageEncoder]:
     """Train STEM and DAMSM's image encoder to recognise which caption is which image's.
 
     Writes checkpoints and curves into ``folder``, and goes on from the checkpoint there is.
+    ``seeing`` are weights that the image encoder's CNN starts from.
 
     Raises:
         InputError: see ``Run``.
@@ -47,6 +103,8 @@ def train_stem(
     torch.manual_seed(settings.seed)
     stem = STEM(config, vocabulary_size).to(device)
     encoder = DAMSMImageEncoder(config, backbone_weights).to(device)
+    if seeing is not None:
+        encoder.cnn.load_state_dict(seeing)
     both = nn.ModuleDict({"stem": stem, "image_encoder": encoder})
     optimizer = torch.optim.Adam(
         [p for p in both.parameters() if p.requires_grad], options.learning_rate, betas=(0.5, 0.999)
@@ -83,12 +141,14 @@ def train_stream(
     *,
     device: torch.device,
     backbone_weights: Path | None = None,
+    seeing: Mapping[str, Tensor] | None = None,
     workers: int = 1,
     quiet: bool = False,
 ) -> STREAM:
     """Train STREAM to caption real images.
 
     Writes checkpoints and curves into ``folder``, and goes on from the checkpoint there is.
+    ``seeing`` are weights that STREAM's CNN starts from.
 
     Raises:
         InputError: see ``Run``.
@@ -97,6 +157,8 @@ def train_stream(
     run = Run(folder, options.steps, dependencies(config, settings, options), quiet=quiet)
     torch.manual_seed(settings.seed)
     stream = STREAM(config, vocabulary_size, backbone_weights).to(device)
+    if seeing is not None:
+        stream.cnn.load_state_dict(seeing)
     optimizer = torch.optim.Adam(
         [p for p in stream.parameters() if p.requires_grad], options.learning_rate
     )
@@ -129,7 +191,7 @@ def to_signed(image: Tensor, device: torch.device) -> Tensor:
 def dependencies(
     config: ModelConfig,
     settings: TrainingSettings,
-    options: STEMSettings | STREAMSettings | GANSettings,
+    options: CNNSettings | STEMSettings | STREAMSettings | GANSettings,
 ) -> dict[str, Any]:
     """Return what a stage's result depends on, beside its data and the number of its steps."""
     values = asdict(config) | asdict(options) | {"seed": settings.seed, "augment": settings.augment}

@@ -7,8 +7,8 @@ from typing import Literal
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.training.objectives import Form
 
-Stage = Literal["stem", "stream", "gan"]
-STAGES: tuple[Stage, ...] = ("stem", "stream", "gan")
+Stage = Literal["cnn", "stem", "stream", "gan"]
+STAGES: tuple[Stage, ...] = ("cnn", "stem", "stream", "gan")
 """Of the chain, in their order."""
 
 
@@ -23,6 +23,20 @@ class _Settings:
                 raise InputError(
                     f"training settings: {entry.name} is {value}, expected {least} or more"
                 )
+
+
+@dataclass(frozen=True)
+class CNNSettings(_Settings):
+    """Training of the small CNN by the phrases of captions, before DAMSM and STREAM go on with it.
+
+    Not for the large CNNs, which start from ImageNet's weights.
+    """
+
+    steps: int = 1_500
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    phrases: int = 1_024
+    """How many: the commonest of up to three words."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,7 @@ class GANSettings(_Settings):
 class TrainingSettings(_Settings):
     """The whole chain."""
 
+    cnn: CNNSettings = field(default_factory=CNNSettings)
     stem: STEMSettings = field(default_factory=STEMSettings)
     stream: STREAMSettings = field(default_factory=STREAMSettings)
     gan: GANSettings = field(default_factory=GANSettings)

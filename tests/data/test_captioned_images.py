@@ -311,6 +311,27 @@ def test_a_caption_without_a_known_word_is_passed_over(tmp_path: Path) -> None:
         examples[1]
 
 
+def test_phrases_are_those_that_tell_pictures_apart(tmp_path: Path) -> None:
+    captions = [["red bird", "Old, RED bird!"], ["red zebra bird"], ["blue bird"], ["a bird"]]
+    rows = [{"file_name": f"{n}.png", "captions": texts} for n, texts in enumerate(captions)]
+    write_folder(tmp_path, rows, [gradient(4, 4)] * 4)
+    examples = TrainingExamples(ImageFolder(tmp_path), VOCABULARY, 4)
+    # "bird" is in all of them and tells nothing; unknown words ("zebra", "a") are none. What is
+    # left: red, red bird; blue, blue bird; old, old red, old red bird.
+    expected = [[1, 1, 0, 0, 1, 1, 1], [1, 1, 0, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0, 0], [0] * 7]
+    found = examples.phrases(100)
+    assert found.dtype == torch.bool
+    assert sorted(map(tuple, found.T.tolist())) == sorted(zip(*expected, strict=True))
+    assert torch.equal(examples.phrases(2), torch.tensor(expected)[:, :2].bool())
+
+
+def test_captions_that_say_the_same_have_no_phrases(tmp_path: Path) -> None:
+    rows = [{"file_name": f"{n}.png", "captions": ["red bird"]} for n in range(3)]
+    write_folder(tmp_path, rows, [gradient(4, 4)] * 3)
+    with pytest.raises(InputError, match="say the same"):
+        TrainingExamples(ImageFolder(tmp_path), VOCABULARY, 4).phrases(5)
+
+
 def test_bad_arguments_are_refused(folder: Path) -> None:
     images = ImageFolder(folder)
     with pytest.raises(InputError, match="image_size must be at least 1, found 0"):

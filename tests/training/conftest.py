@@ -12,6 +12,7 @@ from mirrorgan_fast.data.painted_birds import PaintedBirds
 from mirrorgan_fast.data.vocabulary import Vocabulary
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.training.settings import (
+    CNNSettings,
     GANSettings,
     STEMSettings,
     STREAMSettings,
@@ -57,6 +58,7 @@ def config() -> ModelConfig:
 @pytest.fixture
 def settings() -> TrainingSettings:
     return TrainingSettings(
+        cnn=CNNSettings(steps=6, batch_size=5, phrases=20),
         stem=STEMSettings(steps=6, batch_size=5),
         stream=STREAMSettings(steps=6, batch_size=5),
         gan=GANSettings(steps=6, batch_size=5, form="authors", damsm_weight=1.0),

@@ -1,4 +1,4 @@
-"""Pretraining of STEM and STREAM: it learns, and a stopped run ends as if it had not been."""
+"""Pretraining of the small CNN, STEM and STREAM: it learns, and resumes to the same bits."""
 
 import dataclasses
 import functools
@@ -16,15 +16,21 @@ from mirrorgan_fast.data.captioned_images import TrainingExamples
 from mirrorgan_fast.data.vocabulary import Vocabulary
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.image_encoder import SmallImageEncoder
 from mirrorgan_fast.training import pretraining
-from mirrorgan_fast.training.pretraining import to_signed, train_stem, train_stream
+from mirrorgan_fast.training.pretraining import to_signed, train_cnn, train_stem, train_stream
 from mirrorgan_fast.training.run import Run, load_checkpoint
-from mirrorgan_fast.training.settings import STEMSettings, STREAMSettings, TrainingSettings
+from mirrorgan_fast.training.settings import (
+    CNNSettings,
+    STEMSettings,
+    STREAMSettings,
+    TrainingSettings,
+)
 
 Train = Callable[..., list[nn.Module]]
 
 
-@pytest.fixture(params=["stem", "stream"])
+@pytest.fixture(params=["cnn", "stem", "stream"])
 def stage(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -39,7 +45,13 @@ def train(
     device: torch.device,
 ) -> Train:
     """Train the stage in a folder, with other settings of the stage where they are given."""
-    function = {"stem": train_stem, "stream": train_stream}[stage]
+    function = {
+        "cnn": lambda config, settings, examples, _, folder, **how: train_cnn(
+            config, settings, examples, folder, **how
+        ),
+        "stem": train_stem,
+        "stream": train_stream,
+    }[stage]
 
     def run(folder: Path, seed: int = 0, **changed: Any) -> list[nn.Module]:
         options = dataclasses.replace(getattr(settings, stage), **changed)
@@ -118,7 +130,7 @@ def test_a_run_can_be_made_longer(
     longer = train(tmp_path / "longer")
     assert load_checkpoint(tmp_path / "longer")["step"] == 6
     whole = train(tmp_path / "whole")
-    if stage == "stem":  # STREAM's learning rate falls to zero at the end of the steps asked for
+    if stage == "stem":  # the others' learning rate falls to zero at the end of the steps asked for
         for network, expected in zip(longer, whole, strict=True):
             assert_same(network.state_dict(), expected.state_dict())
 
@@ -192,21 +204,58 @@ def curves(folder: Path) -> list[dict[str, float]]:
     return [json.loads(row) for row in (folder / "curves.jsonl").read_text().splitlines()]
 
 
-def test_stem_learns_which_caption_is_whose(
+def test_the_cnn_learns_to_see_phrases_and_stem_which_caption_is_whose(
     tmp_path: Path, two_hundred: tuple[TrainingExamples, int], device: torch.device
 ) -> None:
-    options = STEMSettings(steps=150, batch_size=16, gradient_clip=1.0)
-    settings = TrainingSettings(stem=options, precision="fp32", augment=False)
-    train_stem(LEARNING, settings, *two_hundred, tmp_path, device=device, workers=0, quiet=True)
-    first, *_, last = curves(tmp_path)
+    settings = TrainingSettings(
+        cnn=CNNSettings(steps=100, batch_size=16, phrases=200),
+        stem=STEMSettings(steps=150, batch_size=16, gradient_clip=1.0),
+        precision="fp32",
+        augment=False,
+    )
+    how: dict[str, Any] = {"device": device, "workers": 0, "quiet": True}
+    cnn = train_cnn(LEARNING, settings, two_hundred[0], tmp_path / "cnn", **how)
+    first, *_, last = curves(tmp_path / "cnn")
+    assert last["cross_entropy"] < first["cross_entropy"] - 2
+    train_stem(LEARNING, settings, *two_hundred, tmp_path / "stem", seeing=cnn.state_dict(), **how)
+    first, *_, last = curves(tmp_path / "stem")
     assert last["damsm"] < first["damsm"] - 1
     assert last["retrieval"] > 3 / 16  # three times what chance gives
+
+
+@pytest.mark.parametrize("stage", ["stem", "stream"])
+def test_goes_on_from_what_a_cnn_sees(
+    tmp_path: Path,
+    stage: str,
+    config: ModelConfig,
+    settings: TrainingSettings,
+    examples: TrainingExamples,
+    vocabulary: Vocabulary,
+    device: torch.device,
+    assert_same: Any,
+) -> None:
+    cnn = SmallImageEncoder()
+    options = dataclasses.replace(getattr(settings, stage), steps=1, learning_rate=0.0)
+    arguments = (
+        config,
+        dataclasses.replace(settings, **{stage: options}),
+        examples,
+        len(vocabulary),
+        tmp_path,
+    )
+    how = {"device": device, "seeing": cnn.state_dict(), "workers": 0, "quiet": True}
+    trained = (
+        train_stem(*arguments, **how)[1].cnn
+        if stage == "stem"
+        else train_stream(*arguments, **how).cnn
+    )
+    assert_same(dict(trained.named_parameters()), dict(cnn.named_parameters()))
 
 
 def test_stream_learns_to_describe(
     tmp_path: Path, two_hundred: tuple[TrainingExamples, int], device: torch.device
 ) -> None:
-    options = STREAMSettings(steps=100, batch_size=16)
+    options = STREAMSettings(steps=200, batch_size=16)
     settings = TrainingSettings(stream=options, precision="fp32", augment=False)
     train_stream(LEARNING, settings, *two_hundred, tmp_path, device=device, workers=0, quiet=True)
     first, *_, last = curves(tmp_path)
