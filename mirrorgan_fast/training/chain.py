@@ -127,7 +127,7 @@ def train(
 
 
 def _small_cnn(encoder: str, folder: Path) -> dict[str, Tensor] | None:
-    """Return the weights that the CNN of DAMSM or STREAM starts from, if it is the small one."""
+    """Return the weights of DAMSM's or STREAM's CNN, if it is the small one."""
     if encoder != "small":
         return None
     state = load_checkpoint(folder / "cnn")["model"]

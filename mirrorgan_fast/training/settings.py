@@ -27,7 +27,7 @@ class _Settings:
 
 @dataclass(frozen=True)
 class CNNSettings(_Settings):
-    """Training of the small CNN by the phrases of captions, before DAMSM and STREAM go on with it.
+    """Training of the small CNN by the phrases of captions, before DAMSM and STREAM see with it.
 
     Not for the large CNNs, which start from ImageNet's weights.
     """
