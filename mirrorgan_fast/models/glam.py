@@ -223,7 +223,7 @@ class GLU(nn.Module):
     """The first half of the channels, gated by the sigmoid of the second.
 
     Not torch's own, whose backward gives up channels_last: the batch norm before it then takes
-    five times as long, and a training step at 128 px 1.5 times (two cores, bf16).
+    several times as long, and a training step at 128 px 1.5 times (two cores, bf16).
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ def _pixels_and_keys(features: Tensor, words: Tensor, mask: Tensor) -> tuple[Ten
     """Return f (N, H, W, C) and k (N, T, C), zero at padding, in float32 or wider.
 
     Channels last, as the features of the training model are: a gradient that came back in the
-    other order would make the backward of the batch norm before it three times as slow on the CPU.
+    other order makes the backward of the batch norm before it several times as slow on the CPU.
     """
     wide = torch.promote_types(features.dtype, torch.float32)
     f = features.to(wide).permute(0, 2, 3, 1)

@@ -55,6 +55,9 @@ def train(
         InputError: the folder holds a run with another model or data set, or a stage that is
             needed has not been trained; see also ``Run``.
     """
+    small = "small" in (config.image_encoder, config.stream_encoder)
+    if not small and set(stages) == {"cnn"}:
+        raise InputError("train cnn: this model has no small CNN; go on with train stem")
     backbone_weights = backbone_weights or {}
     vocabulary = Vocabulary.build(
         caption for index in range(len(images)) for caption in images.captions(index)
@@ -68,7 +71,7 @@ def train(
         augment=settings.augment,
         seed=settings.seed,
     )
-    if "cnn" in stages and "small" in (config.image_encoder, config.stream_encoder):
+    if "cnn" in stages and small:
         train_cnn(
             config,
             settings,

@@ -202,8 +202,8 @@ def dependencies(
 def _see_with(cnn: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Give a CNN its final weights, as the large ones have those of ImageNet.
 
-    Trained on with all else that is new at the start, it gave STREAM nothing to see: on painted
-    birds the image had no influence after 1,750 steps.
+    Trained on with all else that is new at the start, it is undone: STREAM's cross-entropy on
+    painted birds was 1.30 after 1,750 steps, and after 1,000 with a CNN that stays.
     """
     cnn.load_state_dict(weights)
     cnn.eval().requires_grad_(False)
