@@ -5,11 +5,12 @@ a folder of pictures beside a ``metadata.jsonl``; TrainingExamples turns any dat
 vocabulary into the tensors a training step takes.
 """
 
+import copy
 import json
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypedDict
+from typing import Any, NamedTuple, NotRequired, Protocol, Self, TypedDict
 
 import numpy as np
 import torch
@@ -184,14 +185,14 @@ class ImageFolder(CaptionedImages):
 class Example(TypedDict):
     """One training example.
 
-    image: uint8 (3, S, S), RGB in [0, 255].
+    image: uint8 (3, S, S), RGB in [0, 255]; not there in examples ``without_images``.
     tokens: int64 (T,), word numbers, filled up with 0.
     length: how many of the T are words, in [1, T].
     index: the picture's index in the data set.
     label: the picture's class.
     """
 
-    image: Tensor
+    image: NotRequired[Tensor]
     tokens: Tensor
     length: int
     index: int
@@ -241,6 +242,7 @@ class TrainingExamples(Dataset[Example]):
         self._caption_length = caption_length
         self._augment = augment
         self._seed = seed
+        self._reads_images = True
         # In shared memory, because workers that outlive an epoch (persistent_workers) hold a copy
         # of everything else.
         self._epoch = torch.zeros((), dtype=torch.int64)
@@ -251,6 +253,12 @@ class TrainingExamples(Dataset[Example]):
         if epoch < 0:
             raise InputError(f"epoch must be at least 0, found {epoch}")
         self._epoch.fill_(epoch)
+
+    def without_images(self) -> Self:
+        """The same examples without their images, which are not read; epochs are set for both."""
+        examples = copy.copy(self)
+        examples._reads_images = False
+        return examples
 
     def phrases(self, count: int) -> Tensor:
         """Which of the ``count`` commonest phrases each picture's captions have.
@@ -295,13 +303,12 @@ class TrainingExamples(Dataset[Example]):
             raise IndexError(f"example {index} of {len(self)}")
         rng = np.random.default_rng((self._seed, int(self._epoch), index))
         tokens, length, may_flip = self._caption(index, rng)
-        return Example(
-            image=self._image(index, rng, may_flip),
-            tokens=tokens,
-            length=length,
-            index=index,
-            label=self._images.label(index),
+        example = Example(
+            tokens=tokens, length=length, index=index, label=self._images.label(index)
         )
+        if self._reads_images:
+            example["image"] = self._image(index, rng, may_flip)
+        return example
 
     def _caption(self, index: int, rng: np.random.Generator) -> tuple[Tensor, int, bool]:
         """A caption with a known word: tokens (T,), length, and whether flipping keeps it true."""

@@ -41,7 +41,14 @@ class DAMSMImageEncoder(nn.Module):
         Returns:
             regions v (N, R, D) and the image's code (N, D).
         """
-        regions, pooled = self.cnn(image)
+        return self.embed(*self.cnn(image))
+
+    def embed(
+        self,
+        regions: Tensor,  # (N, C, H, W)
+        pooled: Tensor,  # (N, P)
+    ) -> tuple[Tensor, Tensor]:
+        """Do what ``forward`` does with what the CNN has seen in the images."""
         return (
             self.region_embedding(regions).flatten(2).transpose(1, 2),
             self.image_embedding(pooled),
@@ -72,15 +79,18 @@ def word_similarity(
         log sum_t exp(gamma2 cos(c_t, w_t)), (N, M).
     """
     with torch.autocast(words.device.type, enabled=False):
+        # the one large product, in the precision that the features came in
+        scores = torch.einsum("mtd,nrd->nmtr", words, regions.to(words.dtype)).float()
         words, regions = words.float(), regions.float()
-        scores = torch.einsum("mtd,nrd->nmtr", words, regions)
         over_words = scores.masked_fill(~mask[:, :, None], -torch.inf).softmax(dim=2)
         looks = (over_words * gamma1).softmax(dim=3)
         # What a word sees is c_t = sum_r looks v_r. Its product with the word and its length follow
         # from the scores and the regions' products: the (N, M, T, D) tensor of c_t is not needed.
         seen_words = (looks * scores).sum(dim=3)
-        region_products = (regions @ regions.transpose(1, 2))[:, None]
-        seen_norms = ((looks @ region_products) * looks).sum(dim=3).clamp(min=1e-12).sqrt()
+        region_products = regions @ regions.transpose(1, 2)
+        # all captions' looks at an image in one product, or the image's matrix is copied for each
+        reached = (looks.flatten(1, 2) @ region_products).view_as(looks)
+        seen_norms = (reached * looks).sum(dim=3).clamp(min=1e-12).sqrt()
         # Padding has words of length 0
         word_norms = words.norm(dim=2).clamp(min=1e-6)
         cosines = seen_words / (seen_norms * word_norms)

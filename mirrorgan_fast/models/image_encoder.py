@@ -10,14 +10,16 @@ _GRID = 4
 
 
 class SmallImageEncoder(nn.Module):
-    """A CNN of 0.9 M parameters with the outputs that DAMSM and STREAM need of their large CNNs.
+    """A CNN of 1.9 M parameters with the outputs that DAMSM and STREAM need of their large CNNs.
 
-    The pooled feature keeps a 4x4 grid instead of averaging over the image: with few channels,
-    "the crown is red" needs to know where.
+    The pooled feature is made of a 4x4 grid instead of an average over the image: with few
+    channels, "the crown is red" needs to know where. A layer puts the grid together to what
+    captions speak of: STREAM learns from it in half of the steps.
     """
 
     region_channels = 256
-    pooled_size = 128 * _GRID * _GRID
+    grid_size = 128 * _GRID * _GRID
+    pooled_size = 512
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,10 +30,15 @@ class SmallImageEncoder(nn.Module):
             _convolution(128, 128, stride=1),
             _convolution(128, self.region_channels, stride=2),
         )
-        self.pooled = nn.Sequential(
+        self.grid = nn.Sequential(
             _convolution(self.region_channels, 128, stride=1),
             nn.AdaptiveAvgPool2d(_GRID),
             nn.Flatten(),
+        )
+        self.pooled = nn.Sequential(
+            nn.Linear(self.grid_size, self.pooled_size, bias=False),
+            nn.BatchNorm1d(self.pooled_size),
+            nn.ReLU(inplace=True),
         )
         initialize(self)
 
@@ -39,14 +46,14 @@ class SmallImageEncoder(nn.Module):
         """Encode images (N, 3, S, S) in [-1, 1].
 
         Returns:
-            regions (N, 256, 8, 8) and the pooled feature (N, 2048).
+            regions (N, 256, 8, 8) and the pooled feature (N, 512).
         """
         if image.shape[-1] != _INPUT_SIZE:
             image = functional.interpolate(
                 image.float(), size=_INPUT_SIZE, mode="bilinear", antialias=True
             )
         regions = self.regions(image)
-        return regions, self.pooled(regions)
+        return regions, self.pooled(self.grid(regions))
 
 
 def _convolution(in_channels: int, out_channels: int, *, stride: int) -> nn.Module:

@@ -42,16 +42,20 @@ class STREAM(nn.Module):
         self.lstm = nn.LSTM(config.embedding_size, config.stream_hidden_size, batch_first=True)
         self.word_linear = nn.Linear(config.stream_hidden_size, vocabulary_size)
 
-    def encode(self, image: Tensor) -> Tensor:
-        """Return x_{-1} (N, D) for images (N, 3, S, S) in [-1, 1]."""
+    def see(self, image: Tensor) -> Tensor:
+        """Return the CNN's pooled features (N, P) of images (N, 3, S, S) in [-1, 1]."""
+        pooled: Tensor
         if isinstance(self.cnn, ResNet152):
             pooled = self.cnn(
                 functional.interpolate(image, size=_RESNET_INPUT_SIZE, mode="bilinear")
             )
         else:
             _, pooled = self.cnn(image)
-        x: Tensor = self.image_norm(self.image_linear(pooled))
-        return x
+        return pooled
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Return x_{-1} (N, D) for images (N, 3, S, S) in [-1, 1]."""
+        return self._first(self.see(image))
 
     def forward(
         self,
@@ -67,7 +71,15 @@ class STREAM(nn.Module):
         Returns:
             logits (N, T, V): entry t is the prediction of ``tokens[:, t]``.
         """
-        x = torch.cat([self.encode(image)[:, None], self.embedding(tokens[:, :-1])], dim=1)
+        return self.predict(self.see(image), tokens)
+
+    def predict(
+        self,
+        pooled: Tensor,  # (N, P)
+        tokens: Tensor,  # (N, T)
+    ) -> Tensor:
+        """Do what ``forward`` does with what ``see`` has seen in the images."""
+        x = torch.cat([self._first(pooled)[:, None], self.embedding(tokens[:, :-1])], dim=1)
         states, _ = self.lstm(x)
         logits: Tensor = self.word_linear(states)
         return logits
@@ -90,3 +102,7 @@ class STREAM(nn.Module):
             ended = ended | (word == 0)
             x = self.embedding(word)
         return torch.stack(tokens, dim=1)
+
+    def _first(self, pooled: Tensor) -> Tensor:
+        x: Tensor = self.image_norm(self.image_linear(pooled))
+        return x

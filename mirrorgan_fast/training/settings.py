@@ -32,7 +32,7 @@ class CNNSettings(_Settings):
     Not for the large CNNs, which start from ImageNet's weights.
     """
 
-    steps: int = 1_500
+    steps: int = 3_000
     batch_size: int = 64
     learning_rate: float = 3e-3
     phrases: int = 1_024
@@ -98,8 +98,8 @@ PRESETS: dict[str, TrainingSettings] = {
     "cub": TrainingSettings(),
     "coco": TrainingSettings(gan=GANSettings(batch_size=14, steps=710_000)),
     "birds-painted": TrainingSettings(
-        stem=STEMSettings(steps=3_600),
-        stream=STREAMSettings(steps=2_500),
+        stem=STEMSettings(steps=5_500, decay=0.85),
+        stream=STREAMSettings(steps=16_000, batch_size=192, learning_rate=2e-3),
         gan=GANSettings(
             steps=10_000, batch_size=16, form="authors", stream_weight=1.0, damsm_weight=2.0
         ),

@@ -278,6 +278,20 @@ def test_examples_depend_on_seed_epoch_and_index_only(workers: int, folder: Path
         assert count == len(images)
 
 
+def test_examples_without_images_are_the_same_and_read_none(folder: Path) -> None:
+    images = ImageFolder(folder)
+    examples = TrainingExamples(images, VOCABULARY, 16, caption_length=2, seed=3)
+    bare = examples.without_images()
+    examples.set_epoch(5)
+    expected = [examples[index] for index in range(len(examples))]
+    for picture in folder.rglob("*.png"):
+        picture.unlink()
+    for index, example in enumerate(expected):
+        assert bare[index].keys() == example.keys() - {"image"}
+        assert torch.equal(bare[index]["tokens"], example["tokens"])
+        assert bare[index]["length"] == example["length"]
+
+
 def test_seeds_and_epochs_differ(folder: Path) -> None:
     images = ImageFolder(folder)
     one = TrainingExamples(images, VOCABULARY, 16, augment=True, seed=1)

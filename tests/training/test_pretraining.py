@@ -252,6 +252,46 @@ def test_sees_with_a_cnn_that_stays_as_it_is(
     assert_same(dict(trained.state_dict()), dict(cnn.state_dict()))  # batch statistics too
 
 
+@pytest.mark.parametrize("stage", ["stem", "stream"])
+def test_what_a_cnn_that_stays_has_seen_is_remembered(
+    tmp_path: Path,
+    stage: str,
+    config: ModelConfig,
+    settings: TrainingSettings,
+    two_hundred: tuple[TrainingExamples, int],
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[int] = []
+    image_of = TrainingExamples._image
+    monkeypatch.setattr(
+        TrainingExamples,
+        "_image",
+        lambda self, index, *rest: (read.append(index), image_of(self, index, *rest))[1],
+    )
+    # Nothing is learned, so that the losses differ by rounding alone
+    options = dataclasses.replace(getattr(settings, stage), steps=3, learning_rate=0.0)
+    seeing = SmallImageEncoder().state_dict()
+    losses = []
+    for augment in (True, False):  # the examples themselves are not augmented
+        train_stem_or_stream = train_stem if stage == "stem" else train_stream
+        read.clear()
+        train_stem_or_stream(
+            config,
+            dataclasses.replace(settings, augment=augment, precision="fp32", **{stage: options}),
+            *two_hundred,
+            tmp_path / str(augment),
+            device=device,
+            seeing=seeing,
+            workers=0,
+            quiet=True,
+        )
+        point = curves(tmp_path / str(augment))[-1]
+        losses.append(point["damsm" if stage == "stem" else "cross_entropy"])
+    assert sorted(read) == list(range(200))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
 def test_stream_learns_to_describe(
     tmp_path: Path, two_hundred: tuple[TrainingExamples, int], device: torch.device
 ) -> None:
