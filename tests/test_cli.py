@@ -1,0 +1,312 @@
+"""The command as people run it: its exit status, its files and its one line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mirrorgan_fast.cli import main
+from mirrorgan_fast.data.vocabulary import Vocabulary
+from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
+
+CONFIG = ModelConfig(
+    image_size=32,
+    stages=2,
+    generator_channels=4,
+    residual_blocks=1,
+    embedding_size=16,
+    word_embedding_size=8,
+    caption_length=6,
+    image_encoder="small",
+    stream_encoder="small",
+    stream_hidden_size=8,
+)
+WORDS = ["<end>", "a", "red", "blue", "bird", "鸟"]
+COMMAND = Path(sys.executable).with_name("mirrorgan-fast")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Untrained, in a folder."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    MirrorGAN(CONFIG, Vocabulary(WORDS)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("painted") / "birds"
+    sizes = ["--train", "24", "--test", "8", "--size", "64", "--workers", "1", "--quiet"]
+    assert main(["paint", str(folder), *sizes]) == 0
+    return folder
+
+
+def run(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [COMMAND, *map(str, arguments)], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run a command that has to fail; return its one line."""
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("mirrorgan-fast: ")
+    assert printed.err.count("\n") == 1
+    return printed.err
+
+
+# --- sample, describe and info in processes of their own ------------------------------------------
+
+
+def test_sample_writes_images_and_a_sheet_and_describe_reads_them(
+    model: Path, tmp_path: Path
+) -> None:
+    what = ("sample", "a red bird", "a bird", "-n", 2, "-o", "out")
+    made = run(*what, "--model", model, folder=tmp_path)
+    assert (made.returncode, made.stderr) == (0, "")
+    assert made.stdout == "4 images and sheet.png in out\n"
+    assert files(tmp_path / "out") == [*(f"000{i}.png" for i in range(4)), "sheet.png"]
+    images = [Image.open(tmp_path / "out" / f"000{i}.png") for i in range(4)]
+    assert {(image.size, image.mode) for image in images} == {((32, 32), "RGB")}
+    captions = ["a red bird", "a red bird", "a bird", "a bird"]
+    for image, expected in zip(
+        images, MirrorGAN.from_pretrained(model).sample(captions, seed=0), strict=True
+    ):
+        assert np.array_equal(np.asarray(image), np.asarray(expected))
+
+    pictures = ("describe", "out/0000.png", "out/0002.png", "--json")
+    told = run(*pictures, "--model", model, folder=tmp_path)
+    assert told.returncode == 0
+    assert [json.loads(row)["image"] for row in told.stdout.splitlines()] == [
+        "out/0000.png",
+        "out/0002.png",
+    ]
+
+
+def test_a_bad_caption_in_a_process_of_its_own(model: Path, tmp_path: Path) -> None:
+    refused = run("sample", "zzz", "-o", "out", "--model", model, folder=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stdout == ""
+    assert refused.stderr.startswith("mirrorgan-fast: no word of the caption 'zzz' is known")
+    assert refused.stderr.count("\n") == 1
+    assert files(tmp_path) == []
+
+
+def test_info_tells_versions_and_implementations(model: Path, tmp_path: Path) -> None:
+    told = run("info", "--json", folder=tmp_path)
+    assert told.returncode == 0
+    facts = json.loads(told.stdout)
+    assert facts["torch"] == torch.__version__
+    assert facts["ops"]
+    words = run("info", "--words", "--model", model, folder=tmp_path)
+    assert words.stdout.split() == WORDS[1:]
+
+
+# --- sample ---------------------------------------------------------------------------------------
+
+
+def test_captions_come_from_a_file_and_the_seed_decides(model: Path, tmp_path: Path) -> None:
+    captions = tmp_path / "captions.txt"
+    captions.write_text("\ufeffa red bird\n\n  a blue bird  \n", encoding="utf-8")
+    for name, seed in (("first", 7), ("same", 7), ("other", 8)):
+        arguments = ["sample", "--captions", captions, "--seed", seed, "--model", model]
+        assert main([*map(str, arguments), "-o", str(tmp_path / name)]) == 0
+        assert len(files(tmp_path / name)) == 3
+    first, same, other = (
+        (tmp_path / name / "0001.png").read_bytes() for name in ("first", "same", "other")
+    )
+    assert first == same
+    assert first != other
+
+
+def test_unknown_words_are_named_and_skipped(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["-o", str(tmp_path), "--model", str(model)]
+    assert main(["sample", "a purple 鸟 with wings", *arguments]) == 0
+    assert "purple, with, wings" in capsys.readouterr().err
+    assert files(tmp_path) == ["0000.png", "sheet.png"]
+
+
+@pytest.mark.parametrize(
+    "caption", ["", "   ", "!?", "🙂", "طائر", "zzz " * 500, "\x00", "a\u0301\u0301"]
+)
+def test_a_caption_without_a_known_word_is_refused(
+    caption: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # with a good one before it: nothing of either is written
+    line = refusal(capsys, "sample", "a red bird", caption, "-o", tmp_path, "--model", model)
+    assert "no word of the caption" in line
+    assert files(tmp_path) == []
+
+
+def test_very_long_captions_work(model: Path, tmp_path: Path) -> None:
+    caption = "a red bird and a blue bird " * 2000
+    assert main(["sample", caption, "-o", str(tmp_path), "--model", str(model)]) == 0
+    assert files(tmp_path) == ["0000.png", "sheet.png"]
+
+
+def test_images_that_are_there_stay(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "0001.png").write_bytes(b"mine")
+    line = refusal(capsys, "sample", "a bird", "-n", 3, "-o", tmp_path, "--model", model)
+    assert "0001.png: is there already" in line
+    assert files(tmp_path) == ["0001.png"]
+    arguments = ["sample", "a bird", "-n", "3", "-o", str(tmp_path), "--model", str(model)]
+    assert main([*arguments, "--overwrite"]) == 0
+    assert Image.open(tmp_path / "0001.png").size == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        ([], "give captions as arguments, or a file"),
+        (["a bird", "--captions", "x.txt"], "give captions as arguments, or a file"),
+        (["--captions", "nowhere.txt"], "nowhere.txt: cannot be read"),
+        (["a bird", "--seed", "-1"], "seed is -1"),
+        (["a bird", "--device", "abacus"], "--device abacus"),
+        (["a bird", "--model", "nowhere"], "nowhere: no model there"),
+    ],
+)
+def test_bad_arguments_are_refused(
+    arguments: list[str],
+    fault: str,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with_model = arguments if "--model" in arguments else [*arguments, "--model", str(model)]
+    assert fault in refusal(capsys, "sample", "-o", tmp_path, *with_model)
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("damaged", ["model.safetensors", "config.json", "vocabulary.txt"])
+@pytest.mark.parametrize("how", ["missing", "cut", "empty"])
+def test_damaged_weights_are_refused(
+    damaged: str, how: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in model.iterdir():
+        data = path.read_bytes()
+        if path.name != damaged:
+            (copy / path.name).write_bytes(data)
+        elif how != "missing":
+            (copy / path.name).write_bytes(data[: len(data) // 2] if how == "cut" else b"")
+    line = refusal(capsys, "sample", "a bird", "-o", tmp_path / "out", "--model", copy)
+    assert str(copy) in line
+    assert not (tmp_path / "out").exists()
+
+
+# --- describe -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no picture", b"\x89PNG\r\n\x1a\n\x00\x00"])
+def test_a_picture_that_is_none_is_refused(
+    content: bytes | None, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    Image.new("RGB", (20, 30)).save(good)
+    if content is not None:
+        bad.write_bytes(content)
+    assert "bad.png" in refusal(capsys, "describe", good, bad, "--model", model)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
+def test_any_kind_of_picture_is_described(
+    mode: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"picture.{'tiff' if mode == 'CMYK' else 'png'}"
+    Image.new(mode, (7, 300)).save(path)
+    assert main(["describe", str(path), "--model", str(model)]) == 0
+    assert capsys.readouterr().out.startswith(f"{path}: ")
+
+
+# --- paint, train and evaluate --------------------------------------------------------------------
+
+
+def test_paint_does_not_touch_what_is_there(
+    birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files(birds)
+    assert str(birds) in refusal(capsys, "paint", birds, "--train", 2, "--test", 2, "--quiet")
+    assert files(birds) == before
+    assert "--layout folder" in refusal(
+        capsys, "paint", tmp_path / "new", "--layout", "cub", "--masks"
+    )
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_chain_from_nothing_to_a_report(
+    birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {
+        "image_size": 32,
+        "stages": 2,
+        "generator_channels": 4,
+        "discriminator_channels": 4,
+        "embedding_size": 16,
+        "word_embedding_size": 8,
+        "stream_hidden_size": 8,
+        **{f"{stage}.steps": 2 for stage in ("cnn", "stem", "stream", "gan")},
+        **{f"{stage}.batch_size": 6 for stage in ("cnn", "stem", "stream", "gan")},
+    }
+    changes = [word for name, value in sizes.items() for word in ("--set", f"{name}={value}")]
+    data = ["--data", str(birds)]
+    folder = tmp_path / "run"
+    how = ["--run", str(folder), "--quiet"]
+    assert main(["train", "all", *data, *how, *changes, "--workers", "0"]) == 0
+    assert {"cnn", "stem", "stream", "gan"} < {path.name for path in folder.iterdir()}
+    for stage in ("cnn", "stem", "stream", "gan"):
+        last = (folder / stage / "curves.jsonl").read_text().splitlines()[-1]
+        assert json.loads(last)["step"] == 2
+    assert Image.open(folder / "gan" / "samples" / "0000002.png").width > 32
+
+    assert main(["sample", "a bird", "-o", str(tmp_path / "out"), "--model", str(folder)]) == 0
+    assert "attributes.safetensors" in refusal(
+        capsys, "evaluate", *data, "--model", folder, "--judge", folder
+    )
+    assert "holds a run with generator_channels 4" in refusal(
+        capsys, "train", "gan", *data, *how, *changes, "--set", "generator_channels=5"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ("gan.steps", "expected NAME=VALUE"),
+        ("gan.speed=3", "there is no such setting"),
+        ("gan.steps=many", "expected int"),
+        ("gan.steps=0", "expected 1 or more"),
+        ("image_size=100", "power of two"),
+        ("gan.form=ours", "paper, authors"),
+    ],
+)
+def test_bad_settings_are_refused(
+    change: str, fault: str, birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", "cnn", "--data", birds, "--run", tmp_path / "run", "--set", change]
+    assert fault in refusal(capsys, *arguments)
+    assert files(tmp_path) == []
+
+
+def test_an_unknown_preset_is_refused_with_those_there_are(
+    birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refusal(capsys, "train", "cnn", "--data", birds, "--run", tmp_path, "--preset", "bats")
+    assert "birds-painted" in line
