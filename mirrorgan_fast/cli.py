@@ -93,8 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     paint.add_argument("--workers", type=_positive, default=None, help="default: one a core")
     paint.add_argument("--quiet", action="store_true")
 
-    evaluate = command("evaluate", _evaluate, "measure a model on held-out painted birds")
+    evaluate = command("evaluate", _evaluate, "measure a model on a test split")
     evaluate.add_argument("--data", type=Path, required=True, metavar="FOLDER")
+    evaluate.add_argument("--split-field", default="split", help="of metadata.jsonl's rows")
     evaluate.add_argument("--count", type=_positive, default=1000, metavar="N", help="of captions")
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument(
@@ -301,10 +302,14 @@ def _evaluate(options: argparse.Namespace) -> None:
     from mirrorgan_fast.evaluation.report import as_table, evaluate
 
     keep_memory()
+    images = open_images(options.data, "test", options.split_field)
+    judge: AttributeClassifier | None = None
+    if isinstance(images, ImageFolder) and "attributes" in images.record(0):
+        judge = AttributeClassifier.from_pretrained(options.judge).to(_device(options))
     figures = evaluate(
         _model(options),
-        AttributeClassifier.from_pretrained(options.judge).to(_device(options)),
-        ImageFolder(options.data, "test"),
+        images,
+        classifier=judge,
         count=options.count,
         seed=options.seed,
         quiet=options.quiet,

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mirrorgan_fast.data.captioned_images import ImageFolder
+from mirrorgan_fast.data.captioned_images import CaptionedImages, ImageFolder
 from mirrorgan_fast.data.painted_birds import ATTRIBUTES
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.evaluation.attributes import (
@@ -19,6 +19,7 @@ from mirrorgan_fast.evaluation.attributes import (
     true_attributes,
 )
 from mirrorgan_fast.evaluation.edits import (
+    Edit,
     EditFigures,
     edit_color_word,
     measure_edits,
@@ -37,34 +38,36 @@ _CAPTION_BATCH = 512
 @torch.no_grad()
 def evaluate(
     model: MirrorGAN,
-    classifier: AttributeClassifier,
-    images: ImageFolder,
+    images: CaptionedImages,
     *,
+    classifier: AttributeClassifier | None = None,
     count: int = 1000,
     seed: int = 0,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Measure a model on held-out captions of painted birds, and the real pictures beside it.
+    """Measure a model on held-out captions, and the real pictures beside it.
 
     Images are generated from one caption, chosen at random, of each of the first ``count``
     pictures. The model is put in evaluation mode.
 
     Args:
-        model: trained on painted birds.
-        classifier: reads the attributes.
-        images: the test split of an exported folder.
+        model: to be measured.
+        images: the test split.
+        classifier: reads the attributes of painted birds, which ``images`` are then to be, in an
+            exported folder. Without it, what needs no attributes is measured.
         count: of pictures.
         seed: of the choice of captions, edits and competitors, and of the images.
         quiet: no progress bars.
 
     Returns:
-        what was measured on ("count", "seed", "image_size"), then for "classifier", "attributes",
-        "edits", "r_precision" and "redescription" the figures of "generated" and of "real". Shares
-        are in [0, 1]. The real edits are painted pairs (see ``painted_pairs``).
+        what was measured on ("count", "seed", "image_size"), then for "r_precision" and
+        "redescription", and with a classifier for "classifier", "attributes" and "edits", the
+        figures of "generated" and of "real". Shares are in [0, 1]. The real edits are painted pairs
+        (see ``painted_pairs``).
 
     Raises:
-        InputError: the folder has fewer pictures, they are no painted birds, or too few for
-            R-precision; or the model knows no word of a caption.
+        InputError: there are fewer pictures, or too few for R-precision; the model knows no word of
+            a caption; or, with a classifier, they are no painted birds.
     """
     if not 1 <= count <= len(images):
         raise InputError(f"cannot evaluate on {count} pictures: the split has {len(images)}")
@@ -72,59 +75,86 @@ def evaluate(
     size = model.config.image_size
     rng = np.random.default_rng(seed)
     indices = range(count)
-    truth = true_attributes(images, indices)
     pool, first = _caption_pool(model, images)
-    own = [first[i] + int(rng.integers(len(images.captions(i)))) for i in indices]
+    choice = [int(rng.integers(len(images.captions(i)))) for i in indices]
+    own = [first[i] + choice[i] for i in indices]
     captions = [pool.texts[place] for place in own]
-    named = [_named(images, i)[place - first[i]] for i, place in zip(indices, own, strict=True)]
-    edit_of = [edit_color_word(captions[i], truth[i], rng) for i in indices]
-    editable = [i for i in indices if edit_of[i] is not None]
-    edits = [edit for edit in edit_of if edit is not None]
-    if not edits:
-        raise InputError("no caption names the color of a part of the bird, so none can be edited")
-
+    birds = _painted(images, captions, choice, rng) if classifier is not None else None
     generated = generate(model, captions, indices, seed, title="captions", quiet=quiet)
-    edited_captions = [edit.edited for edit in edits]
-    edited = generate(model, edited_captions, editable, seed, title="edits", quiet=quiet)
-    painted = painted_pairs(edits, [truth[i] for i in editable], size, seed)
     real = torch.cat([_to_bytes(from_image(images.image(i), size)[None]) for i in indices])
-    read_generated, read_real = classifier.read(generated), classifier.read(real)
 
     figures: dict[str, Any] = {
         "count": count,
         "seed": seed,
         "image_size": size,
-        "classifier": {"real": _shares(attribute_accuracy(read_real, truth))},
-        "attributes": {
-            "generated": _shares(attribute_accuracy(read_generated, named)),
-            "real": _shares(attribute_accuracy(read_real, named)),
-        },
-        "edits": {
-            "generated": _edit_shares(
-                measure_edits(classifier, edits, generated[editable], edited)
-            ),
-            "real": _edit_shares(measure_edits(classifier, edits, *painted)),
-        },
         "r_precision": {},
-        "redescription": {},
+        "redescription": {"generated": {}, "real": {}},
     }
-    for side, pictures, shown in (
-        ("generated", generated, read_generated),
-        ("real", real, truth),
-    ):
+    shown: dict[str, list[dict[str, str]]] = {}
+    if classifier is not None and birds is not None:
+        shown = {"generated": classifier.read(generated), "real": birds.truth}
+        read_real = classifier.read(real)
+        edited_captions = [edit.edited for edit in birds.edits]
+        edited = generate(model, edited_captions, birds.editable, seed, title="edits", quiet=quiet)
+        pair = generated[birds.editable], edited
+        painted = painted_pairs(birds.edits, [birds.truth[i] for i in birds.editable], size, seed)
+        figures |= {
+            "classifier": {"real": _shares(attribute_accuracy(read_real, birds.truth))},
+            "attributes": {
+                "generated": _shares(attribute_accuracy(shown["generated"], birds.named)),
+                "real": _shares(attribute_accuracy(read_real, birds.named)),
+            },
+            "edits": {
+                "generated": _edit_shares(measure_edits(classifier, birds.edits, *pair)),
+                "real": _edit_shares(measure_edits(classifier, birds.edits, *painted)),
+            },
+        }
+    for side, pictures in (("generated", generated), ("real", real)):
         codes, descriptions = _look(model, pictures)
         precision = r_precision(codes, own, pool, np.random.default_rng(seed))
         figures["r_precision"][side] = {f"top_{k}": share for k, share in precision.items()}
-        of_image = redescription_accuracy(descriptions, shown)
-        figures["redescription"][side] = {
-            "statements_per_image": sum(of_image.claims.values()) / count,
-            "of_caption": redescription_accuracy(descriptions, named).overall,
-            **_shares(of_image),
-        }
+        if birds is not None:
+            of_image = redescription_accuracy(descriptions, shown[side])
+            figures["redescription"][side] = {
+                "statements_per_image": sum(of_image.claims.values()) / count,
+                "of_caption": redescription_accuracy(descriptions, birds.named).overall,
+                **_shares(of_image),
+            }
         if side == "real":  # a generated picture has one caption to be held against, not ten
             references = [images.captions(i) for i in indices]
             figures["redescription"][side]["bleu_4"] = bleu_4(descriptions, references)
     return figures
+
+
+class _Painted(NamedTuple):
+    """What is known of N painted birds and of the caption chosen for each."""
+
+    truth: list[dict[str, str]]
+    named: list[dict[str, str]]
+    """What the captions assert."""
+    editable: list[int]
+    """Whose captions name a color of a part."""
+    edits: list[Edit]
+    """Of the captions of ``editable``."""
+
+
+def _painted(
+    images: CaptionedImages, captions: list[str], choice: list[int], rng: np.random.Generator
+) -> _Painted:
+    if not isinstance(images, ImageFolder):
+        raise InputError(
+            "only an exported folder of painted birds (mirrorgan-fast paint) tells their attributes"
+        )
+    truth = true_attributes(images, range(len(captions)))
+    named = [_named(images, i)[chosen] for i, chosen in enumerate(choice)]
+    edit_of = [
+        edit_color_word(caption, shown, rng) for caption, shown in zip(captions, truth, strict=True)
+    ]
+    edits = [edit for edit in edit_of if edit is not None]
+    if not edits:
+        raise InputError("no caption names the color of a part of the bird, so none can be edited")
+    editable = [i for i, edit in enumerate(edit_of) if edit is not None]
+    return _Painted(truth, named, editable, edits)
 
 
 @torch.no_grad()
@@ -177,7 +207,7 @@ def _to_bytes(images: Tensor) -> Tensor:
     return to_uint8(images).permute(0, 3, 1, 2).cpu()
 
 
-def _caption_pool(model: MirrorGAN, images: ImageFolder) -> tuple[CaptionPool, list[int]]:
+def _caption_pool(model: MirrorGAN, images: CaptionedImages) -> tuple[CaptionPool, list[int]]:
     """Return all captions of the split, and where those of each image begin."""
     texts: list[str] = []
     labels: list[int] = []
@@ -249,9 +279,10 @@ def as_table(figures: Mapping[str, Any]) -> str:
         (f"{figures['count']} captions, {figures['image_size']} px", "generated", "real"),
     ]
     for label, section, name, form in _LINES:
-        sides = [figures[section].get(side, {}) for side in ("generated", "real")]
-        if name is None:
-            sides = [side["by_attribute"] for side in sides]
+        measured = [figures.get(section, {}).get(side, {}) for side in ("generated", "real")]
+        if not any((name or "by_attribute") in side for side in measured):
+            continue
+        sides = measured if name else [side["by_attribute"] for side in measured]
         for key in [name] if name else ATTRIBUTES:
             cells = [form.format(side[key]) if key in side else "-" for side in sides]
             rows.append((label or f"  {key}", cells[0], cells[1]))

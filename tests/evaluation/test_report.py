@@ -61,7 +61,7 @@ def shares_in(figures: Any) -> list[float]:
 def test_measures_everything_on_both_sides(
     model: MirrorGAN, judge: Oracle, folder: ImageFolder
 ) -> None:
-    figures = evaluate(model, judge, folder, count=5, seed=2, quiet=True)
+    figures = evaluate(model, folder, classifier=judge, count=5, seed=2, quiet=True)
     assert json.loads(json.dumps(figures)) == figures
     assert figures["classifier"]["real"]["overall"] == 1
     assert figures["attributes"]["real"]["overall"] == 1  # real pictures, known to the judge
@@ -73,13 +73,33 @@ def test_measures_everything_on_both_sides(
     assert figures["edits"]["real"]["rest_change"] == 0
     assert 0 < figures["edits"]["real"]["changed_area"] < 0.15
     assert 0 <= figures["redescription"]["real"]["bleu_4"] <= 1
-    assert evaluate(model, judge, folder, count=5, seed=2, quiet=True) == figures
+    assert evaluate(model, folder, classifier=judge, count=5, seed=2, quiet=True) == figures
+
+
+def test_without_a_classifier_what_needs_none_is_measured(
+    model: MirrorGAN, judge: Oracle, folder: ImageFolder
+) -> None:
+    figures = evaluate(model, folder, count=5, seed=2, quiet=True)
+    whole = evaluate(model, folder, classifier=judge, count=5, seed=2, quiet=True)
+    assert figures["r_precision"] == whole["r_precision"]
+    assert figures["redescription"] == {
+        "generated": {},
+        "real": {"bleu_4": whole["redescription"]["real"]["bleu_4"]},
+    }
+    assert not {"attributes", "edits", "classifier"} & set(figures)
+    lines = as_table(figures).splitlines()
+    assert [line[:30].strip() for line in lines[1:]] == [
+        "R-precision (1 of 100), top 1",
+        "top 2",
+        "top 3",
+        "BLEU-4",
+    ]
 
 
 def test_table_has_every_attribute_and_both_columns(
     model: MirrorGAN, judge: Oracle, folder: ImageFolder
 ) -> None:
-    figures = evaluate(model, judge, folder, count=4, quiet=True)
+    figures = evaluate(model, folder, classifier=judge, count=4, quiet=True)
     lines = as_table(figures).splitlines()
     assert lines[0].split()[:4] == ["4", "captions,", "64", "px"]
     assert {line.split()[0] for line in lines} >= set(ATTRIBUTES)
@@ -107,13 +127,13 @@ def test_an_image_depends_on_its_caption_and_noise_alone(
 
 def test_too_many_pictures(model: MirrorGAN, judge: Oracle, folder: ImageFolder) -> None:
     with pytest.raises(InputError, match="on 14 pictures: the split has 13"):
-        evaluate(model, judge, folder, count=14, quiet=True)
+        evaluate(model, folder, classifier=judge, count=14, quiet=True)
 
 
 def test_a_model_of_other_words(judge: Oracle, folder: ImageFolder) -> None:
     model = MirrorGAN(TINY, Vocabulary(["<end>", "teapot"]))
     with pytest.raises(InputError, match=r"no word of the caption .* is known to the model"):
-        evaluate(model, judge, folder, count=2, quiet=True)
+        evaluate(model, folder, classifier=judge, count=2, quiet=True)
 
 
 @pytest.mark.parametrize("field", ["attributes", "named"])
@@ -127,4 +147,10 @@ def test_rows_that_do_not_say_what_is_there(
         del row[field]
     metadata.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(InputError, match=f"picture 'images/test/00000' has no .*{field}"):
-        evaluate(model, judge, ImageFolder(tmp_path / "birds", "test"), count=2, quiet=True)
+        evaluate(
+            model,
+            ImageFolder(tmp_path / "birds", "test"),
+            classifier=judge,
+            count=2,
+            quiet=True,
+        )
