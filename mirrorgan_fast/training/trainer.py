@@ -80,6 +80,7 @@ def train_gan(
         frozen.to(device).eval().requires_grad_(False)
     # The LSTM passes gradients to STREAM's image only in training mode on CUDA.
     stream.lstm.train()
+    alike = _alike(image_encoder.cnn, stream.cnn)
     glam = GLAM(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     D = [Discriminator(config, size) for size in config.stage_sizes]
     all_D = nn.ModuleList(D)
@@ -143,15 +144,21 @@ def train_gan(
                     loss = generator_loss(D_i, fake_i, sentence, options.form)
                     loss_G = loss_G + loss
                     figures[f"G_{i}"] = loss.detach()
-                if options.stream_weight:
-                    loss = stream_loss(stream(fakes[-1], tokens), tokens, lengths, options.form)
-                    loss_G = loss_G + options.stream_weight * loss
-                    figures["stream"] = loss.detach()
+                pooled: Tensor | None = None
                 if options.damsm_weight:
-                    regions, codes = image_encoder(fakes[-1])
+                    seen = image_encoder.cnn(fakes[-1])
+                    regions, codes = image_encoder.embed(*seen)
                     loss = damsm_loss(words, mask, sentence, regions, codes, labels)
                     loss_G = loss_G + options.damsm_weight * loss
                     figures["damsm"] = loss.detach()
+                    pooled = seen[1] if alike else None
+                if options.stream_weight:
+                    pooled = stream.see(fakes[-1]) if pooled is None else pooled
+                    loss = stream_loss(
+                        stream.predict(pooled, tokens), tokens, lengths, options.form
+                    )
+                    loss_G = loss_G + options.stream_weight * loss
+                    figures["stream"] = loss.detach()
             optimizer_G.zero_grad()
             loss_G.backward()
             optimizer_G.step()
@@ -170,6 +177,14 @@ def train_gan(
                     )
     assert isinstance(average.module, GLAM)
     return average.module
+
+
+def _alike(one: nn.Module, other: nn.Module) -> bool:
+    """Return whether two CNNs see the same, as DAMSM's and STREAM's small ones do."""
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
 
 
 def _sheet_batch(examples: TrainingExamples) -> dict[str, Tensor]:

@@ -247,6 +247,24 @@ def test_twenty_steps_stay_finite(tmp_path: Path, train: Train, form: str, preci
     assert all(abs(value) < 1e3 for value in point.values())
 
 
+def test_cnns_that_see_alike_see_an_image_once(
+    tmp_path: Path, train: Train, pretrained: Pretrained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrained.stream.cnn.load_state_dict(pretrained.image_encoder.cnn.state_dict())
+    seen: list[str] = []
+    for name, cnn in (("DAMSM", pretrained.image_encoder.cnn), ("STREAM", pretrained.stream.cnn)):
+        cnn.register_forward_hook(lambda *_, name=name: seen.append(name))
+    train(tmp_path / "once", steps=2)
+    assert seen == ["DAMSM"] * 2
+    monkeypatch.setattr(trainer, "_alike", lambda *_: False)
+    train(tmp_path / "twice", steps=2)
+    assert sorted(seen) == ["DAMSM"] * 4 + ["STREAM"] * 2
+    once, twice = (
+        json.loads((tmp_path / run / "curves.jsonl").read_text()) for run in ("once", "twice")
+    )
+    assert once == pytest.approx(twice, rel=1e-4)
+
+
 def test_the_ablation_without_global_attention_trains(
     tmp_path: Path,
     config: ModelConfig,
