@@ -13,3 +13,20 @@ class AttentionShape(NamedTuple):
 
 
 GLAM_ATTENTION = [AttentionShape(batch, size) for batch in (1, 8) for size in (32, 64, 128)]
+
+
+class MapShape(NamedTuple):
+    """A feature map in training."""
+
+    batch: int  # N
+    channels: int  # 2C
+    size: int  # H = W
+
+
+# Of birds-painted: its last up-block, a residual block of each stage, its first up-block
+BATCH_NORM_GLU = [
+    MapShape(16, 64, 128),
+    MapShape(16, 128, 64),
+    MapShape(16, 128, 32),
+    MapShape(16, 256, 8),
+]

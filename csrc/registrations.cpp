@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
+#include <tuple>
 
 namespace mirrorgan {
 
@@ -20,8 +21,22 @@ Tensor glam_attention_cpu(
     const std::optional<Tensor>& sentence,
     const std::optional<Tensor>& sentence_weight);
 
+std::tuple<Tensor, Tensor, Tensor> batch_norm_glu_cpu(
+    const Tensor& x, const Tensor& weight, const Tensor& bias, double eps);
+
+std::tuple<Tensor, Tensor, Tensor> batch_norm_glu_backward_cpu(
+    const Tensor& gradient,
+    const Tensor& x,
+    const Tensor& weight,
+    const Tensor& bias,
+    const Tensor& mean,
+    const Tensor& variance,
+    double eps);
+
 }  // namespace mirrorgan
 
 STABLE_TORCH_LIBRARY_IMPL(mirrorgan, CPU, library) {
+  library.impl("batch_norm_glu", TORCH_BOX(&mirrorgan::batch_norm_glu_cpu));
+  library.impl("batch_norm_glu_backward", TORCH_BOX(&mirrorgan::batch_norm_glu_backward_cpu));
   library.impl("glam_attention", TORCH_BOX(&mirrorgan::glam_attention_cpu));
 }

@@ -16,6 +16,7 @@
 
 #include "../checks.h"
 #include "instruction_sets.h"
+#include "vectors.h"
 
 namespace mirrorgan {
 namespace {
@@ -29,8 +30,6 @@ constexpr int64_t kBlock = 64;           // pixels of a tile: 8 KiB for 32 chann
 constexpr int64_t kAlignment = 16;       // floats: a cache line, so that no vector of the tile straddles two
 constexpr int64_t kBlocksPerTask = 16;   // words are converted once for 1,024 pixels
 
-using bfloat16_bits = uint16_t;
-
 struct Arguments {
   const void* features;         // (N, C, H*W), or (N, H*W, C) when channels_last
   const void* words;            // (N, T, C)
@@ -41,60 +40,6 @@ struct Arguments {
   int64_t samples, channels, words_per_sample, pixels, out_channels;
   bool channels_last;
 };
-
-MIRRORGAN_INLINE float to_float(float value) {
-  return value;
-}
-
-MIRRORGAN_INLINE float to_float(bfloat16_bits bits) {
-  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float value;
-  __builtin_memcpy(&value, &wide, sizeof value);
-  return value;
-}
-
-MIRRORGAN_INLINE void store(float value, float* out) {
-  *out = value;
-}
-
-// Round to nearest, ties to even; any NaN becomes the quiet one.
-MIRRORGAN_INLINE void store(float value, bfloat16_bits* out) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &value, sizeof bits);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  *out = static_cast<bfloat16_bits>(value != value ? 0x7fc0u : rounded);
-}
-
-template <int Lanes>
-struct Vector {
-  // Four-byte alignment makes every load and store an unaligned one, which costs nothing on aligned data.
-  typedef float Float __attribute__((vector_size(Lanes * 4), aligned(4), may_alias));
-  typedef int32_t Int __attribute__((vector_size(Lanes * 4), aligned(4), may_alias));
-};
-
-// x becomes e^x, for x <= 0, within 2 ulp; NaN stays NaN. x = n ln 2 + r with |r| <= ln(2)/2, where the Taylor series of e^r
-// up to r^7 is exact to 5e-9. (By reference: returning a vector wider than the baseline's registers has no stable ABI.)
-template <int Lanes>
-MIRRORGAN_INLINE void exp_of_negative(typename Vector<Lanes>::Float& x) {
-  using Float = typename Vector<Lanes>::Float;
-  using Int = typename Vector<Lanes>::Int;
-  constexpr float kLowest = -87.0f;        // e^-87 is the last that stays a normal number
-  constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, left in the low bits
-  x = x < kLowest ? kLowest - Float{} : x;
-  const Float shifted = x * 1.44269504f + kRounder;
-  const Float n = shifted - kRounder;
-  Float r = x - n * 0.693359375f;  // ln 2 in two parts, the first exact in 9 bits
-  r = r + n * 2.12194440e-4f;
-  Float series = r * (1.0f / 5040.0f) + (1.0f / 720.0f);
-  series = series * r + (1.0f / 120.0f);
-  series = series * r + (1.0f / 24.0f);
-  series = series * r + (1.0f / 6.0f);
-  series = series * r + 0.5f;
-  series = series * r + 1.0f;
-  series = series * r + 1.0f;
-  const Int power_bits = ((Int)shifted + (127 - 0x4b400000)) << 23;
-  x = series * (Float)power_bits;
-}
 
 template <int Rows, int Lanes>
 MIRRORGAN_INLINE void multiply_rows(
@@ -336,21 +281,6 @@ Attend attend_for(bool is_bfloat16) {
     default:
       return is_bfloat16 ? attend_bfloat16_baseline : attend_float_baseline;
   }
-}
-
-// As PyTorch decides it, where the stride of a dimension of size one means nothing; a tensor that is both is contiguous.
-bool is_channels_last(const Tensor& tensor) {
-  int64_t dense = 1;
-  for (const int64_t dimension : {1, 3, 2, 0}) {
-    if (tensor.size(dimension) == 1) {
-      continue;
-    }
-    if (tensor.stride(dimension) != dense) {
-      return false;
-    }
-    dense *= tensor.size(dimension);
-  }
-  return !tensor.is_contiguous();
 }
 
 void check_dtype(const char* argument, const Tensor& tensor, ScalarType wanted) {

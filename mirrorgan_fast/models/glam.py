@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.stem import ConditioningAugmentation
-from mirrorgan_fast.ops import glam_attention, word_attention_map
+from mirrorgan_fast.ops import batch_norm_glu, glam_attention, word_attention_map
 
 
 class Generated(NamedTuple):
@@ -193,8 +193,7 @@ class UpBlock(nn.Sequential):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(
             UpConv2d(in_channels, out_channels * 2, 3, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels * 2),
-            GLU(),
+            BatchNormGLU(out_channels * 2),
         )
 
 
@@ -219,17 +218,29 @@ class UpConv2d(nn.Conv2d):
         return functional.conv_transpose2d(x, weight, stride=2, padding=1)
 
 
-class GLU(nn.Module):
-    """The first half of the channels, gated by the sigmoid of the second.
-
-    Not torch's own, whose backward gives up channels_last: the batch norm before it then takes
-    several times as long, and a training step at 128 px 1.5 times (two cores, bf16).
-    """
+class BatchNormGLU(nn.BatchNorm2d):
+    """Batch norm, then the first half of the channels gated by the sigmoid of the second."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, 2C, H, W) to (N, C, H, W)."""
-        values, gates = x.chunk(2, dim=1)
-        return values * gates.sigmoid()
+        if not self.training:
+            values, gates = super().forward(x).chunk(2, dim=1)
+            return values * gates.sigmoid()
+        out, mean, variance = batch_norm_glu(x, self.weight, self.bias, self.eps)
+        self._follow(mean, variance, x.numel() // x.shape[1])
+        return out
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Move the running averages towards a batch's statistics, as batch norm does."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        unbiased = (variance * (count / (count - 1))).to(self.running_var.dtype)
+        self.running_var.lerp_(unbiased, self.momentum)
 
 
 class ResidualBlock(nn.Module):
@@ -239,8 +250,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.block = nn.Sequential(
             nn.Conv2d(channels, channels * 2, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels * 2),
-            GLU(),
+            BatchNormGLU(channels * 2),
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(channels),
         )

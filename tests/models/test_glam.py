@@ -183,7 +183,7 @@ def test_blocks_are_those_of_the_formulas(assert_matches: Match) -> None:
     residual = ResidualBlock(4)
     initialize(residual)
     actual = residual(x)
-    first, first_norm, _, second, second_norm = residual.double().block
+    first, first_norm, second, second_norm = residual.double().block
     inner = glu(norm(conv(x.double(), first), first_norm))
     assert_matches(actual, x.double() + norm(conv(inner, second), second_norm))
 

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -22,8 +21,9 @@ from mirrorgan_fast.ops import (
 )
 from mirrorgan_fast.ops.glam_attention import reference
 
+from .conftest import compiled
+
 op = torch.ops.mirrorgan.glam_attention
-compiled = pytest.mark.skipif(why_not_compiled() is not None, reason=str(why_not_compiled()))
 
 
 class Inputs(NamedTuple):
@@ -88,13 +88,6 @@ def by_loops(given: Inputs) -> Tensor:
                     columns.append(sentence[n] * torch.softmax(gate, 0))
                 out[n, :, y, x] = torch.cat(columns)
     return out
-
-
-@pytest.fixture(params=["reference", pytest.param("cpu", marks=compiled)])
-def implementation(request) -> Iterator[str]:
-    """Run the test once with each implementation."""
-    with use(request.param):
-        yield request.param
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

@@ -1,0 +1,375 @@
+// mirrorgan::batch_norm_glu and its backward on the CPU; what they compute is said in
+// mirrorgan_fast/ops/batch_norm_glu.py.
+//
+// A channels-last map is a matrix (pixels, channels). Forward reads it twice, once for the statistics and once for the
+// result; backward reads it and the gradient twice, and neither the normalized map nor a gate is ever written. The matrix is
+// cut into chunks of rows whose size does not depend on the number of threads; a chunk fits into the first caches, where it
+// is walked down in columns of one vector, so that what belongs to a channel stays in registers. The sums of the chunks are
+// added in order, in float64: the bits do not depend on the number of threads either.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "../checks.h"
+#include "vectors.h"
+
+namespace mirrorgan {
+namespace {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr const char* kOp = "batch_norm_glu";
+constexpr int64_t kChunk = 256;  // rows: 64 KiB of 128 channels in bfloat16
+
+struct Arguments {
+  const void* x;         // (rows, 2 * halves)
+  const void* gradient;  // (rows, halves), of the result
+  void* out;             // forward: (rows, halves); backward: as x
+  int64_t rows, halves;  // channels are values, then as many gates
+  const float* weight;   // and all that follow: (2 * halves)
+  const float* bias;
+  const float* mean;
+  const float* inverse_std;
+  const float* offset;  // of x's gradient, scale * gradient of y - offset - slope * (x - mean)
+  const float* slope;
+  float* sums;  // (2, 2 * halves), of one chunk
+};
+
+// s = 1 / (1 + e^-x), and 1 - s without cancellation.
+template <int Lanes>
+MIRRORGAN_INLINE void sigmoid(
+    const typename Vector<Lanes>::Float& x, typename Vector<Lanes>::Float& s, typename Vector<Lanes>::Float& rest) {
+  using Float = typename Vector<Lanes>::Float;
+  Float small = x < 0.0f ? x : -x;
+  exp_of_negative<Lanes>(small);
+  const Float large = 1.0f / (1.0f + small);
+  small *= large;
+  s = x < 0.0f ? small : large;
+  rest = x < 0.0f ? large : small;
+}
+
+// The sums over the rows of x - pivot and of its square; the pivot (the first row) keeps the variance from cancelling.
+template <typename scalar_t, int Lanes>
+MIRRORGAN_INLINE void sum_columns(const Arguments& a, int64_t first, int64_t end, int64_t column) {
+  using Float = typename Vector<Lanes>::Float;
+  const int64_t channels = 2 * a.halves;
+  const auto* x = static_cast<const scalar_t*>(a.x) + column;
+  Float pivot, sum = {}, squares = {};
+  load<Lanes>(x, pivot);
+  for (int64_t row = first; row < end; ++row) {
+    Float value;
+    load<Lanes>(x + row * channels, value);
+    value -= pivot;
+    sum += value;
+    squares += value * value;
+  }
+  store<Lanes>(sum, a.sums + column);
+  store<Lanes>(squares, a.sums + channels + column);
+}
+
+// What belongs to a column of the values, or of the gates: y = scale (x - mean) + bias.
+template <int Lanes>
+struct Half {
+  using Float = typename Vector<Lanes>::Float;
+  Float mean, scale, bias;
+
+  MIRRORGAN_INLINE void open(const Arguments& a, int64_t channel) {
+    Float inverse_std;
+    load<Lanes>(a.mean + channel, mean);
+    load<Lanes>(a.weight + channel, scale);
+    load<Lanes>(a.inverse_std + channel, inverse_std);
+    load<Lanes>(a.bias + channel, bias);
+    scale *= inverse_std;
+  }
+};
+
+template <typename scalar_t, int Lanes>
+MIRRORGAN_INLINE void gate_columns(const Arguments& a, int64_t first, int64_t end, int64_t column) {
+  using Float = typename Vector<Lanes>::Float;
+  const auto* x = static_cast<const scalar_t*>(a.x) + column;
+  auto* out = static_cast<scalar_t*>(a.out) + column;
+  Half<Lanes> values, gates;
+  values.open(a, column);
+  gates.open(a, a.halves + column);
+  for (int64_t row = first; row < end; ++row) {
+    Float value, gate, s, rest;
+    load<Lanes>(x + row * 2 * a.halves, value);
+    load<Lanes>(x + (row * 2 + 1) * a.halves, gate);
+    sigmoid<Lanes>((gate - gates.mean) * gates.scale + gates.bias, s, rest);
+    store<Lanes>(((value - values.mean) * values.scale + values.bias) * s, out + row * a.halves);
+  }
+}
+
+// x - mean of values and gates in one row, and the gradients of their y.
+template <typename scalar_t, int Lanes, typename Float>
+MIRRORGAN_INLINE void read_row(
+    const Arguments& a,
+    int64_t row,
+    int64_t column,
+    const Half<Lanes>& values,
+    const Half<Lanes>& gates,
+    Float& value,
+    Float& gate,
+    Float& of_value,
+    Float& of_gate) {
+  const auto* x = static_cast<const scalar_t*>(a.x) + row * 2 * a.halves + column;
+  Float of_result, s, rest;
+  load<Lanes>(x, value);
+  load<Lanes>(x + a.halves, gate);
+  load<Lanes>(static_cast<const scalar_t*>(a.gradient) + row * a.halves + column, of_result);
+  value -= values.mean;
+  gate -= gates.mean;
+  sigmoid<Lanes>(gate * gates.scale + gates.bias, s, rest);
+  of_value = of_result * s;
+  of_gate = of_value * rest * (value * values.scale + values.bias);
+}
+
+template <typename scalar_t, int Lanes>
+MIRRORGAN_INLINE void sum_gradient_columns(const Arguments& a, int64_t first, int64_t end, int64_t column) {
+  using Float = typename Vector<Lanes>::Float;
+  Half<Lanes> values, gates;
+  values.open(a, column);
+  gates.open(a, a.halves + column);
+  Float value_sum = {}, gate_sum = {}, value_product = {}, gate_product = {};
+  for (int64_t row = first; row < end; ++row) {
+    Float value, gate, of_value, of_gate;
+    read_row<scalar_t, Lanes>(a, row, column, values, gates, value, gate, of_value, of_gate);
+    value_sum += of_value;
+    gate_sum += of_gate;
+    value_product += of_value * value;
+    gate_product += of_gate * gate;
+  }
+  store<Lanes>(value_sum, a.sums + column);
+  store<Lanes>(gate_sum, a.sums + a.halves + column);
+  store<Lanes>(value_product, a.sums + 2 * a.halves + column);
+  store<Lanes>(gate_product, a.sums + 3 * a.halves + column);
+}
+
+template <typename scalar_t, int Lanes>
+MIRRORGAN_INLINE void gradient_columns(const Arguments& a, int64_t first, int64_t end, int64_t column) {
+  using Float = typename Vector<Lanes>::Float;
+  Half<Lanes> values, gates;
+  values.open(a, column);
+  gates.open(a, a.halves + column);
+  auto* out = static_cast<scalar_t*>(a.out) + column;
+  Float value_offset, gate_offset, value_slope, gate_slope;
+  load<Lanes>(a.offset + column, value_offset);
+  load<Lanes>(a.offset + a.halves + column, gate_offset);
+  load<Lanes>(a.slope + column, value_slope);
+  load<Lanes>(a.slope + a.halves + column, gate_slope);
+  for (int64_t row = first; row < end; ++row) {
+    Float value, gate, of_value, of_gate;
+    read_row<scalar_t, Lanes>(a, row, column, values, gates, value, gate, of_value, of_gate);
+    store<Lanes>(values.scale * of_value - (value_offset + value_slope * value), out + row * 2 * a.halves);
+    store<Lanes>(gates.scale * of_gate - (gate_offset + gate_slope * gate), out + (row * 2 + 1) * a.halves);
+  }
+}
+
+using Chunk = void (*)(const Arguments&, int64_t first, int64_t end);
+
+// A pass over a chunk: the columns of full vectors, then the rest one by one.
+#define MIRRORGAN_PASS(name, columns, count, scalar_t, lanes, target)               \
+  target void name(const Arguments& a, int64_t first, int64_t end) {                \
+    int64_t column = 0;                                                             \
+    for (; column + lanes <= (count); column += lanes) {                            \
+      columns<scalar_t, lanes>(a, first, end, column);                              \
+    }                                                                               \
+    for (; column < (count); ++column) {                                            \
+      columns<scalar_t, 1>(a, first, end, column);                                  \
+    }                                                                               \
+  }
+
+#define MIRRORGAN_PASSES(set, lanes, target)                                                             \
+  MIRRORGAN_PASS(sum_float_##set, sum_columns, 2 * a.halves, float, lanes, target)                       \
+  MIRRORGAN_PASS(sum_bfloat16_##set, sum_columns, 2 * a.halves, bfloat16_bits, lanes, target)            \
+  MIRRORGAN_PASS(gate_float_##set, gate_columns, a.halves, float, lanes, target)                         \
+  MIRRORGAN_PASS(gate_bfloat16_##set, gate_columns, a.halves, bfloat16_bits, lanes, target)              \
+  MIRRORGAN_PASS(sum_gradient_float_##set, sum_gradient_columns, a.halves, float, lanes, target)         \
+  MIRRORGAN_PASS(sum_gradient_bfloat16_##set, sum_gradient_columns, a.halves, bfloat16_bits, lanes, target) \
+  MIRRORGAN_PASS(gradient_float_##set, gradient_columns, a.halves, float, lanes, target)                 \
+  MIRRORGAN_PASS(gradient_bfloat16_##set, gradient_columns, a.halves, bfloat16_bits, lanes, target)
+
+struct Passes {
+  Chunk sum, gate, sum_gradient, gradient;
+};
+
+#define MIRRORGAN_PASSES_OF(set)                                                                             \
+  (is_bfloat16 ? Passes{sum_bfloat16_##set, gate_bfloat16_##set, sum_gradient_bfloat16_##set, gradient_bfloat16_##set} \
+               : Passes{sum_float_##set, gate_float_##set, sum_gradient_float_##set, gradient_float_##set})
+
+MIRRORGAN_PASSES(baseline, 4, )
+#if defined(MIRRORGAN_X86)
+MIRRORGAN_PASSES(avx2, 8, MIRRORGAN_TARGET_AVX2)
+MIRRORGAN_PASSES(avx512, 16, MIRRORGAN_TARGET_AVX512)
+#endif
+
+Passes passes_for(bool is_bfloat16) {
+  switch (chosen_instruction_set()) {
+#if defined(MIRRORGAN_X86)
+    case InstructionSet::avx512:
+      return MIRRORGAN_PASSES_OF(avx512);
+    case InstructionSet::avx2:
+      return MIRRORGAN_PASSES_OF(avx2);
+#endif
+    default:
+      return MIRRORGAN_PASSES_OF(baseline);
+  }
+}
+
+void for_chunks(const Arguments& a, Chunk pass, float* sums) {
+  const int64_t chunks = (a.rows + kChunk - 1) / kChunk;
+  torch::stable::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
+    Arguments of_chunk = a;
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      const int64_t first = chunk * kChunk;
+      of_chunk.sums = sums == nullptr ? nullptr : sums + chunk * 4 * a.halves;
+      pass(of_chunk, first, first + kChunk < a.rows ? first + kChunk : a.rows);
+    }
+  });
+}
+
+// The sums of a pass over all rows, (2, 2 * halves).
+std::vector<double> sum_over_rows(const Arguments& a, Chunk pass) {
+  const int64_t chunks = (a.rows + kChunk - 1) / kChunk, size = 4 * a.halves;
+  std::vector<float> of_chunks(static_cast<size_t>(chunks * size));
+  for_chunks(a, pass, of_chunks.data());
+  std::vector<double> total(static_cast<size_t>(size));
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    for (int64_t i = 0; i < size; ++i) {
+      total[i] += of_chunks[chunk * size + i];
+    }
+  }
+  return total;
+}
+
+void check_map(const char* argument, const Tensor& map, ScalarType dtype) {
+  MIRRORGAN_CHECK(map.dim() == 4, kOp, argument, shape_text(map.sizes()), "(N, 2C, H, W)");
+  MIRRORGAN_CHECK(map.scalar_type() == dtype, kOp, argument, map.scalar_type(), dtype);
+}
+
+void check_channels(const char* argument, const Tensor& tensor, int64_t channels) {
+  MIRRORGAN_CHECK(tensor.scalar_type() == ScalarType::Float, kOp, argument, tensor.scalar_type(), "Float");
+  MIRRORGAN_CHECK_SHAPE(kOp, argument, tensor, {channels});
+  MIRRORGAN_CHECK(tensor.is_contiguous(), kOp, argument, "gaps between its numbers", "a contiguous tensor");
+}
+
+Arguments arguments_of(const Tensor& x, const Tensor& dense_x, const Tensor& weight, const Tensor& bias) {
+  const ScalarType dtype = x.scalar_type();
+  MIRRORGAN_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16, kOp, "x", dtype,
+                  "Float or BFloat16, which the compiled CPU kernel takes");
+  const int64_t channels = x.size(1);
+  MIRRORGAN_CHECK(channels % 2 == 0, kOp, "x", shape_text(x.sizes()), "an even number of channels");
+  check_channels("weight", weight, channels);
+  check_channels("bias", bias, channels);
+  Arguments a{};
+  a.x = dense_x.const_data_ptr();
+  a.rows = x.size(0) * x.size(2) * x.size(3);
+  a.halves = channels / 2;
+  a.weight = static_cast<const float*>(weight.const_data_ptr());
+  a.bias = static_cast<const float*>(bias.const_data_ptr());
+  return a;
+}
+
+// Let the passes normalize by these statistics; what is returned has to live as long.
+std::vector<float> normalize_by(Arguments& a, const Tensor& mean, const Tensor& variance, double eps) {
+  const int64_t channels = 2 * a.halves;
+  check_channels("mean", mean, channels);
+  check_channels("variance", variance, channels);
+  const auto* variances = static_cast<const float*>(variance.const_data_ptr());
+  std::vector<float> inverse_std(static_cast<size_t>(channels));
+  for (int64_t c = 0; c < channels; ++c) {
+    inverse_std[c] = static_cast<float>(1.0 / std::sqrt(variances[c] + eps));
+  }
+  a.mean = static_cast<const float*>(mean.const_data_ptr());
+  a.inverse_std = inverse_std.data();
+  return inverse_std;
+}
+
+Tensor empty_map(const Tensor& like, int64_t channels) {
+  return torch::stable::empty({like.size(0), channels, like.size(2), like.size(3)}, like.scalar_type(), std::nullopt,
+                              like.device(), std::nullopt, MemoryFormat::ChannelsLast);
+}
+
+Tensor empty_channels(const Tensor& like, int64_t channels) {
+  return torch::stable::empty({channels}, ScalarType::Float, std::nullopt, like.device());
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> batch_norm_glu_cpu(
+    const Tensor& x, const Tensor& weight, const Tensor& bias, double eps) {
+  check_map("x", x, x.scalar_type());
+  const Tensor dense_x = torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
+  Arguments a = arguments_of(x, dense_x, weight, bias);
+  MIRRORGAN_CHECK(a.rows > 0, kOp, "x", shape_text(x.sizes()), "at least one pixel to take statistics of");
+  const int64_t channels = 2 * a.halves;
+  Tensor out = empty_map(x, a.halves), mean = empty_channels(x, channels), variance = empty_channels(x, channels);
+  auto* means = static_cast<float*>(mean.mutable_data_ptr());
+  auto* variances = static_cast<float*>(variance.mutable_data_ptr());
+  a.out = out.mutable_data_ptr();
+  const bool is_bfloat16 = x.scalar_type() == ScalarType::BFloat16;
+  const Passes passes = passes_for(is_bfloat16);
+
+  const std::vector<double> sums = sum_over_rows(a, passes.sum);
+  for (int64_t c = 0; c < channels; ++c) {
+    const float pivot = is_bfloat16 ? to_float(static_cast<const bfloat16_bits*>(a.x)[c])
+                                    : static_cast<const float*>(a.x)[c];
+    const double offset = sums[c] / a.rows;
+    const double square = sums[channels + c] / a.rows - offset * offset;
+    means[c] = static_cast<float>(pivot + offset);
+    variances[c] = static_cast<float>(square < 0 ? 0.0 : square);  // and not std::max: NaN stays NaN
+  }
+  const std::vector<float> inverse_std = normalize_by(a, mean, variance, eps);
+  for_chunks(a, passes.gate, nullptr);
+  return {out, mean, variance};
+}
+
+std::tuple<Tensor, Tensor, Tensor> batch_norm_glu_backward_cpu(
+    const Tensor& gradient,
+    const Tensor& x,
+    const Tensor& weight,
+    const Tensor& bias,
+    const Tensor& mean,
+    const Tensor& variance,
+    double eps) {
+  check_map("x", x, x.scalar_type());
+  check_map("gradient", gradient, x.scalar_type());
+  const Tensor dense_x = torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
+  Arguments a = arguments_of(x, dense_x, weight, bias);
+  const int64_t channels = 2 * a.halves;
+  MIRRORGAN_CHECK_SHAPE(kOp, "gradient", gradient, {x.size(0), a.halves, x.size(2), x.size(3)});
+  const Tensor dense_gradient = torch::stable::contiguous(gradient, MemoryFormat::ChannelsLast);
+  Tensor of_x = empty_map(x, channels), of_weight = empty_channels(x, channels), of_bias = empty_channels(x, channels);
+  a.gradient = dense_gradient.const_data_ptr();
+  a.out = of_x.mutable_data_ptr();
+  const std::vector<float> inverse_std = normalize_by(a, mean, variance, eps);
+  const Passes passes = passes_for(x.scalar_type() == ScalarType::BFloat16);
+
+  const std::vector<double> sums = sum_over_rows(a, passes.sum_gradient);
+  auto* of_weights = static_cast<float*>(of_weight.mutable_data_ptr());
+  auto* of_biases = static_cast<float*>(of_bias.mutable_data_ptr());
+  std::vector<float> lines(static_cast<size_t>(2 * channels));
+  for (int64_t c = 0; c < channels; ++c) {
+    const double product = sums[channels + c] * a.inverse_std[c];
+    of_biases[c] = static_cast<float>(sums[c]);
+    of_weights[c] = static_cast<float>(product);
+    const double scale_of_mean = static_cast<double>(a.weight[c]) * a.inverse_std[c] / a.rows;
+    lines[c] = static_cast<float>(scale_of_mean * sums[c]);
+    lines[channels + c] = static_cast<float>(scale_of_mean * product * a.inverse_std[c]);
+  }
+  a.offset = lines.data();
+  a.slope = lines.data() + channels;
+  for_chunks(a, passes.gradient, nullptr);
+  return {of_x, of_weight, of_bias};
+}
+
+}  // namespace mirrorgan

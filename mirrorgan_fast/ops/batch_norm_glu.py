@@ -1,0 +1,166 @@
+"""Batch norm and the gated linear unit behind it, as they train.
+
+With x normalized over the batch and the pixels, x^ = (x - mean) / sqrt(variance + eps), and
+y = weight x^ + bias of 2C channels,
+
+    out = y[:C] sigmoid(y[C:])
+
+which is what MirrorGAN's generators do after most of their convolutions (Ioffe and Szegedy, 2015;
+Dauphin et al., 2017). Neither x^ nor y is ever written.
+"""
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.ops.choice import REFERENCE, choose
+
+_NAME = "batch_norm_glu"
+
+
+def batch_norm_glu(
+    x: Tensor,  # (N, 2C, H, W)
+    weight: Tensor,  # (2C,)
+    bias: Tensor,  # (2C,)
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalize by the batch's own statistics, scale, and gate one half of the channels.
+
+    First-order gradients exist for x, weight and bias; through the compiled implementation a second
+    order raises. Below float32 everything is computed in float32 and rounded once. mean and
+    variance are for running averages and have no gradient.
+
+    Args:
+        x: any floating data type; channels_last is fast.
+        weight: scale of each channel, float32 or x's data type.
+        bias: of the same data type as ``weight``.
+        eps: added to the variance.
+
+    Returns:
+        out (N, C, H, W), of x's data type; and of each of the 2C channels the mean and the biased
+        variance, float32 or wider.
+
+    Raises:
+        InputError: shapes, data types or devices do not fit together, or there is one value a
+            channel, which has no variance.
+    """
+    _check(x, weight, bias)
+    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias))
+    choice = choose(_NAME, x.device.type, x.dtype, needs_grad=needs_grad)
+    if choice.implementation != REFERENCE and weight.dtype == torch.float32:
+        out, mean, variance = _op(x, weight, bias, eps)
+        return out, mean, variance
+    with torch.autocast(x.device.type, enabled=False):
+        return reference(x, weight, bias, eps)
+
+
+def reference(
+    x: Tensor,  # (N, 2C, H, W)
+    weight: Tensor,  # (2C,)
+    bias: Tensor,  # (2C,)
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `batch_norm_glu` means, in plain PyTorch; the arguments are the same, and trusted."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    mean, variance = wide.new_zeros(2, x.shape[1]).unbind()
+    normalized = functional.batch_norm(
+        wide,
+        mean,  # with momentum 1 the running averages become the batch's statistics
+        variance,
+        weight.to(wide.dtype),
+        bias.to(wide.dtype),
+        training=True,
+        momentum=1.0,
+        eps=eps,
+    )
+    values, gates = normalized.chunk(2, dim=1)
+    count = x.numel() // x.shape[1]
+    biased = variance * ((count - 1) / count)
+    return (values * gates.sigmoid()).to(x.dtype), mean, biased
+
+
+@torch.library.custom_op(f"mirrorgan::{_NAME}", mutates_args=())
+def _op(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    # The CPU implementation is csrc/cpu/batch_norm_glu.cpp.
+    out, mean, variance = reference(x, weight, bias, eps)
+    return out, mean.float(), variance.float()
+
+
+@_op.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    batch, channels, height, width = x.shape
+    out = x.new_empty(batch, channels // 2, height, width)
+    return (
+        out.contiguous(memory_format=torch.channels_last),
+        torch.empty_like(weight, dtype=torch.float32),
+        torch.empty_like(weight, dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op(f"mirrorgan::{_NAME}_backward", mutates_args=())
+def _backward_op(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    # The CPU implementation is csrc/cpu/batch_norm_glu.cpp.
+    raise NotImplementedError(f"{_NAME}: no gradient of the compiled op on {x.device}")
+
+
+@_backward_op.register_fake
+def _(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    of_x = torch.empty_like(x).contiguous(memory_format=torch.channels_last)
+    return of_x, torch.empty_like(weight), torch.empty_like(bias)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, bias, ctx.eps = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(x, weight, bias, *output[1:])
+
+
+def _backward(
+    ctx: Any, gradient: Tensor, *_: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    of_x, of_weight, of_bias = _backward_op(gradient, *ctx.saved_tensors, ctx.eps)
+    return of_x, of_weight, of_bias, None
+
+
+_op.register_autograd(_backward, setup_context=_save)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    if x.dim() != 4 or not x.is_floating_point() or x.shape[1] % 2:
+        _refuse("x", x, "floating point of shape (N, 2C, H, W)")
+    channels = x.shape[1]
+    if x.numel() <= channels:
+        _refuse("x", x, "more than one value a channel, or there is no variance")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor.shape != (channels,):
+            _refuse(name, tensor, f"shape (2C,) = ({channels},)")
+        if tensor.dtype not in (torch.float32, x.dtype) or tensor.dtype != weight.dtype:
+            _refuse(name, tensor, f"{torch.float32} or {x.dtype}, the same for weight and bias")
+        if tensor.device != x.device:
+            _refuse(name, tensor, f"device {x.device}, that of x")
+
+
+def _refuse(argument: str, tensor: Tensor, wanted: str) -> NoReturn:
+    raise InputError(
+        f"{_NAME}: {argument}: found {tensor.dtype} of shape {tuple(tensor.shape)} on"
+        f" {tensor.device}, wanted {wanted}"
+    )

@@ -1,0 +1,295 @@
+"""batch_norm_glu: every implementation against its formula in float64, and what it promises."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.models.glam import BatchNormGLU
+from mirrorgan_fast.ops import batch_norm_glu, build_info, choice, why_not_compiled
+
+from .conftest import compiled
+
+op = torch.ops.mirrorgan.batch_norm_glu
+EPS = 1e-5
+
+
+class Inputs(NamedTuple):
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+def inputs(
+    shape: tuple[int, int, int, int] = (3, 6, 5, 7),
+    *,
+    dtype: torch.dtype = torch.float32,
+    offset: float = 5.0,
+    seed: int = 0,
+) -> Inputs:
+    """Random inputs whose channels have means of about ``offset`` standard deviations."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=rng, dtype=torch.float64)
+
+    x = normal(*shape) * (normal(shape[1], 1, 1).abs() + 0.1)
+    x = (x + offset * normal(shape[1], 1, 1)).to(dtype)
+    scales = torch.float64 if dtype == torch.float64 else torch.float32
+    return Inputs(
+        x.contiguous(memory_format=torch.channels_last),
+        (normal(shape[1]) + 1).to(scales),
+        normal(shape[1]).to(scales),
+    )
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(9))
+
+
+def by_formula(given: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    x, weight, bias = (tensor.double() for tensor in given)
+    mean = x.mean(dim=(0, 2, 3))
+    centered = x - mean[:, None, None]
+    variance = (centered**2).mean(dim=(0, 2, 3))
+    y = centered / (variance + EPS).sqrt()[:, None, None] * weight[:, None, None]
+    y = y + bias[:, None, None]
+    half = x.shape[1] // 2
+    return y[:, :half] / (1 + torch.exp(-y[:, half:])), mean, variance
+
+
+def gradients(run, given: Inputs, cotangent: Tensor) -> tuple[Tensor, ...]:
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in given]
+    return torch.autograd.grad(run(Inputs(*leaves))[0], leaves, cotangent)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (3, 6, 5, 7),
+        (2, 64, 17, 19),  # full vectors, three chunks of rows
+        (1, 70, 16, 16),  # vectors and a rest, one chunk exactly
+        (5, 2, 1, 1),
+        (1, 2, 1, 2),
+    ],
+)
+def test_forward_and_backward_match_the_formula(
+    implementation, assert_matches, shape, dtype, memory_format
+):
+    given = inputs(shape, dtype=dtype)
+    given = given._replace(x=given.x.contiguous(memory_format=memory_format))
+    cotangent = randn(shape[0], shape[1] // 2, *shape[2:]).to(dtype)
+
+    actual = batch_norm_glu(*given)
+    expected = by_formula(given)
+    assert actual[0].dtype == dtype
+    for tensor, right in zip(actual, expected, strict=True):
+        assert_matches(tensor, right)
+
+    if shape == (1, 2, 1, 2):
+        return  # two values become 1 and -1 whatever they are: the gradient is rounding
+    # The formula in float64 of the same inputs; its rounding to bfloat16 comes last
+    right = gradients(by_formula, Inputs(*(t.double() for t in given)), cotangent.double())
+    for tensor, expected_gradient in zip(
+        gradients(lambda g: batch_norm_glu(*g), given, cotangent), right, strict=True
+    ):
+        assert_matches(tensor, expected_gradient)
+
+
+def test_means_far_from_zero(implementation, assert_matches):
+    given = inputs((4, 8, 16, 16), offset=300.0)
+    actual = batch_norm_glu(*given)
+    _, mean, variance = by_formula(given)
+    assert_matches(actual[1], mean)
+    torch.testing.assert_close(actual[2].double(), variance, rtol=1e-4, atol=0)
+
+
+def test_gradcheck_of_the_reference():
+    given = [t.requires_grad_() for t in inputs((2, 4, 2, 3), dtype=torch.float64)]
+    assert torch.autograd.gradcheck(lambda *g: batch_norm_glu(*g)[0], given)
+    assert torch.autograd.gradgradcheck(lambda *g: batch_norm_glu(*g)[0], given)
+
+
+@compiled
+def test_a_second_order_raises():
+    given = [t.requires_grad_() for t in inputs()]
+    (first,) = torch.autograd.grad(op(*given, EPS)[0].square().sum(), given[0], create_graph=True)
+    with pytest.raises(RuntimeError):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("gate", [-80.0, 80.0])
+def test_saturated_gates(implementation, assert_matches, gate):
+    given = inputs()
+    given.weight[3:] = 0
+    given.bias[3:] = gate
+    cotangent = randn(3, 3, 5, 7)
+    assert_matches(batch_norm_glu(*given)[0], by_formula(given)[0])
+    right = gradients(by_formula, Inputs(*(t.double() for t in given)), cotangent.double())
+    for tensor, expected in zip(
+        gradients(lambda g: batch_norm_glu(*g), given, cotangent), right, strict=True
+    ):
+        assert_matches(tensor, expected)
+
+
+def test_nan_stays_in_its_channel(implementation):
+    given = inputs((2, 6, 4, 4))
+    given.x[1, 1, 2, 2] = torch.nan
+    out, mean, variance = batch_norm_glu(*given)
+    assert out[:, 1].isnan().all()
+    assert out[:, [0, 2]].isfinite().all()
+    for statistic in (mean, variance):
+        assert statistic.isnan().tolist() == [False, True, False, False, False, False]
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_threads_do_not_change_bits(dtype):
+    given = inputs((4, 36, 33, 31), dtype=dtype)
+    cotangent = randn(4, 18, 33, 31).to(dtype)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append((*op(*given, EPS), *gradients(lambda g: op(*g, EPS), given, cotangent)))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@compiled
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_narrower_instruction_sets(assert_matches, tmp_path, capability):
+    """The choice is made once a process, hence another process."""
+    wanted = {"default": "baseline", "avx2": "avx2"}[capability]
+    if wanted not in build_info().processor_instruction_sets:
+        pytest.skip(f"this processor has no {wanted}")
+    cases = [inputs((2, 70, 9, 8), dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+    cotangents = [randn(2, 35, 9, 8).to(given.x.dtype) for given in cases]
+    torch.save([tuple(given) for given in cases], tmp_path / "inputs.pt")
+    torch.save(cotangents, tmp_path / "cotangents.pt")
+    script = """
+        import sys, torch
+        from mirrorgan_fast.ops import build_info
+        folder, wanted = sys.argv[1:]
+        assert build_info().instruction_set == wanted, build_info()
+        results = []
+        for given, cotangent in zip(
+            torch.load(folder + "/inputs.pt"), torch.load(folder + "/cotangents.pt")
+        ):
+            leaves = [tensor.requires_grad_() for tensor in given]
+            out = torch.ops.mirrorgan.batch_norm_glu(*leaves, 1e-5)[0]
+            results.append([out.detach(), *torch.autograd.grad(out, leaves, cotangent)])
+        torch.save(results, folder + "/results.pt")
+    """
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), tmp_path, wanted],
+        env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
+        check=True,
+    )
+    for actual, given, cotangent in zip(
+        torch.load(tmp_path / "results.pt"), cases, cotangents, strict=True
+    ):
+        wide = Inputs(*(tensor.double() for tensor in given))
+        right = (by_formula(given)[0], *gradients(by_formula, wide, cotangent.double()))
+        for tensor, expected in zip(actual, right, strict=True):
+            assert_matches(tensor, expected)
+
+
+@compiled
+@pytest.mark.parametrize("shape", [(2, 6, 3, 4), (2, 2, 3, 1)])
+def test_opcheck(shape):
+    given = [tensor.requires_grad_() for tensor in inputs(shape)]
+    torch.library.opcheck(op, (*given, EPS))
+
+
+class Block(nn.Module):
+    """The op as a model uses it."""
+
+    def forward(self, *given: Tensor) -> Tensor:
+        """Return the gated map."""
+        return batch_norm_glu(*given)[0]
+
+
+def test_compiles_as_one_graph(implementation, assert_matches):
+    given = inputs()
+    cotangent = randn(3, 3, 5, 7)
+    torch.compiler.reset()
+    run = torch.compile(Block(), fullgraph=True, backend="aot_eager")
+    assert_matches(run(*given), by_formula(given)[0])
+    right = gradients(by_formula, Inputs(*(t.double() for t in given)), cotangent.double())
+    actual = gradients(lambda g: (run(*g),), given, cotangent)
+    for tensor, expected in zip(actual, right, strict=True):
+        assert_matches(tensor, expected)
+
+
+def test_autocast_takes_bfloat16_maps_and_float32_scales(implementation, assert_matches):
+    given = inputs(dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = batch_norm_glu(*given)[0]
+    assert out.dtype == torch.bfloat16
+    assert_matches(out, by_formula(given)[0])
+
+
+def test_the_module_follows_the_statistics_as_batch_norm_does(implementation, assert_matches):
+    torch.manual_seed(0)
+    ours, norm = BatchNormGLU(6), nn.BatchNorm2d(6).double()
+    assert ours.state_dict().keys() == norm.state_dict().keys()
+    for seed in range(3):
+        x = inputs((4, 6, 5, 3), seed=seed).x
+        values, gates = norm(x.double()).chunk(2, dim=1)
+        assert_matches(ours(x).detach(), (values * gates.sigmoid()).detach())
+    for name, expected in norm.state_dict().items():
+        actual = ours.state_dict()[name]
+        if name == "num_batches_tracked":
+            assert torch.equal(actual, expected)
+        else:
+            assert_matches(actual, expected)
+    values, gates = norm.eval()(x.double()).chunk(2, dim=1)
+    assert_matches(ours.eval()(x).detach(), (values * gates.sigmoid()).detach())
+
+
+ONES = torch.ones
+BAD_INPUT = {
+    "dimensions": (ONES(3, 6, 5), "x", r"\(N, 2C, H, W\)"),
+    "odd channels": (ONES(3, 5, 5, 7), "x", r"\(N, 2C, H, W\)"),
+    "integers": (ONES(3, 6, 5, 7, dtype=torch.int64), "x", "floating point"),
+    "one value": (ONES(1, 6, 1, 1), "x", "more than one value a channel"),
+    "empty": (ONES(0, 6, 5, 7), "x", "more than one value a channel"),
+    "weight": (ONES(3), "weight", r"\(6,\)"),
+    "data type": (ONES(6, dtype=torch.float64), "bias", "torch.float32"),
+    "device": (ONES(6, device="meta"), "weight", "device cpu"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input(case):
+    tensor, argument, wanted = BAD_INPUT[case]
+    given = inputs()._replace(**{argument: tensor})
+    with pytest.raises(InputError, match=rf"^batch_norm_glu: {argument}: found .*{wanted}"):
+        batch_norm_glu(*given)
+
+
+@compiled
+@pytest.mark.parametrize("case", ["dimensions", "odd channels", "integers", "empty", "weight"])
+def test_compiled_op_checks_for_itself(case):
+    tensor, argument, _ = BAD_INPUT[case]
+    with pytest.raises(ValueError, match=rf"^batch_norm_glu: {argument}: found .*, wanted "):
+        op(*inputs()._replace(**{argument: tensor}), EPS)
+
+
+def test_choice():
+    fastest = choice.choose("batch_norm_glu", "cpu", torch.bfloat16, needs_grad=True)
+    assert fastest.implementation == ("cpu" if why_not_compiled() is None else "reference")
+    double = choice.choose("batch_norm_glu", "cpu", torch.float64, needs_grad=True)
+    assert double.implementation == "reference"
