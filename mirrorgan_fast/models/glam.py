@@ -48,8 +48,9 @@ class GLAM(nn.Module):
         words: Tensor,  # (N, T, D)
         mask: Tensor,  # (N, T)
         sentence: Tensor,  # (N, D)
+        stages: int | None = None,
     ) -> Generated:
-        """Generate the images of all stages.
+        """Generate the images of all stages, or of the first few.
 
         Args:
             noise: z, standard normal.
@@ -57,11 +58,13 @@ class GLAM(nn.Module):
             words: w from STEM.
             mask: bool, true at real words.
             sentence: s from STEM.
+            stages: how many, 1 to m (default: m).
         """
         s_ca, mu, log_var = self.augment(sentence, condition_noise)
         f = self.F[0](noise, s_ca)
         images = [self.G[0](f)]
-        for F_att_i, F_i, G_i in zip(self.F_att, self.F[1:], self.G[1:], strict=True):
+        later = list(zip(self.F_att, self.F[1:], self.G[1:], strict=True))
+        for F_att_i, F_i, G_i in later[: None if stages is None else stages - 1]:
             f = F_i(F_att_i(f, words, mask, s_ca))
             images.append(G_i(f))
         return Generated(images, mu, log_var)

@@ -1,5 +1,6 @@
 """Training of the GAN: one loop, top to bottom."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mirrorgan_fast.data.captioned_images import TrainingExamples
+from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.models.discriminator import Discriminator
@@ -71,9 +73,14 @@ def train_gan(
         the moving average of the generator's parameters and buffers.
 
     Raises:
-        InputError: see ``Run``.
+        InputError: the last stage would never be trained; see also ``Run``.
     """
     options = settings.gan
+    if options.last_stage_from >= options.steps or (options.last_stage_from and config.stages == 1):
+        raise InputError(
+            f"gan.last_stage_from is {options.last_stage_from} of {options.steps} steps with "
+            f"{config.stages} stages: the last stage would not be trained, or is the only one"
+        )
     run = Run(folder, options.steps, dependencies(config, settings, options), quiet=quiet)
     torch.manual_seed(settings.seed)
     for frozen in (stem, image_encoder, stream):
@@ -86,7 +93,7 @@ def train_gan(
     all_D = nn.ModuleList(D)
     all_D.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = AveragedModel(
-        glam, multi_avg_fn=get_ema_multi_avg_fn(options.average_decay), use_buffers=True
+        glam, multi_avg_fn=_moving_average(options.average_decay), use_buffers=True
     )
     optimizer_G = torch.optim.Adam(glam.parameters(), options.learning_rate, options.betas)
     optimizer_D = torch.optim.Adam(all_D.parameters(), options.learning_rate, options.betas)
@@ -106,13 +113,14 @@ def train_gan(
 
     with run:
         for step, _, batch in run.batches(examples, options.batch_size, settings.seed, workers):
+            stages = config.stages - (step < options.last_stage_from)
             tokens, lengths = batch["tokens"].to(device), batch["length"].to(device)
             labels = batch["label"].to(device)
             mask = word_mask(lengths, tokens.shape[1])
             real = to_signed(batch["image"], device)
             reals = [
                 real if size == config.image_size else functional.adaptive_avg_pool2d(real, size)
-                for size in config.stage_sizes
+                for size in config.stage_sizes[:stages]
             ]
             noise = torch.randn(len(real), config.noise_size, device=device)
             condition_noise = torch.randn(len(real), config.condition_size, device=device)
@@ -121,11 +129,13 @@ def train_gan(
             with autocast(device, settings.precision):
                 with torch.no_grad():
                     words, sentence = stem(tokens, lengths)
-                fakes, mu, log_var = generate(noise, condition_noise, words, mask, sentence)
+                fakes, mu, log_var = generate(noise, condition_noise, words, mask, sentence, stages)
 
                 # D_i: tell real from generated, and fitting sentences from others
                 loss_D = torch.zeros((), device=device)
-                for i, (D_i, real_i, fake_i) in enumerate(zip(D, reals, fakes, strict=True)):
+                for i, (D_i, real_i, fake_i) in enumerate(
+                    zip(D[:stages], reals, fakes, strict=True)
+                ):
                     loss = discriminator_loss(
                         D_i, real_i, fake_i.detach(), sentence, labels, options.form
                     )
@@ -140,7 +150,7 @@ def train_gan(
             with autocast(device, settings.precision):
                 loss_G = options.kl_weight * kl_loss(mu, log_var)
                 figures["KL"] = loss_G.detach()
-                for i, (D_i, fake_i) in enumerate(zip(D, fakes, strict=True)):
+                for i, (D_i, fake_i) in enumerate(zip(D[:stages], fakes, strict=True)):
                     loss = generator_loss(D_i, fake_i, sentence, options.form)
                     loss_G = loss_G + loss
                     figures[f"G_{i}"] = loss.detach()
@@ -172,11 +182,24 @@ def train_gan(
                 with autocast(device, settings.precision):
                     write_sheet(
                         folder / "samples" / f"{step + 1:07d}.png",
-                        _samples(average.module, stem, sheet_batch, config, device),
+                        _samples(average.module, stem, sheet_batch, config, stages, device),
                         columns=_SHEET_CAPTIONS,
                     )
     assert isinstance(average.module, GLAM)
     return average.module
+
+
+_Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+def _moving_average(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
+    """Return the average's update, which at the start of training forgets its beginning sooner."""
+
+    def update(averages: _Tensors, currents: _Tensors, count: Tensor | int) -> None:
+        early = (1 + int(count)) / (10 + int(count))
+        get_ema_multi_avg_fn(min(decay, early))(averages, currents, count)
+
+    return update
 
 
 def _alike(one: nn.Module, other: nn.Module) -> bool:
@@ -198,7 +221,12 @@ def _sheet_batch(examples: TrainingExamples) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _samples(
-    glam: nn.Module, stem: STEM, batch: dict[str, Tensor], config: ModelConfig, device: torch.device
+    glam: nn.Module,
+    stem: STEM,
+    batch: dict[str, Tensor],
+    config: ModelConfig,
+    stages: int,
+    device: torch.device,
 ) -> list[np.ndarray]:
     """Return a row of images of the batch's captions for each of a few fixed noises."""
     tokens, lengths = batch["tokens"].to(device), batch["length"].to(device)
@@ -208,6 +236,7 @@ def _samples(
     for _ in range(_SHEET_NOISES):
         noise = torch.randn(len(tokens), config.noise_size, generator=generator).to(device)
         eps = torch.randn(len(tokens), config.condition_size, generator=generator).to(device)
-        images = glam(noise, eps, words, word_mask(lengths, tokens.shape[1]), sentence).images[-1]
-        rows.append(to_uint8(images).cpu().numpy())
+        mask = word_mask(lengths, tokens.shape[1])
+        images = glam(noise, eps, words, mask, sentence, stages).images
+        rows.append(to_uint8(images[-1]).cpu().numpy())
     return [image for row in rows for image in row]

@@ -287,6 +287,53 @@ def test_the_ablation_without_global_attention_trains(
         assert (glam.F_att[0].V is None) == (attention == "none")
 
 
+# --- stage by stage ------------------------------------------------------------------------------
+
+
+def of_last_stage(name: str) -> bool:
+    return name.startswith(("F.1.", "F_att.0.", "G.1."))
+
+
+def test_the_last_stage_joins_later(
+    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = all_steps(monkeypatch)
+    train(tmp_path, steps=4, last_stage_from=2, sheet_every=2)
+    initial, joining, joined = (states[i]["glam"] for i in (0, 1, 2))
+    for name, value in joining.items():
+        if value.is_floating_point():
+            assert torch.equal(value, initial[name]) == of_last_stage(name), name
+    for name, value in joined.items():
+        assert not torch.equal(value, joining[name]), name
+    D = [state["D"] for state in states]
+    for name, value in D[1].items():
+        assert torch.equal(value, D[0][name]) == name.startswith("1."), name
+    assert not torch.equal(
+        D[2]["1.unconditional_logit.weight"], D[1]["1.unconditional_logit.weight"]
+    )
+    points = [json.loads(row) for row in (tmp_path / "curves.jsonl").read_text().splitlines()]
+    assert ["D_1" in point for point in points] == [False, False, True, True]
+    sizes = [Image.open(sheet).width for sheet in sorted((tmp_path / "samples").iterdir())]
+    assert sizes == [8 * 16 + 7 * 2, 8 * 32 + 7 * 2]
+
+
+def test_a_run_resumes_before_the_last_stage(
+    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, assert_same: Any
+) -> None:
+    train(tmp_path / "whole", last_stage_from=4)
+    with monkeypatch.context() as patch:
+        stop(patch, 2, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "resumed", last_stage_from=4)
+    train(tmp_path / "resumed", last_stage_from=4)
+    assert_same(load_checkpoint(tmp_path / "resumed"), load_checkpoint(tmp_path / "whole"))
+
+
+def test_a_last_stage_that_never_trains_is_refused(tmp_path: Path, train: Train) -> None:
+    with pytest.raises(InputError, match="last_stage_from is 6 of 6 steps"):
+        train(tmp_path, last_stage_from=6)
+
+
 # --- the moving average ---------------------------------------------------------------------------
 
 
@@ -294,15 +341,16 @@ def test_the_average_is_of_parameters_and_buffers(
     tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states = all_steps(monkeypatch)
-    glam = train(tmp_path, steps=5, average_decay=0.75)
+    glam = train(tmp_path, steps=5, average_decay=0.28)
     assert not glam.training
     live = [state["glam"] for state in states]
     for name, value in glam.state_dict().items():
         if not value.is_floating_point():
             continue
         expected = live[0][name].double()
-        for state in live[1:]:
-            expected = 0.75 * expected + 0.25 * state[name].double()
+        for count, state in enumerate(live[1:], start=1):
+            decay = min(0.28, (1 + count) / (10 + count))  # 2/11, 3/12, 0.28, 0.28
+            expected = decay * expected + (1 - decay) * state[name].double()
         torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-6)
         if "running" in name:
             assert not torch.equal(value, live[-1][name]), name
