@@ -79,7 +79,7 @@ class GANSettings(_Settings):
     damsm_weight: float = 0.0
     kl_weight: float = 1.0
     last_stage_from: int = 0
-    """Step from which the last stage trains too. Until then the others train alone, in a third of
+    """Step from which the last stage trains too. Until then the others train alone, in 0.4 of
     the time a step: what captions mean is learned at half of the size."""
     average_decay: float = 0.999
     """Of the moving average of the generator's parameters and buffers, which is what is kept."""
