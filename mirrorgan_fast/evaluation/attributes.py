@@ -14,7 +14,7 @@ from typing import Literal, Self
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -100,7 +100,7 @@ class AttributeClassifier(nn.Module):
             for name, tensor in self.state_dict().items()
         }
         with whole_file(Path(folder) / FILE_NAME) as partial:
-            save_file(tensors, partial)
+            partial.write_bytes(save(tensors))
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str] = "birds-painted") -> Self:

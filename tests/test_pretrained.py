@@ -1,0 +1,82 @@
+"""The weights that come with the package: small, and as good as the figures beside them say."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+
+from mirrorgan_fast.data.painted_birds import PaintedBirds
+from mirrorgan_fast.evaluation.attributes import AttributeClassifier, attribute_accuracy
+from mirrorgan_fast.evaluation.redescription import redescription_accuracy
+from mirrorgan_fast.evaluation.report import generate
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.training.pretraining import to_signed
+from mirrorgan_fast.weights import PRETRAINED
+
+FOLDER = PRETRAINED / "birds-painted"
+BIRDS = 60
+
+pytestmark = pytest.mark.skipif(
+    not FOLDER.exists(), reason="the weights are not in the package yet"
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> MirrorGAN:
+    return MirrorGAN.from_pretrained()
+
+
+@pytest.fixture(scope="module")
+def captions() -> tuple[list[str], list[dict[str, str]]]:
+    """One of each bird of a test split that no figure and no training has seen, with its claims."""
+    birds = PaintedBirds("test", BIRDS, seed=20)
+    chosen = [birds.bird_captions(i)[i % 10] for i in range(BIRDS)]
+    return [caption.text for caption in chosen], [caption.named for caption in chosen]
+
+
+@pytest.fixture(scope="module")
+def images(model: MirrorGAN, captions: tuple[list[str], list[dict[str, str]]]) -> torch.Tensor:
+    return generate(model, captions[0], range(BIRDS), seed=0, title="captions", quiet=True)
+
+
+def recorded(section: str) -> float:
+    figures = json.loads((FOLDER / "figures.json").read_text(encoding="utf-8"))
+    return float(figures[section]["generated"]["overall"])
+
+
+def least(share: float, claims: int) -> float:
+    """Three standard deviations below a share, for this many claims."""
+    return share - 3 * math.sqrt(share * (1 - share) / claims)
+
+
+def test_the_folder_is_at_most_32_megabytes() -> None:
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 32e6
+
+
+def test_images_show_what_their_captions_name(
+    images: torch.Tensor, captions: tuple[list[str], list[dict[str, str]]]
+) -> None:
+    readings = AttributeClassifier.from_pretrained().read(images)
+    accuracy = attribute_accuracy(readings, captions[1])
+    assert accuracy.overall >= least(recorded("attributes"), sum(accuracy.claims.values()))
+
+
+def test_the_redescription_names_what_the_image_shows(
+    model: MirrorGAN, images: torch.Tensor
+) -> None:
+    described = model.stream.describe(to_signed(images, torch.device("cpu")))
+    descriptions = [model.vocabulary.decode(tokens) for tokens in described]
+    readings = AttributeClassifier.from_pretrained().read(images)
+    accuracy = redescription_accuracy(descriptions, readings)
+    assert accuracy.overall >= least(recorded("redescription"), sum(accuracy.claims.values()))
+    assert len(set(descriptions)) > BIRDS / 2
+
+
+def test_the_judge_reads_real_birds_that_it_has_not_seen() -> None:
+    birds = PaintedBirds("test", BIRDS, seed=20)
+    paintings = torch.stack([torch.from_numpy(birds.painting(i).image) for i in range(BIRDS)])
+    readings = AttributeClassifier.from_pretrained().read(paintings.permute(0, 3, 1, 2))
+    truth = [dataclasses.asdict(birds.bird(i)) for i in range(BIRDS)]
+    assert attribute_accuracy(readings, truth).overall >= 0.99
