@@ -263,6 +263,7 @@ def test_the_chain_from_nothing_to_a_report(
         "embedding_size": 16,
         "word_embedding_size": 8,
         "stream_hidden_size": 8,
+        "gan.last_stage_from": 1,
         **{f"{stage}.steps": 2 for stage in ("cnn", "stem", "stream", "gan")},
         **{f"{stage}.batch_size": 6 for stage in ("cnn", "stem", "stream", "gan")},
     }

@@ -79,7 +79,8 @@ def train_gan(
     if options.last_stage_from >= options.steps or (options.last_stage_from and config.stages == 1):
         raise InputError(
             f"gan.last_stage_from is {options.last_stage_from} of {options.steps} steps with "
-            f"{config.stages} stages: the last stage would not be trained, or is the only one"
+            f"{config.stages} stages: the last stage would never be trained, or is the only one; "
+            f"set it lower (0: all stages from the start)"
         )
     run = Run(folder, options.steps, dependencies(config, settings, options), quiet=quiet)
     torch.manual_seed(settings.seed)
