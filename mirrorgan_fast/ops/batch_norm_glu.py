@@ -82,6 +82,35 @@ def reference(
     return (values * gates.sigmoid()).to(x.dtype), mean, biased
 
 
+def backward_reference(
+    gradient: Tensor,  # (N, C, H, W)
+    x: Tensor,  # (N, 2C, H, W)
+    weight: Tensor,  # (2C,)
+    bias: Tensor,  # (2C,)
+    mean: Tensor,  # (2C,)
+    variance: Tensor,  # (2C,)
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the gradients for x, weight and bias are, given that of ``out``, in plain PyTorch."""
+    of_channel = (slice(None), None, None)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    inverse_std = (variance + eps).rsqrt()[of_channel]
+    normalized = (x.to(wide) - mean[of_channel]) * inverse_std
+    values, gates = (normalized * weight[of_channel] + bias[of_channel]).chunk(2, dim=1)
+    s = gates.sigmoid()
+    of_values = gradient.to(wide) * s
+    of_y = torch.cat([of_values, of_values * values * (1 - s)], dim=1)
+    of_bias, of_weight = (part.mean(dim=(0, 2, 3)) for part in (of_y, of_y * normalized))
+    centered = of_y - of_bias[of_channel] - normalized * of_weight[of_channel]
+    of_x = centered * weight[of_channel] * inverse_std
+    count = x.numel() // x.shape[1]
+    return (
+        of_x.to(x.dtype).contiguous(memory_format=torch.channels_last),
+        (of_weight * count).to(weight.dtype),
+        (of_bias * count).to(bias.dtype),
+    )
+
+
 @torch.library.custom_op(f"mirrorgan::{_NAME}", mutates_args=())
 def _op(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     # The CPU implementation is csrc/cpu/batch_norm_glu.cpp.
@@ -111,7 +140,7 @@ def _backward_op(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     # The CPU implementation is csrc/cpu/batch_norm_glu.cpp.
-    raise NotImplementedError(f"{_NAME}: no gradient of the compiled op on {x.device}")
+    return backward_reference(gradient, x, weight, bias, mean, variance, eps)
 
 
 @_backward_op.register_fake

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.glam import BatchNormGLU
 from mirrorgan_fast.ops import batch_norm_glu, build_info, choice, why_not_compiled
+from mirrorgan_fast.ops.batch_norm_glu import backward_reference
 
 from .conftest import compiled
 
@@ -116,6 +117,15 @@ def test_gradcheck_of_the_reference():
     given = [t.requires_grad_() for t in inputs((2, 4, 2, 3), dtype=torch.float64)]
     assert torch.autograd.gradcheck(lambda *g: batch_norm_glu(*g)[0], given)
     assert torch.autograd.gradgradcheck(lambda *g: batch_norm_glu(*g)[0], given)
+
+
+def test_the_backward_reference_is_the_gradient():
+    given = inputs((3, 4, 5, 2), dtype=torch.float64)
+    cotangent = randn(3, 2, 5, 2).double()
+    _, mean, variance = by_formula(given)
+    actual = backward_reference(cotangent, *given, mean, variance, EPS)
+    for tensor, expected in zip(actual, gradients(by_formula, given, cotangent), strict=True):
+        torch.testing.assert_close(tensor, expected, rtol=1e-9, atol=1e-9)
 
 
 @compiled
