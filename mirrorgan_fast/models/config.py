@@ -7,6 +7,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from mirrorgan_fast.errors import InputError
 
+Norm = Literal["batch", "spectral"]
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -25,6 +27,10 @@ class ModelConfig:
     """m, the number of generators in the cascade."""
     generator_channels: int = 32
     discriminator_channels: int = 64
+    discriminator_norm: Norm = "batch"
+    """``batch`` is the authors'; ``spectral`` (Miyato et al., "Spectral Normalization for GANs")
+    bounds how steep a discriminator is instead of normalising what it sees: it does not run away
+    from a generator that is still learning."""
     residual_blocks: int = 2
     noise_size: int = 100
     """Length of z."""

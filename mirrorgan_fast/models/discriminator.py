@@ -2,8 +2,9 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
-from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.config import ModelConfig, Norm
 from mirrorgan_fast.models.glam import initialize
 
 
@@ -12,26 +13,34 @@ class Discriminator(nn.Module):
 
     The two judgements share the features, which are computed once for an image and can be judged
     against several sentences (real and wrong ones).
+
+    ``config.discriminator_norm`` says what keeps it in bounds: batch norm between the convolutions
+    or spectral norm of every convolution, which then has a bias.
     """
 
     def __init__(self, config: ModelConfig, image_size: int) -> None:
         super().__init__()
         channels = config.discriminator_channels
+        norm = config.discriminator_norm
         self.features = nn.Sequential(
-            nn.Conv2d(3, channels, 4, stride=2, padding=1, bias=False),
+            nn.Conv2d(3, channels, 4, stride=2, padding=1, bias=norm == "spectral"),
             nn.LeakyReLU(0.2, inplace=True),
         )
         size = image_size // 2
         while size > 4:
-            self.features.append(_convolution(channels, channels * 2, 4, stride=2))
+            self.features.append(_convolution(channels, channels * 2, 4, 2, norm))
             channels, size = channels * 2, size // 2
         while channels > config.discriminator_channels * 8:
-            self.features.append(_convolution(channels, channels // 2, 3, stride=1))
+            self.features.append(_convolution(channels, channels // 2, 3, 1, norm))
             channels //= 2
         self.unconditional_logit = nn.Conv2d(channels, 1, 4)
-        self.joint = _convolution(channels + config.embedding_size, channels, 3, stride=1)
+        self.joint = _convolution(channels + config.embedding_size, channels, 3, 1, norm)
         self.conditional_logit = nn.Conv2d(channels, 1, 4)
         initialize(self)
+        if norm == "spectral":
+            for module in [*self.modules()]:
+                if isinstance(module, nn.Conv2d):
+                    spectral_norm(module)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the features (N, 8 DF, 4, 4) of an image (N, 3, S, S) in [-1, 1]."""
@@ -51,9 +60,12 @@ class Discriminator(nn.Module):
         return logits.flatten()
 
 
-def _convolution(in_channels: int, out_channels: int, kernel: int, *, stride: int) -> nn.Module:
+def _convolution(
+    in_channels: int, out_channels: int, kernel: int, stride: int, norm: Norm
+) -> nn.Module:
+    batch = norm == "batch"
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=1, bias=False),
-        nn.BatchNorm2d(out_channels),
+        nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=1, bias=not batch),
+        *([nn.BatchNorm2d(out_channels)] if batch else []),
         nn.LeakyReLU(0.2, inplace=True),
     )

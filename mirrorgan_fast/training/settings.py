@@ -71,6 +71,7 @@ class GANSettings(_Settings):
     steps: int = 265_000
     batch_size: int = 20
     learning_rate: float = 2e-4
+    discriminator_learning_rate: float = 2e-4
     betas: tuple[float, float] = (0.5, 0.999)
     form: Form = "paper"
     """Form of the losses: the paper's, or those of the authors' code."""

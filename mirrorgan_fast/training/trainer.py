@@ -97,7 +97,9 @@ def train_gan(
         glam, multi_avg_fn=_moving_average(options.average_decay), use_buffers=True
     )
     optimizer_G = torch.optim.Adam(glam.parameters(), options.learning_rate, options.betas)
-    optimizer_D = torch.optim.Adam(all_D.parameters(), options.learning_rate, options.betas)
+    optimizer_D = torch.optim.Adam(
+        all_D.parameters(), options.discriminator_learning_rate, options.betas
+    )
     parts = {
         "glam": glam,
         "D": all_D,

@@ -65,3 +65,24 @@ def test_odd_widths(channels: int) -> None:
     config = dataclasses.replace(CONFIG, discriminator_channels=channels)
     features = Discriminator(config, 128)(torch.rand(2, 3, 128, 128))
     assert features.shape == (2, 8 * channels, 4, 4)
+
+
+@torch.no_grad()
+def test_spectral_norm_bounds_every_convolution() -> None:
+    torch.manual_seed(2)
+    config = dataclasses.replace(CONFIG, discriminator_norm="spectral")
+    discriminator = Discriminator(config, 32)
+    for parameter in discriminator.parameters():
+        parameter.normal_(0, 3)
+    image, sentence = torch.rand(4, 3, 32, 32) * 2 - 1, torch.randn(4, 6)
+    for _ in range(30):  # one step of the power iteration each
+        logits = discriminator.conditional(discriminator(image), sentence)
+        discriminator.unconditional(discriminator(image))
+    convolutions = [m for m in discriminator.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert len(convolutions) == 6
+    for convolution in convolutions:
+        largest = torch.linalg.matrix_norm(convolution.weight.flatten(1), ord=2)
+        torch.testing.assert_close(largest, torch.ones(()), rtol=0.02, atol=0)
+    # Nothing is normalised over the batch, training or not.
+    alone = discriminator.conditional(discriminator(image[:1]), sentence[:1])
+    torch.testing.assert_close(alone, logits[:1], rtol=0.05, atol=0.05)

@@ -17,7 +17,7 @@ from torch import nn
 from mirrorgan_fast.data.captioned_images import TrainingExamples
 from mirrorgan_fast.data.vocabulary import Vocabulary
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.config import ModelConfig, Norm
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.stem import STEM
@@ -69,10 +69,11 @@ def train(
         seed: int = 0,
         precision: str = "fp32",
         sheet_every: int = 1000,
+        discriminator_norm: Norm = "batch",
         **changed: Any,
     ) -> GLAM:
         return train_gan(
-            config,
+            dataclasses.replace(config, discriminator_norm=discriminator_norm),
             dataclasses.replace(
                 settings,
                 seed=seed,
@@ -126,9 +127,11 @@ def curves(folder: Path) -> list[dict[str, float]]:
 # --- resuming -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("norm", ["batch", "spectral"])
 def test_ctrl_c_and_resume_end_as_without(
-    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, assert_same: Any
+    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, assert_same: Any, norm: str
 ) -> None:
+    train = functools.partial(train, discriminator_norm=norm)
     whole = train(tmp_path / "whole")
     with monkeypatch.context() as patch:
         stop(patch, 2, interrupt)
@@ -221,6 +224,20 @@ def test_discriminators_learn_from_their_own_loss_alone(
     assert_same(states[1]["D"], states[0]["D"])
     assert_same(states[1]["D_adam"], states[0]["D_adam"])
     assert not torch.equal(states[1]["glam"]["G.1.0.weight"], states[0]["glam"]["G.1.0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("rate", "still", "moved"),
+    [("learning_rate", "glam", "D"), ("discriminator_learning_rate", "D", "glam")],
+)
+def test_each_side_has_its_own_learning_rate(
+    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, rate: str, still: str, moved: str
+) -> None:
+    states = all_steps(monkeypatch)
+    train(tmp_path, steps=3, **{rate: 0.0})
+    weights = {"glam": "G.1.0.weight", "D": "0.features.0.weight"}
+    assert torch.equal(states[-1][still][weights[still]], states[0][still][weights[still]])
+    assert not torch.equal(states[-1][moved][weights[moved]], states[0][moved][weights[moved]])
 
 
 @pytest.mark.parametrize(
