@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from mirrorgan_fast.errors import InputError
 
-Norm = Literal["batch", "spectral"]
+Norm = Literal["batch", "none"]
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,7 @@ class ModelConfig:
     generator_channels: int = 32
     discriminator_channels: int = 64
     discriminator_norm: Norm = "batch"
-    """``batch`` is the authors'; ``spectral`` (Miyato et al., "Spectral Normalization for GANs")
-    bounds how steep a discriminator is instead of normalising what it sees: it does not run away
-    from a generator that is still learning."""
+    """``batch`` is the authors'; ``none`` goes with the R1 penalty of ``GANSettings``."""
     residual_blocks: int = 2
     noise_size: int = 100
     """Length of z."""

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
 
 from mirrorgan_fast.models.config import ModelConfig, Norm
 from mirrorgan_fast.models.glam import initialize
@@ -14,8 +13,8 @@ class Discriminator(nn.Module):
     The two judgements share the features, which are computed once for an image and can be judged
     against several sentences (real and wrong ones).
 
-    ``config.discriminator_norm`` says what keeps it in bounds: batch norm between the convolutions
-    or spectral norm of every convolution, which then has a bias.
+    ``config.discriminator_norm`` says whether the convolutions are followed by batch norm, as the
+    authors' are, or have a bias and judge every image apart.
     """
 
     def __init__(self, config: ModelConfig, image_size: int) -> None:
@@ -23,7 +22,7 @@ class Discriminator(nn.Module):
         channels = config.discriminator_channels
         norm = config.discriminator_norm
         self.features = nn.Sequential(
-            nn.Conv2d(3, channels, 4, stride=2, padding=1, bias=norm == "spectral"),
+            nn.Conv2d(3, channels, 4, stride=2, padding=1, bias=norm == "none"),
             nn.LeakyReLU(0.2, inplace=True),
         )
         size = image_size // 2
@@ -36,11 +35,8 @@ class Discriminator(nn.Module):
         self.unconditional_logit = nn.Conv2d(channels, 1, 4)
         self.joint = _convolution(channels + config.embedding_size, channels, 3, 1, norm)
         self.conditional_logit = nn.Conv2d(channels, 1, 4)
-        initialize(self)
-        if norm == "spectral":
-            for module in [*self.modules()]:
-                if isinstance(module, nn.Conv2d):
-                    spectral_norm(module)
+        # Without a norm, it is the weights that keep the signal's size from layer to layer.
+        initialize(self, gain=1.0 if norm == "batch" else nn.init.calculate_gain("leaky_relu", 0.2))
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the features (N, 8 DF, 4, 4) of an image (N, 3, S, S) in [-1, 1]."""

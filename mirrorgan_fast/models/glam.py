@@ -264,11 +264,11 @@ class ResidualBlock(nn.Module):
         return x + residual
 
 
-def initialize(network: nn.Module) -> None:
+def initialize(network: nn.Module, gain: float = 1.0) -> None:
     """Initialise as the authors do: orthogonal weights, batch norm scales around one."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.orthogonal_(module.weight)
+            nn.init.orthogonal_(module.weight, gain)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):

@@ -50,6 +50,24 @@ def discriminator_loss(
     return (real_loss + real_pair) / 2 + (fake_loss + fake_pair + wrong_pair) / 3
 
 
+def r1_penalty(
+    discriminator: Discriminator,
+    real: Tensor,  # (N, 3, S, S)
+    sentence: Tensor,  # (N, D)
+) -> Tensor:
+    """R1: half the squared slope of D_i's two logits together, in the mean of real images.
+
+    What keeps a discriminator from running away from a generator that is still learning (Mescheder
+    et al., "Which Training Methods for GANs do actually Converge?", eq. 9, without its gamma). With
+    batch norm the slope is also of what an image does to the others' logits.
+    """
+    real = real.detach().requires_grad_()
+    features = discriminator(real)
+    logits = discriminator.unconditional(features) + discriminator.conditional(features, sentence)
+    (slope,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
+    return slope.square().sum(dim=(1, 2, 3)).mean() / 2
+
+
 def generator_loss(
     discriminator: Discriminator,
     fake: Tensor,  # (N, 3, S, S)

@@ -79,6 +79,8 @@ class GANSettings(_Settings):
     """lambda."""
     damsm_weight: float = 0.0
     kl_weight: float = 1.0
+    r1_weight: float = 0.0
+    """gamma of the R1 penalty (``r1_penalty``), which every fourth step adds fourfold."""
     last_stage_from: int = 0
     """Step from which the last stage trains too. Until then the others train alone, in 0.4 of
     the time a step: what captions mean is learned at half of the size."""

@@ -24,6 +24,7 @@ from mirrorgan_fast.training.objectives import (
     discriminator_loss,
     generator_loss,
     kl_loss,
+    r1_penalty,
     stream_loss,
 )
 from mirrorgan_fast.training.precision import autocast
@@ -32,6 +33,7 @@ from mirrorgan_fast.training.run import Run
 from mirrorgan_fast.training.settings import TrainingSettings
 
 _SHEET_CAPTIONS, _SHEET_NOISES = 8, 4
+_R1_EVERY = 4  # steps; as good as in each of them (Karras et al., "Analyzing StyleGAN", sec. 3.1)
 
 
 def train_gan(
@@ -144,6 +146,11 @@ def train_gan(
                     )
                     loss_D = loss_D + loss
                     figures[f"D_{i}"] = loss.detach()
+            if options.r1_weight and step % _R1_EVERY == 0:
+                for D_i, real_i in zip(D[:stages], reals, strict=True):
+                    # second derivatives in fp32, which costs little in every fourth step
+                    penalty = r1_penalty(D_i, real_i.float(), sentence.float())
+                    loss_D = loss_D + _R1_EVERY * options.r1_weight * penalty
             optimizer_D.zero_grad()
             loss_D.backward()
             optimizer_D.step()

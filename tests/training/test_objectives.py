@@ -21,6 +21,7 @@ from mirrorgan_fast.training.objectives import (
     discriminator_loss,
     generator_loss,
     kl_loss,
+    r1_penalty,
     stream_loss,
 )
 
@@ -89,6 +90,50 @@ def test_discriminator_loss(assert_matches: Match, labels: list[int], form: Any)
         wrong_mean = sum(wrong) / len(wrong) if wrong else 0
         expected = (means[0] + means[1]) / 2 + (means[2] + means[3] + wrong_mean) / 3
     assert_matches(actual, expected)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_r1_is_the_slope_by_differences(batch: int) -> None:
+    """In float64, and so is what it does to the discriminator's weights."""
+    torch.manual_seed(0)
+    config = dataclasses.replace(CONFIG, discriminator_norm="none")
+    discriminator = Discriminator(config, 16).double()
+    real = torch.rand(batch, 3, 16, 16, dtype=torch.float64) * 2 - 1
+    sentence = torch.randn(batch, config.embedding_size, dtype=torch.float64)
+
+    @torch.no_grad()
+    def slope_by_differences() -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for index in itertools.product(range(batch), range(3), range(16), range(16)):
+            logits = []
+            for move in (1e-5, -1e-5):
+                moved = real.clone()
+                moved[index] += move
+                features = discriminator(moved)
+                logits.append(
+                    discriminator.unconditional(features).sum()
+                    + discriminator.conditional(features, sentence).sum()
+                )
+            total += ((logits[0] - logits[1]) / 2e-5) ** 2
+        return total / batch / 2
+
+    penalty = r1_penalty(discriminator, real, sentence)
+    torch.testing.assert_close(penalty, slope_by_differences(), rtol=1e-6, atol=0)
+    assert not real.requires_grad
+
+    penalty.backward()
+    weight = discriminator.unconditional_logit.weight
+    assert weight.grad is not None
+    expected = weight.grad[0, 2, 1, 3].clone()
+    penalties = []
+    for move in (1e-4, -1e-4):
+        with torch.no_grad():
+            weight[0, 2, 1, 3] += move
+        penalties.append(r1_penalty(discriminator, real, sentence).detach())
+        with torch.no_grad():
+            weight[0, 2, 1, 3] -= move
+    change = (penalties[0] - penalties[1]) / 2e-4
+    torch.testing.assert_close(expected, change, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("form", ["paper", "authors"])
