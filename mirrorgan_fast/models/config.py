@@ -114,6 +114,7 @@ PRESETS: dict[str, ModelConfig] = {
     "birds-painted": ModelConfig(
         image_size=128,
         discriminator_channels=32,
+        discriminator_norm="none",
         residual_blocks=1,
         word_embedding_size=128,
         text_dropout=0.1,
