@@ -12,7 +12,7 @@ STAGES: tuple[Stage, ...] = ("cnn", "stem", "stream", "gan")
 """Of the chain, in their order."""
 
 
-_FROM_ZERO = ("seed", "last_stage_from")
+_FROM_ZERO = ("seed", "decay_steps", "last_stage_from")
 
 
 class _Settings:
@@ -73,6 +73,8 @@ class GANSettings(_Settings):
     learning_rate: float = 2e-4
     discriminator_learning_rate: float = 2e-4
     betas: tuple[float, float] = (0.5, 0.999)
+    decay_steps: int = 0
+    """At the end, over which both learning rates fall to zero in a line, as CycleGAN's do."""
     form: Form = "paper"
     """Form of the losses: the paper's, or those of the authors' code."""
     stream_weight: float = 20.0
@@ -110,7 +112,8 @@ PRESETS: dict[str, TrainingSettings] = {
         stem=STEMSettings(steps=5_500, decay=0.85),
         stream=STREAMSettings(steps=16_000, batch_size=192, learning_rate=2e-3),
         gan=GANSettings(
-            steps=8_000,
+            steps=15_000,
+            decay_steps=3_000,
             batch_size=32,
             learning_rate=2e-3,
             discriminator_learning_rate=6e-4,

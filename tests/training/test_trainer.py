@@ -131,7 +131,9 @@ def curves(folder: Path) -> list[dict[str, float]]:
 def test_ctrl_c_and_resume_end_as_without(
     tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, assert_same: Any, norm: str
 ) -> None:
-    train = functools.partial(train, discriminator_norm=norm, r1_weight=float(norm == "none"))
+    train = functools.partial(
+        train, discriminator_norm=norm, r1_weight=float(norm == "none"), decay_steps=4
+    )
     whole = train(tmp_path / "whole")
     with monkeypatch.context() as patch:
         stop(patch, 2, interrupt)
@@ -371,6 +373,24 @@ def test_a_run_resumes_before_the_last_stage(
 def test_a_last_stage_that_never_trains_is_refused(tmp_path: Path, train: Train) -> None:
     with pytest.raises(InputError, match="last_stage_from is 6 of 6 steps"):
         train(tmp_path, last_stage_from=6)
+
+
+# --- learning rates -------------------------------------------------------------------------------
+
+
+def test_learning_rates_fall_to_zero(
+    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = all_steps(monkeypatch)
+    train(tmp_path, decay_steps=4, learning_rate=1e-3, discriminator_learning_rate=1e-4)
+    for optimizer, rate in (("G_adam", 1e-3), ("D_adam", 1e-4)):
+        rates = [state[optimizer]["param_groups"][0]["lr"] / rate for state in states]
+        assert rates == pytest.approx([1, 1, 1, 0.75, 0.5, 0.25])
+
+
+def test_a_decay_longer_than_the_training_is_refused(tmp_path: Path, train: Train) -> None:
+    with pytest.raises(InputError, match="decay_steps is 7, expected at most"):
+        train(tmp_path, decay_steps=7)
 
 
 # --- the moving average ---------------------------------------------------------------------------
