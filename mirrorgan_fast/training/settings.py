@@ -74,7 +74,8 @@ class GANSettings(_Settings):
     discriminator_learning_rate: float = 2e-4
     betas: tuple[float, float] = (0.5, 0.999)
     decay_steps: int = 0
-    """At the end, over which both learning rates fall to zero in a line, as CycleGAN's do."""
+    """At the end, over which both learning rates fall to zero in a line, as CycleGAN's do; all
+    ``steps`` where those are fewer."""
     form: Form = "paper"
     """Form of the losses: the paper's, or those of the authors' code."""
     stream_weight: float = 20.0

@@ -84,10 +84,7 @@ def train_gan(
             f"{config.stages} stages: the last stage would never be trained, or is the only one; "
             f"set it lower (0: all stages from the start)"
         )
-    if options.decay_steps > options.steps:
-        raise InputError(
-            f"gan.decay_steps is {options.decay_steps}, expected at most gan.steps, {options.steps}"
-        )
+    decay_steps = min(options.decay_steps, options.steps)
     run = Run(folder, options.steps, dependencies(config, settings, options), quiet=quiet)
     torch.manual_seed(settings.seed)
     for frozen in (stem, image_encoder, stream):
@@ -123,7 +120,7 @@ def train_gan(
     with run:
         for step, _, batch in run.batches(examples, options.batch_size, settings.seed, workers):
             stages = config.stages - (step < options.last_stage_from)
-            pace = min(1.0, (options.steps - step) / max(1, options.decay_steps))
+            pace = min(1.0, (options.steps - step) / max(1, decay_steps))
             for group in optimizer_G.param_groups:
                 group["lr"] = options.learning_rate * pace
             for group in optimizer_D.param_groups:
