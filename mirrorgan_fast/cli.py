@@ -197,7 +197,9 @@ def _sample(options: argparse.Namespace) -> None:
             with whole_file(path) as partial:
                 image.save(partial)
         images.extend(np.asarray(image) for image in made)
-    write_sheet(sheet, images, columns=min(len(images), max(options.n, 8)))
+    # about eight, and no caption's images in two rows
+    columns = options.n * max(1, 8 // options.n)
+    write_sheet(sheet, images, columns=min(len(images), columns))
     print(f"{len(images)} images and sheet.png in {options.output}")
 
 

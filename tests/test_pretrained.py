@@ -18,10 +18,6 @@ from mirrorgan_fast.weights import PRETRAINED
 FOLDER = PRETRAINED / "birds-painted"
 BIRDS = 60
 
-pytestmark = pytest.mark.skipif(
-    not FOLDER.exists(), reason="the weights are not in the package yet"
-)
-
 
 @pytest.fixture(scope="module")
 def model() -> MirrorGAN:
