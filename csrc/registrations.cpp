@@ -9,6 +9,7 @@
 
 #include <optional>
 #include <tuple>
+#include <vector>
 
 namespace mirrorgan {
 
@@ -33,10 +34,52 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_glu_backward_cpu(
     const Tensor& variance,
     double eps);
 
+void bidirectional_lstm_cpu(
+    const Tensor& gates, const Tensor& lengths, const Tensor& recurrent, Tensor states, Tensor last);
+
+void conv_add_cpu(
+    const Tensor& x,
+    const Tensor& weight,
+    const Tensor& bias,
+    const std::optional<Tensor>& residual,
+    Tensor out);
+
+void conv_glu_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor out);
+
+void glam_attention_mix_cpu(
+    const Tensor& features,
+    const Tensor& words,
+    const Tensor& mask,
+    const std::optional<Tensor>& sentence,
+    const std::optional<Tensor>& sentence_weight,
+    const Tensor& mix,
+    Tensor out);
+
+void glam_stage_cpu(
+    const Tensor& features,
+    const Tensor& words,
+    const Tensor& mask,
+    const std::optional<Tensor>& sentence,
+    const std::optional<Tensor>& sentence_weight,
+    const Tensor& mix,
+    const std::vector<Tensor>& weights,
+    const std::vector<Tensor>& biases,
+    const std::optional<Tensor>& head_weight,
+    const std::optional<Tensor>& head_bias,
+    Tensor out);
+
+void image_head_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor out);
+
 }  // namespace mirrorgan
 
 STABLE_TORCH_LIBRARY_IMPL(mirrorgan, CPU, library) {
   library.impl("batch_norm_glu", TORCH_BOX(&mirrorgan::batch_norm_glu_cpu));
   library.impl("batch_norm_glu_backward", TORCH_BOX(&mirrorgan::batch_norm_glu_backward_cpu));
+  library.impl("bidirectional_lstm", TORCH_BOX(&mirrorgan::bidirectional_lstm_cpu));
+  library.impl("conv_add", TORCH_BOX(&mirrorgan::conv_add_cpu));
+  library.impl("conv_glu", TORCH_BOX(&mirrorgan::conv_glu_cpu));
   library.impl("glam_attention", TORCH_BOX(&mirrorgan::glam_attention_cpu));
+  library.impl("glam_attention_mix", TORCH_BOX(&mirrorgan::glam_attention_mix_cpu));
+  library.impl("glam_stage", TORCH_BOX(&mirrorgan::glam_stage_cpu));
+  library.impl("image_head", TORCH_BOX(&mirrorgan::image_head_cpu));
 }

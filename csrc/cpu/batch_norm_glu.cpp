@@ -44,19 +44,6 @@ struct Arguments {
   float* sums;  // (2, 2 * halves), of one chunk
 };
 
-// s = 1 / (1 + e^-x), and 1 - s without cancellation.
-template <int Lanes>
-MIRRORGAN_INLINE void sigmoid(
-    const typename Vector<Lanes>::Float& x, typename Vector<Lanes>::Float& s, typename Vector<Lanes>::Float& rest) {
-  using Float = typename Vector<Lanes>::Float;
-  Float small = x < 0.0f ? x : -x;
-  exp_of_negative<Lanes>(small);
-  const Float large = 1.0f / (1.0f + small);
-  small *= large;
-  s = x < 0.0f ? small : large;
-  rest = x < 0.0f ? large : small;
-}
-
 // The sums over the rows of x - pivot and of its square; the pivot (the first row) keeps the variance from cancelling.
 template <typename scalar_t, int Lanes>
 MIRRORGAN_INLINE void sum_columns(const Arguments& a, int64_t first, int64_t end, int64_t column) {
@@ -215,6 +202,7 @@ MIRRORGAN_PASSES(avx512, 16, MIRRORGAN_TARGET_AVX512)
 Passes passes_for(bool is_bfloat16) {
   switch (chosen_instruction_set()) {
 #if defined(MIRRORGAN_X86)
+    case InstructionSet::amx:
     case InstructionSet::avx512:
       return MIRRORGAN_PASSES_OF(avx512);
     case InstructionSet::avx2:

@@ -1,22 +1,20 @@
 // mirrorgan::glam_attention on the CPU; what it computes is said in mirrorgan_fast/ops/glam_attention.py.
 //
 // One pass over the feature map: a block of kBlock pixels is read once into a float32 tile (channels x pixels), both
-// attentions are computed on it while it is in the first-level cache, and the three parts of the output are written. The
-// vectors run over pixels, so no sum crosses lanes, and a pixel's result depends on nothing but its own column: not on the
-// other samples, and not on how the blocks are divided among threads.
+// attentions are computed on it while it is in the first-level cache, and the three parts of the output are written.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
-#include <cstring>
 #include <optional>
-#include <vector>
 
 #include "../checks.h"
 #include "instruction_sets.h"
+#include "pixel_tiles.h"
 #include "vectors.h"
+#include "workspace.h"
 
 namespace mirrorgan {
 namespace {
@@ -26,9 +24,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr const char* kOp = "glam_attention";
-constexpr int64_t kBlock = 64;           // pixels of a tile: 8 KiB for 32 channels
-constexpr int64_t kAlignment = 16;       // floats: a cache line, so that no vector of the tile straddles two
-constexpr int64_t kBlocksPerTask = 16;   // words are converted once for 1,024 pixels
 
 struct Arguments {
   const void* features;         // (N, C, H*W), or (N, H*W, C) when channels_last
@@ -39,102 +34,14 @@ struct Arguments {
   void* out;                    // as features, with 2C or 3C channels
   int64_t samples, channels, words_per_sample, pixels, out_channels;
   bool channels_last;
+
+  MapLayout features_layout() const {
+    return {channels, pixels, channels_last};
+  }
+  MapLayout out_layout() const {
+    return {out_channels, pixels, channels_last};
+  }
 };
-
-template <int Rows, int Lanes>
-MIRRORGAN_INLINE void multiply_rows(
-    float* out, const float* left, int64_t row_stride, int64_t inner_stride, const float* right, int64_t inner) {
-  using Float = typename Vector<Lanes>::Float;
-  // Two vectors wide: with Rows = 4 that is eight sums, enough to cover the latency of multiply-add and few enough to stay
-  // in 16 registers.
-  for (int64_t pixel = 0; pixel < kBlock; pixel += 2 * Lanes) {
-    Float sums[Rows][2] = {};
-    for (int64_t k = 0; k < inner; ++k) {
-      const float* row = right + k * kBlock + pixel;
-      const Float first = *reinterpret_cast<const Float*>(row);
-      const Float second = *reinterpret_cast<const Float*>(row + Lanes);
-#pragma GCC unroll 4
-      for (int r = 0; r < Rows; ++r) {
-        const float factor = left[r * row_stride + k * inner_stride];
-        sums[r][0] += factor * first;
-        sums[r][1] += factor * second;
-      }
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < Rows; ++r) {
-      float* row = out + r * kBlock + pixel;
-      *reinterpret_cast<Float*>(row) = sums[r][0];
-      *reinterpret_cast<Float*>(row + Lanes) = sums[r][1];
-    }
-  }
-}
-
-// out (rows, kBlock) = left (rows, inner) @ right (inner, kBlock).
-template <int Lanes>
-MIRRORGAN_INLINE void multiply(
-    float* out,
-    const float* left,
-    int64_t row_stride,
-    int64_t inner_stride,
-    const float* right,
-    int64_t rows,
-    int64_t inner) {
-  int64_t row = 0;
-  for (; row + 4 <= rows; row += 4) {
-    multiply_rows<4, Lanes>(out + row * kBlock, left + row * row_stride, row_stride, inner_stride, right, inner);
-  }
-  for (; row < rows; ++row) {
-    multiply_rows<1, Lanes>(out + row * kBlock, left + row * row_stride, row_stride, inner_stride, right, inner);
-  }
-}
-
-// Softmax over the rows of (rows, kBlock), in place.
-template <int Lanes>
-MIRRORGAN_INLINE void softmax(float* values, int64_t rows) {
-  using Float = typename Vector<Lanes>::Float;
-  for (int64_t pixel = 0; pixel < kBlock; pixel += Lanes) {
-    float* column = values + pixel;
-    Float largest = *reinterpret_cast<Float*>(column);
-    for (int64_t row = 1; row < rows; ++row) {
-      const Float value = *reinterpret_cast<Float*>(column + row * kBlock);
-      largest = value > largest ? value : largest;
-    }
-    Float sum = {};
-    for (int64_t row = 0; row < rows; ++row) {
-      Float& value = *reinterpret_cast<Float*>(column + row * kBlock);
-      Float exponential = value - largest;
-      exp_of_negative<Lanes>(exponential);
-      value = exponential;
-      sum += exponential;
-    }
-    const Float scale = 1.0f / sum;
-    for (int64_t row = 0; row < rows; ++row) {
-      *reinterpret_cast<Float*>(column + row * kBlock) *= scale;
-    }
-  }
-}
-
-// tile (channels, kBlock) = a block of the features; columns past `valid` are zero.
-template <typename scalar_t>
-MIRRORGAN_INLINE void read_tile(
-    float* tile, const scalar_t* features, const Arguments& a, int64_t first, int64_t valid) {
-  if (valid < kBlock) {
-    __builtin_memset(tile, 0, static_cast<size_t>(a.channels * kBlock) * sizeof(float));
-  }
-  for (int64_t c = 0; c < a.channels; ++c) {
-    const scalar_t* source = a.channels_last ? features + first * a.channels + c : features + c * a.pixels + first;
-    float* row = tile + c * kBlock;
-    if (a.channels_last) {
-      for (int64_t p = 0; p < valid; ++p) {
-        row[p] = to_float(source[p * a.channels]);
-      }
-    } else {
-      for (int64_t p = 0; p < valid; ++p) {
-        row[p] = to_float(source[p]);
-      }
-    }
-  }
-}
 
 // The first C channels of the output are the features themselves, bit for bit.
 template <typename scalar_t>
@@ -148,32 +55,6 @@ MIRRORGAN_INLINE void copy_features(
   out += a.channels_last ? first * a.out_channels : first;
   for (int64_t row = 0; row < rows; ++row) {
     __builtin_memcpy(out + row * target_stride, features + row * source_stride, row_size * sizeof(scalar_t));
-  }
-}
-
-// The valid columns of tile (channels, kBlock) become channels [channel, channel + C) of the output.
-template <typename scalar_t>
-MIRRORGAN_INLINE void write_tile(
-    const float* tile, scalar_t* out, const Arguments& a, int64_t channel, int64_t first, int64_t valid) {
-  if (!a.channels_last) {
-    for (int64_t c = 0; c < a.channels; ++c) {
-      scalar_t* target = out + (channel + c) * a.pixels + first;
-      for (int64_t p = 0; p < valid; ++p) {
-        store(tile[c * kBlock + p], target + p);
-      }
-    }
-    return;
-  }
-  // Converted a row at a time, where it vectorizes, and only then transposed.
-  scalar_t row[kBlock];
-  out += first * a.out_channels + channel;
-  for (int64_t c = 0; c < a.channels; ++c) {
-    for (int64_t p = 0; p < kBlock; ++p) {
-      store(tile[c * kBlock + p], row + p);
-    }
-    for (int64_t p = 0; p < valid; ++p) {
-      out[p * a.out_channels + c] = row[p];
-    }
   }
 }
 
@@ -221,7 +102,7 @@ MIRRORGAN_INLINE void attend(const Arguments& a, int64_t sample, int64_t first_p
   auto* out = static_cast<scalar_t*>(a.out) + sample * a.out_channels * a.pixels;
   for (int64_t first = first_pixel; first < end_pixel; first += kBlock) {
     const int64_t valid = end_pixel - first < kBlock ? end_pixel - first : kBlock;
-    read_tile(tile, features, a, first, valid);
+    read_tile(tile, features, a.features_layout(), first, valid);
     copy_features(features, out, a, first, valid);
 
     if (real_words > 0) {
@@ -229,7 +110,7 @@ MIRRORGAN_INLINE void attend(const Arguments& a, int64_t sample, int64_t first_p
       softmax<Lanes>(logits, real_words);
     }
     multiply<Lanes>(result, keys, 1, channels, logits, channels, real_words);  // zero when there is no real word
-    write_tile(result, out, a, channels, first, valid);
+    write_tile(result, channels, out, a.out_layout(), channels, first, valid);
 
     if (a.sentence == nullptr) {
       continue;
@@ -250,7 +131,7 @@ MIRRORGAN_INLINE void attend(const Arguments& a, int64_t sample, int64_t first_p
         *reinterpret_cast<Float*>(gate + c * kBlock + p) *= sentence[c];
       }
     }
-    write_tile(gate, out, a, 2 * channels, first, valid);
+    write_tile(gate, channels, out, a.out_layout(), 2 * channels, first, valid);
   }
 }
 
@@ -273,6 +154,7 @@ MIRRORGAN_ATTEND(attend_bfloat16_avx512, bfloat16_bits, 16, MIRRORGAN_TARGET_AVX
 Attend attend_for(bool is_bfloat16) {
   switch (chosen_instruction_set()) {
 #if defined(MIRRORGAN_X86)
+    case InstructionSet::amx:
     case InstructionSet::avx512:
       return is_bfloat16 ? attend_bfloat16_avx512 : attend_float_avx512;
     case InstructionSet::avx2:
@@ -353,9 +235,8 @@ Tensor glam_attention_cpu(
   const int64_t task_pixels = kBlock * kBlocksPerTask;
   const int64_t tasks_per_sample = (a.pixels + task_pixels - 1) / task_pixels;
   torch::stable::parallel_for(0, samples * tasks_per_sample, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> storage(static_cast<size_t>(scratch_floats(a)) + kAlignment);
-    float* scratch = storage.data();
-    scratch += kAlignment - reinterpret_cast<uintptr_t>(scratch) / sizeof(float) % kAlignment;
+    static thread_local Workspace<float> workspace;
+    float* scratch = workspace.at_least(scratch_floats(a));
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first = (task % tasks_per_sample) * task_pixels;
       const int64_t last = first + task_pixels < a.pixels ? first + task_pixels : a.pixels;

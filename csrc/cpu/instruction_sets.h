@@ -9,7 +9,13 @@
 #include <cstdlib>
 #include <string>
 
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #if defined(__x86_64__)
+#include <cpuid.h>
 #define MIRRORGAN_X86 1
 #define MIRRORGAN_TARGET_AVX2 __attribute__((target("avx2,fma")))
 #define MIRRORGAN_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
@@ -19,11 +25,37 @@
 
 namespace mirrorgan {
 
-enum class InstructionSet { baseline, avx2, avx512 };
+// `amx` is AVX-512 with matrix tiles for bfloat16; a kernel without tiles runs as for avx512.
+enum class InstructionSet { baseline, avx2, avx512, amx };
+
+// The system lets a process use the tiles' registers when it asks.
+inline bool may_use_tiles() {
+#if defined(MIRRORGAN_X86) && defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
+
+// The bits of cpuid leaf 7 that GCC 12 has no name for in __builtin_cpu_supports.
+inline bool has_tiles_for_bfloat16() {
+#if defined(MIRRORGAN_X86)
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24;
+  const bool tiles = __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & kBfloat16) && (edx & kTiles);
+  return tiles && __builtin_cpu_supports("avx512bf16") && may_use_tiles();
+#else
+  return false;
+#endif
+}
 
 inline bool processor_has(InstructionSet set) {
 #if defined(MIRRORGAN_X86)
   switch (set) {
+    case InstructionSet::amx:
+      return processor_has(InstructionSet::avx512) && has_tiles_for_bfloat16();
     case InstructionSet::avx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
@@ -38,20 +70,30 @@ inline bool processor_has(InstructionSet set) {
 }
 
 inline const char* name_of(InstructionSet set) {
-  return set == InstructionSet::avx512 ? "avx512" : set == InstructionSet::avx2 ? "avx2" : "baseline";
+  constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "amx"};
+  return kNames[static_cast<int>(set)];
 }
 
-// The widest of the compiled sets that this processor has; not wider than ATEN_CPU_CAPABILITY says, if that is set, as for
-// PyTorch's own kernels.
+// The widest set that this processor has and that is no wider.
+inline InstructionSet narrowed(InstructionSet widest) {
+  while (!processor_has(widest)) {
+    widest = static_cast<InstructionSet>(static_cast<int>(widest) - 1);
+  }
+  return widest;
+}
+
+// The widest of the compiled sets that this processor has; not wider than ATEN_CPU_CAPABILITY says, if that is set to one
+// of their names or, as for PyTorch's own kernels, to "default".
 inline InstructionSet chosen_instruction_set() {
   static const InstructionSet chosen = [] {
     const char* variable = std::getenv("ATEN_CPU_CAPABILITY");
-    const std::string widest = variable == nullptr ? "avx512" : variable;
-    if (widest == "avx512" && processor_has(InstructionSet::avx512)) {
-      return InstructionSet::avx512;
+    const std::string widest = variable == nullptr ? "" : variable;
+    for (const InstructionSet set : {InstructionSet::avx512, InstructionSet::avx2, InstructionSet::baseline}) {
+      if (widest == name_of(set) || (widest == "default" && set == InstructionSet::baseline)) {
+        return narrowed(set);
+      }
     }
-    const bool narrow = widest == "default" || !processor_has(InstructionSet::avx2);
-    return narrow ? InstructionSet::baseline : InstructionSet::avx2;
+    return narrowed(InstructionSet::amx);
   }();
   return chosen;
 }

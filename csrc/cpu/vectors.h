@@ -95,19 +95,37 @@ MIRRORGAN_INLINE void exp_of_negative(typename Vector<Lanes>::Float& x) {
   x = series * (Float)power_bits;
 }
 
-// As PyTorch decides it, where the stride of a dimension of size one means nothing; a tensor that is both is contiguous.
-inline bool is_channels_last(const torch::stable::Tensor& tensor) {
+// s = 1 / (1 + e^-x), and 1 - s without cancellation.
+template <int Lanes>
+MIRRORGAN_INLINE void sigmoid(
+    const typename Vector<Lanes>::Float& x, typename Vector<Lanes>::Float& s, typename Vector<Lanes>::Float& rest) {
+  using Float = typename Vector<Lanes>::Float;
+  Float small = x < 0.0f ? x : -x;
+  exp_of_negative<Lanes>(small);
+  const Float large = 1.0f / (1.0f + small);
+  small *= large;
+  s = x < 0.0f ? small : large;
+  rest = x < 0.0f ? large : small;
+}
+
+// A stride of a dimension of size one means nothing.
+inline bool is_dense_channels_last(const torch::stable::Tensor& tensor) {
+  if (tensor.numel() == 0) {
+    return true;
+  }
   int64_t dense = 1;
   for (const int64_t dimension : {1, 3, 2, 0}) {
-    if (tensor.size(dimension) == 1) {
-      continue;
-    }
-    if (tensor.stride(dimension) != dense) {
+    if (tensor.size(dimension) != 1 && tensor.stride(dimension) != dense) {
       return false;
     }
     dense *= tensor.size(dimension);
   }
-  return !tensor.is_contiguous();
+  return true;
+}
+
+// As PyTorch decides it: a tensor that is both is contiguous.
+inline bool is_channels_last(const torch::stable::Tensor& tensor) {
+  return is_dense_channels_last(tensor) && !tensor.is_contiguous();
 }
 
 }  // namespace mirrorgan

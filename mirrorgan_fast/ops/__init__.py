@@ -1,16 +1,32 @@
 """The ops, one file each, and the choice between their implementations."""
 
 from mirrorgan_fast.ops.batch_norm_glu import batch_norm_glu
+from mirrorgan_fast.ops.bidirectional_lstm import PackedLSTM, bidirectional_lstm, pack_lstm
 from mirrorgan_fast.ops.build_info import BuildInfo, build_info, why_not_compiled
 from mirrorgan_fast.ops.choice import Choice, report, use
+from mirrorgan_fast.ops.conv_add import conv_add
+from mirrorgan_fast.ops.conv_glu import conv_glu
 from mirrorgan_fast.ops.glam_attention import glam_attention, word_attention_map
+from mirrorgan_fast.ops.glam_attention_mix import glam_attention_mix
+from mirrorgan_fast.ops.glam_stage import glam_stage
+from mirrorgan_fast.ops.image_head import image_head
+from mirrorgan_fast.ops.packing import pack
 
 __all__ = [
     "BuildInfo",
     "Choice",
+    "PackedLSTM",
     "batch_norm_glu",
+    "bidirectional_lstm",
     "build_info",
+    "conv_add",
+    "conv_glu",
     "glam_attention",
+    "glam_attention_mix",
+    "glam_stage",
+    "image_head",
+    "pack",
+    "pack_lstm",
     "report",
     "use",
     "why_not_compiled",

@@ -9,13 +9,13 @@ which is what MirrorGAN's generators do after most of their convolutions (Ioffe 
 Dauphin et al., 2017). Neither x^ nor y is ever written.
 """
 
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.ops.checks import refuse
 from mirrorgan_fast.ops.choice import REFERENCE, choose
 
 _NAME = "batch_norm_glu"
@@ -175,21 +175,16 @@ _op.register_autograd(_backward, setup_context=_save)
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     if x.dim() != 4 or not x.is_floating_point() or x.shape[1] % 2:
-        _refuse("x", x, "floating point of shape (N, 2C, H, W)")
+        refuse(_NAME, "x", x, "floating point of shape (N, 2C, H, W)")
     channels = x.shape[1]
     if x.numel() <= channels:
-        _refuse("x", x, "more than one value a channel, or there is no variance")
+        refuse(_NAME, "x", x, "more than one value a channel, or there is no variance")
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor.shape != (channels,):
-            _refuse(name, tensor, f"shape (2C,) = ({channels},)")
+            refuse(_NAME, name, tensor, f"shape (2C,) = ({channels},)")
         if tensor.dtype not in (torch.float32, x.dtype) or tensor.dtype != weight.dtype:
-            _refuse(name, tensor, f"{torch.float32} or {x.dtype}, the same for weight and bias")
+            refuse(
+                _NAME, name, tensor, f"{torch.float32} or {x.dtype}, the same for weight and bias"
+            )
         if tensor.device != x.device:
-            _refuse(name, tensor, f"device {x.device}, that of x")
-
-
-def _refuse(argument: str, tensor: Tensor, wanted: str) -> NoReturn:
-    raise InputError(
-        f"{_NAME}: {argument}: found {tensor.dtype} of shape {tuple(tensor.shape)} on"
-        f" {tensor.device}, wanted {wanted}"
-    )
+            refuse(_NAME, name, tensor, f"device {x.device}, that of x")

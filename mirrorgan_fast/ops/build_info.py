@@ -2,7 +2,6 @@
 
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 import torch  # noqa: F401  the extension needs its libraries loaded
@@ -29,7 +28,7 @@ class BuildInfo(NamedTuple):
 
 def build_info() -> BuildInfo | None:
     """What the extension was built with, or None where there is none (see `why_not_compiled`)."""
-    return None if _extension is None else BuildInfo(**_extension.build_info())
+    return _info
 
 
 def why_not_compiled() -> str | None:
@@ -37,9 +36,10 @@ def why_not_compiled() -> str | None:
     return _reason
 
 
-def _load() -> tuple[ModuleType | None, str | None]:
+def _load() -> tuple[BuildInfo | None, str | None]:
     try:
-        return import_module("mirrorgan_fast._C"), None  # registers the compiled ops
+        extension = import_module("mirrorgan_fast._C")  # registers the compiled ops
+        return BuildInfo(**extension.build_info()), None
     except ModuleNotFoundError:
         note = Path(__file__).parent.parent / "build_failure.txt"  # written by setup.py
         if note.is_file():
@@ -49,4 +49,4 @@ def _load() -> tuple[ModuleType | None, str | None]:
         return None, str(error)
 
 
-_extension, _reason = _load()
+_info, _reason = _load()

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.ops.build_info import why_not_compiled
+from mirrorgan_fast.ops.build_info import build_info, why_not_compiled
 
 REFERENCE = "reference"
 COMPILED = ("cpu",)
@@ -33,30 +33,82 @@ class Row(NamedTuple):
     """How much faster than the reference, and where."""
     trains: bool = False
     """Whether forward and backward together are faster too."""
+    needs: str = ""
+    """Instruction set that the processor must have."""
+    differentiable: bool = True
+    """Whether it has a gradient at all."""
 
 
-# How many times faster than the reference, from benchmarks/ with C = 32, T = 18, N = 1 and 8,
-# H = W = 32, 64 and 128, on one thread of an AMD EPYC with AVX-512 and torch 2.13. A row stays only
-# while it wins.
+# Measured by benchmarks/ (the sizes are in shapes.py) on two cores of a Xeon with AMX: in bfloat16
+# against torch.compile in bfloat16, in float32 against PyTorch without it. benchmarks/results/ has
+# all figures. A row stays only while it wins somewhere.
+_BOTH = (torch.bfloat16, torch.float32)
 TABLE: dict[str, tuple[Row, ...]] = {
-    # Forward and backward, channels_last, on two cores of an Intel Xeon with AMX, bfloat16 and
-    # float32: 6.6 and 3.8 at 16x64x128x128, 5.7 and 3.9 at 16x128x64x64, 3.7 and 2.8 at
-    # 16x128x32x32, 2.7 and 2.0 at 16x256x8x8. The step of birds-painted's GAN: 0.88 of its time.
+    # Forward and backward, which is where it is used
     "batch_norm_glu": (
+        Row(
+            "cpu", "cpu", _BOTH, "1.7 to 2.0 times in bfloat16, 1.8 to 2.7 in float32", trains=True
+        ),
+    ),
+    "bidirectional_lstm": (
         Row(
             "cpu",
             "cpu",
-            (torch.float32, torch.bfloat16),
-            "2.0 to 6.6 times plain PyTorch",
-            trains=True,
+            (torch.float32,),
+            "1.1 to 2.2 times, with the product before it",
+            differentiable=False,
         ),
     ),
-    # Its backward recomputes the reference, so that it does not win where it trains:
-    # float32 contiguous 2.3 to 7.7, channels_last 4.6 to 8.5; bfloat16 3.8 to 4.5 and 4.1 to 8.6.
-    # The most is at 8x128x128, where the reference's temporaries are fresh memory in every call.
-    # It also won with two threads on a busy machine, where ratios mean little.
+    "conv_add": (
+        Row(
+            "cpu",
+            "cpu",
+            _BOTH,
+            "1.8 to 2.2 times in bfloat16, 1.1 in float32",
+            differentiable=False,
+        ),
+    ),
+    "conv_glu": (
+        Row(
+            "cpu",
+            "cpu",
+            _BOTH,
+            "2.1 to 3.3 times in bfloat16, 1.1 to 3.8 in float32",
+            differentiable=False,
+        ),
+    ),
+    # Its backward recomputes the reference, so that it does not win where it trains
     "glam_attention": (
-        Row("cpu", "cpu", (torch.float32, torch.bfloat16), "2.3 to 8.6 times plain PyTorch"),
+        Row("cpu", "cpu", _BOTH, "1.7 to 3.1 times in bfloat16, 2.3 to 5.1 in float32"),
+    ),
+    "glam_attention_mix": (
+        Row(
+            "cpu",
+            "cpu",
+            _BOTH,
+            "9.1 to 10.3 times in bfloat16, 4.5 in float32",
+            differentiable=False,
+        ),
+    ),
+    "glam_stage": (
+        Row(
+            "cpu",
+            "cpu",
+            (torch.bfloat16,),
+            "3.7 to 4.6 times",
+            needs="amx",
+            differentiable=False,
+        ),
+    ),
+    # In float32 for its bits, which do not depend on the batch, rather than for its speed
+    "image_head": (
+        Row(
+            "cpu",
+            "cpu",
+            _BOTH,
+            "2.1 to 2.5 times in bfloat16, 1.0 in float32",
+            differentiable=False,
+        ),
     ),
 }
 
@@ -117,6 +169,10 @@ def choose(op: str, device: str, dtype: torch.dtype, *, needs_grad: bool) -> Cho
             reason = f"{row.implementation} does not take this data type"
         elif row.implementation in COMPILED and why_not_compiled() is not None:
             reason = f"{row.implementation} was not built: {why_not_compiled()}"
+        elif row.needs and not _has(row.needs):
+            reason = f"{row.implementation} is for processors with {row.needs}"
+        elif needs_grad and not row.differentiable:
+            reason = f"{row.implementation} has no gradient, and one is needed"
         elif _override:
             return Choice(row.implementation, "asked for by name")
         elif needs_grad and not row.trains:
@@ -135,6 +191,11 @@ def report() -> dict[tuple[str, str, str], Choice]:
         for device in devices
         for dtype in (torch.float32, torch.bfloat16)
     }
+
+
+def _has(instruction_set: str) -> bool:
+    built = build_info()
+    return built is not None and built.instruction_set == instruction_set
 
 
 def _check_override() -> None:

@@ -10,12 +10,12 @@ s = V s_ca the projected sentence,
 and the op returns concat(f, Att^w, Att^s) without writing any of its parts twice.
 """
 
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.ops.checks import refuse
 from mirrorgan_fast.ops.choice import REFERENCE, choose
 
 _NAME = "glam_attention"
@@ -50,12 +50,16 @@ def glam_attention(
     Raises:
         InputError: Shapes, data types or devices do not fit together.
     """
-    inputs = _checked(features, words, mask, sentence, sentence_weight)
+    features, words = _autocast(features), _autocast(words)
+    sentence = None if sentence is None else _autocast(sentence)
+    sentence_weight = None if sentence_weight is None else _autocast(sentence_weight)
+    inputs = (features, words, mask, sentence, sentence_weight)
+    check_attention(_NAME, *inputs)
     device = features.device.type
     needs_grad = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in inputs
     )
-    if choose(_NAME, device, inputs[0].dtype, needs_grad=needs_grad).implementation != REFERENCE:
+    if choose(_NAME, device, features.dtype, needs_grad=needs_grad).implementation != REFERENCE:
         context: Tensor = _op(*inputs)
         return context
     with torch.autocast(device, enabled=False):  # the reference chooses its own precision
@@ -80,7 +84,8 @@ def word_attention_map(
     Raises:
         InputError: Shapes, data types or devices do not fit together.
     """
-    features, words, mask, _, _ = _checked(features, words, mask, None, None)
+    features, words = _autocast(features), _autocast(words)
+    check_attention("word_attention_map", features, words, mask, None, None)
     with torch.autocast(features.device.type, enabled=False):
         f, keys = _pixels_and_keys(features, words, mask)
         return _word_attention(f, keys, mask).permute(0, 3, 1, 2).contiguous()
@@ -181,51 +186,44 @@ def _memory_format(features: Tensor) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
-def _checked(
+def check_attention(
+    op: str,
     features: Tensor,
     words: Tensor,
     mask: Tensor,
     sentence: Tensor | None,
     sentence_weight: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Return the inputs, in the autocast data type under autocast."""
+) -> None:
+    """Check the inputs that the ops of GLAM's attention have in common."""
     if features.dim() != 4 or not features.is_floating_point():
-        _refuse("features", features, "floating point of shape (N, C, H, W)")
+        refuse(op, "features", features, "floating point of shape (N, C, H, W)")
     batch, channels = features.shape[:2]
     if words.dim() != 3 or (words.shape[0], words.shape[2]) != (batch, channels):
-        _refuse("words", words, f"shape (N, T, C) = ({batch}, T, {channels})")
+        refuse(op, "words", words, f"shape (N, T, C) = ({batch}, T, {channels})")
     if mask.dtype != torch.bool or mask.shape != words.shape[:2]:
-        _refuse("mask", mask, f"bool of shape (N, T) = {tuple(words.shape[:2])}")
+        refuse(op, "mask", mask, f"bool of shape (N, T) = {tuple(words.shape[:2])}")
     if sentence is not None and sentence.shape != (batch, channels):
-        _refuse("sentence", sentence, f"shape (N, C) = ({batch}, {channels})")
+        refuse(op, "sentence", sentence, f"shape (N, C) = ({batch}, {channels})")
     if sentence_weight is not None:
         if sentence is None:
-            _refuse("sentence_weight", sentence_weight, "none where there is no sentence")
+            refuse(op, "sentence_weight", sentence_weight, "none where there is no sentence")
         if sentence_weight.shape != (channels, channels):
-            _refuse("sentence_weight", sentence_weight, f"shape (C, C) = ({channels}, {channels})")
+            wanted = f"shape (C, C) = ({channels}, {channels})"
+            refuse(op, "sentence_weight", sentence_weight, wanted)
 
-    device = features.device
     floating = {"words": words, "sentence": sentence, "sentence_weight": sentence_weight}
     for name, tensor in {**floating, "mask": mask}.items():
-        if tensor is not None and tensor.device != device:
-            _refuse(name, tensor, f"device {device}, that of features")
-    if torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
-        return (
-            features.to(dtype),
-            words.to(dtype),
-            mask,
-            None if sentence is None else sentence.to(dtype),
-            None if sentence_weight is None else sentence_weight.to(dtype),
-        )
+        if tensor is not None and tensor.device != features.device:
+            refuse(op, name, tensor, f"device {features.device}, that of features")
     for name, tensor in floating.items():
         if tensor is not None and tensor.dtype != features.dtype:
-            _refuse(name, tensor, f"{features.dtype}, that of features")
-    return features, words, mask, sentence, sentence_weight
+            refuse(op, name, tensor, f"{features.dtype}, that of features")
 
 
-def _refuse(argument: str, tensor: Tensor, wanted: str) -> NoReturn:
-    raise InputError(
-        f"{_NAME}: {argument}: found {tensor.dtype} of shape {tuple(tensor.shape)} on"
-        f" {tensor.device}, wanted {wanted}"
-    )
+def _autocast(tensor: Tensor) -> Tensor:
+    """Return a floating tensor in the data type of autocast, where that is on."""
+    device = tensor.device.type
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if not on or not tensor.is_floating_point():
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device))

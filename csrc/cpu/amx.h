@@ -1,0 +1,110 @@
+// What the kernels with AMX tiles share. Every include stands before the target: what the library's templates are compiled
+// to must run everywhere.
+
+#pragma once
+
+#include "instruction_sets.h"
+
+#if defined(MIRRORGAN_X86)
+
+// GCC 12 believes that what its own intrinsics leave undefined on purpose is read (its bug 105593).
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#else
+#include <immintrin.h>
+#endif
+
+#include <cstdint>
+
+#include "vectors.h"
+
+// Functions between these two are compiled for AMX.
+#if defined(__clang__)
+#define MIRRORGAN_BEGIN_AMX                                                                                     \
+  _Pragma("clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile," \
+          "amx-bf16\"))), apply_to = function)")
+#define MIRRORGAN_END_AMX _Pragma("clang attribute pop")
+#else
+#define MIRRORGAN_BEGIN_AMX        \
+  _Pragma("GCC push_options")      \
+  _Pragma("GCC target(\"avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16\")")
+#define MIRRORGAN_END_AMX _Pragma("GCC pop_options")
+#endif
+
+MIRRORGAN_BEGIN_AMX
+
+namespace mirrorgan::amx {
+
+constexpr int64_t kRows = 16;             // of a tile
+constexpr int64_t kDepth = 32;            // bfloat16 in a row of a left tile: what one product sums over
+constexpr int64_t kTile = kDepth * 16;    // bfloat16 in a tile
+constexpr int64_t kTileRowBytes = 64;
+
+// All eight tiles are full. (A constant: GCC drops what is written to a local one, whose reading it does not see.)
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes_a_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+inline constexpr TileShapes kTileShapes;
+
+// The tiles are this thread's from here to the end of the scope.
+class Tiles {
+ public:
+  MIRRORGAN_INLINE Tiles() {
+    _tile_loadconfig(&kTileShapes);
+  }
+  MIRRORGAN_INLINE ~Tiles() {
+    _tile_release();
+  }
+  Tiles(const Tiles&) = delete;
+  Tiles& operator=(const Tiles&) = delete;
+};
+
+// 2^x within 8e-5 of its value: a twenty-fifth of what rounding to bfloat16 loses. 2^n 2^r with 0 <= r < 1, and 2^r by its
+// best cubic. Below -100 it is 2^-100: results that are no normal numbers would make every sum of them several times slower.
+MIRRORGAN_INLINE __m512 power_of_two(__m512 x) {
+  x = _mm512_max_ps(_mm512_set1_ps(-100.0f), x);  // in this order NaN stays NaN
+  const __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  __m512 series = _mm512_fmadd_ps(_mm512_set1_ps(0.07802452f), r, _mm512_set1_ps(0.22606716f));
+  series = _mm512_fmadd_ps(series, r, _mm512_set1_ps(0.69583354f));
+  series = _mm512_fmadd_ps(series, r, _mm512_set1_ps(0.99992522f));
+  return _mm512_scalef_ps(series, x);  // which takes the whole number below x
+}
+
+constexpr float kLogOfE = 1.44269504f;  // to the base of two
+
+// 1 / (1 + e^-x) within 2e-4 of its value; NaN stays NaN.
+MIRRORGAN_INLINE __m512 sigmoid(__m512 x) {
+  const __m512 exponent = _mm512_min_ps(_mm512_set1_ps(126.0f), _mm512_mul_ps(x, _mm512_set1_ps(-kLogOfE)));
+  const __m512 power = power_of_two(exponent);
+  return _mm512_rcp14_ps(_mm512_add_ps(power, _mm512_set1_ps(1.0f)));
+}
+
+// Sixteen grey levels of images that tanh(x) are: (1 + tanh x) 127.5 is 255 sigmoid(2x). What is no number becomes 0.
+MIRRORGAN_INLINE __m128i grey_levels(__m512 x) {
+  const __m512 level = _mm512_mul_ps(sigmoid(_mm512_add_ps(x, x)), _mm512_set1_ps(255.0f));
+  return _mm512_cvtusepi32_epi8(_mm512_maskz_cvtps_epu32(_mm512_cmp_ps_mask(x, x, _CMP_ORD_Q), level));
+}
+
+MIRRORGAN_INLINE __m512 widen(__m256i halves) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
+// Lanes [0, count) of 16, or of 32.
+MIRRORGAN_INLINE __mmask16 first_of(int64_t count) {
+  return count >= 16 ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
+}
+
+MIRRORGAN_INLINE __mmask32 first_of_32(int64_t count) {
+  return count >= 32 ? 0xffffffffu : count <= 0 ? 0 : static_cast<__mmask32>((1u << count) - 1);
+}
+
+}  // namespace mirrorgan::amx
+
+MIRRORGAN_END_AMX
+
+#endif

@@ -1,0 +1,188 @@
+// mirrorgan::bidirectional_lstm on the CPU; what it computes is said in mirrorgan_fast/ops/bidirectional_lstm.py.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+
+#include "../checks.h"
+#include "convolution.h"
+#include "instruction_sets.h"
+#include "products.h"
+#include "vectors.h"
+#include "workspace.h"
+
+namespace mirrorgan {
+namespace {
+
+using namespace convolution;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t kCaptions = 8;   // that go through a direction together: its weights are read once a word for all
+constexpr int64_t kGates = 4;      // input, forget, cell, output
+constexpr int64_t kUnits = kHalf;  // whose gates lie together, in two blocks of columns
+
+struct Lstm {
+  const float* gates;      // (N, T, 2, 4H), units in groups of 16, the four gates of a group after each other
+  const int64_t* lengths;  // (N)
+  const float* recurrent;  // (2, 4H / 32, H / 32, 2, kTile)
+  float* states;           // (N, T, 2, H)
+  float* last;             // (N, 2, H)
+  int64_t samples, words, units;
+};
+
+template <int Lanes>
+MIRRORGAN_INLINE void tanh(typename Vector<Lanes>::Float& x) {
+  typename Vector<Lanes>::Float s, rest;
+  sigmoid<Lanes>(x + x, s, rest);
+  x = s - rest;
+}
+
+// One caption's sixteen units after a word: their states, from the products of both blocks.
+template <int Lanes>
+MIRRORGAN_INLINE void update(const float* sums, const float* gates, float* cell, float* hidden) {
+  using Float = typename Vector<Lanes>::Float;
+  for (int64_t unit = 0; unit < kUnits; unit += Lanes) {
+    Float gate[kGates], from_word, memory, rest;
+#pragma GCC unroll 4
+    for (int i = 0; i < kGates; ++i) {
+      load<Lanes>(sums + i * kPixels * kHalf + unit, gate[i]);
+      load<Lanes>(gates + i * kUnits + unit, from_word);
+      gate[i] += from_word;
+    }
+    sigmoid<Lanes>(gate[0], gate[0], rest);
+    sigmoid<Lanes>(gate[1], gate[1], rest);
+    tanh<Lanes>(gate[2]);
+    sigmoid<Lanes>(gate[3], gate[3], rest);
+    load<Lanes>(cell + unit, memory);
+    memory = gate[1] * memory + gate[0] * gate[2];
+    store<Lanes>(memory, cell + unit);
+    tanh<Lanes>(memory);
+    store<Lanes>(gate[3] * memory, hidden + unit);
+  }
+}
+
+// Some captions in one direction. `memory` has room for three times their units.
+template <int Lanes, int Rows, int Halves>
+MIRRORGAN_INLINE void read_captions(const Lstm& a, int64_t first, int64_t count, int64_t direction, float* memory) {
+  const int64_t size = kCaptions * a.units, panel = a.units / kDepth * 2 * kTile;
+  float *hidden = memory, *next = memory + size, *cell = memory + 2 * size;
+  for (int64_t i = 0; i < 3 * size; ++i) {
+    memory[i] = 0.0f;
+  }
+  const Phase phase{0, 1, {0}, {0}};
+  float sums[kGates * kPixels * kHalf];
+  int64_t longest = 0;
+  for (int64_t r = 0; r < count; ++r) {
+    longest = a.lengths[first + r] > longest ? a.lengths[first + r] : longest;
+  }
+  for (int64_t step = 0; step < longest; ++step) {
+    const Window<float> window{{hidden, hidden, hidden}, 0, 0, a.units};
+    for (int64_t group = 0; group < a.units / kUnits; ++group) {
+      const float* weight = a.recurrent + (direction * a.units / kUnits + group) * 2 * panel;
+      for (int64_t row = 0; row < count; row += Rows) {
+        for (int64_t half = 0; half < kGates; half += Halves) {
+          multiply<Lanes, Rows, Halves>(window, row, phase, weight + half / 2 * panel + half % 2 * kTile,
+                                        sums + (half * kPixels + row) * kHalf);
+        }
+      }
+      for (int64_t r = 0; r < count; ++r) {
+        const int64_t sample = first + r, length = a.lengths[sample];
+        if (step >= length) {
+          continue;
+        }
+        const int64_t word = direction == 0 ? step : length - 1 - step, unit = group * kUnits;
+        const int64_t at = (sample * a.words + word) * 2 + direction;
+        float* state = next + r * a.units + unit;
+        update<Lanes>(sums + r * kHalf, a.gates + (at * a.units + unit) * kGates, cell + r * a.units + unit, state);
+        for (int64_t i = 0; i < kUnits; ++i) {
+          a.states[at * a.units + unit + i] = state[i];
+        }
+        if (step == length - 1) {
+          for (int64_t i = 0; i < kUnits; ++i) {
+            a.last[(sample * 2 + direction) * a.units + unit + i] = state[i];
+          }
+        }
+      }
+    }
+    float* const before = hidden;
+    hidden = next;
+    next = before;
+  }
+}
+
+#define MIRRORGAN_READ(name, lanes, rows, halves, target)                                                    \
+  target void name(const Lstm& a, int64_t first, int64_t count, int64_t direction, float* memory) {          \
+    read_captions<lanes, rows, halves>(a, first, count, direction, memory);                                  \
+  }
+
+MIRRORGAN_READ(read_baseline, 4, 2, 1, )
+#if defined(MIRRORGAN_X86)
+MIRRORGAN_READ(read_avx2, 8, 4, 1, MIRRORGAN_TARGET_AVX2)
+MIRRORGAN_READ(read_avx512, 16, 8, 2, MIRRORGAN_TARGET_AVX512)
+#endif
+
+auto read_function() {
+  switch (chosen_instruction_set()) {
+#if defined(MIRRORGAN_X86)
+    case InstructionSet::amx:
+    case InstructionSet::avx512:
+      return read_avx512;
+    case InstructionSet::avx2:
+      return read_avx2;
+#endif
+    default:
+      return read_baseline;
+  }
+}
+
+}  // namespace
+
+void bidirectional_lstm_cpu(
+    const Tensor& gates, const Tensor& lengths, const Tensor& recurrent, Tensor states, Tensor last) {
+  constexpr const char* kOp = "bidirectional_lstm";
+  const auto check = [](const char* argument, const Tensor& tensor, ScalarType dtype) {
+    MIRRORGAN_CHECK(tensor.scalar_type() == dtype, kOp, argument, tensor.scalar_type(), dtype);
+    MIRRORGAN_CHECK(tensor.is_contiguous(), kOp, argument, "gaps", "a contiguous tensor");
+  };
+  const Tensor dense_gates = torch::stable::contiguous(gates), dense_lengths = torch::stable::contiguous(lengths);
+  check("gates", dense_gates, ScalarType::Float);
+  check("lengths", dense_lengths, ScalarType::Long);
+  check("recurrent", recurrent, ScalarType::Float);
+  check("states", states, ScalarType::Float);
+  check("last", last, ScalarType::Float);
+  MIRRORGAN_CHECK(gates.dim() == 4, kOp, "gates", shape_text(gates.sizes()), "(N, T, 2, 4H)");
+  Lstm a{};
+  a.samples = gates.size(0);
+  a.words = gates.size(1);
+  a.units = gates.size(3) / kGates;
+  MIRRORGAN_CHECK(a.units > 0 && a.units % kDepth == 0, kOp, "gates", shape_text(gates.sizes()), "whole tiles of units");
+  MIRRORGAN_CHECK_SHAPE(kOp, "gates", gates, {a.samples, a.words, 2, kGates * a.units});
+  MIRRORGAN_CHECK_SHAPE(kOp, "lengths", lengths, {a.samples});
+  MIRRORGAN_CHECK_SHAPE(kOp, "recurrent", recurrent, {2, kGates * a.units / kColumns, a.units / kDepth, 2, kTile});
+  MIRRORGAN_CHECK_SHAPE(kOp, "states", states, {a.samples, a.words, 2, a.units});
+  MIRRORGAN_CHECK_SHAPE(kOp, "last", last, {a.samples, 2, a.units});
+  a.gates = static_cast<const float*>(dense_gates.const_data_ptr());
+  a.lengths = static_cast<const int64_t*>(dense_lengths.const_data_ptr());
+  a.recurrent = static_cast<const float*>(recurrent.const_data_ptr());
+  a.states = static_cast<float*>(states.mutable_data_ptr());
+  a.last = static_cast<float*>(last.mutable_data_ptr());
+  for (int64_t n = 0; n < a.samples; ++n) {
+    MIRRORGAN_CHECK(a.lengths[n] >= 0 && a.lengths[n] <= a.words, kOp, "lengths", a.lengths[n], "0 to T");
+  }
+  std::fill_n(a.states, states.numel(), 0.0f);
+  std::fill_n(a.last, last.numel(), 0.0f);
+  const auto read = read_function();
+  const int64_t groups = (a.samples + kCaptions - 1) / kCaptions;
+  torch::stable::parallel_for(0, 2 * groups, 1, [&](int64_t begin, int64_t end) {
+    static thread_local Workspace<float> memory;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first = task / 2 * kCaptions;
+      read(a, first, std::min(kCaptions, a.samples - first), task % 2, memory.at_least(3 * kCaptions * a.units));
+    }
+  });
+}
+
+}  // namespace mirrorgan

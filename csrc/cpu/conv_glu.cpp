@@ -1,0 +1,22 @@
+// mirrorgan::conv_glu on the CPU; what it computes is said in mirrorgan_fast/ops/conv_glu.py.
+
+#include <torch/csrc/stable/library.h>
+
+#include "convolution_arguments.h"
+
+namespace mirrorgan {
+
+using namespace convolution;
+
+void conv_glu_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor out) {
+  constexpr const char* kOp = "conv_glu";
+  const Tensor dense_x = torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
+  MIRRORGAN_CHECK(bias.numel() % 2 == 0, kOp, "bias", shape_text(bias.sizes()), "an even number");
+  Arguments a = arguments_of(kOp, dense_x, weight, bias, Epilogue::glu);
+  const int64_t scale = a.phases == 4 ? 2 : 1;
+  check_map(kOp, "out", out, x.scalar_type(), {a.samples, a.out_channels, a.height * scale, a.width * scale});
+  a.out = out.mutable_data_ptr();
+  convolution::convolve(a, Epilogue::glu, x.scalar_type());
+}
+
+}  // namespace mirrorgan

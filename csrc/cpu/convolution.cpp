@@ -1,0 +1,358 @@
+// The part of the engine that every processor runs: windows, strips, and products in float32 vectors.
+
+#include "convolution.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+#include "instruction_sets.h"
+#include "products.h"
+#include "workspace.h"
+
+namespace mirrorgan::convolution {
+namespace {
+
+constexpr int64_t kWindowBytes = 160 * 1024;  // beside the weights of a block in a second-level cache
+
+struct Strip {
+  int64_t first_sample, samples, first_row, rows;
+};
+
+// How the work is cut. A strip is some rows of a sample or some whole small samples; where there are fewer strips than
+// threads, the columns of each are cut too. No cut changes a bit of the result.
+struct Cuts {
+  int64_t rows, strips_per_sample, samples, strips, column_cuts;
+  bool padded;     // the window has a column of zeros at either side
+  int64_t copies;  // else it is there once for each dx
+  int64_t pitch, channels;
+
+  Strip strip(const Arguments& a, int64_t index) const {
+    if (samples > 1) {
+      const int64_t first = index * samples;
+      return {first, std::min(samples, a.samples - first), 0, a.height};
+    }
+    const int64_t first_row = index % strips_per_sample * rows;
+    return {index / strips_per_sample, 1, first_row, std::min(rows, a.height - first_row)};
+  }
+};
+
+int64_t divide_up(int64_t value, int64_t by) {
+  return (value + by - 1) / by;
+}
+
+Cuts cuts_of(const Arguments& a, int64_t element_size, int64_t threads) {
+  Cuts cuts{};
+  cuts.padded = a.taps > 1 && a.width % kGroup == 0;
+  cuts.copies = a.taps > 1 && !cuts.padded ? 3 : 1;
+  cuts.pitch = cuts.padded ? a.width + 2 : a.width;
+  cuts.channels = divide_up(a.channels, kDepth) * kDepth;
+  const int64_t row_bytes = cuts.pitch * cuts.channels * element_size * cuts.copies;
+  const int64_t rows_that_fit = std::max<int64_t>(1, kWindowBytes / row_bytes - 2 * a.halo());
+  cuts.strips_per_sample = divide_up(a.height, rows_that_fit);
+  cuts.rows = divide_up(a.height, cuts.strips_per_sample);
+  cuts.strips_per_sample = divide_up(a.height, cuts.rows);
+  // Small maps: enough of them for two groups of pixels, the rows of a block.
+  cuts.samples = cuts.strips_per_sample > 1 ? 1 : divide_up(kPixels, a.height * a.width);
+  cuts.strips = cuts.samples > 1 ? divide_up(a.samples, cuts.samples) : a.samples * cuts.strips_per_sample;
+  cuts.column_cuts = std::min(a.blocks, divide_up(threads, cuts.strips));
+  return cuts;
+}
+
+template <typename compute_t, typename scalar_t>
+void copy_pixels(const scalar_t* source, compute_t* target, int64_t pixels, int64_t channels, int64_t filled) {
+  if (std::is_same_v<compute_t, scalar_t> && channels == filled) {
+    std::memcpy(target, source, static_cast<size_t>(pixels * channels) * sizeof(scalar_t));
+    return;
+  }
+  for (int64_t p = 0; p < pixels; ++p) {
+    for (int64_t c = 0; c < channels; ++c) {
+      if constexpr (std::is_same_v<compute_t, scalar_t>) {
+        target[p * filled + c] = source[p * channels + c];
+      } else {
+        target[p * filled + c] = to_float(source[p * channels + c]);
+      }
+    }
+    std::fill(target + p * filled + channels, target + (p + 1) * filled, compute_t{});
+  }
+}
+
+// One row of the window, `shift` pixels to the left of the source's.
+template <typename compute_t, typename scalar_t>
+void copy_row(const Arguments& a, const Cuts& cuts, int64_t sample, int64_t row, int64_t shift, compute_t* target) {
+  const int64_t filled = cuts.channels;
+  if (row < 0 || row >= a.height) {
+    std::fill(target, target + cuts.pitch * filled, compute_t{});
+    return;
+  }
+  const auto* source = static_cast<const scalar_t*>(a.x) + (sample * a.height + row) * a.width * a.channels;
+  const int64_t left = cuts.padded ? 1 : std::max<int64_t>(0, -shift);
+  const int64_t skipped = cuts.padded ? 0 : std::max<int64_t>(0, shift);
+  const int64_t pixels = cuts.padded ? a.width : a.width - left - skipped;
+  std::fill(target, target + left * filled, compute_t{});
+  copy_pixels(source + skipped * a.channels, target + left * filled, pixels, a.channels, filled);
+  std::fill(target + (left + pixels) * filled, target + cuts.pitch * filled, compute_t{});
+}
+
+template <typename compute_t, typename scalar_t>
+Window<compute_t> fill_window(const Arguments& a, const Cuts& cuts, const Strip& strip, Workspace<compute_t>& workspace) {
+  const int64_t halo = a.halo(), rows_of_sample = strip.rows + 2 * halo, rows = strip.samples * rows_of_sample;
+  const int64_t size = (rows * cuts.pitch + kGroup) * cuts.channels;  // the last group may reach past the last row
+  compute_t* start = workspace.at_least(cuts.copies * size);
+  for (int64_t copy = 0; copy < cuts.copies; ++copy) {
+    compute_t* target = start + copy * size;
+    for (int64_t row = 0; row < rows; ++row, target += cuts.pitch * cuts.channels) {
+      copy_row<compute_t, scalar_t>(a, cuts, strip.first_sample + row / rows_of_sample,
+                                    strip.first_row + row % rows_of_sample - halo, cuts.copies == 3 ? copy - 1 : 0,
+                                    target);
+    }
+    std::fill(target, target + kGroup * cuts.channels, compute_t{});
+  }
+  const int64_t next = cuts.copies == 3 ? size : cuts.padded ? cuts.channels : 0;
+  return {{start, start + next, start + 2 * next}, cuts.pitch, halo, cuts.channels};
+}
+
+void list_groups(const Arguments& a, const Cuts& cuts, const Strip& strip, std::vector<Group>& groups) {
+  groups.clear();
+  const int64_t pixels = strip.rows * a.width;
+  for (int64_t s = 0; s < strip.samples; ++s) {
+    const int64_t start = s * (strip.rows + 2 * a.halo()) * cuts.pitch;
+    for (int64_t pixel = 0; pixel < pixels; pixel += kGroup) {
+      const int64_t offset = cuts.padded ? pixel / a.width * cuts.pitch + pixel % a.width : pixel;
+      groups.push_back({strip.first_sample + s, pixel, std::min(kGroup, pixels - pixel), start + offset});
+    }
+  }
+}
+
+// --- products in float32 ---------------------------------------------------------------------------------------------
+
+// (1 + tanh(x)) * 127.5
+template <int Lanes>
+MIRRORGAN_INLINE void grey_level(typename Vector<Lanes>::Float& x) {
+  typename Vector<Lanes>::Float s, rest;
+  sigmoid<Lanes>(x + x, s, rest);
+  x = s * 255.0f;
+}
+
+// The weights of a block in float32: from pairs of channels beside each other, (16, kHalf, 2), to (kDepth, kHalf).
+MIRRORGAN_INLINE void widen(const bfloat16_bits* pairs, float* wide, int64_t tiles) {
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    for (int64_t i = 0; i < kTile; ++i) {
+      wide[(i / kColumns * 2 + i % 2) * kHalf + i % kColumns / 2] = to_float(pairs[i]);
+    }
+    pairs += kTile;
+    wide += kTile;
+  }
+}
+
+template <typename scalar_t, int Lanes>
+MIRRORGAN_INLINE void write_half(
+    const Arguments& a, Epilogue epilogue, const float* sums, const float* bias, int64_t channel, int64_t at) {
+  using Float = typename Vector<Lanes>::Float;
+  const int64_t valid = a.out_channels - channel < kHalf ? a.out_channels - channel : kHalf;
+  for (int64_t c = 0; c < valid; c += Lanes) {
+    Float value, add;
+    load<Lanes>(sums + c, value);
+    load<Lanes>(bias + c, add);
+    value += add;
+    if (epilogue == Epilogue::glu) {
+      Float gate;
+      load<Lanes>(sums + kPixels * kHalf + c, gate);
+      load<Lanes>(bias + kHalf + c, add);
+      Float s, rest;
+      sigmoid<Lanes>(gate + add, s, rest);
+      value *= s;
+    }
+    if (epilogue == Epilogue::image) {
+      grey_level<Lanes>(value);
+      for (int64_t i = 0; i < Lanes && c + i < valid; ++i) {
+        const float level = value[i] + 0.5f;
+        static_cast<uint8_t*>(a.out)[at + channel + c + i] =
+            static_cast<uint8_t>(level >= 255.0f ? 255.0f : level >= 0.0f ? level : 0.0f);
+      }
+      continue;
+    }
+    scalar_t* out = static_cast<scalar_t*>(a.out) + at + channel + c;
+    const auto* residual =
+        a.residual == nullptr ? nullptr : static_cast<const scalar_t*>(a.residual) + at + channel + c;
+    if (c + Lanes <= valid) {
+      if (epilogue == Epilogue::add && a.residual != nullptr) {
+        load<Lanes>(residual, add);
+        value += add;
+      }
+      store<Lanes>(value, out);
+      continue;
+    }
+    for (int64_t i = 0; c + i < valid; ++i) {
+      store(a.residual == nullptr ? value[i] : value[i] + to_float(residual[i]), out + i);
+    }
+  }
+}
+
+template <typename scalar_t, int Lanes>
+MIRRORGAN_INLINE void write_group(
+    const Arguments& a,
+    Epilogue epilogue,
+    int64_t first_row,
+    const Group& group,
+    const Phase& phase,
+    int64_t block,
+    const float* sums,
+    const float* bias) {
+  Cursor cursor = cursor_of(a, first_row, group, phase);
+  for (int64_t p = 0; p < group.count; ++p, sums += kHalf, cursor.advance()) {
+    if (epilogue == Epilogue::glu) {
+      write_half<scalar_t, Lanes>(a, epilogue, sums, bias, block * kHalf, cursor.at);
+      continue;
+    }
+    write_half<scalar_t, Lanes>(a, epilogue, sums, bias, block * kColumns, cursor.at);
+    if (a.out_channels - block * kColumns > kHalf) {
+      write_half<scalar_t, Lanes>(
+          a, epilogue, sums + kPixels * kHalf, bias + kHalf, block * kColumns + kHalf, cursor.at);
+    }
+  }
+}
+
+template <typename scalar_t, int Lanes, int Rows, int Halves>
+MIRRORGAN_INLINE void convolve_strip(
+    const Arguments& a,
+    Epilogue epilogue,
+    const Window<float>& window,
+    const Group* groups,
+    int64_t group_count,
+    int64_t first_row,
+    const Phase& phase,
+    int64_t first_block,
+    int64_t end_block,
+    float* wide) {
+  float sums[2 * kPixels * kHalf], bias[kColumns];
+  const int64_t panel = a.steps * 2 * kTile;
+  for (int64_t block = first_block; block < end_block; ++block) {
+    const auto* weight = static_cast<const scalar_t*>(a.weight) + (phase.index * a.blocks + block) * panel;
+    const float* columns = wide;
+    if constexpr (std::is_same_v<scalar_t, float>) {
+      columns = weight;
+    } else {
+      widen(weight, wide, a.steps * 2);
+    }
+    read_bias(a, epilogue, block, bias);
+    const bool one_half = epilogue != Epilogue::glu && a.out_channels - block * kColumns <= kHalf;
+    for (int64_t g = 0; g < group_count; ++g) {
+      for (int64_t row = 0; row < kGroup; row += Rows) {
+        const int64_t offset = groups[g].offset + row;
+        if (one_half) {
+          multiply<Lanes, Rows, 1>(window, offset, phase, columns, sums + row * kHalf);
+          continue;
+        }
+        for (int64_t half = 0; half < 2; half += Halves) {
+          multiply<Lanes, Rows, Halves>(window, offset, phase, columns + half * kTile,
+                                        sums + (half * kPixels + row) * kHalf);
+        }
+      }
+      write_group<scalar_t, Lanes>(a, epilogue, first_row, groups[g], phase, block, sums, bias);
+    }
+  }
+}
+
+template <typename scalar_t>
+using StripFunction = void (*)(
+    const Arguments&, Epilogue, const Window<float>&, const Group*, int64_t, int64_t, const Phase&, int64_t, int64_t, float*);
+
+#define MIRRORGAN_STRIP(name, scalar_t, lanes, rows, halves, target)                                                     \
+  target void name(const Arguments& a, Epilogue epilogue, const Window<float>& window, const Group* groups,              \
+                   int64_t group_count, int64_t first_row, const Phase& phase, int64_t first_block, int64_t end_block,   \
+                   float* wide) {                                                                                        \
+    convolve_strip<scalar_t, lanes, rows, halves>(a, epilogue, window, groups, group_count, first_row, phase,            \
+                                                  first_block, end_block, wide);                                         \
+  }
+
+// As many sums in registers as cover the latency of multiply-add.
+MIRRORGAN_STRIP(strip_float_baseline, float, 4, 2, 1, )
+MIRRORGAN_STRIP(strip_bfloat16_baseline, bfloat16_bits, 4, 2, 1, )
+#if defined(MIRRORGAN_X86)
+MIRRORGAN_STRIP(strip_float_avx2, float, 8, 4, 1, MIRRORGAN_TARGET_AVX2)
+MIRRORGAN_STRIP(strip_bfloat16_avx2, bfloat16_bits, 8, 4, 1, MIRRORGAN_TARGET_AVX2)
+MIRRORGAN_STRIP(strip_float_avx512, float, 16, 8, 2, MIRRORGAN_TARGET_AVX512)
+MIRRORGAN_STRIP(strip_bfloat16_avx512, bfloat16_bits, 16, 8, 2, MIRRORGAN_TARGET_AVX512)
+#endif
+
+template <typename scalar_t>
+StripFunction<scalar_t> strip_function() {
+  constexpr bool is_float = std::is_same_v<scalar_t, float>;
+  switch (chosen_instruction_set()) {
+#if defined(MIRRORGAN_X86)
+    case InstructionSet::amx:
+    case InstructionSet::avx512:
+      return is_float ? strip_float_avx512 : strip_bfloat16_avx512;
+    case InstructionSet::avx2:
+      return is_float ? strip_float_avx2 : strip_bfloat16_avx2;
+#endif
+    default:
+      return is_float ? strip_float_baseline : strip_bfloat16_baseline;
+  }
+}
+
+// --- the whole ------------------------------------------------------------------------------------------------------
+
+// Cut the work, and give each piece its window: work(window, groups, first_row, first_block, end_block).
+template <typename compute_t, typename scalar_t, typename Work>
+void for_strips(const Arguments& a, const Work& work) {
+  const Cuts cuts = cuts_of(a, sizeof(compute_t), torch::stable::get_num_threads());
+  const int64_t blocks = divide_up(a.blocks, cuts.column_cuts);
+  torch::stable::parallel_for(0, cuts.strips * cuts.column_cuts, 1, [&](int64_t begin, int64_t end) {
+    static thread_local Workspace<compute_t> workspace;
+    static thread_local std::vector<Group> groups;
+    for (int64_t task = begin; task < end; ++task) {
+      const Strip strip = cuts.strip(a, task / cuts.column_cuts);
+      const int64_t first_block = task % cuts.column_cuts * blocks, end_block = std::min(a.blocks, first_block + blocks);
+      if (first_block >= end_block) {
+        continue;
+      }
+      const Window<compute_t> window = fill_window<compute_t, scalar_t>(a, cuts, strip, workspace);
+      list_groups(a, cuts, strip, groups);
+      work(window, groups, strip.first_row, first_block, end_block);
+    }
+  });
+}
+
+}  // namespace
+
+template <typename scalar_t>
+void convolve(const Arguments& a, Epilogue epilogue) {
+#if defined(MIRRORGAN_X86)
+  if constexpr (std::is_same_v<scalar_t, bfloat16_bits>) {
+    if (chosen_instruction_set() == InstructionSet::amx) {
+      const ConvolveStrip<bfloat16_bits> convolve_strip = convolve_strip_amx(epilogue);
+      for_strips<bfloat16_bits, bfloat16_bits>(
+          a, [&](const auto& window, const auto& groups, int64_t first_row, int64_t first_block, int64_t end_block) {
+            static thread_local std::vector<int64_t> offsets;
+            for (int64_t index = 0; index < a.phases; ++index) {
+              const Phase phase = phase_of(a, index);
+              list_offsets(window, phase, offsets);
+              convolve_strip(a, window, offsets.data(), groups.data(), static_cast<int64_t>(groups.size()), first_row,
+                             phase, first_block, end_block);
+            }
+          });
+      return;
+    }
+  }
+#endif
+  const StripFunction<scalar_t> convolve_strip = strip_function<scalar_t>();
+  for_strips<float, scalar_t>(
+      a, [&](const auto& window, const auto& groups, int64_t first_row, int64_t first_block, int64_t end_block) {
+        static thread_local Workspace<float> wide;
+        float* panel = std::is_same_v<scalar_t, float> ? nullptr : wide.at_least(a.steps * 2 * kTile);
+        for (int64_t phase = 0; phase < a.phases; ++phase) {
+          convolve_strip(a, epilogue, window, groups.data(), static_cast<int64_t>(groups.size()), first_row,
+                         phase_of(a, phase), first_block, end_block, panel);
+        }
+      });
+}
+
+template void convolve<float>(const Arguments&, Epilogue);
+template void convolve<bfloat16_bits>(const Arguments&, Epilogue);
+
+}  // namespace mirrorgan::convolution

@@ -1,0 +1,78 @@
+// What the ops on top of the engine check, and hand to it.
+
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include "../checks.h"
+#include "convolution.h"
+
+namespace mirrorgan::convolution {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline void check_map(
+    const char* op, const char* argument, const Tensor& map, ScalarType dtype, std::initializer_list<int64_t> sizes) {
+  MIRRORGAN_CHECK(map.scalar_type() == dtype, op, argument, map.scalar_type(), dtype);
+  const torch::headeronly::IntHeaderOnlyArrayRef wanted(sizes);
+  MIRRORGAN_CHECK(map.sizes().equals(wanted), op, argument, shape_text(map.sizes()), shape_text(wanted));
+  MIRRORGAN_CHECK(is_dense_channels_last(map), op, argument, "other strides", "a dense channels_last map");
+}
+
+// What a layer with packed weights is, for maps of so many channels. The tensors have to live as long.
+inline Arguments layer_of(
+    const char* op, const Tensor& weight, const Tensor& bias, Epilogue epilogue, ScalarType dtype, int64_t channels) {
+  MIRRORGAN_CHECK(weight.scalar_type() == dtype, op, "weight", weight.scalar_type(), dtype);
+  MIRRORGAN_CHECK(weight.dim() == 5 && weight.is_contiguous(), op, "weight", shape_text(weight.sizes()),
+                  "packed weights, contiguous");
+  MIRRORGAN_CHECK(bias.scalar_type() == ScalarType::Float && bias.dim() == 1 && bias.is_contiguous(), op, "bias",
+                  shape_text(bias.sizes()), "contiguous Float of one dimension");
+  Arguments a{};
+  a.weight = weight.const_data_ptr();
+  a.bias = static_cast<const float*>(bias.const_data_ptr());
+  a.channels = channels;
+  a.phases = weight.size(0);
+  a.blocks = weight.size(1);
+  a.steps = weight.size(2);
+  a.out_channels = epilogue == Epilogue::glu ? bias.numel() / 2 : bias.numel();
+  const int64_t of_block = epilogue == Epilogue::glu ? kHalf : kColumns;
+  const int64_t blocks = (a.out_channels + of_block - 1) / of_block;
+  MIRRORGAN_CHECK(a.phases == 1 || a.phases == 4, op, "weight", shape_text(weight.sizes()), "1 or 4 phases");
+  MIRRORGAN_CHECK(a.channels > 0, op, "x", "no channel", "at least one");
+  const int64_t steps_of_tap = (a.channels + kDepth - 1) / kDepth;
+  a.taps = a.phases == 4 ? 4 : a.steps == steps_of_tap ? 1 : 9;
+  MIRRORGAN_CHECK_SHAPE(op, "weight", weight, {a.phases, blocks, a.taps * steps_of_tap, 2, kTile});
+  return a;
+}
+
+// `x` has to be dense in channels_last order, and to live as long as what is returned.
+inline Arguments arguments_of(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias, Epilogue epilogue) {
+  const ScalarType dtype = x.scalar_type();
+  MIRRORGAN_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16, op, "x", dtype,
+                  "Float or BFloat16, which the compiled CPU kernel takes");
+  MIRRORGAN_CHECK(x.dim() == 4, op, "x", shape_text(x.sizes()), "(N, C, H, W)");
+  check_map(op, "x", x, dtype, {x.size(0), x.size(1), x.size(2), x.size(3)});
+  Arguments a = layer_of(op, weight, bias, epilogue, dtype, x.size(1));
+  a.x = x.const_data_ptr();
+  a.samples = x.size(0);
+  a.height = x.size(2);
+  a.width = x.size(3);
+  a.out_pitch = a.width * (a.phases == 4 ? 2 : 1);
+  return a;
+}
+
+inline void convolve(const Arguments& a, Epilogue epilogue, ScalarType dtype) {
+  if (a.samples * a.height * a.width * a.out_channels == 0) {
+    return;
+  }
+  if (dtype == ScalarType::BFloat16) {
+    convolve<bfloat16_bits>(a, epilogue);
+  } else {
+    convolve<float>(a, epilogue);
+  }
+}
+
+}  // namespace mirrorgan::convolution

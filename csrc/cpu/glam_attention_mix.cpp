@@ -1,0 +1,272 @@
+// mirrorgan::glam_attention_mix on the CPU; what it computes is said in mirrorgan_fast/ops/glam_attention_mix.py.
+//
+// One pass over the feature map: a block of pixels is read once, both attentions are computed on it while it is in the
+// first-level cache, and only the mixed result is written.
+
+#include "glam_attention_mix.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <optional>
+#include <type_traits>
+#include <vector>
+
+#include "../checks.h"
+#include "glam_attention_mix_inputs.h"
+#include "instruction_sets.h"
+#include "pixel_tiles.h"
+#include "workspace.h"
+
+namespace mirrorgan {
+namespace {
+
+using attention_mix::Arguments;
+using attention_mix::Sample;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr const char* kOp = "glam_attention_mix";
+
+int64_t sample_floats(const Arguments& a) {
+  const int64_t channels = a.channels, words = a.words_per_sample;
+  return words * channels + channels + channels * channels + (2 * channels + words) * a.out_channels;
+}
+
+template <typename scalar_t>
+Sample prepare(const Arguments& a, int64_t index, float* storage) {
+  const int64_t channels = a.channels, out_channels = a.out_channels;
+  float* keys = storage;
+  float* sentence = keys + a.words_per_sample * channels;
+  float* gate = sentence + channels;
+  float* mix = gate + channels * channels;
+
+  const auto* source = static_cast<const scalar_t*>(a.words) + index * a.words_per_sample * channels;
+  int64_t words = 0;
+  for (int64_t t = 0; t < a.words_per_sample; ++t) {
+    if (a.mask[index * a.words_per_sample + t]) {
+      for (int64_t c = 0; c < channels; ++c) {
+        keys[words * channels + c] = to_float(source[t * channels + c]);
+      }
+      ++words;
+    }
+  }
+
+  const auto* of_mix = static_cast<const scalar_t*>(a.mix);
+  const int64_t columns = channels * (a.sentence == nullptr ? 2 : 3);
+  std::fill(mix, mix + (channels + words) * out_channels, 0.0f);
+  for (int64_t o = 0; o < out_channels; ++o) {
+    for (int64_t c = 0; c < channels; ++c) {
+      mix[c * out_channels + o] = to_float(of_mix[o * columns + c]);
+    }
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    float* column = mix + (channels + words) * out_channels;  // the next part's place, for now
+    for (int64_t o = 0; o < out_channels; ++o) {
+      column[o] = to_float(of_mix[o * columns + channels + c]);
+    }
+    for (int64_t t = 0; t < words; ++t) {
+      const float key = keys[t * channels + c];
+      float* row = mix + (channels + t) * out_channels;
+      for (int64_t o = 0; o < out_channels; ++o) {
+        row[o] += key * column[o];
+      }
+    }
+  }
+  if (a.sentence == nullptr) {
+    return {words, keys, sentence, gate, mix};
+  }
+
+  const auto* of_sentence = static_cast<const scalar_t*>(a.sentence) + index * channels;
+  const auto* weight = static_cast<const scalar_t*>(a.sentence_weight);
+  for (int64_t c = 0; c < channels; ++c) {
+    sentence[c] = to_float(of_sentence[c]);
+  }
+  for (int64_t row = 0; row < channels; ++row) {
+    for (int64_t c = 0; c < channels; ++c) {
+      const float factor = weight != nullptr ? to_float(weight[row * channels + c]) : row == c ? 1.0f : 0.0f;
+      gate[row * channels + c] = factor * sentence[c];
+    }
+    for (int64_t o = 0; o < out_channels; ++o) {
+      mix[(channels + words + row) * out_channels + o] =
+          to_float(of_mix[o * columns + 2 * channels + row]) * sentence[row];
+    }
+  }
+  return {words, keys, sentence, gate, mix};
+}
+
+// --- in float32 vectors ----------------------------------------------------------------------------------------------
+
+// Pixels [first_pixel, end_pixel) of a sample; features and out are the sample's.
+template <typename scalar_t, int Lanes>
+MIRRORGAN_INLINE void attend(
+    const Arguments& a,
+    const Sample& sample,
+    const void* features,
+    void* out,
+    int64_t first_pixel,
+    int64_t end_pixel,
+    float* scratch) {
+  using Float = typename Vector<Lanes>::Float;
+  const int64_t channels = a.channels;
+  float* f = scratch;  // and behind it, row after row, what is mixed: shares of words, gates
+  float* words = f + channels * kBlock;
+  float* gates = words + sample.words * kBlock;
+  float* result = gates + a.gates() * kBlock;
+  for (int64_t first = first_pixel; first < end_pixel; first += kBlock) {
+    const int64_t valid = end_pixel - first < kBlock ? end_pixel - first : kBlock;
+    read_tile(f, static_cast<const scalar_t*>(features), MapLayout{channels, a.pixels, true}, first, valid);
+    if (sample.words > 0) {
+      multiply<Lanes>(words, sample.keys, channels, 1, f, sample.words, channels);
+      softmax<Lanes>(words, sample.words);
+    }
+    if (a.sentence_weight != nullptr) {
+      multiply<Lanes>(gates, sample.gate, channels, 1, f, channels, channels);
+    } else {
+      for (int64_t c = 0; c < a.gates(); ++c) {
+        for (int64_t p = 0; p < kBlock; p += Lanes) {
+          *reinterpret_cast<Float*>(gates + c * kBlock + p) =
+              *reinterpret_cast<const Float*>(f + c * kBlock + p) * sample.sentence[c];
+        }
+      }
+    }
+    if (a.sentence != nullptr) {
+      softmax<Lanes>(gates, channels);
+    }
+    multiply<Lanes>(result, sample.mix, 1, a.out_channels, f, a.out_channels, channels + sample.words + a.gates());
+    write_tile(result, a.out_channels, static_cast<scalar_t*>(out), MapLayout{a.out_channels, a.pixels, true}, 0, first,
+               valid);
+  }
+}
+
+using Attend = void (*)(const Arguments&, const Sample&, const void*, void*, int64_t, int64_t, float*);
+
+#define MIRRORGAN_ATTEND(name, scalar_t, lanes, target)                                                       \
+  target void name(const Arguments& a, const Sample& sample, const void* features, void* out, int64_t first,  \
+                   int64_t end, float* scratch) {                                                             \
+    attend<scalar_t, lanes>(a, sample, features, out, first, end, scratch);                                   \
+  }
+
+MIRRORGAN_ATTEND(attend_float_baseline, float, 4, )
+MIRRORGAN_ATTEND(attend_bfloat16_baseline, bfloat16_bits, 4, )
+#if defined(MIRRORGAN_X86)
+MIRRORGAN_ATTEND(attend_float_avx2, float, 8, MIRRORGAN_TARGET_AVX2)
+MIRRORGAN_ATTEND(attend_bfloat16_avx2, bfloat16_bits, 8, MIRRORGAN_TARGET_AVX2)
+MIRRORGAN_ATTEND(attend_float_avx512, float, 16, MIRRORGAN_TARGET_AVX512)
+MIRRORGAN_ATTEND(attend_bfloat16_avx512, bfloat16_bits, 16, MIRRORGAN_TARGET_AVX512)
+#endif
+
+Attend attend_for(bool is_float) {
+  switch (chosen_instruction_set()) {
+#if defined(MIRRORGAN_X86)
+    case InstructionSet::amx:
+    case InstructionSet::avx512:
+      return is_float ? attend_float_avx512 : attend_bfloat16_avx512;
+    case InstructionSet::avx2:
+      return is_float ? attend_float_avx2 : attend_bfloat16_avx2;
+#endif
+    default:
+      return is_float ? attend_float_baseline : attend_bfloat16_baseline;
+  }
+}
+
+// --- the whole ---------------------------------------------------------------------------------------------------------
+
+// work(sample, features, out, first, end) on parts of every sample.
+template <typename scalar_t, typename Work>
+void for_tasks(const Arguments& a, const Work& work) {
+  const int64_t task_pixels = kBlock * kBlocksPerTask;
+  const int64_t tasks_per_sample = (a.pixels + task_pixels - 1) / task_pixels;
+  torch::stable::parallel_for(0, a.samples * tasks_per_sample, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t sample = task / tasks_per_sample, first = task % tasks_per_sample * task_pixels;
+      const auto* features = static_cast<const scalar_t*>(a.features) + sample * a.pixels * a.channels;
+      auto* out = static_cast<scalar_t*>(a.out) + sample * a.pixels * a.out_channels;
+      work(sample, features, out, first, std::min(first + task_pixels, a.pixels));
+    }
+  });
+}
+
+// What every sample is multiplied with, in memory of this thread; use(index, sample) is called for each.
+template <typename scalar_t, typename Use>
+void prepare_all(const Arguments& a, const Use& use) {
+  static thread_local Workspace<float> workspace;
+  const int64_t size = sample_floats(a);
+  float* storage = workspace.at_least(a.samples * size);
+  torch::stable::parallel_for(0, a.samples, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t index = begin; index < end; ++index) {
+      use(index, prepare<scalar_t>(a, index, storage + index * size));
+    }
+  });
+}
+
+template <typename scalar_t>
+void run(const Arguments& a) {
+#if defined(MIRRORGAN_X86)
+  if constexpr (std::is_same_v<scalar_t, bfloat16_bits>) {
+    if (chosen_instruction_set() == InstructionSet::amx) {
+      const attention_mix::Panels* panels = attention_mix::prepare_panels(a);
+      for_tasks<bfloat16_bits>(
+          a, [&](int64_t sample, const bfloat16_bits* features, bfloat16_bits* out, int64_t first, int64_t end) {
+            attention_mix::attend_amx(a, panels[sample], features, out, first, end);
+          });
+      return;
+    }
+  }
+#endif
+  static thread_local std::vector<Sample> of_this_thread;
+  of_this_thread.resize(static_cast<size_t>(a.samples));
+  Sample* samples = of_this_thread.data();  // the workers have a variable of that name of their own
+  prepare_all<scalar_t>(a, [&](int64_t index, const Sample& sample) { samples[index] = sample; });
+  const Attend attend = attend_for(std::is_same_v<scalar_t, float>);
+  for_tasks<scalar_t>(a, [&](int64_t sample, const scalar_t* features, scalar_t* out, int64_t first, int64_t end) {
+    static thread_local Workspace<float> workspace;
+    const int64_t rows = 2 * a.channels + a.words_per_sample + a.out_channels;
+    attend(a, samples[sample], features, out, first, end, workspace.at_least(rows * kBlock));
+  });
+}
+
+}  // namespace
+
+#if defined(MIRRORGAN_X86)
+const attention_mix::Panels* attention_mix::prepare_panels(const Arguments& a) {
+  static thread_local Workspace<bfloat16_bits> workspace;
+  static thread_local std::vector<Panels> of_samples;
+  const int64_t size = panels_size(a);
+  bfloat16_bits* storage = workspace.at_least(a.samples * size);
+  of_samples.resize(static_cast<size_t>(a.samples));
+  Panels* panels = of_samples.data();
+  prepare_all<bfloat16_bits>(
+      a, [&](int64_t index, const Sample& sample) { panels[index] = pack_panels(a, sample, storage + index * size); });
+  return panels;
+}
+#endif
+
+void glam_attention_mix_cpu(
+    const Tensor& features,
+    const Tensor& words,
+    const Tensor& mask,
+    const std::optional<Tensor>& sentence,
+    const std::optional<Tensor>& sentence_weight,
+    const Tensor& mix,
+    Tensor out) {
+  const ScalarType dtype = features.scalar_type();
+  attention_mix::Inputs inputs(kOp, features, words, mask, sentence, sentence_weight, mix);
+  Arguments& a = inputs.arguments;
+  MIRRORGAN_CHECK(out.scalar_type() == dtype, kOp, "out", out.scalar_type(), dtype);
+  MIRRORGAN_CHECK_SHAPE(kOp, "out", out, {a.samples, a.out_channels, features.size(2), features.size(3)});
+  MIRRORGAN_CHECK(is_dense_channels_last(out), kOp, "out", "other strides", "a dense channels_last map");
+  if (out.numel() == 0) {
+    return;
+  }
+  a.out = out.mutable_data_ptr();
+  if (dtype == ScalarType::BFloat16) {
+    run<bfloat16_bits>(a);
+  } else {
+    run<float>(a);
+  }
+}
+
+}  // namespace mirrorgan

@@ -1,0 +1,331 @@
+// The form of mirrorgan::glam_attention_mix that multiplies with AMX: 16 pixels are the rows of a tile.
+//
+// The three things that are mixed stand side by side in a row of `stack`: features, shares of words, gates. So the features
+// are the left tiles of both scores, and the whole row is that of the result.
+
+#include "glam_attention_mix.h"
+
+#if defined(MIRRORGAN_X86)
+
+#include <algorithm>
+
+#include "amx.h"
+#include "workspace.h"
+
+namespace mirrorgan::attention_mix {
+namespace {
+
+using amx::kDepth;
+using amx::kRows;
+using amx::kTile;
+using amx::kTileRowBytes;
+
+constexpr int64_t kPair = 32;  // columns of two right tiles
+
+int64_t filled(int64_t count) {
+  return (count + kPair - 1) / kPair * kPair;
+}
+
+int64_t depth_of(const Panels& p) {
+  return p.channels + p.words + p.gates;
+}
+
+// matrix (rows, columns) into steps [first_step, ...) of a panel (pairs, steps, 2, kTile).
+void pack(
+    bfloat16_bits* panel,
+    int64_t pairs,
+    int64_t steps,
+    int64_t first_step,
+    const float* matrix,
+    int64_t row_stride,
+    int64_t column_stride,
+    int64_t rows,
+    int64_t columns) {
+  for (int64_t pair = 0; pair < pairs; ++pair) {
+    for (int64_t row = 0; row < filled(rows); ++row) {
+      bfloat16_bits* tiles = panel + (pair * steps + first_step + row / kDepth) * 2 * kTile;
+      for (int64_t c = 0; c < kPair; ++c) {
+        const int64_t column = pair * kPair + c;
+        const bool inside = row < rows && column < columns;
+        store(inside ? matrix[row * row_stride + column * column_stride] : 0.0f,
+              tiles + c / 16 * kTile + row % kDepth / 2 * kDepth + c % 16 * 2 + row % 2);
+      }
+    }
+  }
+}
+
+MIRRORGAN_BEGIN_AMX
+
+// out (16, columns) = left (16, steps * kDepth) @ a pair of panels' columns, or of two; `initial` is the sums' start, zero
+// if null. The left tiles begin again after left_steps.
+template <int Pairs>
+MIRRORGAN_INLINE void multiply(
+    const bfloat16_bits* left,
+    int64_t left_stride,
+    int64_t left_steps,
+    int64_t steps,
+    const bfloat16_bits* panel,
+    const float* initial,
+    float* out,
+    int64_t columns) {
+  if (initial != nullptr) {
+    _tile_loadd(0, initial, 0);
+    _tile_loadd(1, initial + 16, 0);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+  }
+  if constexpr (Pairs == 2) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  const bfloat16_bits* second = panel + steps * 2 * kTile;
+  for (int64_t step = 0, left_step = 0; step < steps; ++step) {
+    _tile_loadd(4, left + left_step * kDepth, left_stride);
+    _tile_loadd(5, panel + step * 2 * kTile, kTileRowBytes);
+    _tile_dpbf16ps(0, 4, 5);
+    _tile_loadd(6, panel + (step * 2 + 1) * kTile, kTileRowBytes);
+    _tile_dpbf16ps(1, 4, 6);
+    if constexpr (Pairs == 2) {
+      _tile_loadd(5, second + step * 2 * kTile, kTileRowBytes);
+      _tile_dpbf16ps(2, 4, 5);
+      _tile_loadd(6, second + (step * 2 + 1) * kTile, kTileRowBytes);
+      _tile_dpbf16ps(3, 4, 6);
+    }
+    left_step = left_step + 1 == left_steps ? 0 : left_step + 1;
+  }
+  const int64_t stride = columns * static_cast<int64_t>(sizeof(float));
+  _tile_stored(0, out, stride);
+  _tile_stored(1, out + 16, stride);
+  if constexpr (Pairs == 2) {
+    _tile_stored(2, out + 32, stride);
+    _tile_stored(3, out + 48, stride);
+  }
+}
+
+struct Largest {
+  MIRRORGAN_INLINE __m512 operator()(__m512 a, __m512 b) const {
+    return _mm512_max_ps(a, b);
+  }
+};
+
+struct Sum {
+  MIRRORGAN_INLINE __m512 operator()(__m512 a, __m512 b) const {
+    return _mm512_add_ps(a, b);
+  }
+};
+
+// Lane r becomes what the lanes of rows[r] together are.
+template <typename Operation>
+MIRRORGAN_INLINE __m512 reduce(const __m512* rows, Operation together) {
+  __m512 pairs[8], quads[4];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    pairs[i] = together(_mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]), _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512d low = _mm512_castps_pd(pairs[2 * i]), high = _mm512_castps_pd(pairs[2 * i + 1]);
+    quads[i] = together(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)), _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
+  }
+  const __m512 first = together(_mm512_shuffle_f32x4(quads[0], quads[1], 0x44), _mm512_shuffle_f32x4(quads[0], quads[1], 0xee));
+  const __m512 second = together(_mm512_shuffle_f32x4(quads[2], quads[3], 0x44), _mm512_shuffle_f32x4(quads[2], quads[3], 0xee));
+  return together(_mm512_shuffle_f32x4(first, second, 0x88), _mm512_shuffle_f32x4(first, second, 0xdd));
+}
+
+// Softmax of each row of scores (16, columns), which are overwritten, into rows of bfloat16.
+MIRRORGAN_INLINE void softmax(float* scores, int64_t columns, bfloat16_bits* out, int64_t out_stride) {
+  __m512 of_row[kRows];
+  alignas(64) float all[kRows];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    of_row[r] = _mm512_load_ps(scores + r * columns);
+    for (int64_t c = 16; c < columns; c += 16) {
+      of_row[r] = _mm512_max_ps(of_row[r], _mm512_load_ps(scores + r * columns + c));
+    }
+  }
+  const __m512 log_of_e = _mm512_set1_ps(amx::kLogOfE);
+  _mm512_store_ps(all, reduce(of_row, Largest()));
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    const __m512 largest = _mm512_set1_ps(all[r]);
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t c = 0; c < columns; c += 16) {
+      float* at = scores + r * columns + c;
+      const __m512 below = _mm512_sub_ps(_mm512_load_ps(at), largest);
+      const __m512 share = amx::power_of_two(_mm512_mul_ps(below, log_of_e));
+      _mm512_store_ps(at, share);
+      sum = _mm512_add_ps(sum, share);
+    }
+    of_row[r] = sum;
+  }
+  _mm512_store_ps(all, _mm512_rcp14_ps(reduce(of_row, Sum())));
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+    const __m512 scale = _mm512_set1_ps(all[r]);
+    for (int64_t c = 0; c < columns; c += kPair) {
+      const float* at = scores + r * columns + c;
+      _mm512_store_si512(out + r * out_stride + c,
+                         (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_load_ps(at + 16), scale),
+                                                      _mm512_mul_ps(_mm512_load_ps(at), scale)));
+    }
+  }
+}
+
+// Sixteen pixels on their way.
+struct Group {
+  bfloat16_bits* stack;  // (16, depth)
+  float *words, *gates;  // scores (16, words) and (16, gates)
+};
+
+// Read the features, zeros past the last pixel and channel, and begin the scores.
+MIRRORGAN_INLINE void open(
+    const Arguments& a, const Panels& p, const Group& group, const bfloat16_bits* features, int64_t pixels) {
+  const int64_t depth = depth_of(p);
+  for (int64_t r = 0; r < kRows; ++r) {
+    for (int64_t c = 0; c < p.channels; c += kDepth) {
+      const __mmask32 inside = r < pixels ? amx::first_of_32(a.channels - c) : 0;
+      _mm512_store_si512(group.stack + r * depth + c, _mm512_maskz_loadu_epi16(inside, features + r * a.channels + c));
+    }
+  }
+  const int64_t stride = depth * static_cast<int64_t>(sizeof(bfloat16_bits)), steps = p.channels / kDepth;
+  for (int64_t c = 0; c < p.words; c += kPair) {
+    multiply<1>(group.stack, stride, steps, steps, p.keys + c * p.channels, p.padding + c, group.words + c, p.words);
+  }
+  for (int64_t c = 0; c < p.gates; c += kPair) {
+    multiply<1>(group.stack, stride, steps, 2 * steps, p.gate + 2 * c * p.channels, p.padding + p.words + c,
+                group.gates + c, p.gates);
+  }
+}
+
+template <int Pairs>
+MIRRORGAN_INLINE void mix(
+    const Arguments& a, const Panels& p, const Group& group, int64_t column, bfloat16_bits* out, int64_t pixels, float* result) {
+  const int64_t depth = depth_of(p), steps = depth / kDepth;
+  constexpr int64_t kColumns = Pairs * kPair;
+  multiply<Pairs>(group.stack, depth * static_cast<int64_t>(sizeof(bfloat16_bits)), steps, steps, p.mix + column * depth,
+                  nullptr, result, kColumns);
+  for (int64_t r = 0; r < pixels; ++r) {
+#pragma GCC unroll 2
+    for (int64_t c = 0; c < kColumns; c += kPair) {
+      const float* row = result + r * kColumns + c;
+      _mm512_mask_storeu_epi16(out + r * a.out_channels + column + c, amx::first_of_32(a.out_channels - column - c),
+                               (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(row + 16), _mm512_load_ps(row)));
+    }
+  }
+}
+
+MIRRORGAN_INLINE void close(
+    const Arguments& a, const Panels& p, const Group& group, bfloat16_bits* out, int64_t pixels, float* result) {
+  const int64_t depth = depth_of(p);
+  softmax(group.words, p.words, group.stack + p.channels, depth);
+  if (p.gates > 0) {
+    softmax(group.gates, p.gates, group.stack + p.channels + p.words, depth);
+  }
+  int64_t column = 0;
+  for (; column + 2 * kPair <= p.out_channels; column += 2 * kPair) {
+    mix<2>(a, p, group, column, out, pixels, result);
+  }
+  if (column < p.out_channels) {
+    mix<1>(a, p, group, column, out, pixels, result);
+  }
+}
+
+void attend(
+    const Arguments& a,
+    const Panels& p,
+    const bfloat16_bits* features,
+    bfloat16_bits* out,
+    int64_t first,
+    int64_t end,
+    bfloat16_bits* stacks,
+    float* scores) {
+  const amx::Tiles tiles;
+  const int64_t scores_size = kRows * (p.words + p.gates);
+  float* result = scores + 2 * scores_size;
+  Group groups[2];
+  for (int i = 0; i < 2; ++i) {
+    groups[i] = {stacks + i * kRows * depth_of(p), scores + i * scores_size, scores + i * scores_size + kRows * p.words};
+  }
+  // The next group's scores are multiplied while this one's softmaxes are computed.
+  open(a, p, groups[0], features + first * a.channels, end - first);
+  int which = 0;
+  for (int64_t pixel = first; pixel < end; pixel += kRows, which ^= 1) {
+    if (pixel + kRows < end) {
+      open(a, p, groups[which ^ 1], features + (pixel + kRows) * a.channels, end - pixel - kRows);
+    }
+    close(a, p, groups[which], out + pixel * a.out_channels, end - pixel < kRows ? end - pixel : kRows, result);
+  }
+}
+
+MIRRORGAN_END_AMX
+
+}  // namespace
+
+int64_t panels_size(const Arguments& a) {
+  const int64_t channels = filled(a.channels), words = filled(std::max<int64_t>(1, a.words_per_sample));
+  const int64_t gates = filled(a.gates()), padding = 2 * (words + gates);  // of float32
+  return padding + channels * words + 2 * channels * gates + (channels + words + gates) * filled(a.out_channels);
+}
+
+Panels pack_panels(const Arguments& a, const Sample& sample, bfloat16_bits* storage) {
+  constexpr float kOutOfSight = -1e30f;
+  Panels p{};
+  p.channels = filled(a.channels);
+  p.words = filled(std::max<int64_t>(1, sample.words));
+  p.gates = filled(a.gates());
+  p.out_channels = filled(a.out_channels);
+  auto* padding = reinterpret_cast<float*>(storage);
+  bfloat16_bits* keys = storage + 2 * (p.words + p.gates);
+  bfloat16_bits* gate = keys + p.channels * p.words;
+  bfloat16_bits* mix = gate + 2 * p.channels * p.gates;
+  const int64_t steps = p.channels / kDepth, depth_steps = depth_of(p) / kDepth, pairs = p.out_channels / kPair;
+  for (int64_t t = 0; t < p.words; ++t) {
+    padding[t] = t < sample.words ? 0.0f : kOutOfSight;
+  }
+  for (int64_t c = 0; c < p.gates; ++c) {
+    padding[p.words + c] = c < a.channels ? 0.0f : kOutOfSight;
+  }
+  pack(keys, p.words / kPair, steps, 0, sample.keys, 1, a.channels, a.channels, sample.words);
+  if (p.gates > 0) {
+    // In two parts, so that the scores are as good as of float32: a softmax makes much of a difference.
+    const int64_t size = a.channels * a.channels;
+    static thread_local Workspace<float> workspace;
+    float* rest = workspace.at_least(size);
+    for (int64_t i = 0; i < size; ++i) {
+      bfloat16_bits rounded;
+      store(sample.gate[i], &rounded);
+      rest[i] = sample.gate[i] - to_float(rounded);
+    }
+    pack(gate, p.gates / kPair, 2 * steps, 0, sample.gate, 1, a.channels, a.channels, a.channels);
+    pack(gate, p.gates / kPair, 2 * steps, steps, rest, 1, a.channels, a.channels, a.channels);
+  }
+  const float* of_words = sample.mix + a.channels * a.out_channels;
+  const float* of_gates = of_words + sample.words * a.out_channels;
+  pack(mix, pairs, depth_steps, 0, sample.mix, a.out_channels, 1, a.channels, a.out_channels);
+  // (Without a real word there is one step of zeros.)
+  pack(mix, pairs, depth_steps, steps, of_words, a.out_channels, 1, sample.words, a.out_channels);
+  if (sample.words == 0) {
+    for (int64_t pair = 0; pair < pairs; ++pair) {
+      std::fill_n(mix + (pair * depth_steps + steps) * 2 * kTile, 2 * kTile, bfloat16_bits{0});
+    }
+  }
+  pack(mix, pairs, depth_steps, steps + p.words / kDepth, of_gates, a.out_channels, 1, a.gates(), a.out_channels);
+  p.padding = padding;
+  p.keys = keys;
+  p.gate = gate;
+  p.mix = mix;
+  return p;
+}
+
+void attend_amx(const Arguments& a, const Panels& panels, const bfloat16_bits* features, bfloat16_bits* out, int64_t first,
+                int64_t end) {
+  static thread_local Workspace<bfloat16_bits> stacks;
+  static thread_local Workspace<float> scores;
+  attend(a, panels, features, out, first, end, stacks.at_least(2 * kRows * depth_of(panels)),
+         scores.at_least(2 * kRows * (panels.words + panels.gates) + kRows * 2 * kPair));
+}
+
+}  // namespace mirrorgan::attention_mix
+
+#endif

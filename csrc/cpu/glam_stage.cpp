@@ -1,0 +1,367 @@
+// mirrorgan::glam_stage on the CPU; what it computes is said in mirrorgan_fast/ops/glam_stage.py.
+//
+// Depth first: a few rows go through all layers while they are in the second-level cache, then the next few. Between its
+// layers a stage of 128 px would write and read 25 MB an image, which takes as long as all of its products. Each layer
+// writes into the window that the next one reads, with the zeros around it already there.
+//
+// Only with AMX tiles, and only for maps that need no filling up; on others the ops run one by one.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cstring>
+#include <optional>
+#include <vector>
+
+#include "../checks.h"
+#include "convolution.h"
+#include "convolution_arguments.h"
+#include "glam_attention_mix.h"
+#include "glam_attention_mix_inputs.h"
+#include "image_head.h"
+#include "instruction_sets.h"
+#include "workspace.h"
+
+namespace mirrorgan {
+
+using torch::stable::Tensor;
+
+#if defined(MIRRORGAN_X86)
+
+namespace {
+
+using convolution::Arguments;
+using convolution::Epilogue;
+using convolution::Group;
+using convolution::kGroup;
+
+constexpr const char* kOp = "glam_stage";
+constexpr int64_t kRowsAtOnce = 8;
+
+// Rows of a map, with a column of zeros at either side or without. What nobody reads any more makes place for what comes.
+class RowWindow {
+ public:
+  RowWindow(bfloat16_bits* storage, int64_t width, int64_t border, int64_t channels, int64_t capacity)
+      : storage_(storage), width_(width), border_(border), channels_(channels), capacity_(capacity) {}
+
+  static int64_t size(int64_t width, int64_t border, int64_t channels, int64_t capacity) {
+    return (capacity * (width + 2 * border) + border) * channels;
+  }
+
+  // Begin with `row` as the first one that is held.
+  void begin(int64_t row) {
+    first_ = row;
+    write_zeros(row);
+    // The column to the right of a row is beside the one to the left of the next.
+    for (int64_t index = 1; index <= capacity_ && border_ > 0; ++index) {
+      std::fill_n(storage_ + index * pitch() - channels_, 2 * channels_, bfloat16_bits{0});
+    }
+  }
+
+  // Make place for rows up to `end`; rows before `needed` may go.
+  void reserve(int64_t needed, int64_t end) {
+    if (end - first_ <= capacity_) {
+      return;
+    }
+    std::memmove(storage_, row(needed), static_cast<size_t>((held_ - needed) * pitch()) * sizeof(bfloat16_bits));
+    first_ = needed;
+  }
+
+  void written(int64_t end) {
+    held_ = end;
+  }
+
+  void write_zeros(int64_t index) {
+    std::fill_n(row(index), pitch(), bfloat16_bits{0});
+  }
+
+  bfloat16_bits* row(int64_t index) const {
+    return storage_ + (index - first_) * pitch();
+  }
+
+  // Where row `index` would be of a map that lies as this window does, from its first pixel.
+  bfloat16_bits* map(int64_t index) const {
+    return row(index) + border_ * channels_;
+  }
+
+  int64_t pitch() const {
+    return (width_ + 2 * border_) * channels_;
+  }
+
+  convolution::Window<bfloat16_bits> window() const {
+    return {{storage_, storage_ + channels_, storage_ + 2 * channels_}, width_ + 2 * border_, 1, channels_};
+  }
+
+  int64_t first() const {
+    return first_;
+  }
+
+ private:
+  bfloat16_bits* storage_;
+  int64_t width_, border_, channels_, capacity_;
+  int64_t first_ = 0, held_ = 0;
+};
+
+struct Range {
+  int64_t begin, end;
+
+  Range around(int64_t height) const {
+    return {std::max<int64_t>(0, begin - 1), std::min(height, end + 1)};
+  }
+};
+
+struct Stage {
+  attention_mix::Arguments attention;
+  std::vector<Arguments> layers;  // of each block: with GLU, with residual; the last one is the up-convolution
+  int64_t height, width;
+  bfloat16_bits* out;  // features, or null where the head makes images of them
+  std::optional<Arguments> head;
+  const bfloat16_bits* head_panel;
+};
+
+int64_t blocks_of(const Stage& stage) {
+  return static_cast<int64_t>(stage.layers.size()) / 2;
+}
+
+// How many rows the residual window holds: those at once, and what the last layer is behind.
+int64_t residual_capacity(const Stage& stage) {
+  return 2 * kRowsAtOnce + 2 * static_cast<int64_t>(stage.layers.size()) + 2;
+}
+
+constexpr int64_t kHiddenCapacity = 2 * kRowsAtOnce + 4;
+constexpr int64_t kFeaturesCapacity = 2 * kRowsAtOnce + 6;
+
+int64_t windows_size(const Stage& stage) {
+  int64_t size = RowWindow::size(stage.width, 1, stage.attention.out_channels, residual_capacity(stage));
+  for (int64_t block = 0; block < blocks_of(stage); ++block) {
+    size += RowWindow::size(stage.width, 1, stage.layers[2 * block].out_channels, kHiddenCapacity);
+  }
+  return size + RowWindow::size(2 * stage.width, 0, stage.layers.back().out_channels, kFeaturesCapacity);
+}
+
+void convolve_rows(const Arguments& layer, Epilogue epilogue, const RowWindow& input, int64_t begin, int64_t end) {
+  static thread_local std::vector<Group> groups;
+  static thread_local std::vector<int64_t> offsets;
+  const convolution::Window<bfloat16_bits> window = input.window();
+  groups.clear();
+  for (int64_t row = begin; row < end; ++row) {
+    // A tap of dy = -1 begins in the row above, which is where offsets count from.
+    const int64_t start = (row - 1 - input.first()) * window.pitch;
+    for (int64_t column = 0; column < layer.width; column += kGroup) {
+      groups.push_back({0, (row - begin) * layer.width + column, kGroup, start + column});
+    }
+  }
+  for (int64_t index = 0; index < layer.phases; ++index) {
+    const convolution::Phase phase = phase_of(layer, index);
+    list_offsets(window, phase, offsets);
+    convolve_strip_amx(epilogue)(layer, window, offsets.data(), groups.data(), static_cast<int64_t>(groups.size()), begin,
+                                 phase, 0, layer.blocks);
+  }
+}
+
+// Rows [2 * rows.begin, 2 * rows.end) of a sample's result.
+void run_rows(const Stage& stage, const attention_mix::Panels& panels, int64_t sample, Range rows) {
+  static thread_local Workspace<bfloat16_bits> workspace;
+  const int64_t height = stage.height, width = stage.width, blocks = blocks_of(stage);
+  bfloat16_bits* storage = workspace.at_least(windows_size(stage));
+
+  // The rows that each layer has to make, from the last to the first.
+  const int64_t last = 2 * blocks;
+  std::vector<Range> ranges(static_cast<size_t>(last) + 2);  // of the layers; then of the attention
+  ranges[last] = stage.head ? rows.around(height) : rows;
+  for (int64_t layer = last - 1; layer >= 0; --layer) {
+    ranges[layer] = ranges[layer + 1].around(height);
+  }
+  const Range of_attention = ranges[0].around(height);
+
+  std::vector<RowWindow> windows;  // the residual one, then each block's hidden one
+  for (int64_t i = 0; i <= blocks; ++i) {
+    const int64_t channels = i == 0 ? stage.attention.out_channels : stage.layers[2 * i - 2].out_channels;
+    const int64_t capacity = i == 0 ? residual_capacity(stage) : kHiddenCapacity;
+    windows.emplace_back(storage, width, 1, channels, capacity);
+    storage += RowWindow::size(width, 1, channels, capacity);
+    windows.back().begin((i == 0 ? of_attention.begin : ranges[2 * i - 2].begin) - 1);
+  }
+  RowWindow& residual = windows[0];
+  RowWindow features_made(storage, 2 * width, 0, stage.layers.back().out_channels, kFeaturesCapacity);
+  features_made.begin(2 * ranges[last].begin);
+
+  const int64_t pixels = height * width;
+  const auto* features =
+      static_cast<const bfloat16_bits*>(stage.attention.features) + sample * pixels * stage.attention.channels;
+  std::vector<Arguments> layers = stage.layers;
+  std::vector<int64_t> done;
+  for (int64_t layer = 0; layer <= last; ++layer) {
+    done.push_back(ranges[layer].begin);
+  }
+  int64_t attended = of_attention.begin;
+  int64_t imaged = 2 * rows.begin;
+  while (done[last] < ranges[last].end) {
+    if (attended < of_attention.end) {
+      const int64_t end = std::min(attended + kRowsAtOnce, of_attention.end);
+      residual.reserve(done[last] - 1, end + 1);
+      for (int64_t row = attended; row < end; ++row) {
+        attention_mix::attend_amx(stage.attention, panels, features + row * width * stage.attention.channels,
+                                  residual.map(row), 0, width);
+      }
+      attended = end;
+      residual.written(end);
+      if (end == height) {
+        residual.write_zeros(height);
+        residual.written(end + 1);
+      }
+    }
+    for (int64_t index = 0; index <= last; ++index) {
+      const int64_t input_done = index == 0 ? attended : done[index - 1];
+      const int64_t input_end = index == 0 ? of_attention.end : ranges[index - 1].end;
+      const int64_t begin = done[index], possible = input_done == input_end ? ranges[index].end : input_done - 1;
+      const int64_t end = std::min({possible, ranges[index].end, begin + kRowsAtOnce});
+      if (end <= begin) {
+        continue;
+      }
+      Arguments& layer = layers[index];
+      if (index == last) {
+        if (!stage.head) {
+          layer.out = stage.out + sample * 4 * pixels * layer.out_channels;
+          convolve_rows(layer, Epilogue::glu, residual, begin, end);
+        } else {
+          features_made.reserve(std::max(imaged - 1, features_made.first()), 2 * end);
+          layer.out = features_made.map(0);
+          convolve_rows(layer, Epilogue::glu, residual, begin, end);
+          features_made.written(2 * end);
+          const int64_t imaged_end = end == ranges[last].end ? 2 * rows.end : 2 * end - 1;
+          image_head::write_rows_amx(*stage.head, stage.head_panel, features_made.map(0),
+                                     static_cast<uint8_t*>(stage.head->out) + sample * 4 * pixels * stage.head->out_channels,
+                                     imaged, imaged_end);
+          imaged = imaged_end;
+        }
+      } else if (index % 2 == 0) {
+        RowWindow& hidden = windows[index / 2 + 1];
+        hidden.reserve(done[index + 1] - 1, end + 1);
+        layer.out = hidden.map(0);
+        convolve_rows(layer, Epilogue::glu, residual, begin, end);
+        hidden.written(end);
+        if (end == height) {
+          hidden.write_zeros(height);
+          hidden.written(end + 1);
+        }
+      } else {
+        // In place: no layer that still reads the rows as they were is behind.
+        layer.out = residual.map(0);
+        layer.residual = layer.out;
+        convolve_rows(layer, Epilogue::add, windows[index / 2 + 1], begin, end);
+      }
+      done[index] = end;
+    }
+  }
+}
+
+}  // namespace
+
+void glam_stage_cpu(
+    const Tensor& features,
+    const Tensor& words,
+    const Tensor& mask,
+    const std::optional<Tensor>& sentence,
+    const std::optional<Tensor>& sentence_weight,
+    const Tensor& mix,
+    const std::vector<Tensor>& weights,
+    const std::vector<Tensor>& biases,
+    const std::optional<Tensor>& head_weight,
+    const std::optional<Tensor>& head_bias,
+    Tensor out) {
+  using torch::headeronly::ScalarType;
+  MIRRORGAN_CHECK(chosen_instruction_set() == InstructionSet::amx, kOp, "the processor",
+                  name_of(chosen_instruction_set()), "amx");
+  MIRRORGAN_CHECK(features.scalar_type() == ScalarType::BFloat16, kOp, "features", features.scalar_type(), "BFloat16");
+  attention_mix::Inputs inputs(kOp, features, words, mask, sentence, sentence_weight, mix);
+  MIRRORGAN_CHECK(weights.size() % 2 == 1 && weights.size() == biases.size(), kOp, "weights", weights.size(),
+                  "two of each block and one, and as many biases");
+  Stage stage{};
+  stage.attention = inputs.arguments;
+  stage.height = features.size(2);
+  stage.width = features.size(3);
+  int64_t channels = stage.attention.out_channels;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const bool last = i + 1 == weights.size();
+    const Epilogue epilogue = last || i % 2 == 0 ? Epilogue::glu : Epilogue::add;
+    Arguments layer =
+        convolution::layer_of(kOp, weights[i], biases[i], epilogue, ScalarType::BFloat16, channels);
+    MIRRORGAN_CHECK(layer.taps == (last ? 4 : 9), kOp, "weights", shape_text(weights[i].sizes()), "3x3, the last upsampled");
+    MIRRORGAN_CHECK(last || layer.out_channels == stage.attention.out_channels, kOp, "weights",
+                    shape_text(weights[i].sizes()), "blocks of as many channels as the mix gives");
+    layer.height = stage.height;
+    layer.width = stage.width;
+    layer.samples = 1;
+    layer.out_pitch = last ? 2 * stage.width : stage.width + 2;
+    channels = layer.out_channels;
+    stage.layers.push_back(layer);
+  }
+  MIRRORGAN_CHECK(stage.width % kGroup == 0, kOp, "features", shape_text(features.sizes()), "a width of whole 16 pixels");
+  MIRRORGAN_CHECK(stage.attention.out_channels % convolution::kDepth == 0, kOp, "mix", shape_text(mix.sizes()),
+                  "whole 32 channels");
+  const int64_t samples = stage.attention.samples;
+  MIRRORGAN_CHECK(head_weight.has_value() == head_bias.has_value(), kOp, "head_bias", "only one of weight and bias",
+                  "both or none");
+  if (head_weight) {
+    stage.head = convolution::layer_of(kOp, *head_weight, *head_bias, Epilogue::image, ScalarType::BFloat16, channels);
+    stage.head->height = 2 * stage.height;
+    stage.head->width = 2 * stage.width;
+    MIRRORGAN_CHECK(image_head::takes_amx(*stage.head), kOp, "head_weight", shape_text(head_weight->sizes()),
+                    "3x3, of whole 32 channels to at most 5");
+    MIRRORGAN_CHECK(out.scalar_type() == ScalarType::Byte, kOp, "out", out.scalar_type(), ScalarType::Byte);
+    MIRRORGAN_CHECK_SHAPE(kOp, "out", out, {samples, 2 * stage.height, 2 * stage.width, stage.head->out_channels});
+    MIRRORGAN_CHECK(out.is_contiguous(), kOp, "out", "gaps", "a contiguous tensor");
+  } else {
+    convolution::check_map(kOp, "out", out, ScalarType::BFloat16,
+                           {samples, channels, 2 * stage.height, 2 * stage.width});
+  }
+  if (out.numel() == 0) {
+    return;
+  }
+  if (head_weight) {
+    stage.head->out = out.mutable_data_ptr();
+    stage.head_panel = image_head::prepare_amx(*stage.head);
+  } else {
+    stage.out = static_cast<bfloat16_bits*>(out.mutable_data_ptr());
+  }
+
+  const attention_mix::Panels* panels = attention_mix::prepare_panels(stage.attention);
+  // As many parts of a sample as it takes to give every thread as much.
+  const int64_t threads = torch::stable::get_num_threads();
+  int64_t parts = 1;
+  while (samples * parts % threads != 0 && samples * parts < 8 * threads) {
+    ++parts;
+  }
+  parts = std::min(parts, stage.height);
+  torch::stable::parallel_for(0, samples * parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t part = task % parts;
+      const Range rows{stage.height * part / parts, stage.height * (part + 1) / parts};
+      run_rows(stage, panels[task / parts], task / parts, rows);
+    }
+  });
+}
+
+#else
+
+void glam_stage_cpu(
+    const Tensor&,
+    const Tensor&,
+    const Tensor&,
+    const std::optional<Tensor>&,
+    const std::optional<Tensor>&,
+    const Tensor&,
+    const std::vector<Tensor>&,
+    const std::vector<Tensor>&,
+    const std::optional<Tensor>&,
+    const std::optional<Tensor>&,
+    Tensor) {
+  refuse("glam_stage", "the processor", "no AMX", "amx");
+}
+
+#endif
+
+}  // namespace mirrorgan

@@ -1,0 +1,48 @@
+// mirrorgan::image_head on the CPU; what it computes is said in mirrorgan_fast/ops/image_head.py.
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+
+#include "convolution_arguments.h"
+#include "image_head.h"
+#include "instruction_sets.h"
+
+namespace mirrorgan {
+
+using namespace convolution;
+
+void image_head_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor out) {
+  constexpr const char* kOp = "image_head";
+  const Tensor dense_x = torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
+  Arguments a = arguments_of(kOp, dense_x, weight, bias, Epilogue::image);
+  MIRRORGAN_CHECK(a.phases == 1 && a.out_channels <= kHalf, kOp, "weight", shape_text(weight.sizes()),
+                  "one phase, of at most 16 channels");
+  MIRRORGAN_CHECK(out.scalar_type() == ScalarType::Byte, kOp, "out", out.scalar_type(), ScalarType::Byte);
+  MIRRORGAN_CHECK_SHAPE(kOp, "out", out, {a.samples, a.height, a.width, a.out_channels});
+  MIRRORGAN_CHECK(out.is_contiguous(), kOp, "out", "gaps", "a contiguous tensor");
+  if (out.numel() == 0) {
+    return;
+  }
+  a.out = out.mutable_data_ptr();
+#if defined(MIRRORGAN_X86)
+  if (x.scalar_type() == ScalarType::BFloat16 && chosen_instruction_set() == InstructionSet::amx &&
+      image_head::takes_amx(a)) {
+    constexpr int64_t kRowsOfTask = 8;
+    const bfloat16_bits* panel = image_head::prepare_amx(a);
+    const int64_t tasks_of_sample = (a.height + kRowsOfTask - 1) / kRowsOfTask, pixels = a.height * a.width;
+    torch::stable::parallel_for(0, a.samples * tasks_of_sample, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t sample = task / tasks_of_sample, first = task % tasks_of_sample * kRowsOfTask;
+        image_head::write_rows_amx(a, panel, static_cast<const bfloat16_bits*>(a.x) + sample * pixels * a.channels,
+                                   static_cast<uint8_t*>(a.out) + sample * pixels * a.out_channels, first,
+                                   std::min(first + kRowsOfTask, a.height));
+      }
+    });
+    return;
+  }
+#endif
+  convolution::convolve(a, Epilogue::image, x.scalar_type());
+}
+
+}  // namespace mirrorgan

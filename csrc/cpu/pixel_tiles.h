@@ -1,0 +1,145 @@
+// Blocks of a map's pixels as float32 tiles, what the kernels of GLAM's attention compute on: (rows, kBlock), a channel or a
+// word a row. The vectors run over pixels, so no sum crosses lanes, and a pixel's result depends on nothing but its own
+// column: not on the other samples, and not on how the blocks are divided among threads.
+
+#pragma once
+
+#include <cstdint>
+
+#include "instruction_sets.h"
+#include "vectors.h"
+
+namespace mirrorgan {
+
+constexpr int64_t kBlock = 64;          // pixels of a tile: 8 KiB for 32 channels
+constexpr int64_t kBlocksPerTask = 16;  // 1,024 pixels
+
+template <int Rows, int Lanes>
+MIRRORGAN_INLINE void multiply_rows(
+    float* out, const float* left, int64_t row_stride, int64_t inner_stride, const float* right, int64_t inner) {
+  using Float = typename Vector<Lanes>::Float;
+  // Two vectors wide: with Rows = 4 that is eight sums, enough to cover the latency of multiply-add and few enough to stay
+  // in 16 registers.
+  for (int64_t pixel = 0; pixel < kBlock; pixel += 2 * Lanes) {
+    Float sums[Rows][2] = {};
+    for (int64_t k = 0; k < inner; ++k) {
+      const float* row = right + k * kBlock + pixel;
+      const Float first = *reinterpret_cast<const Float*>(row);
+      const Float second = *reinterpret_cast<const Float*>(row + Lanes);
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; ++r) {
+        const float factor = left[r * row_stride + k * inner_stride];
+        sums[r][0] += factor * first;
+        sums[r][1] += factor * second;
+      }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < Rows; ++r) {
+      float* row = out + r * kBlock + pixel;
+      *reinterpret_cast<Float*>(row) = sums[r][0];
+      *reinterpret_cast<Float*>(row + Lanes) = sums[r][1];
+    }
+  }
+}
+
+// out (rows, kBlock) = left (rows, inner) @ right (inner, kBlock).
+template <int Lanes>
+MIRRORGAN_INLINE void multiply(
+    float* out,
+    const float* left,
+    int64_t row_stride,
+    int64_t inner_stride,
+    const float* right,
+    int64_t rows,
+    int64_t inner) {
+  int64_t row = 0;
+  for (; row + 4 <= rows; row += 4) {
+    multiply_rows<4, Lanes>(out + row * kBlock, left + row * row_stride, row_stride, inner_stride, right, inner);
+  }
+  for (; row < rows; ++row) {
+    multiply_rows<1, Lanes>(out + row * kBlock, left + row * row_stride, row_stride, inner_stride, right, inner);
+  }
+}
+
+// Softmax over the rows of (rows, kBlock), in place.
+template <int Lanes>
+MIRRORGAN_INLINE void softmax(float* values, int64_t rows) {
+  using Float = typename Vector<Lanes>::Float;
+  for (int64_t pixel = 0; pixel < kBlock; pixel += Lanes) {
+    float* column = values + pixel;
+    Float largest = *reinterpret_cast<Float*>(column);
+    for (int64_t row = 1; row < rows; ++row) {
+      const Float value = *reinterpret_cast<Float*>(column + row * kBlock);
+      largest = value > largest ? value : largest;
+    }
+    Float sum = {};
+    for (int64_t row = 0; row < rows; ++row) {
+      Float& value = *reinterpret_cast<Float*>(column + row * kBlock);
+      Float exponential = value - largest;
+      exp_of_negative<Lanes>(exponential);
+      value = exponential;
+      sum += exponential;
+    }
+    const Float scale = 1.0f / sum;
+    for (int64_t row = 0; row < rows; ++row) {
+      *reinterpret_cast<Float*>(column + row * kBlock) *= scale;
+    }
+  }
+}
+
+// How a map lies in memory: (C, H*W), or (H*W, C) when channels_last.
+struct MapLayout {
+  int64_t channels, pixels;
+  bool channels_last;
+};
+
+// tile (channels, kBlock) = pixels [first, first + valid) of a map; columns past them are zero.
+template <typename scalar_t>
+MIRRORGAN_INLINE void read_tile(
+    float* tile, const scalar_t* map, const MapLayout& layout, int64_t first, int64_t valid) {
+  if (valid < kBlock) {
+    __builtin_memset(tile, 0, static_cast<size_t>(layout.channels * kBlock) * sizeof(float));
+  }
+  const int64_t step = layout.channels_last ? layout.channels : 1;
+  for (int64_t c = 0; c < layout.channels; ++c) {
+    const scalar_t* source = layout.channels_last ? map + first * layout.channels + c : map + c * layout.pixels + first;
+    float* row = tile + c * kBlock;
+    if (step == 1) {
+      for (int64_t p = 0; p < valid; ++p) {
+        row[p] = to_float(source[p]);
+      }
+    } else {
+      for (int64_t p = 0; p < valid; ++p) {
+        row[p] = to_float(source[p * step]);
+      }
+    }
+  }
+}
+
+// The valid columns of tile (rows, kBlock) become channels [channel, channel + rows) of a map.
+template <typename scalar_t>
+MIRRORGAN_INLINE void write_tile(
+    const float* tile, int64_t rows, scalar_t* map, const MapLayout& layout, int64_t channel, int64_t first, int64_t valid) {
+  if (!layout.channels_last) {
+    for (int64_t r = 0; r < rows; ++r) {
+      scalar_t* target = map + (channel + r) * layout.pixels + first;
+      for (int64_t p = 0; p < valid; ++p) {
+        store(tile[r * kBlock + p], target + p);
+      }
+    }
+    return;
+  }
+  // Converted a row at a time, where it vectorizes, and only then transposed.
+  scalar_t row[kBlock];
+  map += first * layout.channels + channel;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t p = 0; p < kBlock; ++p) {
+      store(tile[r * kBlock + p], row + p);
+    }
+    for (int64_t p = 0; p < valid; ++p) {
+      map[p * layout.channels + r] = row[p];
+    }
+  }
+}
+
+}  // namespace mirrorgan

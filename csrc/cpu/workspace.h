@@ -1,0 +1,27 @@
+// Memory that a kernel keeps from call to call.
+
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace mirrorgan {
+
+// A thread's own, aligned to a cache line; what it holds is left from the last call.
+template <typename T>
+class Workspace {
+ public:
+  T* at_least(int64_t size) {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    if (static_cast<int64_t>(storage_.size()) < size + kLine) {
+      storage_.assign(static_cast<size_t>(size + kLine), T{});
+    }
+    T* start = storage_.data();
+    return start + (kLine - reinterpret_cast<uintptr_t>(start) / sizeof(T) % kLine) % kLine;
+  }
+
+ private:
+  std::vector<T> storage_;
+};
+
+}  // namespace mirrorgan

@@ -1,0 +1,167 @@
+"""What a bidirectional LSTM does from word to word: STEM's, for inference.
+
+    i, f, o = sigmoid(W x + U h + b),   g = tanh(W x + U h + b)
+    c = f c + i g,   h = o tanh(c)
+
+from the first word of each caption to its last, and from its last to its first (PyTorch's LSTM).
+What the words contribute, W x + b, is one product for all words and comes ready; U h is one small
+product a word, which takes little but calls.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.ops.checks import refuse
+from mirrorgan_fast.ops.choice import REFERENCE, choose
+from mirrorgan_fast.ops.packing import pack, unpack
+
+_NAME = "bidirectional_lstm"
+_TOGETHER, _TILE = 16, 32
+
+
+class PackedLSTM(NamedTuple):
+    """The weights of a bidirectional LSTM; its H units are filled up to H', whole tiles of 32."""
+
+    weight: Tensor
+    """W of both directions, packed for `conv_add` with a 1x1 kernel of 8H' channels."""
+    bias: Tensor
+    """b of both, (8H',)."""
+    recurrent: Tensor
+    """U of both, for `bidirectional_lstm`."""
+    units: int
+    """H."""
+
+
+def pack_lstm(lstm: nn.LSTM) -> PackedLSTM:
+    """Pack the weights of an LSTM in float32.
+
+    The gates are ordered by units in groups of 16: input, forget, cell and output gate of the first
+    group, then those of the next.
+
+    Raises:
+        InputError: it has several layers, one direction, no bias, or a projection.
+    """
+    if lstm.num_layers != 1 or not lstm.bidirectional or not lstm.bias or lstm.proj_size:
+        raise InputError(
+            f"pack_lstm: lstm: found {lstm}, wanted one layer of two directions with biases"
+        )
+    weights, biases, recurrents = [], [], []
+    for suffix in ("", "_reverse"):
+        W, U, b, b_h = (
+            getattr(lstm, f"{name}_l0{suffix}").detach().float()
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        weights.append(_by_groups(W))
+        biases.append(_by_groups((b + b_h)[:, None])[:, 0])
+        U = functional.pad(_by_groups(U), (0, -U.shape[1] % _TILE))[:, :, None, None]
+        recurrents.append(pack(U, glu=False, upsample=False, dtype=torch.float32))
+    weight = torch.cat(weights)[:, :, None, None]
+    return PackedLSTM(
+        pack(weight, glu=False, upsample=False, dtype=torch.float32),
+        torch.cat(biases),
+        torch.cat(recurrents),
+        lstm.hidden_size,
+    )
+
+
+def bidirectional_lstm(
+    gates: Tensor,  # (N, T, 2, 4H)
+    lengths: Tensor,  # (N,)
+    recurrent: Tensor,  # packed
+) -> tuple[Tensor, Tensor]:
+    """Run both directions of an LSTM over captions of several lengths.
+
+    For inference; where a gradient is needed the reference runs. A caption's result depends on that
+    caption alone.
+
+    Args:
+        gates: W x + b of each word in both directions, float32, ordered as by `pack_lstm`.
+        lengths: int64, the words of each caption, 0 to T; what stands behind them is not read.
+        recurrent: from `pack_lstm`; it has H, a multiple of 32.
+
+    Returns:
+        states h of each word (N, T, 2, H), zero behind a caption's words, and each direction's last
+        (N, 2, H), zero where there is no word.
+
+    Raises:
+        InputError: shapes, data types or devices do not fit together.
+    """
+    units = gates.shape[-1] // 4
+    if gates.dim() != 4 or gates.dtype != torch.float32 or gates.shape[2:] != (2, 4 * units):
+        refuse(_NAME, "gates", gates, "float32 of shape (N, T, 2, 4H)")
+    if units == 0 or units % _TILE:
+        refuse(_NAME, "gates", gates, f"a multiple of {_TILE} units, as pack_lstm() makes them")
+    if lengths.shape != gates.shape[:1] or lengths.dtype != torch.int64:
+        refuse(_NAME, "lengths", lengths, f"int64 of shape ({len(gates)},)")
+    shape = (2, 4 * units // _TILE, units // _TILE, 2, _TILE * _TOGETHER)
+    if recurrent.shape != shape or recurrent.dtype != torch.float32:
+        refuse(_NAME, "recurrent", recurrent, f"float32, what pack_lstm() makes for {units} units")
+    for name, tensor in (("lengths", lengths), ("recurrent", recurrent)):
+        if tensor.device != gates.device:
+            refuse(_NAME, name, tensor, f"device {gates.device}, that of gates")
+    if not recurrent.is_contiguous():
+        refuse(_NAME, "recurrent", recurrent, "a contiguous tensor")
+
+    needs_grad = torch.is_grad_enabled() and (gates.requires_grad or recurrent.requires_grad)
+    choice = choose(_NAME, gates.device.type, gates.dtype, needs_grad=needs_grad)
+    if choice.implementation == REFERENCE:
+        with torch.autocast(gates.device.type, enabled=False):
+            return reference(gates, lengths, recurrent)
+    states = gates.new_empty(*gates.shape[:3], units)
+    last = gates.new_empty(len(gates), 2, units)
+    _op(gates, lengths, recurrent, states, last)
+    return states, last
+
+
+def reference(
+    gates: Tensor,  # (N, T, 2, 4H)
+    lengths: Tensor,  # (N,)
+    recurrent: Tensor,  # packed
+) -> tuple[Tensor, Tensor]:
+    """What `bidirectional_lstm` means, in plain PyTorch; same arguments, trusted."""
+    batch, words, _, columns = gates.shape
+    units = columns // 4
+    U = unpack(recurrent, units, columns, glu=False).to(gates.dtype).flatten(2)  # (2, 4H, H)
+    hidden = cell = gates.new_zeros(batch, 2, units)
+    places = torch.arange(words, device=gates.device)
+    states = gates.new_zeros(batch, words, 2, units)
+    for step in range(words):
+        reads = (
+            torch.full_like(lengths, step),
+            lengths - 1 - step,
+        )  # the word that each direction is at
+        at = torch.stack(reads, dim=1)[:, None] == places[:, None]  # (N, T, 2)
+        at = at & (step < lengths)[:, None, None]
+        word = torch.where(at[..., None], gates, 0).sum(dim=1)
+        all_gates = word + torch.einsum("ndh,dgh->ndg", hidden, U)
+        i, f, g, o = all_gates.unflatten(2, (-1, 4, _TOGETHER)).unbind(dim=3)
+        new_cell = f.flatten(2).sigmoid() * cell + (i.sigmoid() * g.tanh()).flatten(2)
+        new_hidden = o.flatten(2).sigmoid() * new_cell.tanh()
+        on = (step < lengths)[:, None, None]
+        cell, hidden = torch.where(on, new_cell, cell), torch.where(on, new_hidden, hidden)
+        states = torch.where(at[..., None], hidden[:, None], states)
+    return states, hidden
+
+
+def _by_groups(rows: Tensor) -> Tensor:
+    """Order the rows (4H, ...) of PyTorch's gates by groups, filled up to 4H' of them."""
+    gates = rows.unflatten(0, (4, -1))
+    gates = functional.pad(gates, (0, 0, 0, -gates.shape[1] % _TILE))
+    ordered: Tensor = gates.unflatten(1, (-1, _TOGETHER)).transpose(0, 1).flatten(0, 2)
+    return ordered
+
+
+@torch.library.custom_op(f"mirrorgan::{_NAME}", mutates_args=("states", "last"))
+def _op(gates: Tensor, lengths: Tensor, recurrent: Tensor, states: Tensor, last: Tensor) -> None:
+    # The CPU implementation is csrc/cpu/bidirectional_lstm.cpp.
+    for out, result in zip((states, last), reference(gates, lengths, recurrent), strict=True):
+        out.copy_(result)
+
+
+@_op.register_fake
+def _(gates: Tensor, lengths: Tensor, recurrent: Tensor, states: Tensor, last: Tensor) -> None:
+    pass

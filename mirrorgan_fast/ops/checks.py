@@ -1,0 +1,42 @@
+"""The one way in which the public functions of ops refuse what they are given."""
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from mirrorgan_fast.errors import InputError
+
+
+def refuse(op: str, argument: str, tensor: Tensor, wanted: str) -> NoReturn:
+    """Raise the error of an argument: what was found, and what is wanted."""
+    raise InputError(
+        f"{op}: {argument}: found {tensor.dtype} of shape {tuple(tensor.shape)} on"
+        f" {tensor.device}, wanted {wanted}"
+    )
+
+
+def check_map(
+    op: str, argument: str, tensor: Tensor, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """Check a map that is read beside ``x``."""
+    if tensor.shape != shape or tensor.dtype != dtype:
+        refuse(op, argument, tensor, f"{dtype} of shape {shape}")
+    if tensor.device != x.device:
+        refuse(op, argument, tensor, f"device {x.device}, that of x")
+
+
+def check_out(
+    op: str,
+    out: Tensor,
+    x: Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    memory_format: torch.memory_format = torch.channels_last,
+) -> None:
+    """Check a map that is written while ``x`` is read."""
+    check_map(op, "out", out, x, shape, dtype)
+    if not out.is_contiguous(memory_format=memory_format):
+        refuse(op, "out", out, f"dense {memory_format} memory")
+    if out is x:
+        refuse(op, "out", out, "another tensor than x, which is read while out is written")

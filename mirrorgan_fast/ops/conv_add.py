@@ -1,0 +1,87 @@
+"""A convolution, 3x3 or 1x1, and the residual it is added to, in one pass.
+
+    out = weight * x + bias + residual
+
+A batch norm of fixed statistics behind the convolution is part of weight and bias. This is the
+second half of a residual block of MirrorGAN's generators.
+"""
+
+import torch
+from torch import Tensor
+
+from mirrorgan_fast.ops.checks import check_map, check_out, refuse
+from mirrorgan_fast.ops.choice import REFERENCE, choose
+from mirrorgan_fast.ops.packing import check_packed, convolve_packed
+
+_NAME = "conv_add"
+
+
+def conv_add(
+    x: Tensor,  # (N, C, H, W)
+    weight: Tensor,  # packed, of C' channels
+    bias: Tensor,  # (C',)
+    residual: Tensor | None = None,  # (N, C', H, W)
+    out: Tensor | None = None,  # (N, C', H, W)
+) -> Tensor:
+    """Convolve, add the bias and, where there is one, the residual.
+
+    For inference; where a gradient is needed the reference runs. Below float32 the sums are of
+    float32 and rounded once.
+
+    Args:
+        x: float32 or bfloat16; channels_last is fast.
+        weight: from ``pack(..., glu=False, upsample=False)``, of x's data type.
+        bias: float32.
+        residual: of x's data type. None: the convolution alone.
+        out: where to write the result, which may be ``residual`` but not ``x``; None makes a new
+            map.
+
+    Returns:
+        ``out``, channels_last and of x's data type.
+
+    Raises:
+        InputError: shapes, data types or devices do not fit together.
+    """
+    if check_packed(_NAME, x, weight, bias, glu=False) != 1:
+        refuse(_NAME, "weight", weight, "one phase: packed without upsample")
+    shape = (x.shape[0], len(bias), *x.shape[2:])
+    if residual is not None:
+        check_map(_NAME, "residual", residual, x, shape, x.dtype)
+    if out is not None:
+        check_out(_NAME, out, x, shape, x.dtype)
+    needs_grad = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (x, weight, bias, residual)
+    )
+    choice = choose(_NAME, x.device.type, x.dtype, needs_grad=needs_grad)
+    if choice.implementation == REFERENCE:
+        with torch.autocast(x.device.type, enabled=False):
+            result = reference(x, weight, bias, residual)
+        return result if out is None else out.copy_(result)
+    if out is None:
+        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    _op(x, weight, bias, residual, out)
+    return out
+
+
+def reference(
+    x: Tensor,  # (N, C, H, W)
+    weight: Tensor,  # packed, of C' channels
+    bias: Tensor,  # (C',)
+    residual: Tensor | None = None,  # (N, C', H, W)
+) -> Tensor:
+    """What `conv_add` means, in plain PyTorch; the arguments are the same, and trusted."""
+    out = convolve_packed(x, weight, bias, glu=False)
+    if residual is not None:
+        out = out + residual
+    return out.to(x.dtype).contiguous(memory_format=torch.channels_last)
+
+
+@torch.library.custom_op(f"mirrorgan::{_NAME}", mutates_args=("out",))
+def _op(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, out: Tensor) -> None:
+    # The CPU implementation is csrc/cpu/conv_add.cpp.
+    out.copy_(reference(x, weight, bias, residual))
+
+
+@_op.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, out: Tensor) -> None:
+    pass

@@ -1,0 +1,81 @@
+"""A convolution, 3x3 or 1x1, and the gated linear unit behind it, in one pass.
+
+    y = weight * x + bias,   out = y[:C'] sigmoid(y[C':])
+
+on the map itself or on the map upsampled by two, which then never exists (see
+`mirrorgan_fast.ops.packing`). A batch norm of fixed statistics between the two is part of weight
+and bias. This is an up-block, the first half of a residual block or (as 1x1)
+a linear layer of MirrorGAN's generators.
+"""
+
+import torch
+from torch import Tensor
+
+from mirrorgan_fast.ops.checks import check_out
+from mirrorgan_fast.ops.choice import REFERENCE, choose
+from mirrorgan_fast.ops.packing import check_packed, convolve_packed
+
+_NAME = "conv_glu"
+
+
+def conv_glu(
+    x: Tensor,  # (N, C, H, W)
+    weight: Tensor,  # packed, of 2C' channels
+    bias: Tensor,  # (2C',)
+    out: Tensor | None = None,  # (N, C', H', W')
+) -> Tensor:
+    """Convolve, add the bias, gate one half of the channels by the other.
+
+    For inference; where a gradient is needed the reference runs. Below float32 everything but the
+    products is computed in float32 and rounded once.
+
+    Args:
+        x: float32 or bfloat16; channels_last is fast.
+        weight: from ``pack(..., glu=True)``, of x's data type.
+        bias: float32, values before gates.
+        out: where to write the result, not ``x``; None makes a new map.
+
+    Returns:
+        ``out``, channels_last and of x's data type; H' = 2H and W' = 2W if ``weight`` was packed
+        with ``upsample``, else H and W.
+
+    Raises:
+        InputError: shapes, data types or devices do not fit together.
+    """
+    scale = check_packed(_NAME, x, weight, bias, glu=True)
+    batch, _, height, width = x.shape
+    shape = (batch, len(bias) // 2, height * scale, width * scale)
+    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias))
+    choice = choose(_NAME, x.device.type, x.dtype, needs_grad=needs_grad)
+    if out is not None:
+        check_out(_NAME, out, x, shape, x.dtype)
+    if choice.implementation == REFERENCE:
+        with torch.autocast(x.device.type, enabled=False):
+            result = reference(x, weight, bias)
+        return result if out is None else out.copy_(result)
+    if out is None:
+        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    _op(x, weight, bias, out)
+    return out
+
+
+def reference(
+    x: Tensor,  # (N, C, H, W)
+    weight: Tensor,  # packed, of 2C' channels
+    bias: Tensor,  # (2C',)
+) -> Tensor:
+    """What `conv_glu` means, in plain PyTorch; the arguments are the same, and trusted."""
+    values, gates = convolve_packed(x, weight, bias, glu=True).chunk(2, dim=1)
+    out = (values * gates.sigmoid()).to(x.dtype)
+    return out.contiguous(memory_format=torch.channels_last)
+
+
+@torch.library.custom_op(f"mirrorgan::{_NAME}", mutates_args=("out",))
+def _op(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
+    # The CPU implementation is csrc/cpu/conv_glu.cpp.
+    out.copy_(reference(x, weight, bias))
+
+
+@_op.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
+    pass

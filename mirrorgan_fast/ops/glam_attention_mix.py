@@ -1,0 +1,140 @@
+"""GLAM attention and the 1x1 convolution that mixes it, in one pass.
+
+    out = mix concat(f, Att^w, Att^s)
+
+with the attentions of `mirrorgan_fast.ops.glam_attention`. A sum over words or channels may be
+mixed before it is weighed, mix_w sum_t k_t p_t = sum_t (mix_w k_t) p_t, so that neither attention
+nor their concatenation is ever written.
+"""
+
+import torch
+from torch import Tensor
+
+from mirrorgan_fast.ops.checks import check_out, refuse
+from mirrorgan_fast.ops.choice import REFERENCE, choose
+from mirrorgan_fast.ops.glam_attention import check_attention
+from mirrorgan_fast.ops.glam_attention import reference as attention_reference
+
+_NAME = "glam_attention_mix"
+
+
+def glam_attention_mix(
+    features: Tensor,  # (N, C, H, W)
+    words: Tensor,  # (N, T, C)
+    mask: Tensor,  # (N, T)
+    sentence: Tensor | None,  # (N, C)
+    sentence_weight: Tensor | None,  # (C, C)
+    mix: Tensor,  # (C', 3C)
+    out: Tensor | None = None,  # (N, C', H, W)
+) -> Tensor:
+    """Mix features with their word attention and, given a sentence, sentence attention.
+
+    For inference; where a gradient is needed the reference runs. A sample's result depends on that
+    sample alone. NaN in a pixel's features stays in that pixel.
+
+    Args:
+        features: f, float32 or bfloat16; channels_last is fast.
+        words: U w, the words projected to C channels; same data type.
+        mask: bool, true at real words. What stands at the others has no influence; without any
+            real word Att^w is 0.
+        sentence: V s_ca, the sentence projected to C channels. None: no Att^s (AttnGAN's form).
+        sentence_weight: M of the authors' form. None: the paper's form.
+        mix: the weight of the 1x1 convolution, of the same data type; (C', 2C) without a sentence.
+        out: where to write the result; None makes a new map.
+
+    Returns:
+        ``out``, channels_last and of the data type of ``features``.
+
+    Raises:
+        InputError: shapes, data types or devices do not fit together.
+    """
+    given = (features, words, mask, sentence, sentence_weight)
+    check_attention_mix(_NAME, *given, mix)
+    shape = (features.shape[0], mix.shape[0], *features.shape[2:])
+    if out is not None:
+        check_out(_NAME, out, features, shape, features.dtype)
+    needs_grad = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (*given, mix)
+    )
+    device = features.device
+    if (
+        choose(_NAME, device.type, features.dtype, needs_grad=needs_grad).implementation
+        == REFERENCE
+    ):
+        with torch.autocast(device.type, enabled=False):
+            result = reference(*given, mix)
+        return result if out is None else out.copy_(result)
+    if out is None:
+        out = torch.empty(
+            shape, dtype=features.dtype, device=device, memory_format=torch.channels_last
+        )
+    _op(*given, mix, out)
+    return out
+
+
+def check_attention_mix(
+    op: str,
+    features: Tensor,
+    words: Tensor,
+    mask: Tensor,
+    sentence: Tensor | None,
+    sentence_weight: Tensor | None,
+    mix: Tensor,
+) -> None:
+    """Check the inputs that the ops with attention and mix have in common."""
+    check_attention(op, features, words, mask, sentence, sentence_weight)
+    columns = features.shape[1] * (2 if sentence is None else 3)
+    if features.dtype not in (torch.float32, torch.bfloat16) or features.shape[1] == 0:
+        refuse(op, "features", features, "float32 or bfloat16 of at least one channel")
+    if mix.dim() != 2 or mix.shape[1] != columns:
+        refuse(op, "mix", mix, f"shape (C', {columns})")
+    if mix.dtype != features.dtype or mix.device != features.device:
+        refuse(op, "mix", mix, f"{features.dtype} on {features.device}, as features")
+
+
+def reference(
+    features: Tensor,  # (N, C, H, W)
+    words: Tensor,  # (N, T, C)
+    mask: Tensor,  # (N, T)
+    sentence: Tensor | None,  # (N, C)
+    sentence_weight: Tensor | None,  # (C, C)
+    mix: Tensor,  # (C', 3C)
+) -> Tensor:
+    """What `glam_attention_mix` means, in plain PyTorch; same arguments, trusted."""
+    wide = torch.promote_types(features.dtype, torch.float32)
+    context = attention_reference(
+        features.to(wide),
+        words.to(wide),
+        mask,
+        None if sentence is None else sentence.to(wide),
+        None if sentence_weight is None else sentence_weight.to(wide),
+    )
+    mixed = torch.einsum("oc,nchw->nohw", mix.to(wide), context).to(features.dtype)
+    return mixed.contiguous(memory_format=torch.channels_last)
+
+
+@torch.library.custom_op(f"mirrorgan::{_NAME}", mutates_args=("out",))
+def _op(
+    features: Tensor,
+    words: Tensor,
+    mask: Tensor,
+    sentence: Tensor | None,
+    sentence_weight: Tensor | None,
+    mix: Tensor,
+    out: Tensor,
+) -> None:
+    # The CPU implementation is csrc/cpu/glam_attention_mix.cpp.
+    out.copy_(reference(features, words, mask, sentence, sentence_weight, mix))
+
+
+@_op.register_fake
+def _(
+    features: Tensor,
+    words: Tensor,
+    mask: Tensor,
+    sentence: Tensor | None,
+    sentence_weight: Tensor | None,
+    mix: Tensor,
+    out: Tensor,
+) -> None:
+    pass

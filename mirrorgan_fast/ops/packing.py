@@ -1,0 +1,161 @@
+"""The form in which the fused convolutions take their weights.
+
+A 3x3 convolution with zeros around the map is nine taps, a 1x1 convolution is one. On a map that
+is first upsampled by two (nearest) a 3x3 one is four phases of four taps on the small map, one
+phase for each of the four pixels that a pixel becomes: rows of the kernel that meet the same pixel
+are summed. In all cases the weights are cut into blocks of 32 output channels and steps of 32 input
+channels of a tap, each block and step as two tiles of 16 output channels. In bfloat16 a tile holds
+pairs of input channels side by side (16, 16, 2), as AMX multiplies them; in float32 it is (32, 16).
+With a GLU the first tile of a block is of values and the second of their gates. What is missing to
+whole blocks and steps is filled with zeros.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.ops.checks import refuse
+
+_HALF, _DEPTH = 16, 32
+_PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
+
+
+def pack(
+    weight: Tensor,  # (N, C, 3, 3) or (N, C, 1, 1)
+    *,
+    glu: bool,
+    upsample: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Pack the weights of a convolution.
+
+    Args:
+        weight: of a 3x3 convolution with padding 1, or of a 1x1 one, of a floating data type.
+        glu: the op applies a GLU: the second half of the N channels are gates.
+        upsample: the op convolves the map upsampled by two; 3x3 only.
+        dtype: float32 or bfloat16, the data type of the maps that will be convolved.
+
+    Returns:
+        (phases, blocks, steps, 2, 512) of ``dtype``.
+
+    Raises:
+        InputError: other shapes or data types.
+    """
+    sides = ((3, 3),) if upsample else ((3, 3), (1, 1))
+    if weight.dim() != 4 or weight.shape[2:] not in sides or not weight.is_floating_point():
+        raise InputError(
+            f"pack: weight: found {weight.dtype} of shape {tuple(weight.shape)}, wanted floating "
+            f"point of shape (N, C, 3, 3){'' if upsample else ' or (N, C, 1, 1)'}"
+        )
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise InputError(f"pack: dtype: found {dtype}, wanted torch.float32 or torch.bfloat16")
+    if weight.numel() == 0 or (glu and weight.shape[0] % 2):
+        raise InputError(
+            f"pack: weight: found shape {tuple(weight.shape)}, wanted some channels, "
+            "an even number of them before a GLU"
+        )
+    wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+    phases = _phases(wide) if upsample else wide[None]  # (P, N, C, h, w)
+    taps = phases.flatten(3).permute(0, 3, 2, 1)  # (P, taps, C, N)
+    taps = functional.pad(taps, (0, 0, 0, -taps.shape[2] % _DEPTH))
+    depth = taps.flatten(1, 2)  # (P, taps C, N)
+    halves = depth.chunk(2, dim=2) if glu else (depth,)
+    columns = [functional.pad(half, (0, -half.shape[2] % _block(glu))) for half in halves]
+    if glu:
+        tiles = torch.stack([half.unflatten(2, (-1, _HALF)) for half in columns], dim=3)
+    else:
+        tiles = columns[0].unflatten(2, (-1, 2, _HALF))  # (P, K, blocks, 2, 16)
+    steps = tiles.unflatten(1, (-1, _DEPTH)).permute(0, 3, 1, 4, 2, 5)  # (P, B, S, 2, 32, 16)
+    if dtype == torch.bfloat16:
+        steps = steps.unflatten(4, (-1, 2)).transpose(5, 6)  # (P, B, S, 2, 16, 16, 2)
+    packed: Tensor = steps.flatten(4).to(dtype).contiguous()
+    return packed
+
+
+def convolve_packed(
+    x: Tensor,  # (N, C, H, W)
+    weight: Tensor,  # (phases, blocks, steps, 2, 512)
+    bias: Tensor,  # (N',)
+    *,
+    glu: bool,
+) -> Tensor:
+    """Convolve with packed weights, in plain PyTorch and float32 or wider: (N, N', H', W')."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    kernels = unpack(weight, x.shape[1], len(bias), glu=glu).to(wide)
+    x, bias = x.to(wide), bias.to(wide)
+    if len(kernels) == 1:
+        return functional.conv2d(x, kernels[0], bias, padding=kernels.shape[3] // 2)
+    phases = [
+        functional.conv2d(functional.pad(x, (1 - right, right, 1 - low, low)), kernel, bias)
+        for (low, right), kernel in zip(_PHASES, kernels, strict=True)
+    ]
+    pairs = torch.stack(phases, dim=-1).unflatten(-1, (2, 2))  # (N, N', H, W, 2, 2)
+    upsampled: Tensor = pairs.permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)
+    return upsampled
+
+
+def check_packed(
+    op: str, x: Tensor, weight: Tensor, bias: Tensor, *, glu: bool, channels: int | None = None
+) -> int:
+    """Check what a fused convolution is given; return how many times larger its map becomes.
+
+    Args:
+        op: named in errors.
+        x: the map, or one of its data type and device that has ``channels`` where it is convolved.
+        weight: packed.
+        bias: of the result.
+        glu: whether a GLU follows.
+        channels: default: those of ``x``.
+    """
+    if x.dim() != 4 or x.shape[1] == 0 or x.dtype not in (torch.float32, torch.bfloat16):
+        refuse(op, "x", x, "float32 or bfloat16 of shape (N, C, H, W), C > 0")
+    channels = x.shape[1] if channels is None else channels
+    if bias.dim() != 1 or bias.dtype != torch.float32 or (glu and len(bias) % 2):
+        refuse(op, "bias", bias, f"float32 of shape ({'2C' if glu else 'C'},)")
+    phases = weight.shape[0] if weight.dim() == 5 else 0
+    blocks = -(-(len(bias) // 2 if glu else len(bias)) // _block(glu))
+    depth = -(-channels // _DEPTH)
+    shapes = [(1, blocks, 9 * depth), (1, blocks, depth), (4, blocks, 4 * depth)]
+    if phases == 0 or weight.shape not in [(*shape, 2, _DEPTH * _HALF) for shape in shapes]:
+        refuse(op, "weight", weight, f"what pack() makes for {channels} channels and this bias")
+    if weight.dtype != x.dtype:
+        refuse(op, "weight", weight, f"{x.dtype}, that of x")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor.device != x.device:
+            refuse(op, name, tensor, f"device {x.device}, that of x")
+        if not tensor.is_contiguous():
+            refuse(op, name, tensor, "a contiguous tensor")
+    return 2 if phases == 4 else 1
+
+
+def _phases(weight: Tensor) -> Tensor:
+    """(N, C, 3, 3) to (4, N, C, 2, 2): the rows and columns of a kernel that meet one pixel."""
+    sums = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
+    return torch.stack(
+        [torch.einsum("ik,ockl,jl->ocij", sums[low], weight, sums[right]) for low, right in _PHASES]
+    )
+
+
+def unpack(weight: Tensor, channels: int, out_channels: int, *, glu: bool) -> Tensor:
+    """Return the kernels (P, N, C, h, w) that were packed, of the same data type."""
+    taps = weight.shape[2] // -(-channels // _DEPTH)
+    side = {9: 3, 4: 2, 1: 1}[taps]
+    steps = weight
+    if weight.dtype == torch.bfloat16:
+        steps = steps.unflatten(4, (_DEPTH // 2, _HALF, 2)).transpose(5, 6).flatten(4, 5)
+    else:
+        steps = steps.unflatten(4, (_DEPTH, _HALF))
+    tiles = steps.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)  # (P, K, B, 2, 16)
+    if glu:
+        halves = [tiles[:, :, :, i].flatten(2)[:, :, : out_channels // 2] for i in range(2)]
+        columns = torch.cat(halves, dim=2)
+    else:
+        columns = tiles.flatten(2)[:, :, :out_channels]
+    kernels = columns.unflatten(1, (taps, -1))[:, :, :channels]  # (P, taps, C, N)
+    unpacked: Tensor = kernels.permute(0, 3, 2, 1).unflatten(3, (side, side))
+    return unpacked
+
+
+def _block(glu: bool) -> int:
+    return _HALF if glu else 2 * _HALF

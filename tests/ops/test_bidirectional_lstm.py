@@ -1,0 +1,246 @@
+"""bidirectional_lstm: PyTorch's LSTM over captions of several lengths, in float64."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.ops import bidirectional_lstm, build_info, pack_lstm, use
+from mirrorgan_fast.ops.bidirectional_lstm import reference
+
+from .conftest import compiled
+
+
+def lstm_of(inputs: int, units: int) -> nn.LSTM:
+    torch.manual_seed(3)
+    lstm = nn.LSTM(inputs, units, batch_first=True, bidirectional=True)
+    with torch.no_grad():
+        for parameter in lstm.parameters():
+            parameter.mul_(2)  # gates that open and close
+    return lstm
+
+
+def gates_of(lstm: nn.LSTM, x: Tensor) -> Tensor:
+    """What the words contribute, by the documented order of the gates."""
+    units, filled = lstm.hidden_size, -(-lstm.hidden_size // 32) * 32
+    directions = []
+    for suffix in ("", "_reverse"):
+        W, b, b_h = (
+            getattr(lstm, f"{name}_l0{suffix}") for name in ("weight_ih", "bias_ih", "bias_hh")
+        )
+        gates = torch.zeros(*x.shape[:2], 4, filled, dtype=x.dtype)
+        gates[..., :units] = (x @ W.T + b + b_h).unflatten(2, (4, units))
+        directions.append(gates.unflatten(3, (-1, 16)).transpose(2, 3).flatten(2))
+    return torch.stack(directions, dim=2)
+
+
+@pytest.fixture
+def case():
+    """Arguments for some sizes, with what float64 gives."""
+
+    def make(batch: int, words: int, units: int, seed: int = 0):
+        rng = torch.Generator().manual_seed(seed)
+        x = torch.randn(batch, words, 5, generator=rng)
+        lengths = torch.randint(0, words + 1, (batch,), generator=rng)
+        lstm = lstm_of(5, units)
+        with torch.no_grad():
+            gates = gates_of(lstm, x)
+            states = torch.zeros(batch, words, 2, units, dtype=torch.float64)
+            last = torch.zeros(batch, 2, units, dtype=torch.float64)
+            wide = lstm_of(5, units).double()
+            for n, length in enumerate(lengths.tolist()):
+                if length:
+                    out, (h, _) = wide(x[n : n + 1, :length].double())
+                    states[n, :length] = out[0].unflatten(1, (2, units))
+                    last[n] = h[:, 0]
+        return (gates, lengths, pack_lstm(lstm).recurrent), (states, last)
+
+    return make
+
+
+def assert_close(actual: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
+    for result, exact in zip(actual, expected, strict=True):
+        units = exact.shape[-1]
+        assert result.dtype == torch.float32
+        assert (result[..., :units] - exact).abs().max().item() <= 1e-5 if exact.numel() else True
+        assert (result[..., units:] == 0).all()
+
+
+@settings(
+    deadline=None,
+    max_examples=40,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # it holds for all examples
+)
+@given(
+    batch=st.integers(0, 19),
+    words=st.integers(1, 20),
+    units=st.one_of(st.integers(1, 70), st.just(128)),
+    seed=st.integers(0, 2**31),
+)
+def test_matches_float64_on_any_shape(implementation, case, batch, words, units, seed):
+    arguments, expected = case(batch, words, units, seed)
+    assert_close(bidirectional_lstm(*arguments), expected)
+
+
+def test_strided_inputs(implementation, case):
+    (gates, lengths, recurrent), expected = case(5, 6, 32)
+    strided = gates.permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0)
+    every_other = lengths.repeat_interleave(2)[::2]
+    assert_close(bidirectional_lstm(strided, every_other, recurrent), expected)
+
+
+def test_captions_and_threads_do_not_change_bits(case):
+    with use("cpu"):
+        (gates, lengths, recurrent), _ = case(21, 9, 64)
+        together = bidirectional_lstm(gates, lengths, recurrent)
+        before = torch.get_num_threads()
+        try:
+            for threads in (1, 3):
+                torch.set_num_threads(threads)
+                again = bidirectional_lstm(gates, lengths, recurrent)
+                assert all(map(torch.equal, again, together))
+        finally:
+            torch.set_num_threads(before)
+        for n in range(21):
+            alone = bidirectional_lstm(gates[n : n + 1], lengths[n : n + 1], recurrent)
+            assert all(torch.equal(a[0], b[n]) for a, b in zip(alone, together, strict=True))
+
+
+def test_what_stands_behind_a_caption_is_not_read(implementation, case):
+    (gates, lengths, recurrent), _ = case(6, 7, 32)
+    clean = bidirectional_lstm(gates, lengths, recurrent)
+    for n, length in enumerate(lengths.tolist()):
+        gates[n, length:] = torch.nan
+    assert all(map(torch.equal, bidirectional_lstm(gates, lengths, recurrent), clean))
+
+
+def test_nan_stays_in_its_caption(implementation, case):
+    (gates, lengths, recurrent), _ = case(4, 3, 32)
+    lengths[1] = 3
+    clean = bidirectional_lstm(gates, lengths, recurrent)
+    gates[1, 1, 0, 7] = torch.nan
+    states, last = bidirectional_lstm(gates, lengths, recurrent)
+    assert states[1, 2, 0].isnan().any()
+    assert last[1, 0].isnan().any()
+    others = [0, 2, 3]
+    assert torch.equal(states[others], clean[0][others])
+    assert torch.equal(last[others], clean[1][others])
+
+
+@compiled
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+def test_narrower_instruction_sets(case, tmp_path, capability):
+    """The choice is made once a process, hence another process."""
+    wanted = {"default": "baseline"}.get(capability, capability)
+    if wanted not in build_info().processor_instruction_sets:
+        pytest.skip(f"this processor has no {wanted}")
+    arguments, expected = case(11, 5, 40)
+    torch.save(arguments, tmp_path / "arguments.pt")
+    script = """
+        import sys, torch
+        from mirrorgan_fast import ops
+        folder, wanted = sys.argv[1:]
+        assert ops.build_info().instruction_set == wanted, ops.build_info()
+        with ops.use("cpu"):
+            results = ops.bidirectional_lstm(*torch.load(folder + "/arguments.pt"))
+        torch.save(results, folder + "/results.pt")
+    """
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), tmp_path, wanted],
+        env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
+        check=True,
+    )
+    assert_close(torch.load(tmp_path / "results.pt"), expected)
+
+
+def test_compiles_as_one_graph_and_exports(implementation, case):
+    arguments, expected = case(3, 4, 32)
+
+    class Module(nn.Module):
+        def forward(self, *given):
+            return bidirectional_lstm(*given)
+
+    torch.compiler.reset()
+    run = torch.compile(Module(), fullgraph=True, backend="aot_eager")
+    assert_close(run(*arguments), expected)
+    program = torch.export.export(Module(), arguments)
+    names = {str(node.target) for node in program.graph.nodes}
+    at_once = any(name.startswith("mirrorgan.bidirectional_lstm") for name in names)
+    assert at_once == (implementation == "cpu")
+    assert_close(program.module()(*arguments), expected)
+
+
+@compiled
+def test_opcheck(case):
+    arguments, _ = case(3, 4, 32)
+    outs = torch.empty(3, 4, 2, 32), torch.empty(3, 2, 32)
+    torch.library.opcheck(torch.ops.mirrorgan.bidirectional_lstm, (*arguments, *outs))
+
+
+def test_gradients_are_those_of_the_reference(implementation, case):
+    (gates, lengths, recurrent), _ = case(3, 4, 32)
+    wide = gates.double().requires_grad_()
+    states, last = reference(wide, lengths, recurrent)
+    exact = torch.autograd.grad(states.sum() + last.sum(), wide)[0]
+    narrow = gates.requires_grad_()
+    states, last = bidirectional_lstm(narrow, lengths, recurrent)
+    gradient = torch.autograd.grad(states.sum() + last.sum(), narrow)[0]
+    assert (gradient - exact).abs().max() <= 1e-5
+
+
+ONES, INTS = torch.ones, torch.ones(2, dtype=torch.int64)
+PACKED = pack_lstm(nn.LSTM(5, 32, bidirectional=True)).recurrent
+REFUSED = [
+    ("gates", (ONES(2, 3, 2, 100), INTS, PACKED), "a multiple of 32 units"),
+    ("gates", (ONES(2, 3, 1, 128), INTS, PACKED), "(N, T, 2, 4H)"),
+    ("gates", (ONES(2, 3, 2, 128).double(), INTS, PACKED), "float32 of shape"),
+    ("lengths", (ONES(2, 3, 2, 128), INTS[:1], PACKED), "int64 of shape (2,)"),
+    ("lengths", (ONES(2, 3, 2, 128), INTS.int(), PACKED), "int64"),
+    ("lengths", (ONES(2, 3, 2, 128), INTS.to("meta"), PACKED), "device cpu"),
+    ("recurrent", (ONES(2, 3, 2, 128), INTS, PACKED[:1]), "pack_lstm() makes for 32 units"),
+    ("recurrent", (ONES(2, 3, 2, 128), INTS, PACKED.mT.contiguous().mT), "contiguous"),
+]
+
+
+@pytest.mark.parametrize(("argument", "arguments", "wanted"), REFUSED)
+def test_refuses(implementation, argument, arguments, wanted):
+    with pytest.raises(InputError) as error:
+        bidirectional_lstm(*arguments)
+    assert str(error.value).startswith(f"bidirectional_lstm: {argument}: found ")
+    assert wanted in str(error.value)
+
+
+@compiled
+@pytest.mark.parametrize("length", [-1, 4])
+def test_compiled_op_refuses_lengths_outside(length):
+    lengths = torch.tensor([2, length])
+    with use("cpu"), pytest.raises((ValueError, RuntimeError), match="lengths: found"):
+        bidirectional_lstm(ONES(2, 3, 2, 128), lengths, PACKED)
+
+
+@compiled
+@pytest.mark.parametrize(("argument", "arguments", "wanted"), REFUSED)
+def test_compiled_op_checks_for_itself(argument, arguments, wanted):
+    """Nobody should call it, but nobody shall crash the process with it."""
+    if any(tensor.device.type == "meta" for tensor in arguments):
+        pytest.skip("does not reach the op for the CPU")
+    with pytest.raises((ValueError, RuntimeError)):
+        torch.ops.mirrorgan.bidirectional_lstm(*arguments, ONES(2, 3, 2, 32), ONES(2, 2, 32))
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_layers": 2}, {"bidirectional": False}, {"bias": False}, {"proj_size": 3}]
+)
+def test_pack_lstm_refuses(options):
+    lstm = nn.LSTM(5, 8, **{"bidirectional": True} | options)
+    with pytest.raises(InputError, match=r"^pack_lstm: lstm: found LSTM"):
+        pack_lstm(lstm)

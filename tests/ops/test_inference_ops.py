@@ -1,0 +1,279 @@
+"""What every op for inference promises, against float64; what each refuses, in its own file."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from mirrorgan_fast.ops import build_info, use
+
+from .calls import OPS, Call, Shapes, call
+from .conftest import compiled
+
+DTYPES = [torch.float32, torch.bfloat16]
+# Rows and channels of whole tiles, where the fastest forms run.
+WHOLE = Shapes(channels=32, height=7, width=32, out_channels=64, words=18, blocks=2, head=True)
+
+
+@pytest.fixture
+def assert_result(assert_matches):
+    """Assert that the result of a call is what float64 says; of images, that the levels are."""
+
+    def check(called: Call, actual: Tensor) -> None:
+        if actual.dtype != torch.uint8:
+            assert_matches(actual, called.expected)
+            return
+        tolerance = 1e-5 if called.arguments[0].dtype == torch.float32 else 2e-2
+        assert actual.shape == called.expected.shape
+        if actual.numel():
+            assert (actual - called.expected).abs().max() <= 0.5 + 255 * tolerance
+
+    return check
+
+
+def shapes() -> st.SearchStrategy[Shapes]:
+    channels = st.one_of(st.integers(1, 70), st.sampled_from([32, 64]))
+    return st.builds(
+        Shapes,
+        batch=st.integers(0, 3),
+        channels=channels,
+        height=st.integers(1, 9),
+        width=st.one_of(st.integers(1, 40), st.sampled_from([16, 32])),
+        out_channels=channels,
+        words=st.integers(1, 40),
+        blocks=st.integers(0, 2),
+        side=st.sampled_from([1, 3]),
+        upsample=st.booleans(),
+        form=st.sampled_from(["authors", "paper", "words"]),
+        head=st.booleans(),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", OPS)
+@settings(
+    deadline=None,
+    max_examples=40,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # it holds for all examples
+)
+@given(shapes=shapes(), seed=st.integers(0, 2**31))
+def test_matches_float64_on_any_shape(implementation, assert_result, op, dtype, shapes, seed):
+    called = call(op, shapes, dtype, seed)
+    assert_result(called, called.run())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", OPS)
+def test_matches_float64_on_whole_tiles(implementation, assert_result, op, dtype):
+    for upsample in (False, True):
+        called = call(op, WHOLE._replace(upsample=upsample, head=upsample), dtype)
+        assert_result(called, called.run())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", OPS)
+def test_strided_inputs(implementation, assert_result, op, dtype):
+    called = call(op, Shapes(), dtype)
+    contiguous = [t.contiguous() if isinstance(t, Tensor) else t for t in called.arguments]
+    first, *rest = contiguous
+    strided = first.permute(3, 0, 2, 1).contiguous().permute(1, 3, 2, 0)
+    assert not strided.is_contiguous()
+    assert_result(called, called.op(*contiguous))
+    assert torch.equal(called.op(strided, *rest), called.op(*contiguous))
+
+
+@pytest.mark.parametrize("shapes", [Shapes(), WHOLE])
+@pytest.mark.parametrize("op", OPS)
+def test_writes_where_it_is_told(implementation, op, shapes):
+    called = call(op, shapes, torch.bfloat16)
+    result = called.run()
+    out = torch.full_like(result, 3)
+    assert called.run(out=out) is out
+    assert torch.equal(out, result)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shapes", [Shapes(batch=5, width=19), WHOLE._replace(batch=3)])
+@pytest.mark.parametrize("op", OPS)
+def test_samples_are_independent_to_the_bit(op, dtype, shapes):
+    with use("cpu"):
+        called = call(op, shapes, dtype)
+        together = called.run()
+        for n in range(shapes.batch):
+            assert torch.equal(called.of_sample(n).run(), together[n : n + 1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shapes", [Shapes(height=40, width=19), WHOLE])
+@pytest.mark.parametrize("op", OPS)
+def test_threads_do_not_change_bits(op, dtype, shapes):
+    called = call(op, shapes, dtype)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            results.append(called.run())
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(result, results[0]) for result in results[1:])
+
+
+@compiled
+def test_a_stage_at_once_is_its_ops_one_by_one():
+    for shapes in (WHOLE, WHOLE._replace(blocks=0, height=1), WHOLE._replace(height=40, batch=1)):
+        for head in (False, True):
+            called = call("glam_stage", shapes._replace(head=head), torch.bfloat16)
+            odd = call("glam_stage", shapes._replace(head=head), torch.bfloat16)
+            assert torch.equal(called.run(), _one_by_one(odd))
+
+
+def _one_by_one(called: Call) -> Tensor:
+    """Run a stage in the form for processors without AMX, by ops that have it."""
+    from mirrorgan_fast.ops import conv_add, conv_glu, glam_attention_mix, image_head
+
+    *attention, weights, biases, head_weight, head_bias = called.arguments
+    x = glam_attention_mix(*attention)
+    for i in range(0, len(weights) - 1, 2):
+        hidden = conv_glu(x, weights[i], biases[i])
+        x = conv_add(hidden, weights[i + 1], biases[i + 1], x)
+    f = conv_glu(x, weights[-1], biases[-1])
+    return f if head_weight is None else image_head(f, head_weight, head_bias)
+
+
+@compiled
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+def test_narrower_instruction_sets(assert_result, tmp_path, capability):
+    """The choice is made once a process, hence another process."""
+    wanted = {"default": "baseline"}.get(capability, capability)
+    if wanted not in build_info().processor_instruction_sets:
+        pytest.skip(f"this processor has no {wanted}")
+    cases = [
+        call(op, shapes, dtype)
+        for op in OPS
+        for dtype in DTYPES
+        for shapes in (WHOLE, Shapes(channels=33, width=17, upsample=True, out_channels=17))
+    ]
+    torch.save([(c.op.__name__, c.arguments) for c in cases], tmp_path / "cases.pt")
+    script = """
+        import sys, torch
+        from mirrorgan_fast import ops
+        folder, wanted = sys.argv[1:]
+        assert ops.build_info().instruction_set == wanted, ops.build_info()
+        cases = torch.load(folder + "/cases.pt")
+        with ops.use("cpu"):
+            results = [getattr(ops, name)(*arguments) for name, arguments in cases]
+        torch.save(results, folder + "/results.pt")
+    """
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), tmp_path, wanted],
+        env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
+        check=True,
+    )
+    for actual, called in zip(torch.load(tmp_path / "results.pt"), cases, strict=True):
+        assert_result(called, actual)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shapes", [Shapes(height=12, width=13), WHOLE._replace(height=12)])
+@pytest.mark.parametrize(
+    ("op", "reach"),  # pixels of the result, from the pixel's own on
+    [("conv_glu", 1), ("conv_add", 1), ("image_head", 1), ("glam_attention_mix", 0)],
+)
+def test_nan_stays_near_its_pixel(implementation, op, reach, shapes, dtype):
+    called = call(op, shapes, dtype)
+    clean = called.run()
+    called.arguments[0][1, 2, 6, 7] = torch.nan
+
+    dirty = called.run()
+
+    image = dirty.dtype == torch.uint8
+    near = torch.zeros(dirty.shape, dtype=torch.bool)
+    rows, columns = slice(6 - reach, 7 + reach), slice(7 - reach, 8 + reach)
+    near[(1, rows, columns) if image else (1, slice(None), rows, columns)] = True
+    assert ((dirty == 0) if image else dirty.isnan())[near].all()
+    assert torch.equal(dirty[~near], clean[~near])
+
+
+class Module(nn.Module):
+    """The op as a model uses it."""
+
+    def __init__(self, op) -> None:
+        super().__init__()
+        self.op = op
+
+    def forward(self, *arguments):
+        """Call the op."""
+        return self.op(*arguments)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_compiles_as_one_graph(implementation, assert_result, op):
+    called = call(op, WHOLE._replace(head=False), torch.bfloat16)
+    torch.compiler.reset()
+    run = torch.compile(Module(called.op), fullgraph=True, backend="aot_eager")
+    assert_result(called, run(*called.arguments))
+
+
+@compiled
+@pytest.mark.parametrize("op", OPS)
+def test_compiles_with_inductor(assert_result, op):
+    called = call(op, WHOLE._replace(head=False), torch.bfloat16)
+    torch.compiler.reset()
+    with use("cpu"):
+        assert_result(called, torch.compile(Module(called.op), fullgraph=True)(*called.arguments))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_exports(implementation, assert_result, op):
+    called = call(op, WHOLE._replace(head=False), torch.bfloat16)
+    program = torch.export.export(Module(called.op), called.arguments)
+    names = {str(node.target) for node in program.graph.nodes}
+    at_once = any(name.startswith(f"mirrorgan.{op}") for name in names)
+    wanted = implementation == "cpu" and (
+        op != "glam_stage" or build_info().instruction_set == "amx"
+    )
+    assert at_once == wanted
+    assert_result(called, program.module()(*called.arguments))
+
+
+@compiled
+@pytest.mark.parametrize("op", OPS)
+def test_opcheck(op):
+    if op == "glam_stage" and build_info().instruction_set != "amx":
+        pytest.skip("this processor has no AMX")
+    called = call(op, WHOLE, torch.bfloat16)
+    out = torch.empty_like(called.run())
+    torch.library.opcheck(getattr(torch.ops.mirrorgan, op), (*called.arguments, out))
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if op != "image_head"])
+def test_gradients_are_those_of_the_reference(implementation, assert_matches, op):
+    called = call(op, Shapes(), torch.float32)
+    x = called.arguments[0].requires_grad_()
+    out = called.run()
+    cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    gradient = torch.autograd.grad(out, x, cotangent)[0]
+
+    step = 1e-2 * torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad(), use("reference"):
+        forward = called.op(x + step, *called.arguments[1:])
+        backward = called.op(x - step, *called.arguments[1:])
+    change = ((forward - backward) * cotangent).sum() / 2
+    assert torch.isclose((gradient * step).sum(), change, rtol=2e-2, atol=1e-3)
+
+
+def test_autocast_changes_nothing(implementation):
+    for op in OPS:
+        called = call(op, Shapes(), torch.float32)
+        plain = called.run()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(called.run(), plain)
