@@ -173,7 +173,7 @@ def _model(options: argparse.Namespace) -> MirrorGAN:
 
 def _sample(options: argparse.Namespace) -> None:
     captions = _captions(options)
-    model = _model(options)
+    model = _model(options).fused()
     encoded = model.vocabulary.encode(captions, model.config.caption_length)
     for caption, unknown, length in zip(captions, encoded.unknown, encoded.lengths, strict=True):
         if length and unknown:

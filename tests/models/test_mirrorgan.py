@@ -91,6 +91,19 @@ def test_a_long_list_can_be_made_in_parts(model: MirrorGAN) -> None:
     assert abs(pixels(picked) - whole[[4, 0]]).max() <= 1
 
 
+def test_a_fused_model_is_the_same_model(model: MirrorGAN) -> None:
+    captions = ["a red bird", "a blue bird with red wings", "rock"]
+    plain = model.sample(captions, seed=3)
+    exact = pixels(model.fused(torch.float32).sample(captions, seed=3))
+    assert abs(exact - pixels(plain)).max() <= 1
+    fused = model.fused(torch.bfloat16)
+    assert abs(pixels(fused.sample(captions, seed=3)) - pixels(plain)).mean() < 1
+    assert fused.describe(plain) == model.describe(plain)
+    assert model.fused_glam is None
+    assert model.state_dict().keys() == fused.state_dict().keys()
+    assert fused.glam is model.glam
+
+
 def test_noise_depends_on_seed_and_index_alone(model: MirrorGAN) -> None:
     z, eps = model.noise(5, [3, 0, 2**40])
     assert z.shape == (3, 6)

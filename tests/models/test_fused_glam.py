@@ -1,0 +1,128 @@
+"""The fused generator: the images of the generator it was made of, and what it leaves alone."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.fused_glam import FusedGLAM, fastest_dtype
+from mirrorgan_fast.models.glam import GLAM
+from mirrorgan_fast.models.mirrorgan import to_uint8
+from mirrorgan_fast.ops import build_info, use
+
+SIZES: dict[str, dict[str, Any]] = {
+    "whole tiles": {"generator_channels": 32, "residual_blocks": 2},
+    "odd": {"generator_channels": 6, "residual_blocks": 1},
+    "paper": {"generator_channels": 32, "sentence_attention": "paper"},
+    "no sentence": {"generator_channels": 32, "sentence_attention": "none"},
+    "one stage": {"generator_channels": 8, "stages": 1, "image_size": 16},
+    "three stages": {"generator_channels": 32, "stages": 3, "image_size": 128},
+}
+
+
+def glam_of(sizes: dict[str, Any]) -> GLAM:
+    torch.manual_seed(0)
+    defaults = {"image_size": 64, "stages": 2, "condition_size": 10, "noise_size": 7}
+    glam = GLAM(ModelConfig(**defaults | {"embedding_size": 12} | sizes)).eval()
+    for module in glam.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.5, 2)
+            module.bias.data.normal_(0, 0.3)
+    return glam
+
+
+def inputs_of(batch: int, words: int = 5, seed: int = 1) -> tuple[Tensor, ...]:
+    rng = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=rng)
+
+    mask = torch.arange(words) < torch.randint(1, words + 1, (batch, 1), generator=rng)
+    return normal(batch, 7), normal(batch, 10), normal(batch, words, 12), mask, normal(batch, 12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("implementation", ["reference", "cpu"])
+def test_images_are_those_of_the_generator(implementation, sizes, dtype):
+    glam, inputs = glam_of(SIZES[sizes]), inputs_of(3)
+    with torch.no_grad():
+        images = glam(*inputs).images[-1]
+        exact = (
+            1
+            + glam.double()(*(t.double() if t.is_floating_point() else t for t in inputs)).images[
+                -1
+            ]
+        ) * 127.5
+    fused = FusedGLAM(glam.float(), dtype)
+    with use(implementation):
+        actual = fused(*inputs)
+    assert actual.shape == (3, *images.shape[2:], 3)
+    assert actual.dtype == torch.uint8
+    difference = (actual - exact.permute(0, 2, 3, 1)).abs()
+    assert exact.std() > 20, "a test of gray images would show nothing"
+    if dtype == torch.float32:
+        assert difference.max() <= 0.51
+    else:
+        assert (actual.float() - to_uint8(images).float()).abs().mean() < 1
+        assert difference.max() < 24
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_image_is_the_same_bits_in_any_company(dtype):
+    fused = FusedGLAM(glam_of(SIZES["three stages"]), dtype)
+    inputs = inputs_of(19)
+    together = fused(*inputs)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(fused(*inputs), together)
+    finally:
+        torch.set_num_threads(before)
+    for n in (0, 7, 18):
+        assert torch.equal(fused(*(t[n : n + 1] for t in inputs)), together[n : n + 1])
+    some = [18, 2, 3]
+    assert torch.equal(fused(*(t[some] for t in inputs)), together[some])
+
+
+def test_no_images():
+    fused = FusedGLAM(glam_of(SIZES["whole tiles"]))
+    assert fused(*inputs_of(0)).shape == (0, 64, 64, 3)
+
+
+def test_the_generator_is_left_alone_and_left_behind():
+    glam, inputs = glam_of(SIZES["whole tiles"]), inputs_of(2)
+    before = copy.deepcopy(glam.state_dict())
+    fused = FusedGLAM(glam)
+    images = fused(*inputs)
+    assert all(torch.equal(value, before[name]) for name, value in glam.state_dict().items())
+    with torch.no_grad():
+        for parameter in glam.parameters():
+            parameter.zero_()
+    assert torch.equal(fused(*inputs), images)
+
+
+def test_memory_is_kept_and_does_not_grow():
+    fused = FusedGLAM(glam_of(SIZES["three stages"]))
+    fused(*inputs_of(1))
+    kept = fused.memory.bytes()
+    for batch in (40, 3, 17):
+        fused(*inputs_of(batch))
+    assert fused.memory.bytes() == kept
+
+
+def test_other_data_types_are_refused():
+    with pytest.raises(InputError, match=r"dtype: found torch.float16, wanted torch.float32 or"):
+        FusedGLAM(glam_of(SIZES["odd"]), torch.float16)
+
+
+def test_bfloat16_where_the_processor_has_tiles():
+    built = build_info()
+    tiles = built is not None and built.instruction_set == "amx"
+    assert fastest_dtype() == (torch.bfloat16 if tiles else torch.float32)
