@@ -1,30 +1,92 @@
-"""What every benchmark shares: the facts of the machine, the number of threads, no gradients."""
+"""What every benchmark shares: the machine, its limits, the model, no gradients, the table."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from contest import Contest
+from limits import Limits
+from pytest_benchmark.fixture import BenchmarkFixture
+from table import HEADER, rows
+from torch import nn
 
+from mirrorgan_fast.data.vocabulary import END, Vocabulary
+from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.ops import build_info
+from mirrorgan_fast.training.precision import keep_memory
+
+
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Name a data type as PyTorch does."""
+    return str(val).removeprefix("torch.") if isinstance(val, torch.dtype) else None
 
 
 def pytest_benchmark_update_machine_info(
     config: pytest.Config, machine_info: dict[str, Any]
 ) -> None:
-    """Add what decides the numbers to the saved results."""
+    """Add what decides the numbers to the saved results, and leave out the machine's name."""
     built = build_info()
+    machine_info.pop("node", None)
     machine_info["torch"] = torch.__version__
+    machine_info["threads"] = torch.get_num_threads()
     machine_info["build"] = None if built is None else built._asdict()
 
 
-@pytest.fixture(params=[1, 2], ids=lambda count: f"{count}-threads")
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Run with one thread, then with two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+def pytest_benchmark_update_json(
+    config: pytest.Config, benchmarks: object, output_json: dict[str, Any]
+) -> None:
+    """Keep what is worth committing: no single timings, and of the machine no list of flags."""
+    output_json["commit_info"] = {}
+    output_json["machine_info"].get("cpu", {}).pop("flags", None)
+    for benchmark in output_json["benchmarks"]:
+        benchmark["stats"].pop("data", None)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
+) -> None:
+    """Print what the contests found."""
+    session = getattr(config, "_benchmarksession", None)
+    found = [] if session is None else session.benchmarks
+    table = rows({"name": one.name, "extra_info": one.extra_info} for one in found)
+    if table:
+        terminalreporter.section("ours, against plain PyTorch and torch.compile")
+        widths = [max(map(len, column)) for column in zip(HEADER, *table, strict=True)]
+        for line in (HEADER, *table):
+            first, *others = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+            terminalreporter.write_line("  ".join([first.strip().ljust(widths[0]), *others]))
+
+
+@pytest.fixture(scope="session")
+def limits() -> Limits:
+    return Limits()
+
+
+@pytest.fixture
+def contest(benchmark: BenchmarkFixture, limits: Limits) -> Contest:
+    """Measure against rivals, with the memory kept for all of them."""
+    keep_memory()
+    torch.compiler.reset()  # or it gives up compiling the same classes for ever new shapes
+    return Contest(benchmark, limits)
+
+
+@pytest.fixture(scope="session")
+def model() -> MirrorGAN:
+    """MirrorGAN for birds as in the paper, with batch norms as after some training."""
+    torch.manual_seed(0)
+    # the encoders of images have no part in what is measured, and hundreds of megabytes
+    config = replace(ModelConfig.preset("cub"), image_encoder="small", stream_encoder="small")
+    model = MirrorGAN(config, Vocabulary([END, *(f"word{i}" for i in range(5449))])).eval()
+    for module in model.glam.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    return model
 
 
 @pytest.fixture(autouse=True)

@@ -30,3 +30,15 @@ BATCH_NORM_GLU = [
     MapShape(16, 128, 32),
     MapShape(16, 256, 8),
 ]
+
+
+class StageShape(NamedTuple):
+    """A stage of a generator."""
+
+    channels: int  # C
+    size: int  # H = W of what comes in
+    words: int  # T
+
+
+# Of cub, from 128 to 256 px
+LAST_STAGE = StageShape(32, 128, 18)

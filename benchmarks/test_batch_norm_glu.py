@@ -1,45 +1,63 @@
-"""batch_norm_glu on the CPU, forward and backward: the compiled kernel against plain PyTorch."""
+"""batch_norm_glu on the CPU, forward and backward: two passes over memory each."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
+from contest import Contest, Work
 from shapes import BATCH_NORM_GLU, MapShape
+from torch import Tensor, nn
+from torch.nn import functional
 
-from mirrorgan_fast.ops import batch_norm_glu, use, why_not_compiled
-from mirrorgan_fast.training.precision import keep_memory
+from mirrorgan_fast.ops import batch_norm_glu
 
 
-@pytest.mark.parametrize("implementation", ["cpu", "reference"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+class Plain(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.glu(self.norm(x), dim=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(
     "shape", BATCH_NORM_GLU, ids=lambda shape: f"{shape.channels}x{shape.size}"
 )
-def test_batch_norm_glu(
-    benchmark: BenchmarkFixture,
-    threads: int,
-    shape: MapShape,
-    dtype: torch.dtype,
-    implementation: str,
-) -> None:
-    if implementation == "cpu" and why_not_compiled() is not None:
-        pytest.skip(str(why_not_compiled()))
-    keep_memory()  # as training does
+def test_batch_norm_glu(contest: Contest, shape: MapShape, dtype: torch.dtype) -> None:
     batch, channels, size = shape
     rng = torch.Generator().manual_seed(0)
-
-    def channels_last(count: int) -> torch.Tensor:
-        values = torch.randn(batch, count, size, size, generator=rng).to(dtype)
-        return values.contiguous(memory_format=torch.channels_last)
-
-    x, gradient = channels_last(channels).requires_grad_(), channels_last(channels // 2)
+    x = torch.randn(batch, channels, size, size, generator=rng)
+    gradient = torch.randn(batch, channels // 2, size, size, generator=rng)
     weight = torch.ones(channels, requires_grad=True)
     bias = torch.zeros(channels, requires_grad=True)
 
-    def forward_and_backward() -> None:
-        with torch.enable_grad():
-            out = batch_norm_glu(x, weight, bias)[0]
-        torch.autograd.grad(out, (x, weight, bias), gradient)
+    def trains(
+        forward: Callable[[Tensor], Tensor],
+        parameters: tuple[Tensor, ...],
+        dtype: torch.dtype,
+        memory_format: torch.memory_format,
+    ) -> Callable[[], object]:
+        own_x = x.to(dtype, memory_format=memory_format).requires_grad_()
+        own_gradient = gradient.to(dtype, memory_format=memory_format)
 
-    benchmark.group = f"{batch}x{channels}x{size}x{size} {dtype} {threads} threads"
-    with use(implementation):
-        benchmark(forward_and_backward)
+        def step() -> None:
+            with torch.enable_grad():
+                out = forward(own_x)
+            torch.autograd.grad(out, (own_x, *parameters), own_gradient)
+
+        return step
+
+    plain, compiled = Plain(channels), torch.compile(Plain(channels))
+    wide, last = torch.contiguous_format, torch.channels_last
+    element = torch.finfo(dtype).bits // 8
+    contest.run(
+        trains(lambda x: batch_norm_glu(x, weight, bias)[0], (weight, bias), dtype, last),
+        {
+            "eager": trains(plain, tuple(plain.parameters()), torch.float32, wide),
+            "compiled": trains(compiled, tuple(compiled.parameters()), torch.bfloat16, last),
+        },
+        # statistics need all of x before anything is normalised, forward and backward
+        Work(0, (5 * x.numel() + 3 * gradient.numel()) * element, dtype),
+    )

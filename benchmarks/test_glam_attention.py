@@ -1,38 +1,36 @@
-"""glam_attention on the CPU: the compiled kernel against plain PyTorch."""
+"""glam_attention on the CPU, at the stages of `birds` in training and for attention maps."""
 
 import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
+from contest import Contest
+from rivals import as_map, rivals, work
 from shapes import GLAM_ATTENTION, AttentionShape
+from torch import Tensor, nn
 
-from mirrorgan_fast.ops import glam_attention, use, why_not_compiled
+from mirrorgan_fast.ops import glam_attention
 
 
-@pytest.mark.parametrize("implementation", ["cpu", "reference"])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+class Attends(nn.Module):
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return glam_attention(*inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shape", GLAM_ATTENTION, ids=lambda shape: f"{shape.batch}x{shape.size}")
-def test_glam_attention(
-    benchmark: BenchmarkFixture,
-    threads: int,
-    shape: AttentionShape,
-    dtype: torch.dtype,
-    memory_format: torch.memory_format,
-    implementation: str,
-) -> None:
-    if implementation == "cpu" and why_not_compiled() is not None:
-        pytest.skip(str(why_not_compiled()))
+def test_glam_attention(contest: Contest, shape: AttentionShape, dtype: torch.dtype) -> None:
     batch, size, channels, words = shape
     rng = torch.Generator().manual_seed(0)
-    features = torch.randn(batch, channels, size, size, generator=rng).to(dtype)
-    features = features.contiguous(memory_format=memory_format)
-    keys = torch.randn(batch, words, channels, generator=rng).to(dtype)
-    lengths = torch.randint(words // 3, words + 1, (batch, 1), generator=rng)
-    mask = torch.arange(words) < lengths
-    sentence = torch.randn(batch, channels, generator=rng).to(dtype)
-    weight = torch.randn(channels, channels, generator=rng).to(dtype)
-
-    form = "channels_last" if memory_format is torch.channels_last else "contiguous"
-    benchmark.group = f"{batch}x{channels}x{size}x{size} {dtype} {form} {threads} threads"
-    with use(implementation):
-        benchmark(glam_attention, features, keys, mask, sentence, weight)
+    inputs = (
+        torch.randn(batch, channels, size, size, generator=rng),
+        torch.randn(batch, words, channels, generator=rng),
+        torch.arange(words) < torch.randint(words // 3, words + 1, (batch, 1), generator=rng),
+        torch.randn(batch, channels, generator=rng),
+        torch.randn(channels, channels, generator=rng),
+    )
+    ours = [as_map(tensor, dtype) for tensor in inputs]
+    module = Attends()
+    contest.run(
+        lambda: glam_attention(*ours),
+        rivals(module, *inputs),
+        work(module, dtype, [*ours, glam_attention(*ours)], *inputs),
+    )

@@ -1,0 +1,64 @@
+"""What the machine can do at most, measured beside everything else: products, and copying."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+_TILE_PRODUCT = 2 * 16 * 32 * 16
+_TILE_PRODUCTS = 1_000_000
+_MULTIPLY_ADDS = 20_000_000
+_COPIED = 64 << 20
+
+
+class Limits:
+    """Loops that do nothing but multiply, or but copy; each measurement is a few milliseconds.
+
+    Raises:
+        OSError: there is no C++ compiler.
+        subprocess.CalledProcessError: it cannot compile limits.cpp; not an x86-64 processor.
+    """
+
+    def __init__(self) -> None:
+        folder = Path(tempfile.mkdtemp())
+        try:
+            library = folder / "limits.so"
+            source = Path(__file__).with_name("limits.cpp")
+            compiler = os.environ.get("CXX", "c++")
+            options = ("-O2", "-std=c++17", "-shared", "-fPIC", "-pthread")
+            subprocess.run([compiler, *options, source, "-o", library], check=True)
+            self._loops = ctypes.CDLL(str(library))
+        finally:
+            shutil.rmtree(folder)
+        self._loops.amx_loop.argtypes = self._loops.fma_loop.argtypes = (
+            ctypes.c_int,
+            ctypes.c_long,
+        )
+        self._loops.has_amx.restype = ctypes.c_bool
+        self._has_amx = self._loops.has_amx()
+        self._from, self._to = torch.ones(2, _COPIED, dtype=torch.uint8)
+
+    def operations(self, dtype: torch.dtype) -> float:
+        """Return operations a second in products of ``dtype``, on as many threads as torch has.
+
+        bfloat16 without AMX is computed in float32.
+        """
+        threads = torch.get_num_threads()
+        start = time.perf_counter()
+        if dtype == torch.bfloat16 and self._has_amx:
+            self._loops.amx_loop(threads, _TILE_PRODUCTS)
+            done = _TILE_PRODUCTS * _TILE_PRODUCT
+        else:
+            done = _MULTIPLY_ADDS * self._loops.fma_loop(threads, _MULTIPLY_ADDS)
+        return threads * done / (time.perf_counter() - start)
+
+    def copied(self) -> float:
+        """Return bytes a second that are read or written when memory is copied."""
+        start = time.perf_counter()
+        self._to.copy_(self._from)
+        return 2 * _COPIED / (time.perf_counter() - start)

@@ -1,0 +1,48 @@
+"""The results of ``pytest benchmarks/ --benchmark-json=FILE`` as a table.
+
+python benchmarks/table.py FILE [PART OF THE NAMES]
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+HEADER = ("", "median", "images/s", "x eager fp32", "x compiled bf16", "of the limit")
+
+
+def rows(benchmarks: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Return a row of cells a benchmark, from its ``name`` and ``extra_info``."""
+    return [
+        (
+            str(benchmark["name"]).removeprefix("test_").replace("[", ": ").removesuffix("]"),
+            f"{info['median_ms']:#.3g} ms",
+            _cell(info, "images_per_second", "{:.0f}"),
+            _cell(info, "times_eager", "{:.1f}"),
+            _cell(info, "times_compiled", "{:.1f}"),
+            _cell(info, "share_of_limit", "{:.0%}"),
+        )
+        for benchmark in benchmarks
+        if "median_ms" in (info := benchmark["extra_info"])
+    ]
+
+
+def _cell(info: Mapping[str, Any], name: str, form: str) -> str:
+    return form.format(info[name]) if name in info else ""
+
+
+def markdown(table: list[tuple[str, ...]]) -> str:
+    """Return the table in Markdown."""
+    lines = [HEADER, ("---",) * len(HEADER), *table]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def of_file(path: Path, part: str = "") -> str:
+    """Return the table of a file's benchmarks that have ``part`` in their names."""
+    benchmarks = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
+    return markdown(rows(one for one in benchmarks if part in one["name"]))
+
+
+if __name__ == "__main__":
+    print(of_file(Path(sys.argv[1]), *sys.argv[2:3]))

@@ -1,0 +1,23 @@
+"""bidirectional_lstm on the CPU, with the product before it: STEM of `cub`."""
+
+import pytest
+import torch
+from contest import Contest, Work
+
+from mirrorgan_fast.models.fused_stem import FusedSTEM
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
+
+
+@pytest.mark.parametrize("batch", [1, 8, 64])
+def test_stem(contest: Contest, model: MirrorGAN, batch: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+    tokens = torch.randint(1, len(model.vocabulary), (batch, 18), generator=rng)
+    lengths = torch.full((batch,), 18)
+    fused, stem = FusedSTEM(model.stem), model.stem
+    read = [*stem.lstm.parameters(), *fused(tokens, lengths)]
+    parameters = sum(weight.numel() for weight in stem.lstm.parameters() if weight.dim() == 2)
+    contest.run(
+        lambda: fused(tokens, lengths),
+        {"eager": lambda: stem(tokens, lengths)},
+        Work(2 * tokens.numel() * parameters, sum(tensor.nbytes for tensor in read), torch.float32),
+    )

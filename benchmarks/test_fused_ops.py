@@ -1,0 +1,129 @@
+"""The ops for inference at the sizes that the last stage of `cub` has, and that stage as one."""
+
+import copy
+from typing import NamedTuple
+
+import pytest
+import torch
+from contest import Contest
+from rivals import as_map, rivals, work
+from shapes import LAST_STAGE
+from torch import Tensor, nn
+
+from mirrorgan_fast.models.fused_glam import FusedGLAM
+from mirrorgan_fast.models.glam import Attention, ResidualBlock
+from mirrorgan_fast.models.mirrorgan import MirrorGAN, to_uint8
+from mirrorgan_fast.ops import conv_add, conv_glu, glam_attention_mix, glam_stage, image_head
+
+
+class Residual(nn.Module):
+    """The second half of a residual block."""
+
+    def __init__(self, block: ResidualBlock) -> None:
+        super().__init__()
+        self.second = nn.Sequential(*block.block[2:])
+
+    def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        added: Tensor = residual + self.second(hidden)
+        return added
+
+
+class Grey(nn.Module):
+    def __init__(self, G_i: nn.Module) -> None:  # noqa: N803
+        super().__init__()
+        self.G_i = G_i
+
+    def forward(self, features: Tensor) -> Tensor:
+        return to_uint8(self.G_i(features))
+
+
+class Stage(nn.Module):
+    """The last stage: attention, F_i, and the image that G_i makes."""
+
+    def __init__(self, F_att_i: nn.Module, F_i: nn.Module, G_i: nn.Module) -> None:  # noqa: N803
+        super().__init__()
+        self.F_att_i, self.F_i, self.grey = F_att_i, F_i, Grey(G_i)
+
+    def forward(self, features: Tensor, words: Tensor, mask: Tensor, s_ca: Tensor) -> Tensor:
+        image: Tensor = self.grey(self.F_i(self.F_att_i(features, words, mask, s_ca)))
+        return image
+
+
+class Parts(NamedTuple):
+    """An op's arguments, and the module of the model that it stands for, with its inputs."""
+
+    op: object
+    arguments: tuple[object, ...]
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+
+
+def parts_of(name: str, model: MirrorGAN, dtype: torch.dtype, batch: int) -> Parts:
+    glam = copy.deepcopy(model.glam)
+    F_att_i, F_i, G_i = glam.F_att[-1], glam.F[-1], glam.G[-1]
+    assert isinstance(F_att_i, Attention)
+    fused = FusedGLAM(glam, dtype)
+    stage = fused.stages[-1]
+    block = F_i[0]
+    channels, size, words = LAST_STAGE
+    rng = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=rng)
+
+    f, wide, grown = (
+        normal(batch, channels, size, size),
+        normal(batch, 2 * channels, size, size),
+        normal(batch, channels, 2 * size, 2 * size),
+    )
+    w, s_ca = normal(batch, words, glam.F_att[-1].U.in_features), normal(batch, 100)
+    mask = torch.ones(batch, words, dtype=torch.bool)
+    keys, v = stage.project(w.to(dtype), s_ca.to(dtype))
+    attention = (as_map(f, dtype), keys, mask, v, stage.sentence_weight, stage.mix)
+    x = as_map(wide, dtype)
+    layers = list(zip(stage.weights, stage.biases, strict=True))
+    head = (fused.head.weight, fused.head.bias)
+    return {
+        "glam_attention_mix": Parts(glam_attention_mix, attention, F_att_i, (f, w, mask, s_ca)),
+        "conv_glu": Parts(conv_glu, (x, *layers[0]), block.block[:2], (wide,)),
+        "conv_glu_upsampled": Parts(conv_glu, (x, *layers[-1]), F_i[-1], (wide,)),
+        "conv_add": Parts(conv_add, (x, *layers[1], x), Residual(block), (wide, wide)),
+        "image_head": Parts(image_head, (as_map(grown, dtype), *head), Grey(G_i), (grown,)),
+        "glam_stage": Parts(
+            glam_stage,
+            (*attention, stage.weights, stage.biases, *head),
+            Stage(F_att_i, F_i, G_i),
+            (f, w, mask, s_ca),
+        ),
+    }[name]
+
+
+NAMES = (
+    "glam_attention_mix",
+    "conv_glu",
+    "conv_glu_upsampled",
+    "conv_add",
+    "image_head",
+    "glam_stage",
+)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "batch"),
+    [(torch.bfloat16, 8), (torch.bfloat16, 1), (torch.float32, 8)],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_op(contest: Contest, model: MirrorGAN, name: str, dtype: torch.dtype, batch: int) -> None:
+    op, arguments, module, inputs = parts_of(name, model, dtype, batch)
+    out = op(*arguments)
+    read = [
+        tensor
+        for given in (*arguments, out)
+        for tensor in (given if isinstance(given, list) else [given])
+        if tensor is not None
+    ]
+    contest.run(
+        lambda: op(*arguments, out=out),
+        rivals(module, *inputs),
+        work(module, dtype, read, *inputs),
+    )

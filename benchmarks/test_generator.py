@@ -1,0 +1,77 @@
+"""From tokens to grey levels: the generator of `cub`, 256 px, on the CPU."""
+
+import copy
+
+import pytest
+import torch
+from contest import Contest
+from rivals import work
+from torch import Tensor, nn
+
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.ops import use
+
+BF16, FP32 = torch.bfloat16, torch.float32
+
+
+CASES = [
+    (1, 18, BF16),
+    (8, 18, BF16),
+    (64, 18, BF16),
+    (8, 128, BF16),
+    (1, 18, FP32),
+    (8, 18, FP32),
+]
+
+
+@pytest.mark.parametrize(
+    ("batch", "words", "dtype"),
+    [
+        pytest.param(*case, id=f"batch {case[0]}, {case[1]} words, {str(case[2])[6:]}")
+        for case in CASES
+    ],
+)
+def test_generator(
+    contest: Contest, model: MirrorGAN, batch: int, words: int, dtype: torch.dtype
+) -> None:
+    rng = torch.Generator().manual_seed(0)
+    tokens = torch.randint(1, len(model.vocabulary), (batch, words), generator=rng)
+    lengths = torch.full((batch,), words)
+    noise = torch.randn(batch, model.config.noise_size, generator=rng)
+    condition_noise = torch.randn(batch, model.config.condition_size, generator=rng)
+    inputs = (tokens, lengths, noise, condition_noise)
+    fused, plain = model.fused(dtype), Renders(model)
+    narrow = copy.copy(model)
+    narrow._modules = dict(model._modules)  # STEM's LSTM is not compiled, nor does it take long
+    narrow.glam = copy.deepcopy(model.glam).to(BF16, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    narrow.stem = copy.deepcopy(model.stem).to(BF16)
+    narrow.glam.compile()
+    narrow_inputs = (tokens, lengths, noise.to(BF16), condition_noise.to(BF16))
+
+    def eager() -> None:
+        with use("reference"):
+            plain(*inputs)
+
+    def compiled() -> None:
+        with use("reference"):
+            narrow.render(*narrow_inputs)
+
+    result = fused.render(*inputs)
+    read = [*model.glam.parameters(), noise, condition_noise, result]
+    contest.run(
+        lambda: fused.render(*inputs),
+        {"eager": eager, "compiled": compiled},
+        work(plain, dtype, read, *inputs),
+        images=batch,
+    )
+
+
+class Renders(nn.Module):
+    def __init__(self, model: MirrorGAN) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, tokens: Tensor, lengths: Tensor, noise: Tensor, condition_noise: Tensor
+    ) -> Tensor:
+        return self.model.render(tokens, lengths, noise, condition_noise)
