@@ -6,7 +6,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.resnet import ResNet152
 from mirrorgan_fast.models.stream import STREAM
@@ -111,11 +113,11 @@ def test_images_of_any_size(stream: STREAM, size: int) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 @torch.no_grad()
-def test_a_description_is_the_likeliest_word_at_each_step(image: Tensor, seed: int) -> None:
+def test_one_beam_says_the_likeliest_word_at_each_step(image: Tensor, seed: int) -> None:
     torch.manual_seed(seed)
     stream = STREAM(CONFIG, VOCABULARY_SIZE).eval()
     stream.word_linear.weight.mul_(20)  # or it says the same word again and again
-    tokens = stream.describe(image)
+    tokens = stream.describe(image, beams=1)
     assert tokens.dtype == torch.int64
     assert tokens.shape == (3, CONFIG.caption_length)
     for n in range(3):
@@ -127,6 +129,30 @@ def test_a_description_is_the_likeliest_word_at_each_step(image: Tensor, seed: i
         assert tokens[n].tolist() == said
 
 
+@pytest.mark.parametrize("seed", range(5))
+@torch.no_grad()
+def test_enough_beams_find_the_likeliest_of_all_descriptions(image: Tensor, seed: int) -> None:
+    torch.manual_seed(seed)
+    words, length = 5, 4
+    stream = STREAM(dataclasses.replace(CONFIG, caption_length=length), words).eval()
+    stream.word_linear.weight.mul_(20)
+    every = torch.cartesian_prod(*[torch.arange(words)] * length)
+    ended = functional.pad((every == 0).cumsum(dim=1)[:, :-1] > 0, (1, 0))  # before this word
+    allowed = ~((every != 0) & ended).any(dim=1)
+    every, ended = every[allowed], ended[allowed]
+    for n in range(3):
+        logits = stream(image[n : n + 1].expand(len(every), -1, -1, -1), every)
+        chosen = logits.log_softmax(dim=2).gather(2, every[..., None])[..., 0]
+        likelihood = chosen.masked_fill(ended, 0).sum(dim=1)
+        best = every[likelihood.argmax()]
+        assert stream.describe(image[n : n + 1], beams=len(every))[0].tolist() == best.tolist()
+
+
+def test_no_beams_are_refused(stream: STREAM, image: Tensor) -> None:
+    with pytest.raises(InputError, match="beams is 0, expected 1 or more"):
+        stream.describe(image, beams=0)
+
+
 class Scripted(nn.Module):
     """Instead of the last layer: finds these words the likeliest, one row (N,) a step."""
 
@@ -135,7 +161,7 @@ class Scripted(nn.Module):
         self.words = iter(words)
 
     def forward(self, states: Tensor) -> Tensor:
-        return nn.functional.one_hot(next(self.words), VOCABULARY_SIZE).float()
+        return functional.one_hot(next(self.words), VOCABULARY_SIZE).float()
 
 
 def test_nothing_is_said_after_the_end(stream: STREAM, image: Tensor) -> None:
@@ -143,7 +169,7 @@ def test_nothing_is_said_after_the_end(stream: STREAM, image: Tensor) -> None:
         [[3, 0, 4], [0, 5, 4], [6, 6, 4], [0, 0, 4], [7, 0, 4], [7, 8, 9], [1, 1, 1]]
     )
     stream.word_linear = Scripted(words)
-    assert stream.describe(image).tolist() == [
+    assert stream.describe(image, beams=1).tolist() == [
         [3, 0, 0, 0, 0, 0, 0],
         [0, 0, 0, 0, 0, 0, 0],
         [4, 4, 4, 4, 4, 9, 1],
