@@ -9,7 +9,12 @@ from torch import Tensor
 AssertMatches = Callable[[Tensor, Tensor], None]
 
 # Relative to the largest value of what float64 gives: from the data type, not from a machine.
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
+TOLERANCE = {
+    torch.float64: 1e-12,
+    torch.float32: 1e-5,
+    torch.float16: 2e-3,
+    torch.bfloat16: 2e-2,
+}
 
 
 @pytest.fixture

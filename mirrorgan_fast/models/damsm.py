@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -53,49 +52,6 @@ class DAMSMImageEncoder(nn.Module):
             self.region_embedding(regions).flatten(2).transpose(1, 2),
             self.image_embedding(pooled),
         )
-
-
-def word_similarity(
-    words: Tensor,  # (M, T, D)
-    mask: Tensor,  # (M, T)
-    regions: Tensor,  # (N, R, D)
-    *,
-    gamma1: float = 4.0,
-    gamma2: float = 5.0,
-) -> Tensor:
-    """Match every image with every caption by its words (AttnGAN, eq. 7 to 10).
-
-    Each word looks at the regions it fits best, gamma1 sharpening the look; the cosines between
-    the words and what they see are pooled by a smooth maximum of sharpness gamma2.
-
-    Args:
-        words: w of M captions.
-        mask: bool, true at real words; each caption has at least one.
-        regions: v of N images.
-        gamma1: sharpness of the attention over regions.
-        gamma2: sharpness of the pooling over words.
-
-    Returns:
-        log sum_t exp(gamma2 cos(c_t, w_t)), (N, M).
-    """
-    with torch.autocast(words.device.type, enabled=False):
-        # the one large product, in the precision that the features came in
-        scores = torch.einsum("mtd,nrd->nmtr", words, regions.to(words.dtype)).float()
-        words, regions = words.float(), regions.float()
-        over_words = scores.masked_fill(~mask[:, :, None], -torch.inf).softmax(dim=2)
-        looks = (over_words * gamma1).softmax(dim=3)
-        # What a word sees is c_t = sum_r looks v_r. Its product with the word and its length follow
-        # from the scores and the regions' products: the (N, M, T, D) tensor of c_t is not needed.
-        seen_words = (looks * scores).sum(dim=3)
-        region_products = regions @ regions.transpose(1, 2)
-        # all captions' looks at an image in one product, or the image's matrix is copied for each
-        reached = (looks.flatten(1, 2) @ region_products).view_as(looks)
-        seen_norms = (reached * looks).sum(dim=3).clamp(min=1e-12).sqrt()
-        # Padding has words of length 0
-        word_norms = words.norm(dim=2).clamp(min=1e-6)
-        cosines = seen_words / (seen_norms * word_norms)
-        similarity: Tensor = (cosines * gamma2).masked_fill(~mask, -torch.inf).logsumexp(dim=2)
-    return similarity
 
 
 def sentence_similarity(

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from mirrorgan_fast.models.batch_norm import BatchNormLeakyReLU
 from mirrorgan_fast.models.config import ModelConfig, Norm
 from mirrorgan_fast.models.glam import initialize
 
@@ -62,6 +63,5 @@ def _convolution(
     batch = norm == "batch"
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=1, bias=not batch),
-        *([nn.BatchNorm2d(out_channels)] if batch else []),
-        nn.LeakyReLU(0.2, inplace=True),
+        BatchNormLeakyReLU(out_channels) if batch else nn.LeakyReLU(0.2, inplace=True),
     )

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mirrorgan_fast.models.batch_norm import BatchNormGLU
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.stem import ConditioningAugmentation
-from mirrorgan_fast.ops import batch_norm_glu, glam_attention, word_attention_map
+from mirrorgan_fast.ops import glam_attention, glam_attention_mix, word_attention_map
 
 
 class Generated(NamedTuple):
@@ -150,15 +151,18 @@ class Attention(nn.Module):
         s_ca: Tensor,  # (N, condition)
     ) -> Tensor:
         """Return (N, 2C, H, W)."""
-        context = glam_attention(
+        keys = self.U(words)
+        if self.V is None:
+            return glam_attention(features, keys, mask)
+        assert isinstance(self.mix, nn.Conv2d)
+        return glam_attention_mix(
             features,
-            self.U(words),
+            keys,
             mask,
-            None if self.V is None else self.V(s_ca),
+            self.V(s_ca),
             None if self.sentence_conv is None else self.sentence_conv.weight.flatten(1),
+            self.mix.weight.flatten(1),
         )
-        mixed: Tensor = self.mix(context)
-        return mixed
 
     def word_map(
         self,
@@ -219,31 +223,6 @@ class UpConv2d(nn.Conv2d):
         sums = torch.tensor(self._SUMS, dtype=self.weight.dtype, device=self.weight.device)
         weight = torch.einsum("ik,ockl,jl->coij", sums, self.weight, sums)
         return functional.conv_transpose2d(x, weight, stride=2, padding=1)
-
-
-class BatchNormGLU(nn.BatchNorm2d):
-    """Batch norm, then the first half of the channels gated by the sigmoid of the second."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, 2C, H, W) to (N, C, H, W)."""
-        if not self.training:
-            values, gates = super().forward(x).chunk(2, dim=1)
-            return values * gates.sigmoid()
-        out, mean, variance = batch_norm_glu(x, self.weight, self.bias, self.eps)
-        self._follow(mean, variance, x.numel() // x.shape[1])
-        return out
-
-    @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        """Move the running averages towards a batch's statistics, as batch norm does."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        assert self.momentum is not None
-        self.num_batches_tracked += 1
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        unbiased = (variance * (count / (count - 1))).to(self.running_var.dtype)
-        self.running_var.lerp_(unbiased, self.momentum)
 
 
 class ResidualBlock(nn.Module):

@@ -1,6 +1,7 @@
 """The ops, one file each, and the choice between their implementations."""
 
 from mirrorgan_fast.ops.batch_norm_glu import batch_norm_glu
+from mirrorgan_fast.ops.batch_norm_leaky_relu import batch_norm_leaky_relu
 from mirrorgan_fast.ops.bidirectional_lstm import PackedLSTM, bidirectional_lstm, pack_lstm
 from mirrorgan_fast.ops.build_info import BuildInfo, build_info, why_not_compiled
 from mirrorgan_fast.ops.choice import Choice, report, use
@@ -11,12 +12,14 @@ from mirrorgan_fast.ops.glam_attention_mix import glam_attention_mix
 from mirrorgan_fast.ops.glam_stage import glam_stage
 from mirrorgan_fast.ops.image_head import image_head
 from mirrorgan_fast.ops.packing import pack
+from mirrorgan_fast.ops.word_similarity import word_similarity
 
 __all__ = [
     "BuildInfo",
     "Choice",
     "PackedLSTM",
     "batch_norm_glu",
+    "batch_norm_leaky_relu",
     "bidirectional_lstm",
     "build_info",
     "conv_add",
@@ -31,4 +34,5 @@ __all__ = [
     "use",
     "why_not_compiled",
     "word_attention_map",
+    "word_similarity",
 ]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mirrorgan_fast.ops.checks import refuse
-from mirrorgan_fast.ops.choice import REFERENCE, choose
+from mirrorgan_fast.ops.choice import REFERENCE, TRITON, choose
 
 _NAME = "batch_norm_glu"
 
@@ -47,11 +47,18 @@ def batch_norm_glu(
         InputError: shapes, data types or devices do not fit together, or there is one value a
             channel, which has no variance.
     """
-    _check(x, weight, bias)
+    if x.dim() != 4 or x.shape[1] % 2:
+        refuse(_NAME, "x", x, "floating point of shape (N, 2C, H, W)")
+    check_batch_norm(_NAME, x, weight, bias)
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias))
     choice = choose(_NAME, x.device.type, x.dtype, needs_grad=needs_grad)
     if choice.implementation != REFERENCE and weight.dtype == torch.float32:
-        out, mean, variance = _op(x, weight, bias, eps)
+        implementation = _op
+        if choice.implementation == TRITON:
+            from mirrorgan_fast.kernels.batch_norm_glu import batch_norm_glu_triton
+
+            implementation = batch_norm_glu_triton
+        out, mean, variance = implementation(x, weight, bias, eps)
         return out, mean, variance
     with torch.autocast(x.device.type, enabled=False):
         return reference(x, weight, bias, eps)
@@ -65,21 +72,32 @@ def reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `batch_norm_glu` means, in plain PyTorch; the arguments are the same, and trusted."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    mean, variance = wide.new_zeros(2, x.shape[1]).unbind()
+    normalized, mean, variance = batch_norm(wide, weight, bias, eps)
+    values, gates = normalized.chunk(2, dim=1)
+    return (values * gates.sigmoid()).to(x.dtype), mean, variance
+
+
+def batch_norm(
+    x: Tensor,  # (N, C, H, W)
+    weight: Tensor,  # (C,)
+    bias: Tensor,  # (C,)
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y, and mean and biased variance of each channel, the two float32 or wider."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    mean, variance = x.new_zeros((2, x.shape[1]), dtype=wide).unbind()
     normalized = functional.batch_norm(
-        wide,
+        x,
         mean,  # with momentum 1 the running averages become the batch's statistics
         variance,
-        weight.to(wide.dtype),
-        bias.to(wide.dtype),
+        weight.to(wide),
+        bias.to(wide),
         training=True,
         momentum=1.0,
         eps=eps,
     )
-    values, gates = normalized.chunk(2, dim=1)
     count = x.numel() // x.shape[1]
-    biased = variance * ((count - 1) / count)
-    return (values * gates.sigmoid()).to(x.dtype), mean, biased
+    return normalized, mean, variance * ((count - 1) / count)
 
 
 def backward_reference(
@@ -173,18 +191,18 @@ def _backward(
 _op.register_autograd(_backward, setup_context=_save)
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor) -> None:
-    if x.dim() != 4 or not x.is_floating_point() or x.shape[1] % 2:
-        refuse(_NAME, "x", x, "floating point of shape (N, 2C, H, W)")
+def check_batch_norm(op: str, x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """Check what the ops with a batch norm have in common."""
+    if x.dim() != 4 or not x.is_floating_point():
+        refuse(op, "x", x, "floating point of shape (N, C, H, W)")
     channels = x.shape[1]
     if x.numel() <= channels:
-        refuse(_NAME, "x", x, "more than one value a channel, or there is no variance")
+        refuse(op, "x", x, "more than one value a channel, or there is no variance")
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor.shape != (channels,):
-            refuse(_NAME, name, tensor, f"shape (2C,) = ({channels},)")
+            refuse(op, name, tensor, f"shape (C,) = ({channels},), as many as x has channels")
         if tensor.dtype not in (torch.float32, x.dtype) or tensor.dtype != weight.dtype:
-            refuse(
-                _NAME, name, tensor, f"{torch.float32} or {x.dtype}, the same for weight and bias"
-            )
+            wanted = f"{torch.float32} or {x.dtype}, the same for weight and bias"
+            refuse(op, name, tensor, wanted)
         if tensor.device != x.device:
-            refuse(_NAME, name, tensor, f"device {x.device}, that of x")
+            refuse(op, name, tensor, f"device {x.device}, that of x")

@@ -6,6 +6,7 @@ Every op has its plain-PyTorch meaning, called ``reference``. A faster implement
 implementation by name wherever it can run at all.
 """
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.ops.build_info import build_info, why_not_compiled
 
 REFERENCE = "reference"
+TRITON = "triton"
 COMPILED = ("cpu",)
 
 
@@ -24,13 +26,13 @@ class Row(NamedTuple):
     """An implementation of an op, and the inputs on which it is faster than the reference."""
 
     implementation: str
-    """Name in ``MIRRORGAN_FAST_OPS``: ``cpu`` is the compiled C++."""
+    """Name in ``MIRRORGAN_FAST_OPS``: ``cpu`` is the compiled C++, ``triton`` is in kernels/."""
     device: str
     """Device type it runs on."""
     dtypes: tuple[torch.dtype, ...]
     """Data types it takes."""
     measured: str
-    """How much faster than the reference, and where."""
+    """How much faster than the reference, and where. Empty: not measured, so only asked for."""
     trains: bool = False
     """Whether forward and backward together are faster too."""
     needs: str = ""
@@ -43,13 +45,21 @@ class Row(NamedTuple):
 # against torch.compile in bfloat16, in float32 against PyTorch without it. benchmarks/results/ has
 # all figures. A row stays only while it wins somewhere.
 _BOTH = (torch.bfloat16, torch.float32)
+# On a GPU nothing has been measured yet, so that what is in kernels/ runs where it is asked for.
+_ALL = (torch.bfloat16, torch.float16, torch.float32)
+# In float32 products would not be those of the matrix units: PyTorch's are as good.
+_NARROW = (torch.bfloat16, torch.float16)
+_FOR_INFERENCE = Row(TRITON, "cuda", _NARROW, "", differentiable=False)
+_FOR_TRAINING = Row(TRITON, "cuda", _NARROW, "", trains=True)
 TABLE: dict[str, tuple[Row, ...]] = {
     # Forward and backward, which is where it is used
     "batch_norm_glu": (
         Row(
             "cpu", "cpu", _BOTH, "1.7 to 2.0 times in bfloat16, 1.8 to 2.7 in float32", trains=True
         ),
+        _FOR_TRAINING._replace(dtypes=_ALL),
     ),
+    "batch_norm_leaky_relu": (_FOR_TRAINING._replace(dtypes=_ALL),),
     "bidirectional_lstm": (
         Row(
             "cpu",
@@ -67,6 +77,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
             "1.8 to 2.2 times in bfloat16, 1.1 in float32",
             differentiable=False,
         ),
+        _FOR_INFERENCE,
     ),
     "conv_glu": (
         Row(
@@ -76,6 +87,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
             "2.1 to 3.3 times in bfloat16, 1.1 to 3.8 in float32",
             differentiable=False,
         ),
+        _FOR_INFERENCE,
     ),
     # Its backward recomputes the reference, so that it does not win where it trains
     "glam_attention": (
@@ -89,6 +101,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
             "9.1 to 10.3 times in bfloat16, 4.5 in float32",
             differentiable=False,
         ),
+        _FOR_TRAINING,
     ),
     "glam_stage": (
         Row(
@@ -109,7 +122,9 @@ TABLE: dict[str, tuple[Row, ...]] = {
             "2.1 to 2.5 times in bfloat16, 1.0 in float32",
             differentiable=False,
         ),
+        _FOR_INFERENCE,
     ),
+    "word_similarity": (_FOR_TRAINING,),
 }
 
 
@@ -163,18 +178,23 @@ def choose(op: str, device: str, dtype: torch.dtype, *, needs_grad: bool) -> Cho
     if _override:
         reason = f"{_override} was asked for, which does not exist for it on this device"
     for row in TABLE[op]:
-        if row.device != device or _override not in ("", row.implementation):
+        runs_here = row.device == device or (row.implementation == TRITON and _interpreted(device))
+        if not runs_here or _override not in ("", row.implementation):
             continue
         if dtype not in row.dtypes:
             reason = f"{row.implementation} does not take this data type"
         elif row.implementation in COMPILED and why_not_compiled() is not None:
             reason = f"{row.implementation} was not built: {why_not_compiled()}"
+        elif row.implementation == TRITON and importlib.util.find_spec("triton") is None:
+            reason = "triton is not installed"
         elif row.needs and not _has(row.needs):
             reason = f"{row.implementation} is for processors with {row.needs}"
         elif needs_grad and not row.differentiable:
             reason = f"{row.implementation} has no gradient, and one is needed"
         elif _override:
             return Choice(row.implementation, "asked for by name")
+        elif not row.measured:
+            reason = f"{row.implementation} was not measured yet, and runs if asked for by name"
         elif needs_grad and not row.trains:
             reason = f"{row.implementation} is for inference: a gradient is needed"
         else:
@@ -191,6 +211,11 @@ def report() -> dict[tuple[str, str, str], Choice]:
         for device in devices
         for dtype in (torch.float32, torch.bfloat16)
     }
+
+
+def _interpreted(device: str) -> bool:
+    """Whether Triton runs its kernels on the CPU, in Python, to test them."""
+    return device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _has(instruction_set: str) -> bool:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mirrorgan_fast.ops.checks import check_map, check_out, refuse
-from mirrorgan_fast.ops.choice import REFERENCE, choose
-from mirrorgan_fast.ops.packing import check_packed, convolve_packed
+from mirrorgan_fast.ops.choice import REFERENCE, TRITON
+from mirrorgan_fast.ops.packing import check_packed, choose_packed, convolve_packed
 
 _NAME = "conv_add"
 
@@ -29,7 +29,7 @@ def conv_add(
     float32 and rounded once.
 
     Args:
-        x: float32 or bfloat16; channels_last is fast.
+        x: float32, bfloat16 or float16; channels_last is fast.
         weight: from ``pack(..., glu=False, upsample=False)``, of x's data type.
         bias: float32.
         residual: of x's data type. None: the convolution alone.
@@ -52,14 +52,19 @@ def conv_add(
     needs_grad = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (x, weight, bias, residual)
     )
-    choice = choose(_NAME, x.device.type, x.dtype, needs_grad=needs_grad)
-    if choice.implementation == REFERENCE:
+    implementation = choose_packed(_NAME, x, weight, needs_grad=needs_grad)
+    if implementation == REFERENCE:
         with torch.autocast(x.device.type, enabled=False):
             result = reference(x, weight, bias, residual)
         return result if out is None else out.copy_(result)
     if out is None:
         out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    _op(x, weight, bias, residual, out)
+    if implementation == TRITON:
+        from mirrorgan_fast.kernels.conv_add import conv_add_triton
+
+        conv_add_triton(x, weight, bias, residual, out)
+    else:
+        _op(x, weight, bias, residual, out)
     return out
 
 

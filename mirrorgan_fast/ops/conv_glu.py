@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from mirrorgan_fast.ops.checks import check_out
-from mirrorgan_fast.ops.choice import REFERENCE, choose
-from mirrorgan_fast.ops.packing import check_packed, convolve_packed
+from mirrorgan_fast.ops.choice import REFERENCE, TRITON
+from mirrorgan_fast.ops.packing import check_packed, choose_packed, convolve_packed
 
 _NAME = "conv_glu"
 
@@ -30,7 +30,7 @@ def conv_glu(
     products is computed in float32 and rounded once.
 
     Args:
-        x: float32 or bfloat16; channels_last is fast.
+        x: float32, bfloat16 or float16; channels_last is fast.
         weight: from ``pack(..., glu=True)``, of x's data type.
         bias: float32, values before gates.
         out: where to write the result, not ``x``; None makes a new map.
@@ -46,16 +46,21 @@ def conv_glu(
     batch, _, height, width = x.shape
     shape = (batch, len(bias) // 2, height * scale, width * scale)
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias))
-    choice = choose(_NAME, x.device.type, x.dtype, needs_grad=needs_grad)
+    implementation = choose_packed(_NAME, x, weight, needs_grad=needs_grad)
     if out is not None:
         check_out(_NAME, out, x, shape, x.dtype)
-    if choice.implementation == REFERENCE:
+    if implementation == REFERENCE:
         with torch.autocast(x.device.type, enabled=False):
             result = reference(x, weight, bias)
         return result if out is None else out.copy_(result)
     if out is None:
         out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    _op(x, weight, bias, out)
+    if implementation == TRITON:
+        from mirrorgan_fast.kernels.conv_glu import conv_glu_triton
+
+        conv_glu_triton(x, weight, bias, out)
+    else:
+        _op(x, weight, bias, out)
     return out
 
 

@@ -50,9 +50,9 @@ def glam_attention(
     Raises:
         InputError: Shapes, data types or devices do not fit together.
     """
-    features, words = _autocast(features), _autocast(words)
-    sentence = None if sentence is None else _autocast(sentence)
-    sentence_weight = None if sentence_weight is None else _autocast(sentence_weight)
+    features, words = autocast(features), autocast(words)
+    sentence = None if sentence is None else autocast(sentence)
+    sentence_weight = None if sentence_weight is None else autocast(sentence_weight)
     inputs = (features, words, mask, sentence, sentence_weight)
     check_attention(_NAME, *inputs)
     device = features.device.type
@@ -84,7 +84,7 @@ def word_attention_map(
     Raises:
         InputError: Shapes, data types or devices do not fit together.
     """
-    features, words = _autocast(features), _autocast(words)
+    features, words = autocast(features), autocast(words)
     check_attention("word_attention_map", features, words, mask, None, None)
     with torch.autocast(features.device.type, enabled=False):
         f, keys = _pixels_and_keys(features, words, mask)
@@ -220,7 +220,7 @@ def check_attention(
             refuse(op, name, tensor, f"{features.dtype}, that of features")
 
 
-def _autocast(tensor: Tensor) -> Tensor:
+def autocast(tensor: Tensor) -> Tensor:
     """Return a floating tensor in the data type of autocast, where that is on."""
     device = tensor.device.type
     on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

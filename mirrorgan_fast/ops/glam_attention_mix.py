@@ -9,10 +9,11 @@ nor their concatenation is ever written.
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from mirrorgan_fast.ops.checks import check_out, refuse
-from mirrorgan_fast.ops.choice import REFERENCE, choose
-from mirrorgan_fast.ops.glam_attention import check_attention
+from mirrorgan_fast.ops.choice import REFERENCE, TRITON, choose
+from mirrorgan_fast.ops.glam_attention import autocast, check_attention, glam_attention
 from mirrorgan_fast.ops.glam_attention import reference as attention_reference
 
 _NAME = "glam_attention_mix"
@@ -29,11 +30,12 @@ def glam_attention_mix(
 ) -> Tensor:
     """Mix features with their word attention and, given a sentence, sentence attention.
 
-    For inference; where a gradient is needed the reference runs. A sample's result depends on that
-    sample alone. NaN in a pixel's features stays in that pixel.
+    A sample's result depends on that sample alone. NaN in a pixel's features stays in that pixel.
+    Gradients exist for all inputs but ``mask``, of first order through Triton, else of any. Under
+    autocast the inputs are taken in the autocast data type, which is also the result's.
 
     Args:
-        features: f, float32 or bfloat16; channels_last is fast.
+        features: f, any floating data type; channels_last is fast.
         words: U w, the words projected to C channels; same data type.
         mask: bool, true at real words. What stands at the others has no influence; without any
             real word Att^w is 0.
@@ -48,6 +50,9 @@ def glam_attention_mix(
     Raises:
         InputError: shapes, data types or devices do not fit together.
     """
+    features, words, mix = autocast(features), autocast(words), autocast(mix)
+    sentence = None if sentence is None else autocast(sentence)
+    sentence_weight = None if sentence_weight is None else autocast(sentence_weight)
     given = (features, words, mask, sentence, sentence_weight)
     check_attention_mix(_NAME, *given, mix)
     shape = (features.shape[0], mix.shape[0], *features.shape[2:])
@@ -57,10 +62,12 @@ def glam_attention_mix(
         tensor is not None and tensor.requires_grad for tensor in (*given, mix)
     )
     device = features.device
-    if (
-        choose(_NAME, device.type, features.dtype, needs_grad=needs_grad).implementation
-        == REFERENCE
-    ):
+    choice = choose(_NAME, device.type, features.dtype, needs_grad=needs_grad)
+    implementation = choice.implementation
+    if needs_grad:
+        result = _differentiable(implementation, *given, mix)
+        return result if out is None else out.copy_(result)
+    if implementation == REFERENCE:
         with torch.autocast(device.type, enabled=False):
             result = reference(*given, mix)
         return result if out is None else out.copy_(result)
@@ -68,8 +75,38 @@ def glam_attention_mix(
         out = torch.empty(
             shape, dtype=features.dtype, device=device, memory_format=torch.channels_last
         )
-    _op(*given, mix, out)
+    if implementation == TRITON:
+        from mirrorgan_fast.kernels.glam_attention_mix import glam_attention_mix_triton
+
+        glam_attention_mix_triton(*given, mix, out)
+    else:
+        _op(*given, mix, out)
     return out
+
+
+def _differentiable(
+    implementation: str,
+    features: Tensor,
+    words: Tensor,
+    mask: Tensor,
+    sentence: Tensor | None,
+    sentence_weight: Tensor | None,
+    mix: Tensor,
+) -> Tensor:
+    """Do the same where a gradient is needed."""
+    given = (features, words, mask, sentence, sentence_weight)
+    if implementation == TRITON:
+        from mirrorgan_fast.kernels.glam_attention_mix import (
+            MOST_CHANNELS,
+            MOST_WORDS,
+            glam_attention_mix_trained,
+        )
+
+        if words.shape[1] <= MOST_WORDS and words.shape[2] <= MOST_CHANNELS:
+            trained: Tensor = glam_attention_mix_trained(*given, mix)
+            return trained
+    # PyTorch's convolution is faster, forward and backward, than the product in the reference
+    return functional.conv2d(glam_attention(*given), mix[:, :, None, None])
 
 
 def check_attention_mix(
@@ -84,8 +121,8 @@ def check_attention_mix(
     """Check the inputs that the ops with attention and mix have in common."""
     check_attention(op, features, words, mask, sentence, sentence_weight)
     columns = features.shape[1] * (2 if sentence is None else 3)
-    if features.dtype not in (torch.float32, torch.bfloat16) or features.shape[1] == 0:
-        refuse(op, "features", features, "float32 or bfloat16 of at least one channel")
+    if features.shape[1] == 0:
+        refuse(op, "features", features, "at least one channel")
     if mix.dim() != 2 or mix.shape[1] != columns:
         refuse(op, "mix", mix, f"shape (C', {columns})")
     if mix.dtype != features.dtype or mix.device != features.device:

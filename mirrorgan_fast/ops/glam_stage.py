@@ -20,7 +20,7 @@ from mirrorgan_fast.ops.glam_attention_mix import check_attention_mix, glam_atte
 from mirrorgan_fast.ops.glam_attention_mix import reference as attention_reference
 from mirrorgan_fast.ops.image_head import image_head
 from mirrorgan_fast.ops.image_head import reference as image_reference
-from mirrorgan_fast.ops.packing import check_packed
+from mirrorgan_fast.ops.packing import check_packed, taps_of
 
 _NAME = "glam_stage"
 
@@ -92,7 +92,8 @@ def glam_stage(
     layers = list(zip(weights, biases, strict=True))
     head = None if head_weight is None or head_bias is None else (head_weight, head_bias)
     if choice.implementation == REFERENCE or not _goes_at_once(features, mix, biases, head_bias):
-        return _one_by_one(attention, layers, head, out)
+        with torch.autocast(features.device.type, enabled=False):
+            return _one_by_one(attention, layers, head, out)
     _op(*attention, weights, biases, head_weight, head_bias, out)
     return out
 
@@ -164,7 +165,7 @@ def _check(
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         glu = i % 2 == 0
         scale = check_packed(_NAME, features, weight, bias, glu=glu, channels=channels)
-        if scale != (2 if i == last else 1) or weight.shape[2] < 4:
+        if scale != (2 if i == last else 1) or taps_of(weight, channels) == 1:
             refuse(_NAME, f"weights[{i}]", weight, "3x3, packed with upsample the last one alone")
         channels = len(bias) // 2 if glu else len(bias)
         if not glu and channels != len(mix):

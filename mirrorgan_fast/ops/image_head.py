@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mirrorgan_fast.ops.checks import check_out, refuse
-from mirrorgan_fast.ops.choice import REFERENCE, choose
-from mirrorgan_fast.ops.packing import check_packed, convolve_packed
+from mirrorgan_fast.ops.choice import REFERENCE, TRITON
+from mirrorgan_fast.ops.packing import check_packed, choose_packed, convolve_packed
 
 _NAME = "image_head"
 _MOST_CHANNELS = 16
@@ -27,7 +27,7 @@ def image_head(
     For inference: there is no gradient. NaN becomes 0.
 
     Args:
-        x: float32 or bfloat16; channels_last is fast.
+        x: float32, bfloat16 or float16; channels_last is fast.
         weight: from ``pack(..., glu=False, upsample=False)``, of x's data type.
         bias: float32, of as many channels as the images have: 3, and at most 16.
         out: where to write the result, contiguous; None makes a new tensor.
@@ -45,14 +45,19 @@ def image_head(
     shape = (x.shape[0], *x.shape[2:], len(bias))
     if out is not None:
         check_out(_NAME, out, x, shape, torch.uint8, torch.contiguous_format)
-    choice = choose(_NAME, x.device.type, x.dtype, needs_grad=False)
-    if choice.implementation == REFERENCE:
+    implementation = choose_packed(_NAME, x, weight, needs_grad=False)
+    if implementation == REFERENCE:
         with torch.autocast(x.device.type, enabled=False):
             result = reference(x, weight, bias)
         return result if out is None else out.copy_(result)
     if out is None:
         out = torch.empty(shape, dtype=torch.uint8, device=x.device)
-    _op(x, weight, bias, out)
+    if implementation == TRITON:
+        from mirrorgan_fast.kernels.image_head import image_head_triton
+
+        image_head_triton(x, weight, bias, out)
+    else:
+        _op(x, weight, bias, out)
     return out
 
 

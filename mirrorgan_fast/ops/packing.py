@@ -3,12 +3,19 @@
 A 3x3 convolution with zeros around the map is nine taps, a 1x1 convolution is one. On a map that
 is first upsampled by two (nearest) a 3x3 one is four phases of four taps on the small map, one
 phase for each of the four pixels that a pixel becomes: rows of the kernel that meet the same pixel
-are summed. In all cases the weights are cut into blocks of 32 output channels and steps of 32 input
-channels of a tap, each block and step as two tiles of 16 output channels. In bfloat16 a tile holds
-pairs of input channels side by side (16, 16, 2), as AMX multiplies them; in float32 it is (32, 16).
-With a GLU the first tile of a block is of values and the second of their gates. What is missing to
-whole blocks and steps is filled with zeros.
+are summed.
+
+On a processor the weights lie in tiles: blocks of 32 output channels and steps of 32 input channels
+of a tap, each block and step as two tiles of 16 output channels. In bfloat16 a tile holds pairs of
+input channels side by side (16, 16, 2), as AMX multiplies them; in float32 it is (32, 16). With a
+GLU the first tile of a block is of values and the second of their gates. What is missing to whole
+blocks and steps is filled with zeros.
+
+On a GPU they lie in rows (phases, taps, C, N), a row for each input channel of a tap. With a GLU
+each value has its gate beside it.
 """
+
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,9 +23,14 @@ from torch.nn import functional
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.ops.checks import refuse
+from mirrorgan_fast.ops.choice import REFERENCE, choose
 
 _HALF, _DEPTH = 16, 32
 _PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_DIMS = {"tiles": 5, "rows": 4}
+_LAYOUTS = {"cpu": "tiles", "triton": "rows"}
+"""The layout that each implementation of a convolution takes."""
 
 
 def pack(
@@ -27,6 +39,7 @@ def pack(
     glu: bool,
     upsample: bool,
     dtype: torch.dtype,
+    layout: Literal["tiles", "rows"] | None = None,
 ) -> Tensor:
     """Pack the weights of a convolution.
 
@@ -34,10 +47,11 @@ def pack(
         weight: of a 3x3 convolution with padding 1, or of a 1x1 one, of a floating data type.
         glu: the op applies a GLU: the second half of the N channels are gates.
         upsample: the op convolves the map upsampled by two; 3x3 only.
-        dtype: float32 or bfloat16, the data type of the maps that will be convolved.
+        dtype: float32 or bfloat16 (in rows: or float16), that of the maps that will be convolved.
+        layout: default: ``tiles`` on a CPU, ``rows`` elsewhere.
 
     Returns:
-        (phases, blocks, steps, 2, 512) of ``dtype``.
+        tiles (phases, blocks, steps, 2, 512) or rows (phases, taps, C, N), of ``dtype``.
 
     Raises:
         InputError: other shapes or data types.
@@ -48,8 +62,11 @@ def pack(
             f"pack: weight: found {weight.dtype} of shape {tuple(weight.shape)}, wanted floating "
             f"point of shape (N, C, 3, 3){'' if upsample else ' or (N, C, 1, 1)'}"
         )
-    if dtype not in (torch.float32, torch.bfloat16):
-        raise InputError(f"pack: dtype: found {dtype}, wanted torch.float32 or torch.bfloat16")
+    if layout is None:
+        layout = "tiles" if weight.device.type == "cpu" else "rows"
+    dtypes = _DTYPES if layout == "rows" else _DTYPES[:2]
+    if dtype not in dtypes:
+        raise InputError(f"pack: dtype: found {dtype}, wanted {' or '.join(map(str, dtypes))}")
     if weight.numel() == 0 or (glu and weight.shape[0] % 2):
         raise InputError(
             f"pack: weight: found shape {tuple(weight.shape)}, wanted some channels, "
@@ -58,6 +75,10 @@ def pack(
     wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
     phases = _phases(wide) if upsample else wide[None]  # (P, N, C, h, w)
     taps = phases.flatten(3).permute(0, 3, 2, 1)  # (P, taps, C, N)
+    if layout == "rows":
+        if glu:
+            taps = taps.unflatten(3, (2, -1)).transpose(3, 4).flatten(3)
+        return taps.to(dtype).contiguous()
     taps = functional.pad(taps, (0, 0, 0, -taps.shape[2] % _DEPTH))
     depth = taps.flatten(1, 2)  # (P, taps C, N)
     halves = depth.chunk(2, dim=2) if glu else (depth,)
@@ -75,7 +96,7 @@ def pack(
 
 def convolve_packed(
     x: Tensor,  # (N, C, H, W)
-    weight: Tensor,  # (phases, blocks, steps, 2, 512)
+    weight: Tensor,  # packed
     bias: Tensor,  # (N',)
     *,
     glu: bool,
@@ -108,16 +129,18 @@ def check_packed(
         glu: whether a GLU follows.
         channels: default: those of ``x``.
     """
-    if x.dim() != 4 or x.shape[1] == 0 or x.dtype not in (torch.float32, torch.bfloat16):
-        refuse(op, "x", x, "float32 or bfloat16 of shape (N, C, H, W), C > 0")
+    if x.dim() != 4 or x.shape[1] == 0 or x.dtype not in _DTYPES:
+        refuse(op, "x", x, "float32 or bfloat16 (or float16) of shape (N, C, H, W), C > 0")
     channels = x.shape[1] if channels is None else channels
     if bias.dim() != 1 or bias.dtype != torch.float32 or (glu and len(bias) % 2):
         refuse(op, "bias", bias, f"float32 of shape ({'2C' if glu else 'C'},)")
-    phases = weight.shape[0] if weight.dim() == 5 else 0
+    phases = weight.shape[0] if weight.dim() in _DIMS.values() else 0
     blocks = -(-(len(bias) // 2 if glu else len(bias)) // _block(glu))
     depth = -(-channels // _DEPTH)
     shapes = [(1, blocks, 9 * depth), (1, blocks, depth), (4, blocks, 4 * depth)]
-    if phases == 0 or weight.shape not in [(*shape, 2, _DEPTH * _HALF) for shape in shapes]:
+    tiles = [(*shape, 2, _DEPTH * _HALF) for shape in shapes]
+    rows = [(phases, taps, channels, len(bias)) for phases, taps in ((1, 9), (1, 1), (4, 4))]
+    if phases == 0 or weight.shape not in [*tiles, *rows]:
         refuse(op, "weight", weight, f"what pack() makes for {channels} channels and this bias")
     if weight.dtype != x.dtype:
         refuse(op, "weight", weight, f"{x.dtype}, that of x")
@@ -129,6 +152,14 @@ def check_packed(
     return 2 if phases == 4 else 1
 
 
+def choose_packed(op: str, x: Tensor, weight: Tensor, *, needs_grad: bool) -> str:
+    """Return the implementation that a convolution takes, one that reads this layout."""
+    implementation = choose(op, x.device.type, x.dtype, needs_grad=needs_grad).implementation
+    if weight.dim() != _DIMS.get(_LAYOUTS.get(implementation, ""), weight.dim()):
+        return REFERENCE
+    return implementation
+
+
 def _phases(weight: Tensor) -> Tensor:
     """(N, C, 3, 3) to (4, N, C, 2, 2): the rows and columns of a kernel that meet one pixel."""
     sums = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
@@ -137,10 +168,23 @@ def _phases(weight: Tensor) -> Tensor:
     )
 
 
+def taps_of(weight: Tensor, channels: int) -> int:
+    """Return how many taps (of a phase) a packed convolution of so many channels has."""
+    if weight.dim() == _DIMS["rows"]:
+        return weight.shape[1]
+    return weight.shape[2] // -(-channels // _DEPTH)
+
+
 def unpack(weight: Tensor, channels: int, out_channels: int, *, glu: bool) -> Tensor:
     """Return the kernels (P, N, C, h, w) that were packed, of the same data type."""
-    taps = weight.shape[2] // -(-channels // _DEPTH)
+    taps = taps_of(weight, channels)
     side = {9: 3, 4: 2, 1: 1}[taps]
+    if weight.dim() == _DIMS["rows"]:
+        kernels = weight
+        if glu:
+            kernels = weight.unflatten(3, (-1, 2)).transpose(3, 4).flatten(3)
+        of_rows: Tensor = kernels.permute(0, 3, 2, 1).unflatten(3, (side, side))
+        return of_rows
     steps = weight
     if weight.dtype == torch.bfloat16:
         steps = steps.unflatten(4, (_DEPTH // 2, _HALF, 2)).transpose(5, 6).flatten(4, 5)

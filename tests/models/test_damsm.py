@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from mirrorgan_fast.models.config import ModelConfig
-from mirrorgan_fast.models.damsm import DAMSMImageEncoder, sentence_similarity, word_similarity
+from mirrorgan_fast.models.damsm import DAMSMImageEncoder, sentence_similarity
 from mirrorgan_fast.models.inception import InceptionV3
-from mirrorgan_fast.models.stem import word_mask
+from mirrorgan_fast.ops import word_similarity
 
 Match = Callable[[Tensor, Tensor], None]
 
@@ -18,30 +18,6 @@ SMALL = ModelConfig(embedding_size=6, image_encoder="small")
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     return (a @ b) / ((a @ a).sqrt() * (b @ b).sqrt())
-
-
-def similarity_by_loops(
-    words: Tensor, lengths: list[int], regions: Tensor, gamma1: float, gamma2: float
-) -> Tensor:
-    """AttnGAN, eq. 7 to 10 without the root 1 / gamma2, as in the authors' code."""
-    result = torch.empty(len(regions), len(words), dtype=torch.float64)
-    for n, v in enumerate(regions.double()):
-        for m, length in enumerate(lengths):
-            e = words[m, :length].double()
-            s = [[e_i @ v_j for v_j in v] for e_i in e]  # eq. 7
-            total = 0.0
-            for i in range(length):
-                # eq. 8: each region shares its attention among the words
-                s_bar = [
-                    s[i][j].exp() / sum(s[k][j].exp() for k in range(length)) for j in range(len(v))
-                ]
-                weights = [(gamma1 * value).exp() for value in s_bar]
-                c_i = sum(w * v_j for w, v_j in zip(weights, v, strict=True)) / sum(
-                    weights
-                )  # eq. 9
-                total = total + (gamma2 * cosine(c_i, e[i])).exp()  # eq. 10
-            result[n, m] = total.log()
-    return result
 
 
 def test_parameters_of_the_authors_image_encoder() -> None:
@@ -87,52 +63,6 @@ def test_regions_are_where_they_are_in_the_image() -> None:
     row, column = divmod(int(difference.argmax()), 8)
     assert abs(row - 5) <= 1
     assert abs(column - 1) <= 1
-
-
-@pytest.mark.parametrize(("gamma1", "gamma2"), [(4.0, 5.0), (1.0, 0.5), (9.0, 20.0)])
-@pytest.mark.parametrize(
-    ("images", "lengths", "width", "regions"), [(3, [2, 5, 1], 5, 4), (1, [3, 3], 6, 7)]
-)
-def test_word_similarity_is_that_of_the_formulas(
-    assert_matches: Match,
-    images: int,
-    lengths: list[int],
-    width: int,
-    regions: int,
-    gamma1: float,
-    gamma2: float,
-) -> None:
-    torch.manual_seed(2)
-    mask = word_mask(torch.tensor(lengths), width)
-    words = torch.randn(len(lengths), width, 6) * mask[:, :, None]
-    v = torch.randn(images, regions, 6)
-    actual = word_similarity(words, mask, v, gamma1=gamma1, gamma2=gamma2)
-    assert actual.shape == (images, len(lengths))
-    assert_matches(actual, similarity_by_loops(words, lengths, v, gamma1, gamma2))
-
-
-def test_the_usual_gammas() -> None:
-    torch.manual_seed(3)
-    words, v = torch.randn(2, 3, 6), torch.randn(2, 5, 6)
-    mask = torch.ones(2, 3, dtype=torch.bool)
-    assert torch.equal(
-        word_similarity(words, mask, v), word_similarity(words, mask, v, gamma1=4.0, gamma2=5.0)
-    )
-
-
-def test_word_similarity_is_of_the_pair_alone() -> None:
-    """Neither other captions, nor other images, nor what stands at the padding have a say."""
-    torch.manual_seed(4)
-    lengths = [2, 8, 1, 5]
-    mask = word_mask(torch.tensor(lengths), 8)
-    words, v = torch.randn(4, 8, 6) * mask[:, :, None], torch.randn(3, 9, 6)
-    similarity = word_similarity(words, mask, v)
-    for m, length in enumerate(lengths):
-        alone = word_similarity(words[m : m + 1, :length], mask[m : m + 1, :length], v[1:2])
-        torch.testing.assert_close(alone, similarity[1:2, m : m + 1])
-    for garbage in (1e4, torch.nan):
-        filled = words.masked_fill(~mask[:, :, None], garbage)
-        torch.testing.assert_close(word_similarity(filled, mask, v), similarity)
 
 
 def test_sentence_similarity_is_the_cosine(assert_matches: Match) -> None:

@@ -70,6 +70,7 @@ class Shapes(NamedTuple):
     upsample: bool = False
     form: str = "authors"
     head: bool = False
+    layout: str = "tiles"  # of packed weights
 
 
 class _Random:
@@ -110,7 +111,8 @@ def _gated(y: Tensor) -> Tensor:
 def _conv_glu(s: Shapes, random: _Random) -> Call:
     x = random.map(s.batch, s.channels, s.height, s.width)
     weight, bias = random.conv(2 * s.out_channels, s.channels, 3 if s.upsample else s.side)
-    packed = pack(weight, glu=True, upsample=s.upsample, dtype=random.dtype)
+    options = {"upsample": s.upsample, "dtype": random.dtype, "layout": s.layout}
+    packed = pack(weight, glu=True, **options)
     expected = _gated(_convolved(x.double(), weight, bias, upsample=s.upsample))
     return Call(conv_glu, (x, packed, bias), expected)
 
@@ -119,7 +121,7 @@ def _conv_add(s: Shapes, random: _Random) -> Call:
     x = random.map(s.batch, s.channels, s.height, s.width)
     weight, bias = random.conv(s.out_channels, s.channels, s.side)
     residual = random.map(s.batch, s.out_channels, s.height, s.width)
-    packed = pack(weight, glu=False, upsample=False, dtype=random.dtype)
+    packed = pack(weight, glu=False, upsample=False, dtype=random.dtype, layout=s.layout)
     expected = _convolved(x.double(), weight, bias) + residual.double()
     return Call(conv_add, (x, packed, bias, residual), expected)
 
@@ -131,7 +133,7 @@ def _levels(y: Tensor) -> Tensor:
 def _image_head(s: Shapes, random: _Random) -> Call:
     x = random.map(s.batch, s.channels, s.height, s.width)
     weight, bias = random.conv(min(s.out_channels, 16), s.channels, 3)
-    packed = pack(weight, glu=False, upsample=False, dtype=random.dtype)
+    packed = pack(weight, glu=False, upsample=False, dtype=random.dtype, layout=s.layout)
     return Call(image_head, (x, packed, bias), _levels(_convolved(x.double(), weight, bias)))
 
 
@@ -171,7 +173,8 @@ def _glam_stage(s: Shapes, random: _Random) -> Call:
 
     def layer(out_channels: int, channels: int, *, glu: bool, upsample: bool) -> Any:
         weight, bias = random.conv(out_channels, channels, 3)
-        weights.append(pack(weight, glu=glu, upsample=upsample, dtype=random.dtype))
+        options = {"upsample": upsample, "dtype": random.dtype, "layout": s.layout}
+        weights.append(pack(weight, glu=glu, **options))
         biases.append(bias)
         return weight, bias
 
@@ -188,7 +191,7 @@ def _glam_stage(s: Shapes, random: _Random) -> Call:
     if not s.head:
         return Call(glam_stage, (*attention, weights, biases, None, None), f)
     weight, bias = random.conv(3, channels, 3)
-    packed = pack(weight, glu=False, upsample=False, dtype=random.dtype)
+    packed = pack(weight, glu=False, upsample=False, dtype=random.dtype, layout=s.layout)
     arguments = (*attention, weights, biases, packed, bias)
     return Call(glam_stage, arguments, _levels(_convolved(f, weight, bias)))
 

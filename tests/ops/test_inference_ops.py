@@ -21,22 +21,6 @@ DTYPES = [torch.float32, torch.bfloat16]
 WHOLE = Shapes(channels=32, height=7, width=32, out_channels=64, words=18, blocks=2, head=True)
 
 
-@pytest.fixture
-def assert_result(assert_matches):
-    """Assert that the result of a call is what float64 says; of images, that the levels are."""
-
-    def check(called: Call, actual: Tensor) -> None:
-        if actual.dtype != torch.uint8:
-            assert_matches(actual, called.expected)
-            return
-        tolerance = 1e-5 if called.arguments[0].dtype == torch.float32 else 2e-2
-        assert actual.shape == called.expected.shape
-        if actual.numel():
-            assert (actual - called.expected).abs().max() <= 0.5 + 255 * tolerance
-
-    return check
-
-
 def shapes() -> st.SearchStrategy[Shapes]:
     channels = st.one_of(st.integers(1, 70), st.sampled_from([32, 64]))
     return st.builds(
@@ -271,8 +255,19 @@ def test_gradients_are_those_of_the_reference(implementation, assert_matches, op
     assert torch.isclose((gradient * step).sum(), change, rtol=2e-2, atol=1e-3)
 
 
-def test_autocast_changes_nothing(implementation):
-    for op in OPS:
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_attention_takes_the_data_type_of_autocast(implementation, assert_matches, needs_grad):
+    """It is in the models that are trained, too."""
+    called = call("glam_attention_mix", Shapes(), torch.float32)
+    called.arguments[0].requires_grad_(needs_grad)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = called.run()
+    assert result.dtype == torch.bfloat16
+    assert_matches(result.detach(), called.expected)
+
+
+def test_autocast_changes_nothing_in_what_is_for_inference(implementation):
+    for op in sorted({*OPS} - {"glam_attention_mix"}):
         called = call(op, Shapes(), torch.float32)
         plain = called.run()
         with torch.autocast("cpu", dtype=torch.bfloat16):

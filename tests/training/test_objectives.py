@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from mirrorgan_fast.models.config import ModelConfig
-from mirrorgan_fast.models.damsm import DAMSMImageEncoder, word_similarity
+from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.models.discriminator import Discriminator
 from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.stem import STEM, word_mask
 from mirrorgan_fast.models.stream import STREAM
+from mirrorgan_fast.ops import word_similarity
 from mirrorgan_fast.training.objectives import (
     damsm_loss,
     discriminator_loss,

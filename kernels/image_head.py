@@ -1,0 +1,54 @@
+"""Convolution, tanh and grey levels in one pass; the op is `ops/image_head.py`."""
+
+import torch
+import triton
+import triton.language as tl
+from mirrorgan_fast.kernels.convolution import block_of, convolve, launch
+from torch import Tensor
+from torch.library import triton_op, wrap_triton
+
+# float32 from here to twice this has no fraction: to add and to subtract it rounds, half to even.
+_NO_FRACTION = tl.constexpr(1.5 * 2**23)
+
+
+@triton.jit
+def image_head_kernel(
+    x_ptr,  # (pixels, CHANNELS)
+    weight_ptr,  # (1, TAPS, CHANNELS, COLUMNS)
+    bias_ptr,  # (COLUMNS,)
+    out_ptr,  # (pixels, COLUMNS), uint8
+    pixels,
+    height,
+    width,
+    CHANNELS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TAPS: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+):
+    """Write round((1 + tanh(y)) 127.5) of M pixels."""
+    pixel, first, phase = block_of(tl.program_id(0), COLUMNS, 1, M, N)
+    column = first + tl.arange(0, N)
+    y = convolve(
+        x_ptr, weight_ptr, pixels, height, width, pixel, column, phase,
+        CHANNELS, COLUMNS, TAPS, K,
+    )  # fmt: skip
+    y += tl.load(bias_ptr + column, mask=column < COLUMNS, other=0.0)[None, :]
+    level = 255.0 * tl.sigmoid(2.0 * y)  # (1 + tanh(y)) 127.5
+    level = tl.where(level == level, level, 0.0)  # NaN is 0
+    level = (level + _NO_FRACTION) - _NO_FRACTION
+    tl.store(
+        out_ptr + pixel.to(tl.int64)[:, None] * COLUMNS + column[None, :],
+        level.to(tl.uint8),
+        mask=(pixel < pixels)[:, None] & (column < COLUMNS)[None, :],
+    )
+
+
+@triton_op("mirrorgan::image_head_triton", mutates_args=("out",))
+def image_head_triton(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
+    """Do what `mirrorgan_fast.ops.image_head` does, with weights in rows, into ``out``."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    programs, shapes = launch(x, weight)
+    if programs:
+        wrap_triton(image_head_kernel)[(programs,)](x, weight, bias, out, **shapes)

@@ -1,0 +1,57 @@
+"""How each Triton kernel is launched: blocks, warps and stages by shape, in one place.
+
+Chosen so that nothing spills and two blocks or more fit on a multiprocessor of an A100, H100 or
+B200, which `tests/kernels/resources.json` records. None has been timed on a GPU yet.
+"""
+
+from typing import NamedTuple
+
+
+class Setting(NamedTuple):
+    """A launch of a kernel."""
+
+    rows: int
+    """Of a block: pixels, words or samples."""
+    columns: int
+    """Of a block: channels of the result."""
+    depth: int
+    """Channels that go into a product at a time."""
+    warps: int = 4
+    stages: int = 3
+
+
+def power_of_two(n: int, least: int = 16) -> int:
+    """Return the smallest power of two from ``least`` on that is not below ``n``."""
+    return max(least, 1 << (n - 1).bit_length())
+
+
+def convolution(channels: int, columns: int) -> Setting:
+    """Return the setting of a convolution of so many channels in and columns out."""
+    depth = min(64, power_of_two(channels))
+    if columns <= 16:
+        return Setting(rows=128, columns=16, depth=depth)
+    wide = min(128, power_of_two(columns))
+    if columns % wide and columns % (wide // 2) == 0:
+        wide //= 2  # 96 columns are three blocks of 32 or two of 48: no column is empty
+    return Setting(rows=128, columns=wide, depth=depth, warps=8 if wide == 128 else 4)
+
+
+def attention_forward(channels: int, columns: int, words: int) -> Setting:
+    """Return the setting of GLAM's attention; ``depth`` is how many words go at a time."""
+    wide = power_of_two(columns)
+    return Setting(128, wide, min(32, power_of_two(words)), warps=8 if wide > 64 else 4, stages=2)
+
+
+def attention_backward(channels: int, columns: int, words: int) -> Setting:
+    """Return the setting of its backward, which has all words at once."""
+    return Setting(64, power_of_two(columns), power_of_two(words), warps=8, stages=1)
+
+
+def batch_norm(channels: int) -> Setting:
+    """Return the setting of the batch norms; ``depth`` is how many blocks of rows go in turn."""
+    return Setting(rows=32, columns=min(64, power_of_two(channels)), depth=16, stages=2)
+
+
+def word_similarity(words: int) -> Setting:
+    """Return the setting of DAMSM's similarity; ``columns`` is how many regions go at a time."""
+    return Setting(rows=power_of_two(words), columns=32, depth=0, warps=8, stages=1)

@@ -1,0 +1,215 @@
+"""The Triton kernels under the interpreter, against float64, on small odd shapes.
+
+Triton decides when it is imported whether it interprets: `test_triton_without_gpu.py` runs this
+file in a process of its own.
+"""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from mirrorgan_fast.ops import (
+    batch_norm_glu,
+    batch_norm_leaky_relu,
+    choice,
+    glam_attention_mix,
+    use,
+    word_similarity,
+)
+
+from .calls import Shapes, call
+
+NARROW = [torch.bfloat16, torch.float16]
+OPS = ["conv_add", "conv_glu", "glam_attention_mix", "glam_stage", "image_head"]
+SHAPES = [
+    Shapes(layout="rows"),
+    Shapes(layout="rows", side=1, form="paper", head=True),
+    Shapes(layout="rows", upsample=True, form="words", words=1, blocks=0),
+    # several blocks of pixels, of channels in and of channels out, the last ones not full
+    Shapes(2, 70, 7, 11, 70, words=40, layout="rows", upsample=True, head=True),
+    Shapes(1, 48, 11, 13, 96, words=33, layout="rows", form="paper", blocks=0),
+    Shapes(batch=0, layout="rows"),
+]
+
+
+@pytest.fixture(autouse=True)
+def in_triton() -> Iterator[None]:
+    with use("triton"):
+        yield
+
+
+def test_triton_is_what_is_tested() -> None:
+    for op in {*choice.TABLE} - {"bidirectional_lstm", "glam_attention", "glam_stage"}:
+        for needs_grad in (False, op not in OPS):
+            chosen = choice.choose(op, "cpu", torch.bfloat16, needs_grad=needs_grad)
+            assert chosen.implementation == "triton"
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.parametrize("op", OPS)
+def test_matches_float64(assert_result, op, shapes, dtype):
+    called = call(op, shapes, dtype)
+    assert_result(called, called.run())
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_writes_where_it_is_told_and_nowhere_else(op):
+    called = call(op, SHAPES[3], torch.float16)
+    result = called.run()
+    memory = torch.full((3 * result.numel(),), 3, dtype=result.dtype)
+    strides = result.stride()
+    out = memory[result.numel() : 2 * result.numel()].as_strided(
+        result.shape, strides, result.numel()
+    )
+    assert called.run(out=out) is out
+    assert torch.equal(out, result)
+    assert (memory[: result.numel()] == 3).all()
+    assert (memory[2 * result.numel() :] == 3).all()
+
+
+def test_the_residual_may_be_the_result():
+    called = call("conv_add", SHAPES[4], torch.float16)
+    expected = called.run()
+    residual = called.arguments[3].clone(memory_format=torch.preserve_format)
+    called.op(*called.arguments[:3], residual, out=residual)
+    assert torch.equal(residual, expected)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_samples_are_independent_to_the_bit(op):
+    called = call(op, SHAPES[3], torch.bfloat16)
+    together = called.run()
+    for n in range(len(together)):
+        assert torch.equal(called.of_sample(n).run(), together[n : n + 1])
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_strided_inputs(op):
+    called = call(op, SHAPES[0], torch.float16)
+    first, *rest = called.arguments
+    strided = first.permute(3, 0, 2, 1).contiguous().permute(1, 3, 2, 0)
+    assert torch.equal(called.op(strided, *rest), called.run())
+
+
+@pytest.mark.parametrize("op", ["conv_add", "conv_glu", "image_head"])
+def test_nan_reaches_its_neighbors_alone(op):
+    called = call(op, Shapes(2, 5, 7, 8, layout="rows"), torch.float16)
+    before = called.run().float()
+    called.arguments[0][1, 2, 3, 4] = torch.nan
+    after = called.run().float()
+    if op == "image_head":
+        before, after = before.permute(0, 3, 1, 2), after.permute(0, 3, 1, 2)
+    near = torch.zeros_like(before, dtype=torch.bool)
+    near[1, :, 2:5, 3:6] = True
+    assert torch.equal(after[~near], before[~near])
+    assert (after[near] == 0 if op == "image_head" else after[near].isnan()).all()
+
+
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_padding_is_not_read(needs_grad):
+    shapes = Shapes(words=20)
+    called = call("glam_attention_mix", shapes, torch.float16)
+    features, words, mask, *rest = called.arguments
+    mask[0], mask[1, 1:] = False, False  # no word at all, and one
+    features.requires_grad_(needs_grad)
+    expected = glam_attention_mix(features, words.masked_fill(~mask[..., None], 0), mask, *rest)
+    words = words.masked_fill(~mask[..., None], torch.nan)
+    actual = glam_attention_mix(features, words, mask, *rest)
+    assert torch.equal(actual, expected)
+    assert actual.isfinite().all()
+    if needs_grad:
+        actual.float().sum().backward()
+        assert features.grad is not None
+        assert features.grad.isfinite().all()
+
+
+def assert_gradients(
+    run: Callable[..., Tensor], given: list[Tensor], assert_matches: Callable[..., None]
+) -> None:
+    """Compare result and gradients with those of the reference in float64."""
+    narrow = [tensor.detach().requires_grad_() for tensor in given]
+    wide = [tensor.detach().double().requires_grad_() for tensor in given]
+    actual = run(*narrow)
+    cotangent = torch.randn(actual.shape, generator=torch.Generator().manual_seed(5))
+    actual.backward(cotangent.to(actual.dtype))
+    with use("reference"):
+        expected = run(*wide)
+    expected.backward(cotangent.to(actual.dtype).double())
+    assert_matches(actual.detach(), expected.detach())
+    for one, other in zip(narrow, wide, strict=True):
+        assert one.grad is not None
+        assert one.grad.dtype == one.dtype
+        assert_matches(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("form", ["authors", "paper", "words"])
+@pytest.mark.parametrize(
+    "shapes", [Shapes(), Shapes(3, 32, 23, 41, 64, words=18), Shapes(2, 20, 3, 5, 33, words=32)]
+)
+def test_gradients_of_attention(assert_matches, shapes, form, dtype):
+    called = call("glam_attention_mix", shapes._replace(form=form), dtype)
+    mask = called.arguments[2]
+
+    def run(*given: Tensor) -> Tensor:
+        tensors = iter(given)
+        arguments = [None if a is None else next(tensors) for a in others]
+        return glam_attention_mix(*arguments[:2], mask, *arguments[2:])
+
+    others = [*called.arguments[:2], *called.arguments[3:]]
+    assert_gradients(run, [tensor for tensor in others if tensor is not None], assert_matches)
+
+
+@pytest.mark.parametrize("dtype", [*NARROW, torch.float32])
+@pytest.mark.parametrize("shape", [(2, 6, 3, 5), (3, 140, 9, 17), (1, 2, 1, 3), (5, 64, 12, 12)])
+@pytest.mark.parametrize("op", [batch_norm_glu, batch_norm_leaky_relu])
+def test_batch_norms(assert_matches, op, shape, dtype):
+    rng = torch.Generator().manual_seed(0)
+    channels = shape[1]
+    x = torch.randn(shape, generator=rng) * 2 + 3 * torch.randn(channels, 1, 1, generator=rng)
+    weight, bias = torch.randn(2, channels, generator=rng)
+    assert_gradients(lambda *g: op(*g)[0], [x.to(dtype), weight, bias], assert_matches)
+    _, mean, variance = op(x.to(dtype), weight, bias)
+    wide = x.to(dtype).double()
+    assert_matches(mean, wide.mean(dim=(0, 2, 3)))
+    assert_matches(variance, wide.var(dim=(0, 2, 3), unbiased=False))
+
+
+def test_a_penalty_differentiates_the_leaky_relu_twice(assert_matches):
+    x, weight, bias = torch.randn(3, 4, 5, 6), torch.randn(4), torch.randn(4)
+
+    def penalty(*given: Tensor) -> Tensor:
+        out = batch_norm_leaky_relu(*given)[0]
+        (gradient,) = torch.autograd.grad(out.pow(2).sum(), given[0], create_graph=True)
+        return gradient.pow(2).sum()
+
+    assert_gradients(penalty, [x, weight, bias], assert_matches)
+
+
+def test_means_far_from_zero(assert_matches):
+    x = torch.randn(4, 8, 16, 16) + 300
+    _, _, variance = batch_norm_glu(x, torch.ones(8), torch.zeros(8))
+    expected = x.double().var(dim=(0, 2, 3), unbiased=False)
+    torch.testing.assert_close(variance.double(), expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize(
+    ("captions", "words", "images", "regions", "depth"),
+    [(3, 4, 2, 5, 20), (2, 18, 11, 70, 64), (4, 32, 3, 33, 256), (1, 1, 1, 3, 2)],
+)
+def test_word_similarity(assert_matches, captions, words, images, regions, depth, dtype):
+    rng = torch.Generator().manual_seed(0)
+    w = torch.randn(captions, words, depth, generator=rng) / depth**0.25
+    v = torch.randn(images, regions, depth, generator=rng) / depth**0.25
+    mask = torch.rand(captions, words, generator=rng) > 0.3
+    mask[:, 0] = True
+    given = [w.to(dtype), v.to(dtype)]
+
+    def run(w: Tensor, v: Tensor) -> Tensor:
+        return word_similarity(w, mask, v).to(w.dtype)  # as exact as its products
+
+    assert_gradients(run, given, assert_matches)

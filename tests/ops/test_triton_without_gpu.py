@@ -1,0 +1,183 @@
+"""The Triton kernels where there is no GPU: interpreted, compiled ahead of time, and traced."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+from torch._functorch.aot_autograd import aot_module_simplified
+
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.ops import (
+    batch_norm_glu,
+    batch_norm_leaky_relu,
+    choice,
+    glam_attention_mix,
+    use,
+    word_similarity,
+)
+
+from .calls import Shapes, call
+
+triton = pytest.importorskip("triton", reason="triton is only for Linux")
+
+
+def test_interpreted_kernels_match_float64() -> None:
+    """Runs test_triton.py, in a process of its own: Triton cannot interpret and compile in one."""
+    command = [sys.executable, "-m", "pytest", str(Path(__file__).with_name("test_triton.py"))]
+    result = subprocess.run(
+        command,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-10_000:] + result.stderr[-2_000:]
+
+
+@pytest.fixture(scope="module")
+def used() -> dict[str, dict[str, int]]:
+    """What every kernel takes, compiled for every architecture."""
+    import triton_resources
+
+    return triton_resources.table()
+
+
+def test_nothing_spills_and_everything_fits(used) -> None:
+    from triton_resources import ARCHITECTURES, MOST_REGISTERS_OF_ALL, MOST_SHARED
+
+    for name, kernel in used.items():
+        architecture = int(name.rpartition("sm_")[2])
+        assert architecture in ARCHITECTURES
+        assert kernel["spilled"] == 0, name
+        assert kernel["shared"] <= MOST_SHARED[architecture], name
+        assert kernel["registers"] * kernel["threads"] <= MOST_REGISTERS_OF_ALL, name
+
+
+def test_every_kernel_is_in_the_table(used) -> None:
+    folder = Path(__file__).parents[2] / "kernels"
+    names = {
+        name
+        for path in folder.glob("*.py")
+        for name in re.findall(r"^def (\w+_kernel)\(", path.read_text(encoding="utf-8"), re.M)
+    }
+    assert names
+    assert {name.split(": ")[1].split(",")[0] for name in used} == names
+
+
+def test_the_table_is_the_recorded_one(used) -> None:
+    from triton_resources import RECORDED
+
+    recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
+    assert set(recorded["kernels"]) == set(used)
+    if recorded["triton"] != triton.__version__:
+        pytest.skip(f"recorded with Triton {recorded['triton']}")
+    assert recorded["kernels"] == used
+
+
+KERNEL = "triton_kernel_wrapper_functional("
+
+
+class TracedError(Exception):
+    """Stops a compilation that has shown what it is of."""
+
+
+@pytest.fixture
+def as_on_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Choose and trace the Triton kernels, as on an H100."""
+    target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
+    driver = SimpleNamespace(get_current_target=lambda: target)
+    monkeypatch.setattr(triton.runtime.driver, "_active", driver)
+    monkeypatch.setattr(choice, "_interpreted", lambda device: True)
+    torch._dynamo.reset()
+    with use("triton"):
+        yield
+    torch._dynamo.reset()
+
+
+def trace(run: Callable[..., Tensor], *inputs: Tensor) -> str:
+    """Return the graph that torch.compile makes of a function and what gradient it needs."""
+    graphs = []
+
+    def stop(graph: torch.fx.GraphModule, *_: object, **__: object) -> None:
+        graphs.append(graph.code)
+        raise TracedError
+
+    def backend(graph: torch.fx.GraphModule, examples: list[Tensor]) -> object:
+        return aot_module_simplified(graph, examples, fw_compiler=stop, partition_fn=stop)
+
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="TracedError"):
+        torch.compile(run, backend=backend, fullgraph=True)(*inputs)
+    (graph,) = graphs
+    assert "torch.ops.mirrorgan" not in graph
+    return graph
+
+
+@pytest.mark.parametrize("op", ["conv_add", "conv_glu", "glam_attention_mix", "image_head"])
+def test_torch_compile_sees_the_kernels(as_on_gpu, op) -> None:
+    called = call(op, Shapes(layout="rows"), torch.bfloat16)
+    graph = trace(lambda: called.run())
+    assert graph.count(KERNEL) == 1
+    assert "tensors_to_clone = ['out_ptr']" in graph  # it knows that all else is only read
+
+
+ONES = torch.ones
+TRAINED = {
+    "batch_norm_glu": (lambda x: batch_norm_glu(x, ONES(6), ONES(6))[0], ONES(2, 6, 4, 4), 5),
+    "batch_norm_leaky_relu": (
+        lambda x: batch_norm_leaky_relu(x, ONES(6), ONES(6))[0],
+        ONES(2, 6, 4, 4),
+        5,
+    ),
+    "glam_attention_mix": (
+        lambda f: glam_attention_mix(
+            f,
+            ONES(2, 3, 6, dtype=torch.bfloat16),
+            ONES(2, 3, dtype=torch.bool),
+            None,
+            None,
+            ONES(6, 12, dtype=torch.bfloat16),
+        ),
+        ONES(2, 6, 4, 4, dtype=torch.bfloat16),
+        2,  # the gradient of the mix is not asked for, nor made
+    ),
+    "word_similarity": (
+        lambda w: word_similarity(w, ONES(2, 3, dtype=torch.bool), w),
+        ONES(2, 3, 6, dtype=torch.bfloat16),
+        3,
+    ),
+}
+
+
+@pytest.mark.parametrize("op", sorted(TRAINED))
+def test_torch_compile_sees_the_kernels_of_forward_and_backward(as_on_gpu, op) -> None:
+    run, x, kernels = TRAINED[op]
+    assert trace(run, x.requires_grad_()).count(KERNEL) == kernels
+
+
+def test_packing_in_rows_is_the_same_convolution() -> None:
+    """The layout of the GPU means the same in plain PyTorch, where no kernel can run."""
+    for op in ("conv_add", "conv_glu", "image_head"):
+        for upsample in (False, True):
+            called = call(op, Shapes(upsample=upsample, layout="rows"), torch.float32)
+            expected = call(op, Shapes(upsample=upsample), torch.float32)
+            torch.testing.assert_close(called.run(), expected.run(), atol=1e-5, rtol=1e-5)
+    with pytest.raises(InputError, match="what pack"):
+        called.op(called.arguments[0], called.arguments[1][:, 1:], called.arguments[2])
+
+
+def test_what_was_not_measured_is_only_run_if_asked_for() -> None:
+    for op in ("conv_glu", "word_similarity"):
+        chosen = choice.choose(op, "cuda", torch.bfloat16, needs_grad=False)
+        assert chosen.implementation == "reference"
+        assert "not measured" in chosen.reason
+        with use("triton"):
+            chosen = choice.choose(op, "cuda", torch.bfloat16, needs_grad=False)
+            assert chosen.implementation == "triton"
