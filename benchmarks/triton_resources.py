@@ -18,6 +18,11 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
 from mirrorgan_fast.kernels.batch_norm_glu import (
     batch_norm_glu_triton,
     batch_norm_glu_triton_backward,
@@ -26,6 +31,7 @@ from mirrorgan_fast.kernels.batch_norm_leaky_relu import (
     batch_norm_leaky_relu_triton,
     batch_norm_leaky_relu_triton_backward,
 )
+from mirrorgan_fast.kernels.bidirectional_lstm import bidirectional_lstm_triton
 from mirrorgan_fast.kernels.conv_add import conv_add_triton
 from mirrorgan_fast.kernels.conv_glu import conv_glu_triton
 from mirrorgan_fast.kernels.glam_attention_mix import (
@@ -37,12 +43,7 @@ from mirrorgan_fast.kernels.word_similarity import (
     word_similarity_triton,
     word_similarity_triton_backward,
 )
-from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction
-
-from mirrorgan_fast.ops import pack
+from mirrorgan_fast.ops import pack, pack_lstm
 
 BF16 = torch.bfloat16
 
@@ -155,6 +156,7 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
         about = f"batch_norm_leaky_relu, 128 x 64, {dtype}"
         yield about, lambda dtype=dtype: _batch_norm_leaky_relu(dtype)
     yield "word_similarity, 18 words", lambda: _word_similarity(18)
+    yield "bidirectional_lstm, 128 units", lambda: _bidirectional_lstm(128)
 
 
 def _map(channels: int, size: int, dtype: torch.dtype = BF16) -> Tensor:
@@ -220,6 +222,13 @@ def _word_similarity(words: int) -> None:
     features = [torch.ones(48, count, 256, dtype=BF16) for count in (words, 289)]
     word_similarity_triton(features[0], mask, features[1], 4.0, 5.0)
     word_similarity_triton_backward(torch.ones(48, 48), features[0], mask, features[1], 4.0, 5.0)
+
+
+def _bidirectional_lstm(units: int) -> None:
+    lstm = pack_lstm(torch.nn.LSTM(300, units, bidirectional=True), layout="rows")
+    states = torch.empty(32, 18, 2, units)
+    gates, lengths = torch.ones(32, 18, 2, 4 * units), torch.full((32,), 18)
+    bidirectional_lstm_triton(gates, lengths, lstm.recurrent, states, states[:, 0].clone())
 
 
 def table() -> dict[str, dict[str, int]]:

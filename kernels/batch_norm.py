@@ -9,9 +9,10 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from mirrorgan_fast.kernels.settings import Setting
 from torch import Tensor
 from torch.library import wrap_triton
+
+from mirrorgan_fast.kernels.settings import Setting
 
 
 @triton.jit

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+from torch.library import triton_op, wrap_triton
+
 from mirrorgan_fast.kernels.batch_norm import (
     as_map,
     as_rows,
@@ -19,8 +22,6 @@ from mirrorgan_fast.kernels.batch_norm import (
     statistics,
 )
 from mirrorgan_fast.kernels.settings import batch_norm
-from torch import Tensor
-from torch.library import triton_op, wrap_triton
 
 
 @triton.jit

@@ -8,6 +8,10 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+from torch.library import triton_op, wrap_triton
+from torch.nn import functional
+
 from mirrorgan_fast.kernels.batch_norm import (
     as_map,
     as_rows,
@@ -19,9 +23,6 @@ from mirrorgan_fast.kernels.batch_norm import (
     statistics,
 )
 from mirrorgan_fast.kernels.settings import batch_norm
-from torch import Tensor
-from torch.library import triton_op, wrap_triton
-from torch.nn import functional
 
 
 @triton.jit

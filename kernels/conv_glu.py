@@ -3,9 +3,10 @@
 import torch
 import triton
 import triton.language as tl
-from mirrorgan_fast.kernels.convolution import block_of, convolve, launch
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
+
+from mirrorgan_fast.kernels.convolution import block_of, convolve, launch
 
 
 @triton.jit

@@ -8,9 +8,10 @@ map. Of an upsampled map there are four phases of four taps on the small one (se
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from mirrorgan_fast.kernels.products import dot
 from mirrorgan_fast.kernels.settings import convolution
-from torch import Tensor
 
 
 @triton.jit

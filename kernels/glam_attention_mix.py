@@ -10,10 +10,11 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from mirrorgan_fast.kernels.products import dot
-from mirrorgan_fast.kernels.settings import attention_backward, attention_forward, power_of_two
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
+
+from mirrorgan_fast.kernels.products import dot
+from mirrorgan_fast.kernels.settings import attention_backward, attention_forward, power_of_two
 
 MOST_WORDS, MOST_CHANNELS = 32, 32
 """Of the backward: more spill."""

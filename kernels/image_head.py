@@ -3,9 +3,10 @@
 import torch
 import triton
 import triton.language as tl
-from mirrorgan_fast.kernels.convolution import block_of, convolve, launch
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
+
+from mirrorgan_fast.kernels.convolution import block_of, convolve, launch
 
 # float32 from here to twice this has no fraction: to add and to subtract it rounds, half to even.
 _NO_FRACTION = tl.constexpr(1.5 * 2**23)

@@ -55,3 +55,8 @@ def batch_norm(channels: int) -> Setting:
 def word_similarity(words: int) -> Setting:
     """Return the setting of DAMSM's similarity; ``columns`` is how many regions go at a time."""
     return Setting(rows=power_of_two(words), columns=32, depth=0, warps=8, stages=1)
+
+
+def lstm() -> Setting:
+    """Return the setting of the LSTM; ``rows`` are captions."""
+    return Setting(rows=16, columns=0, depth=0, warps=8, stages=1)

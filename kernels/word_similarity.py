@@ -11,10 +11,11 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from mirrorgan_fast.kernels.products import dot
-from mirrorgan_fast.kernels.settings import power_of_two, word_similarity
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
+
+from mirrorgan_fast.kernels.products import dot
+from mirrorgan_fast.kernels.settings import power_of_two, word_similarity
 
 MOST_WORDS, MOST_DEPTH = 32, 256  # more words spill, and on sm_100 Triton 3.7 cannot compile them
 

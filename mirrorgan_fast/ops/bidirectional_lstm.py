@@ -8,7 +8,7 @@ What the words contribute, W x + b, is one product for all words and comes ready
 product a word, which takes little but calls.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.ops.checks import refuse
-from mirrorgan_fast.ops.choice import REFERENCE, choose
-from mirrorgan_fast.ops.packing import pack, unpack
+from mirrorgan_fast.ops.choice import REFERENCE, TRITON
+from mirrorgan_fast.ops.packing import Layout, choose_packed, pack, unpack
 
 _NAME = "bidirectional_lstm"
 _TOGETHER, _TILE = 16, 32
@@ -36,8 +36,8 @@ class PackedLSTM(NamedTuple):
     """H."""
 
 
-def pack_lstm(lstm: nn.LSTM) -> PackedLSTM:
-    """Pack the weights of an LSTM in float32.
+def pack_lstm(lstm: nn.LSTM, layout: Layout | None = None) -> PackedLSTM:
+    """Pack the weights of an LSTM in float32, in a layout of ``pack``.
 
     The gates are ordered by units in groups of 16: input, forget, cell and output gate of the first
     group, then those of the next.
@@ -49,6 +49,7 @@ def pack_lstm(lstm: nn.LSTM) -> PackedLSTM:
         raise InputError(
             f"pack_lstm: lstm: found {lstm}, wanted one layer of two directions with biases"
         )
+    options: Any = {"glu": False, "upsample": False, "dtype": torch.float32, "layout": layout}
     weights, biases, recurrents = [], [], []
     for suffix in ("", "_reverse"):
         W, U, b, b_h = (
@@ -58,10 +59,10 @@ def pack_lstm(lstm: nn.LSTM) -> PackedLSTM:
         weights.append(_by_groups(W))
         biases.append(_by_groups((b + b_h)[:, None])[:, 0])
         U = functional.pad(_by_groups(U), (0, -U.shape[1] % _TILE))[:, :, None, None]
-        recurrents.append(pack(U, glu=False, upsample=False, dtype=torch.float32))
+        recurrents.append(pack(U, **options))
     weight = torch.cat(weights)[:, :, None, None]
     return PackedLSTM(
-        pack(weight, glu=False, upsample=False, dtype=torch.float32),
+        pack(weight, **options),
         torch.cat(biases),
         torch.cat(recurrents),
         lstm.hidden_size,
@@ -76,7 +77,7 @@ def bidirectional_lstm(
     """Run both directions of an LSTM over captions of several lengths.
 
     For inference; where a gradient is needed the reference runs. A caption's result depends on that
-    caption alone.
+    caption alone. On a GPU the products are of tf32, as those of PyTorch's LSTM are by default.
 
     Args:
         gates: W x + b of each word in both directions, float32, ordered as by `pack_lstm`.
@@ -97,8 +98,9 @@ def bidirectional_lstm(
         refuse(_NAME, "gates", gates, f"a multiple of {_TILE} units, as pack_lstm() makes them")
     if lengths.shape != gates.shape[:1] or lengths.dtype != torch.int64:
         refuse(_NAME, "lengths", lengths, f"int64 of shape ({len(gates)},)")
-    shape = (2, 4 * units // _TILE, units // _TILE, 2, _TILE * _TOGETHER)
-    if recurrent.shape != shape or recurrent.dtype != torch.float32:
+    tiles = (2, 4 * units // _TILE, units // _TILE, 2, _TILE * _TOGETHER)
+    rows = (2, 1, units, 4 * units)
+    if recurrent.shape not in (tiles, rows) or recurrent.dtype != torch.float32:
         refuse(_NAME, "recurrent", recurrent, f"float32, what pack_lstm() makes for {units} units")
     for name, tensor in (("lengths", lengths), ("recurrent", recurrent)):
         if tensor.device != gates.device:
@@ -107,13 +109,18 @@ def bidirectional_lstm(
         refuse(_NAME, "recurrent", recurrent, "a contiguous tensor")
 
     needs_grad = torch.is_grad_enabled() and (gates.requires_grad or recurrent.requires_grad)
-    choice = choose(_NAME, gates.device.type, gates.dtype, needs_grad=needs_grad)
-    if choice.implementation == REFERENCE:
+    implementation = choose_packed(_NAME, gates, recurrent, needs_grad=needs_grad)
+    if implementation == REFERENCE:
         with torch.autocast(gates.device.type, enabled=False):
             return reference(gates, lengths, recurrent)
     states = gates.new_empty(*gates.shape[:3], units)
     last = gates.new_empty(len(gates), 2, units)
-    _op(gates, lengths, recurrent, states, last)
+    if implementation == TRITON:
+        from mirrorgan_fast.kernels.bidirectional_lstm import bidirectional_lstm_triton
+
+        bidirectional_lstm_triton(gates, lengths, recurrent, states, last)
+    else:
+        _op(gates, lengths, recurrent, states, last)
     return states, last
 
 

@@ -20,6 +20,7 @@ from mirrorgan_fast.ops.build_info import build_info, why_not_compiled
 REFERENCE = "reference"
 TRITON = "triton"
 COMPILED = ("cpu",)
+_LEAST_CAPABILITY = 8  # of NVIDIA's GPUs: before it there is no bfloat16
 
 
 class Row(NamedTuple):
@@ -45,11 +46,12 @@ class Row(NamedTuple):
 # against torch.compile in bfloat16, in float32 against PyTorch without it. benchmarks/results/ has
 # all figures. A row stays only while it wins somewhere.
 _BOTH = (torch.bfloat16, torch.float32)
-# On a GPU nothing has been measured yet, so that what is in kernels/ runs where it is asked for.
-_ALL = (torch.bfloat16, torch.float16, torch.float32)
-# In float32 products would not be those of the matrix units: PyTorch's are as good.
+# On a GPU nothing has been timed yet. For inference Triton runs all the same, as the reference
+# takes packed weights apart in every call; for training it has to be asked for. Products of
+# float32 do not run on the matrix units, so that PyTorch's are as good.
 _NARROW = (torch.bfloat16, torch.float16)
-_FOR_INFERENCE = Row(TRITON, "cuda", _NARROW, "", differentiable=False)
+_ANY = (*_NARROW, torch.float32)
+_FOR_INFERENCE = Row(TRITON, "cuda", _NARROW, "not timed yet", differentiable=False)
 _FOR_TRAINING = Row(TRITON, "cuda", _NARROW, "", trains=True)
 TABLE: dict[str, tuple[Row, ...]] = {
     # Forward and backward, which is where it is used
@@ -57,9 +59,9 @@ TABLE: dict[str, tuple[Row, ...]] = {
         Row(
             "cpu", "cpu", _BOTH, "1.7 to 2.0 times in bfloat16, 1.8 to 2.7 in float32", trains=True
         ),
-        _FOR_TRAINING._replace(dtypes=_ALL),
+        _FOR_TRAINING._replace(dtypes=_ANY),
     ),
-    "batch_norm_leaky_relu": (_FOR_TRAINING._replace(dtypes=_ALL),),
+    "batch_norm_leaky_relu": (_FOR_TRAINING._replace(dtypes=_ANY),),
     "bidirectional_lstm": (
         Row(
             "cpu",
@@ -68,6 +70,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
             "1.1 to 2.2 times, with the product before it",
             differentiable=False,
         ),
+        _FOR_INFERENCE._replace(dtypes=(torch.float32,)),
     ),
     "conv_add": (
         Row(
@@ -101,6 +104,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
             "9.1 to 10.3 times in bfloat16, 4.5 in float32",
             differentiable=False,
         ),
+        _FOR_INFERENCE,
         _FOR_TRAINING,
     ),
     "glam_stage": (
@@ -185,8 +189,8 @@ def choose(op: str, device: str, dtype: torch.dtype, *, needs_grad: bool) -> Cho
             reason = f"{row.implementation} does not take this data type"
         elif row.implementation in COMPILED and why_not_compiled() is not None:
             reason = f"{row.implementation} was not built: {why_not_compiled()}"
-        elif row.implementation == TRITON and importlib.util.find_spec("triton") is None:
-            reason = "triton is not installed"
+        elif row.implementation == TRITON and (why := why_not_triton(device)):
+            reason = f"triton does not run here: {why}"
         elif row.needs and not _has(row.needs):
             reason = f"{row.implementation} is for processors with {row.needs}"
         elif needs_grad and not row.differentiable:
@@ -211,6 +215,17 @@ def report() -> dict[tuple[str, str, str], Choice]:
         for device in devices
         for dtype in (torch.float32, torch.bfloat16)
     }
+
+
+def why_not_triton(device: str) -> str | None:
+    """Why Triton has no kernels for a device type here, in one line; None if it has."""
+    if importlib.util.find_spec("triton") is None:
+        return "it is not installed"
+    if device == "cuda" and torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        if major < _LEAST_CAPABILITY:
+            return f"the GPU is of compute capability {major}.{minor}, and 8.0 is the least"
+    return None
 
 
 def _interpreted(device: str) -> bool:

@@ -25,11 +25,13 @@ from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.ops.checks import refuse
 from mirrorgan_fast.ops.choice import REFERENCE, choose
 
+Layout = Literal["tiles", "rows"]
+
 _HALF, _DEPTH = 16, 32
 _PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_DIMS = {"tiles": 5, "rows": 4}
-_LAYOUTS = {"cpu": "tiles", "triton": "rows"}
+_DIMS: dict[Layout, int] = {"tiles": 5, "rows": 4}
+_LAYOUTS: dict[str, Layout] = {"cpu": "tiles", "triton": "rows"}
 """The layout that each implementation of a convolution takes."""
 
 
@@ -39,7 +41,7 @@ def pack(
     glu: bool,
     upsample: bool,
     dtype: torch.dtype,
-    layout: Literal["tiles", "rows"] | None = None,
+    layout: Layout | None = None,
 ) -> Tensor:
     """Pack the weights of a convolution.
 
@@ -155,7 +157,8 @@ def check_packed(
 def choose_packed(op: str, x: Tensor, weight: Tensor, *, needs_grad: bool) -> str:
     """Return the implementation that a convolution takes, one that reads this layout."""
     implementation = choose(op, x.device.type, x.dtype, needs_grad=needs_grad).implementation
-    if weight.dim() != _DIMS.get(_LAYOUTS.get(implementation, ""), weight.dim()):
+    layout = _LAYOUTS.get(implementation)
+    if layout is not None and weight.dim() != _DIMS[layout]:
         return REFERENCE
     return implementation
 

@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mirrorgan_fast.ops import (
     batch_norm_glu,
     batch_norm_leaky_relu,
+    bidirectional_lstm,
     choice,
+    conv_add,
     glam_attention_mix,
+    pack_lstm,
     use,
     word_similarity,
 )
@@ -41,10 +44,13 @@ def in_triton() -> Iterator[None]:
 
 
 def test_triton_is_what_is_tested() -> None:
-    for op in {*choice.TABLE} - {"bidirectional_lstm", "glam_attention", "glam_stage"}:
-        for needs_grad in (False, op not in OPS):
-            chosen = choice.choose(op, "cpu", torch.bfloat16, needs_grad=needs_grad)
-            assert chosen.implementation == "triton"
+    for op in {*choice.TABLE} - {"glam_attention", "glam_stage"}:
+        dtype = torch.float32 if op == "bidirectional_lstm" else torch.bfloat16
+        chosen = choice.choose(op, "cpu", dtype, needs_grad=False)
+        assert chosen.implementation == "triton"
+    for op in ("batch_norm_glu", "batch_norm_leaky_relu", "glam_attention_mix", "word_similarity"):
+        chosen = choice.choose(op, "cpu", torch.bfloat16, needs_grad=True)
+        assert chosen.implementation == "triton"
 
 
 @pytest.mark.parametrize("dtype", NARROW)
@@ -213,3 +219,25 @@ def test_word_similarity(assert_matches, captions, words, images, regions, depth
         return word_similarity(w, mask, v).to(w.dtype)  # as exact as its products
 
     assert_gradients(run, given, assert_matches)
+
+
+@pytest.mark.parametrize(("captions", "words", "units"), [(3, 5, 40), (17, 4, 32), (2, 1, 128)])
+def test_bidirectional_lstm(assert_matches, captions, words, units):
+    torch.manual_seed(0)
+    lstm = nn.LSTM(9, units, batch_first=True, bidirectional=True)
+    x = torch.randn(captions, words, 9)
+    lengths = torch.randint(0, words + 1, (captions,))
+    packed = pack_lstm(lstm, layout="rows")
+    gates = conv_add(x.flatten(0, 1).T[None, :, :, None], packed.weight, packed.bias)
+    gates = gates[0, :, :, 0].T.view(captions, words, 2, -1)
+    gates = gates.masked_fill(torch.arange(words)[:, None, None] >= lengths[:, None, None, None], 9)
+    states, last = bidirectional_lstm(gates, lengths, packed.recurrent)
+    for n, length in enumerate(lengths.tolist()):
+        expected = torch.zeros(words, 2, units, dtype=torch.float64)
+        ends = torch.zeros(2, units, dtype=torch.float64)
+        if length:
+            out, (h, _) = lstm.double()(x[n : n + 1, :length].double())
+            expected[:length] = out[0].unflatten(1, (2, units)).detach()
+            ends = h[:, 0].detach()
+        assert_matches(states[n, ..., :units], expected)
+        assert_matches(last[n, :, :units], ends)

@@ -173,11 +173,37 @@ def test_packing_in_rows_is_the_same_convolution() -> None:
         called.op(called.arguments[0], called.arguments[1][:, 1:], called.arguments[2])
 
 
-def test_what_was_not_measured_is_only_run_if_asked_for() -> None:
-    for op in ("conv_glu", "word_similarity"):
-        chosen = choice.choose(op, "cuda", torch.bfloat16, needs_grad=False)
+def test_what_trains_is_only_run_if_asked_for_until_it_was_timed() -> None:
+    for op in ("batch_norm_glu", "glam_attention_mix", "word_similarity"):
+        chosen = choice.choose(op, "cuda", torch.bfloat16, needs_grad=True)
         assert chosen.implementation == "reference"
         assert "not measured" in chosen.reason
         with use("triton"):
-            chosen = choice.choose(op, "cuda", torch.bfloat16, needs_grad=False)
+            chosen = choice.choose(op, "cuda", torch.bfloat16, needs_grad=True)
             assert chosen.implementation == "triton"
+
+
+def test_what_is_for_inference_runs() -> None:
+    for op in ("conv_add", "conv_glu", "glam_attention_mix", "image_head"):
+        assert choice.choose(op, "cuda", torch.float16, needs_grad=False).implementation == "triton"
+        chosen = choice.choose(op, "cuda", torch.float32, needs_grad=False)
+        assert chosen.reason == "triton does not take this data type"
+
+
+@pytest.mark.parametrize(
+    ("installed", "capability", "why"),
+    [
+        (True, (7, 5), "compute capability 7.5"),
+        (False, (9, 0), "not installed"),
+        (True, (8, 0), ""),
+    ],
+)
+def test_where_triton_does_not_run(
+    monkeypatch: pytest.MonkeyPatch, installed: bool, capability: tuple[int, int], why: str
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: installed or None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
+    chosen = choice.choose("conv_glu", "cuda", torch.bfloat16, needs_grad=False)
+    assert chosen.implementation == ("reference" if why else "triton")
+    assert why in chosen.reason
