@@ -350,8 +350,12 @@ def glam_attention_mix_trained(
 ) -> Tensor:
     """Do the same where a gradient is needed, up to `MOST_WORDS` and `MOST_CHANNELS`."""
     batch, _, height, width = features.shape
-    out = features.new_empty(batch, len(mix), height, width)
-    out = out.contiguous(memory_format=torch.channels_last)
+    out = torch.empty(
+        (batch, len(mix), height, width),
+        dtype=features.dtype,
+        device=features.device,
+        memory_format=torch.channels_last,
+    )
     _forward(features, words, mask, sentence, sentence_weight, mix, out)
     return out
 
@@ -408,7 +412,7 @@ def glam_attention_mix_triton_backward(
     steps = 8
     chunks = triton.cdiv(pixels, setting.rows * steps)
     programs = batch * chunks
-    of_features = torch.empty_like(features).contiguous(memory_format=torch.channels_last)
+    of_features = torch.empty_like(features, memory_format=torch.channels_last)
     has_sentence, has_weight = sentence is not None, sentence_weight is not None
     wide = features.new_empty(0, dtype=torch.float32)
     of_words = wide.new_empty(programs, count, channels)

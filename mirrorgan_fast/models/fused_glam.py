@@ -23,6 +23,7 @@ from mirrorgan_fast.models.glam import (
     UpBlock,
 )
 from mirrorgan_fast.ops import (
+    Layout,
     build_info,
     conv_add,
     conv_glu,
@@ -31,8 +32,8 @@ from mirrorgan_fast.ops import (
     pack,
 )
 
-# Images that go together through the first transformer, whose weights are many and maps small.
-# Through the rest, whose maps are large, each thread takes one.
+# On the CPU so many images go together through the first transformer, whose weights are many and
+# maps small; through the rest, whose maps are large, each thread takes one. On a GPU go all.
 _TOGETHER = 16
 
 
@@ -44,26 +45,32 @@ class FusedGLAM:
 
     Args:
         glam: the generator; the running averages of its batch norms are taken, in any mode.
-        dtype: of weights and features, float32 or bfloat16 (default: what is fastest here).
+        dtype: of weights and features, float32 or bfloat16, on a GPU also float16 (default: what is
+            fastest on the device that ``glam`` is on).
+        layout: of the packed weights (default: as ``pack`` has it).
 
     Raises:
         InputError: another data type.
     """
 
-    def __init__(self, glam: GLAM, dtype: torch.dtype | None = None) -> None:
-        self.dtype = fastest_dtype() if dtype is None else dtype
+    def __init__(
+        self, glam: GLAM, dtype: torch.dtype | None = None, layout: Layout | None = None
+    ) -> None:
+        device = glam.augment.linear.weight.device.type
+        self.dtype = fastest_dtype(device) if dtype is None else dtype
         first, head = glam.F[0], next(glam.G[-1].children())
         assert isinstance(first, FirstTransformer)
         assert isinstance(head, nn.Conv2d)
         augment = glam.augment.linear
-        self.augment = _packed(augment.weight, augment.bias, self.dtype, glu=True)
-        self.linear = _first_linear(first, self.dtype)
-        self.upsample = [_up_conv(block, self.dtype) for block in first.upsample]
+        packing = Packing(self.dtype, layout)
+        self.augment = packing.packed(augment.weight, augment.bias, glu=True)
+        self.linear = packing.first_linear(first)
+        self.upsample = [packing.up_conv(block) for block in first.upsample]
         self.stages = [
-            FusedStage(F_att_i, F_i, self.dtype)
+            FusedStage(F_att_i, F_i, packing)
             for F_att_i, F_i in zip(glam.F_att, glam.F[1:], strict=True)
         ]
-        self.head = _packed(head.weight, None, self.dtype)
+        self.head = packing.packed(head.weight, None)
         self.memory = KeptMemory()
 
     @torch.no_grad()
@@ -85,8 +92,9 @@ class FusedGLAM:
             size = 4 << (len(self.upsample) + len(self.stages))
             out = torch.empty(len(noise), size, size, 3, dtype=torch.uint8, device=noise.device)
         given = (noise, condition_noise, words, mask, sentence)
-        for start in range(0, len(out), _TOGETHER):
-            rows = slice(start, start + _TOGETHER)
+        together = _TOGETHER if out.device.type == "cpu" else max(1, len(out))
+        for start in range(0, len(out), together):
+            rows = slice(start, start + together)
             self._paint(out[rows], *(tensor[rows] for tensor in given))
         return out
 
@@ -107,16 +115,16 @@ class FusedGLAM:
             return
         words = words.to(self.dtype)
         projected = [stage.project(words, s_ca) for stage in self.stages]
-        threads = torch.get_num_threads()
-        for start in range(0, len(out), threads):
-            rows = slice(start, start + threads)
+        together = torch.get_num_threads() if out.device.type == "cpu" else len(out)
+        for start in range(0, len(out), together):
+            rows = slice(start, start + together)
             f = all_f_0[rows]
             for i, (stage, (keys, v)) in enumerate(zip(self.stages, projected, strict=True)):
                 inputs = (f, keys[rows], mask[rows], None if v is None else v[rows])
                 if i == len(self.stages) - 1:
                     stage(*inputs, self.head, out=out[rows])
                     continue
-                f = self.memory.map(f"f_{i + 1}", threads, f, stage.channels, scale=2)
+                f = self.memory.map(f"f_{i + 1}", together, f, stage.channels, scale=2)
                 stage(*inputs, None, out=f)
 
     def _augment(self, sentence: Tensor, noise: Tensor) -> Tensor:
@@ -140,29 +148,31 @@ class FusedStage:
         self,
         F_att_i: nn.Module,  # noqa: N803
         F_i: nn.Module,  # noqa: N803
-        dtype: torch.dtype,
+        packing: "Packing",
     ) -> None:
         assert isinstance(F_att_i, Attention)
         assert isinstance(F_i, Transformer)
-        self.U = _packed(F_att_i.U.weight, None, dtype)
+        self.U = packing.packed(F_att_i.U.weight, None)
         self.V: PackedConv | None = None
         self.sentence_weight: Tensor | None = None
         mix = torch.eye(2 * F_att_i.U.out_features, device=self.U.weight.device)
         if F_att_i.V is not None:
             assert isinstance(F_att_i.mix, nn.Conv2d)
-            self.V = _packed(F_att_i.V.weight, F_att_i.V.bias, dtype)
+            self.V = packing.packed(F_att_i.V.weight, F_att_i.V.bias)
             mix = F_att_i.mix.weight.detach().flatten(1)
         if F_att_i.sentence_conv is not None:
-            self.sentence_weight = F_att_i.sentence_conv.weight.detach().flatten(1).to(dtype)
-        self.mix = mix.to(dtype, copy=True)
+            self.sentence_weight = (
+                F_att_i.sentence_conv.weight.detach().flatten(1).to(packing.dtype)
+            )
+        self.mix = mix.to(packing.dtype, copy=True)
         *blocks, up = F_i
         convs = []
         for block in blocks:
             assert isinstance(block, ResidualBlock)
             conv, norm, second_conv, second_norm = block.block
-            convs.append(_packed(*_folded(conv, norm), dtype, glu=True))
-            convs.append(_packed(*_folded(second_conv, second_norm), dtype))
-        convs.append(_up_conv(up, dtype))
+            convs.append(packing.packed(*_folded(conv, norm), glu=True))
+            convs.append(packing.packed(*_folded(second_conv, second_norm)))
+        convs.append(packing.up_conv(up))
         self.channels = convs[-1].channels
         self.weights = [conv.weight for conv in convs]
         self.biases = [conv.bias for conv in convs]
@@ -229,6 +239,13 @@ class KeptMemory:
             scale: how many times larger than ``like`` it is.
         """
         batch, _, height, width = like.shape
+        if like.device.type != "cpu":  # PyTorch keeps a GPU's, and a CUDA graph its own
+            return torch.empty(
+                (batch, channels, height * scale, width * scale),
+                dtype=like.dtype,
+                device=like.device,
+                memory_format=torch.channels_last,
+            )
         size = channels * height * width * scale * scale
         kept = self._of_name.get(name)
         if kept is None or kept.numel() < most * size or kept.device != like.device:
@@ -242,24 +259,47 @@ class KeptMemory:
         return sum(kept.nbytes for kept in self._of_name.values())
 
 
-def fastest_dtype() -> torch.dtype:
-    """Return the data type in which a fused generator is fastest on this processor."""
+def fastest_dtype(device: str = "cpu") -> torch.dtype:
+    """Return the data type in which a fused generator is fastest on a device of this type."""
     built = build_info()
-    return torch.bfloat16 if built and built.instruction_set == "amx" else torch.float32
+    tiles = device == "cpu" and built is not None and built.instruction_set == "amx"
+    return torch.bfloat16 if tiles or device == "cuda" else torch.float32
 
 
-def _packed(
-    weight: Tensor,  # (N, C, h, w), or (N, C) of a linear layer
-    bias: Tensor | None,  # (N,)
-    dtype: torch.dtype,
-    *,
-    glu: bool = False,
-    upsample: bool = False,
-) -> PackedConv:
-    weight = weight.detach() if weight.dim() == 4 else weight.detach()[:, :, None, None]
-    bias = weight.new_zeros(len(weight)) if bias is None else bias.detach()
-    packed = pack(weight, glu=glu, upsample=upsample, dtype=dtype)
-    return PackedConv(packed, bias.float().clone(), len(bias) // 2 if glu else len(bias))
+class Packing(NamedTuple):
+    """How the weights of a generator's layers are packed."""
+
+    dtype: torch.dtype
+    layout: Layout | None
+
+    def packed(
+        self,
+        weight: Tensor,  # (N, C, h, w), or (N, C) of a linear layer
+        bias: Tensor | None,  # (N,)
+        *,
+        glu: bool = False,
+        upsample: bool = False,
+    ) -> PackedConv:
+        """Pack a layer."""
+        weight = weight.detach() if weight.dim() == 4 else weight.detach()[:, :, None, None]
+        bias = weight.new_zeros(len(weight)) if bias is None else bias.detach()
+        packed = pack(weight, glu=glu, upsample=upsample, dtype=self.dtype, layout=self.layout)
+        return PackedConv(packed, bias.float().clone(), len(bias) // 2 if glu else len(bias))
+
+    def up_conv(self, block: nn.Module) -> PackedConv:
+        """Pack an up-block."""
+        assert isinstance(block, UpBlock)
+        return self.packed(*_folded(*block), glu=True, upsample=True)
+
+    def first_linear(self, first: FirstTransformer) -> PackedConv:
+        """Pack F_0's linear layer, its columns in the order of a channels_last map."""
+
+        def channels_last(rows: Tensor) -> Tensor:
+            halves: Tensor = rows.unflatten(0, (2, first.channels, 4 * 4))
+            return halves.transpose(1, 2).flatten(0, 2)
+
+        weight, bias = _folded(first.linear, first.norm)
+        return self.packed(channels_last(weight), channels_last(bias), glu=True)
 
 
 def _folded(
@@ -274,22 +314,6 @@ def _folded(
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     weight = layer.weight * scale.view(-1, *[1] * (layer.weight.dim() - 1))
     return weight, norm.bias - norm.running_mean * scale
-
-
-def _up_conv(block: nn.Module, dtype: torch.dtype) -> PackedConv:
-    assert isinstance(block, UpBlock)
-    return _packed(*_folded(*block), dtype, glu=True, upsample=True)
-
-
-def _first_linear(first: FirstTransformer, dtype: torch.dtype) -> PackedConv:
-    """Pack F_0's linear layer, its columns in the order of a channels_last map."""
-
-    def channels_last(rows: Tensor) -> Tensor:
-        halves: Tensor = rows.unflatten(0, (2, first.channels, 4 * 4))
-        return halves.transpose(1, 2).flatten(0, 2)
-
-    weight, bias = _folded(first.linear, first.norm)
-    return _packed(channels_last(weight), channels_last(bias), dtype, glu=True)
 
 
 def _linear(x: Tensor, packed: PackedConv) -> Tensor:

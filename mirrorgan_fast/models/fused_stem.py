@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mirrorgan_fast.models.stem import STEM
-from mirrorgan_fast.ops import bidirectional_lstm, conv_add, pack_lstm
+from mirrorgan_fast.ops import Layout, bidirectional_lstm, conv_add, pack_lstm
 
 
 class FusedSTEM:
@@ -13,9 +13,9 @@ class FusedSTEM:
     A copy: ``stem`` is not changed, and what it learns later is not in here.
     """
 
-    def __init__(self, stem: STEM) -> None:
+    def __init__(self, stem: STEM, layout: Layout | None = None) -> None:
         self.embedding = stem.embedding.weight.detach().float().clone()
-        self.lstm = pack_lstm(stem.lstm)
+        self.lstm = pack_lstm(stem.lstm, layout)
 
     @torch.no_grad()
     def __call__(

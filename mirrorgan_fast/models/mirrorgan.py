@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mirrorgan_fast.data.vocabulary import Vocabulary
 from mirrorgan_fast.errors import InputError
@@ -18,6 +19,7 @@ from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.models.fused_glam import FusedGLAM
 from mirrorgan_fast.models.fused_stem import FusedSTEM
 from mirrorgan_fast.models.glam import GLAM, Generated
+from mirrorgan_fast.models.graphs import Graphs
 from mirrorgan_fast.models.stem import STEM, word_mask
 from mirrorgan_fast.models.stream import STREAM
 from mirrorgan_fast.weights import (
@@ -46,6 +48,7 @@ class MirrorGAN(nn.Module):
         self.image_encoder = DAMSMImageEncoder(config)
         self.fused_stem: FusedSTEM | None = None
         self.fused_glam: FusedGLAM | None = None
+        self.graphs: Graphs | None = None
 
     def fused(self, dtype: torch.dtype | None = None) -> Self:
         """Return the same model with text encoder and generator made ready for inference beside it.
@@ -54,9 +57,9 @@ class MirrorGAN(nn.Module):
         model is not changed; what it learns later the fused parts do not know.
 
         Args:
-            dtype: in which the fused generator computes, float32 or bfloat16 (default: what is
-                fastest here). Images of bfloat16 are less than a grey level from those of float32
-                in the mean.
+            dtype: in which the fused generator computes, float32 or bfloat16, on a GPU also float16
+                (default: what is fastest on the device that this model is on). Images of bfloat16
+                are less than a grey level from those of float32 in the mean.
 
         Raises:
             InputError: another data type.
@@ -65,6 +68,8 @@ class MirrorGAN(nn.Module):
         model._modules = dict(self._modules)  # a copy of a module shares even this
         model.fused_stem = FusedSTEM(self.stem)
         model.fused_glam = FusedGLAM(self.glam, dtype)
+        if next(self.parameters()).device.type == "cuda":
+            model.graphs = Graphs(model._render_fused)
         return model
 
     def forward(
@@ -136,9 +141,24 @@ class MirrorGAN(nn.Module):
         condition_noise: Tensor,  # (N, condition)
     ) -> Tensor:
         """Return the last images, uint8 (N, S, S, 3), by the fused parts if there are any."""
-        if self.fused_stem is None or self.fused_glam is None:
+        if self.fused_stem is None:
             generated = self(tokens, lengths, noise, condition_noise)
             return to_uint8(generated.images[-1])
+        if self.graphs is None:
+            return self._render_fused(tokens, lengths, noise, condition_noise)
+        # to one length, so that there are not graphs of each
+        tokens = functional.pad(tokens, (0, max(0, self.config.caption_length - tokens.shape[1])))
+        return self.graphs(tokens, lengths, noise, condition_noise)
+
+    def _render_fused(
+        self,
+        tokens: Tensor,  # (N, T)
+        lengths: Tensor,  # (N,)
+        noise: Tensor,  # (N, noise)
+        condition_noise: Tensor,  # (N, condition)
+    ) -> Tensor:
+        assert self.fused_stem is not None
+        assert self.fused_glam is not None
         size = self.config.image_size
         images = torch.empty(len(tokens), size, size, 3, dtype=torch.uint8, device=tokens.device)
         mask = word_mask(lengths, tokens.shape[1])

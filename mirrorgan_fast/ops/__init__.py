@@ -11,12 +11,13 @@ from mirrorgan_fast.ops.glam_attention import glam_attention, word_attention_map
 from mirrorgan_fast.ops.glam_attention_mix import glam_attention_mix
 from mirrorgan_fast.ops.glam_stage import glam_stage
 from mirrorgan_fast.ops.image_head import image_head
-from mirrorgan_fast.ops.packing import pack
+from mirrorgan_fast.ops.packing import Layout, pack
 from mirrorgan_fast.ops.word_similarity import word_similarity
 
 __all__ = [
     "BuildInfo",
     "Choice",
+    "Layout",
     "PackedLSTM",
     "batch_norm_glu",
     "batch_norm_leaky_relu",

@@ -10,6 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.fused_glam import FusedGLAM
+from mirrorgan_fast.models.fused_stem import FusedSTEM
+from mirrorgan_fast.models.glam import GLAM
+from mirrorgan_fast.models.mirrorgan import to_uint8
+from mirrorgan_fast.models.stem import STEM, word_mask
 from mirrorgan_fast.ops import (
     batch_norm_glu,
     batch_norm_leaky_relu,
@@ -241,3 +247,29 @@ def test_bidirectional_lstm(assert_matches, captions, words, units):
             ends = h[:, 0].detach()
         assert_matches(states[n, ..., :units], expected)
         assert_matches(last[n, :, :units], ends)
+
+
+@torch.no_grad()
+def test_the_whole_generator_and_text_encoder():
+    """As on a GPU: weights in rows, all images at once, captions of one to all words."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        image_size=32, stages=2, generator_channels=8, embedding_size=12, word_embedding_size=9,
+        condition_size=10, noise_size=7, caption_length=5,
+    )  # fmt: skip
+    stem, glam = STEM(config, 20).eval(), GLAM(config).eval()
+    glam.G[-1][0].weight.mul_(8)  # or all images are grey
+    tokens, lengths = torch.randint(1, 20, (3, 5)), torch.tensor([5, 1, 3])
+    noise, condition_noise = torch.randn(3, 7), torch.randn(3, 10)
+    mask = word_mask(lengths, 5)
+    words, sentence = stem(tokens, lengths)
+    expected = to_uint8(glam(noise, condition_noise, words, mask, sentence).images[-1])
+    encoder = FusedSTEM(stem, layout="rows")
+    fused_words, fused_sentence = encoder(tokens, lengths)
+    torch.testing.assert_close(fused_words * mask[..., None], words * mask[..., None])
+    torch.testing.assert_close(fused_sentence, sentence)
+    for dtype in NARROW:
+        painter = FusedGLAM(glam, dtype, layout="rows")
+        images = painter(noise, condition_noise, fused_words, mask, fused_sentence)
+        assert expected.float().std() > 20
+        assert (images.float() - expected.float()).abs().mean() < 1

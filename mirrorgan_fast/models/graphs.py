@@ -1,0 +1,75 @@
+"""A function of batches as CUDA graphs, so that a small batch costs its launches once."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+
+
+class Captured(NamedTuple):
+    """A graph, and the memory that it reads and writes."""
+
+    replay: Callable[[], None]
+    inputs: tuple[Tensor, ...]
+    output: Tensor
+
+
+class Graphs:
+    """A function whose result has a row for each row of its arguments, and depends on that alone.
+
+    It is captured once for each of `BUCKETS`; other batches are filled up to the next one, and
+    larger ones cut. A captured function must not wait for the GPU nor read its memory.
+
+    Args:
+        function: takes tensors (N, ...) and returns one (N, ...), all of them on one GPU.
+    """
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self.function = function
+        self.captured: dict[tuple[object, ...], Captured] = {}
+        self.pool: Any = None
+
+    @torch.no_grad()
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Return what the function returns, as a new tensor."""
+        parts = [
+            self._replay(*rows)
+            for rows in zip(*(tensor.split(BUCKETS[-1]) for tensor in inputs), strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _replay(self, *inputs: Tensor) -> Tensor:
+        batch = len(inputs[0])
+        if batch == 0:
+            return self.function(*inputs)
+        bucket = next(bucket for bucket in BUCKETS if bucket >= batch)
+        about = tuple((tensor.shape[1:], tensor.dtype, tensor.device) for tensor in inputs)
+        key = (bucket, *about)
+        if key not in self.captured:
+            # copies of the first row are as good as any to fill the bucket up
+            filled = [torch.cat([t, t[:1].expand(bucket - batch, *t.shape[1:])]) for t in inputs]
+            self.captured[key] = self.capture(tuple(filled))
+        captured = self.captured[key]
+        for static, given in zip(captured.inputs, inputs, strict=True):
+            static[:batch].copy_(given)
+        captured.replay()
+        return captured.output[:batch].clone()  # the next replay writes there again
+
+    def capture(self, inputs: tuple[Tensor, ...]) -> Captured:
+        """Capture the function on these inputs, whose memory becomes the graph's."""
+        device = inputs[0].device
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # what is compiled and allocated once must not be captured
+                self.function(*inputs)
+        torch.cuda.current_stream(device).wait_stream(stream)
+        if self.pool is None:
+            self.pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            output = self.function(*inputs)
+        return Captured(graph.replay, inputs, output)

@@ -1,0 +1,68 @@
+"""Graphs: what is captured when, and that rows come back as they went in.
+
+A CUDA graph needs a GPU; here a capture is the call itself, which leaves its result where a graph
+would.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+
+from mirrorgan_fast.models.graphs import BUCKETS, Captured, Graphs
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
+
+
+class CalledAgain(Graphs):
+    def capture(self, inputs: tuple[Tensor, ...]) -> Captured:
+        output = self.function(*inputs).clone()
+
+        def replay() -> None:
+            output.copy_(self.function(*inputs))
+
+        return Captured(replay, inputs, output)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2, 3, 7, 8, 63, 64, 65, 130])
+def test_rows_come_back_as_they_went_in(batch: int) -> None:
+    graphs = CalledAgain(lambda a, b: a * 2 + b[:, None])
+    for seed in range(3):
+        torch.manual_seed(seed)
+        a, b = torch.randn(batch, 3), torch.randn(batch)
+        assert torch.equal(graphs(a, b), a * 2 + b[:, None])
+
+
+def test_a_bucket_is_captured_once() -> None:
+    graphs = CalledAgain(lambda a: a + 1)
+    for batch in (1, 2, 3, 4, 4, 3, 70, 64, 6, 1):
+        graphs(torch.ones(batch, 5))
+    assert sorted(key[0] for key in graphs.captured) == [1, 2, 4, 8, 64]
+    graphs(torch.ones(3, 6))  # other shapes are other graphs
+    graphs(torch.ones(3, 6).double())
+    assert len(graphs.captured) == 7
+
+
+def test_results_are_not_overwritten_by_the_next_call() -> None:
+    graphs = CalledAgain(lambda a: a + 1)
+    first = graphs(torch.zeros(3))
+    graphs(torch.ones(3))
+    assert first.tolist() == [1, 1, 1]
+
+
+def test_what_was_given_is_not_written_to() -> None:
+    graphs = CalledAgain(lambda a: a + 1)
+    for batch in (BUCKETS[2], 3):
+        given = torch.zeros(batch)
+        graphs(given)
+        graphs(torch.ones(batch))
+        assert given.tolist() == [0] * batch
+
+
+def test_a_model_paints_the_same_with_graphs() -> None:
+    """Images of captions of any length in any batch, though all go through graphs of one length."""
+    captions = ["a red bird", "this bird has a yellow crown and a white belly", "a small bird"]
+    model = MirrorGAN.from_pretrained().fused()
+    expected = model.sample(captions, seed=3)
+    model.graphs = CalledAgain(model._render_fused)
+    for indices in ([0], [1, 2], [0, 1, 2]):
+        images = model.sample([captions[i] for i in indices], 3, indices)
+        assert images == [expected[i] for i in indices]
