@@ -145,6 +145,8 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"conv_glu, {channels} x 128", _conv_glu(channels, 128, up=False)
     yield "conv_add, 64 x 128", _conv_add(64, 128)
     yield "image_head, 32 x 256", _image_head(32, 256)
+    yield "conv_add, 64 x 128, float32", _conv_add(64, 128, torch.float32)
+    yield "conv_glu, up from 64 x 64, float32", _conv_glu(64, 64, torch.float32, up=True)
     for form in ("none", "paper", "authors"):
         yield f"glam_attention_mix, {form}, 18 words", _attention(form, 18, backward=False)
         yield f"glam_attention_mix backward, {form}, 18 words", _attention(form, 18, backward=True)
@@ -164,20 +166,22 @@ def _map(channels: int, size: int, dtype: torch.dtype = BF16) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _rows(columns: int, channels: int, **options: bool) -> Tensor:
-    return pack(torch.ones(columns, channels, 3, 3), dtype=BF16, layout="rows", **options)
+def _rows(columns: int, channels: int, dtype: torch.dtype = BF16, **options: bool) -> Tensor:
+    return pack(torch.ones(columns, channels, 3, 3), dtype=dtype, layout="rows", **options)
 
 
-def _conv_glu(channels: int, size: int, *, up: bool) -> Callable[[], object]:
+def _conv_glu(
+    channels: int, size: int, dtype: torch.dtype = BF16, *, up: bool
+) -> Callable[[], object]:
     columns = channels if up else 2 * channels
-    weight = _rows(columns, channels, glu=True, upsample=up)
-    out = _map(columns // 2, size * (2 if up else 1))
-    return lambda: conv_glu_triton(_map(channels, size), weight, torch.ones(columns), out)
+    weight = _rows(columns, channels, dtype, glu=True, upsample=up)
+    x, out = _map(channels, size, dtype), _map(columns // 2, size * (2 if up else 1), dtype)
+    return lambda: conv_glu_triton(x, weight, torch.ones(columns), out)
 
 
-def _conv_add(channels: int, size: int) -> Callable[[], object]:
-    weight = _rows(channels, channels, glu=False, upsample=False)
-    x, out = _map(channels, size), _map(channels, size)
+def _conv_add(channels: int, size: int, dtype: torch.dtype = BF16) -> Callable[[], object]:
+    weight = _rows(channels, channels, dtype, glu=False, upsample=False)
+    x, out = _map(channels, size, dtype), _map(channels, size, dtype)
     return lambda: conv_add_triton(x, weight, torch.ones(channels), x, out)
 
 

@@ -80,7 +80,7 @@ def launch(
     """Return how many programs, and what the kernels are told of shapes."""
     batch, channels, height, width = x.shape
     phases, taps, _, columns = weight.shape
-    setting = convolution(channels, columns)
+    setting = convolution(channels, columns, x.dtype)
     pixels = batch * height * width
     blocks = triton.cdiv(pixels, setting.rows) * triton.cdiv(columns, setting.columns)
     return blocks * phases, {

@@ -6,6 +6,8 @@ B200, which `tests/kernels/resources.json` records. None has been timed on a GPU
 
 from typing import NamedTuple
 
+import torch
+
 
 class Setting(NamedTuple):
     """A launch of a kernel."""
@@ -25,7 +27,7 @@ def power_of_two(n: int, least: int = 16) -> int:
     return max(least, 1 << (n - 1).bit_length())
 
 
-def convolution(channels: int, columns: int) -> Setting:
+def convolution(channels: int, columns: int, dtype: torch.dtype) -> Setting:
     """Return the setting of a convolution of so many channels in and columns out."""
     depth = min(64, power_of_two(channels))
     if columns <= 16:
@@ -33,6 +35,8 @@ def convolution(channels: int, columns: int) -> Setting:
     wide = min(128, power_of_two(columns))
     if columns % wide and columns % (wide // 2) == 0:
         wide //= 2  # 96 columns are three blocks of 32 or two of 48: no column is empty
+    if dtype == torch.float32:  # not on the matrix units, and twice as many registers
+        return Setting(rows=64, columns=min(64, wide), depth=32, stages=2)
     return Setting(rows=128, columns=wide, depth=depth, warps=8 if wide == 128 else 4)
 
 

@@ -26,7 +26,7 @@ def assert_matches() -> AssertMatches:
         tolerance = TOLERANCE[actual.dtype]
         largest = expected.abs().nan_to_num(nan=0).max().item() if expected.numel() else 0
         torch.testing.assert_close(
-            actual.to(torch.float64),
+            actual.to(expected.device, torch.float64),
             expected,
             rtol=tolerance,
             atol=tolerance * largest,

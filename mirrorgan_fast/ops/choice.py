@@ -47,8 +47,8 @@ class Row(NamedTuple):
 # all figures. A row stays only while it wins somewhere.
 _BOTH = (torch.bfloat16, torch.float32)
 # On a GPU nothing has been timed yet. For inference Triton runs all the same, as the reference
-# takes packed weights apart in every call; for training it has to be asked for. Products of
-# float32 do not run on the matrix units, so that PyTorch's are as good.
+# takes packed weights apart in every call; for training it has to be asked for. Attention in
+# float32 spills.
 _NARROW = (torch.bfloat16, torch.float16)
 _ANY = (*_NARROW, torch.float32)
 _FOR_INFERENCE = Row(TRITON, "cuda", _NARROW, "not timed yet", differentiable=False)
@@ -80,7 +80,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
             "1.8 to 2.2 times in bfloat16, 1.1 in float32",
             differentiable=False,
         ),
-        _FOR_INFERENCE,
+        _FOR_INFERENCE._replace(dtypes=_ANY),
     ),
     "conv_glu": (
         Row(
@@ -90,7 +90,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
             "2.1 to 3.3 times in bfloat16, 1.1 to 3.8 in float32",
             differentiable=False,
         ),
-        _FOR_INFERENCE,
+        _FOR_INFERENCE._replace(dtypes=_ANY),
     ),
     # Its backward recomputes the reference, so that it does not win where it trains
     "glam_attention": (
@@ -126,7 +126,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
             "2.1 to 2.5 times in bfloat16, 1.0 in float32",
             differentiable=False,
         ),
-        _FOR_INFERENCE,
+        _FOR_INFERENCE._replace(dtypes=_ANY),
     ),
     "word_similarity": (_FOR_TRAINING,),
 }

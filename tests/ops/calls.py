@@ -38,6 +38,16 @@ class Call(NamedTuple):
         ]
         return [tensor for tensor in flat if isinstance(tensor, Tensor)]
 
+    def to(self, device: str) -> "Call":
+        """Return the same call on another device; what is expected stays where it is."""
+
+        def moved(given: Any) -> Any:
+            if isinstance(given, list):
+                return [moved(part) for part in given]
+            return given.to(device) if isinstance(given, Tensor) else given
+
+        return self._replace(arguments=tuple(moved(given) for given in self.arguments))
+
     def of_sample(self, n: int) -> "Call":
         """Return the same for one sample alone."""
         batch = len(self.arguments[0])
