@@ -1,0 +1,201 @@
+"""Build, test and measure on a GPU, with one command and in at most eight minutes.
+
+    python -m benchmarks.gpu [--out FOLDER] [--minutes 8]
+
+builds the extension, runs the tests that need a GPU, and times every case of `gpu_cases.py` beside
+plain PyTorch and torch.compile(mode="max-autotune"), in turns, with what the GPU can copy and
+multiply. Writes gpu-NAME.json and gpu-NAME.md. Where time runs out, what is left is named.
+"""
+
+import argparse
+import json
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parent))  # as pytest has it
+
+from gpu_cases import Case, Sizes, cases  # noqa: E402
+
+ROUNDS = 5
+COPIED = 1 << 30
+SIDE = 8192
+HEADER = "| | median | images/s | x eager | x compiled | of the limit |"
+
+
+def main() -> int:
+    """Do it all; 1 if a test failed."""
+    parser = argparse.ArgumentParser(description="Build, test and measure on a GPU.")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--minutes", type=float, default=8.0, help="for everything together")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("benchmarks.gpu: this PyTorch finds no GPU; nothing was measured", file=sys.stderr)
+        return 2
+    start = time.monotonic()
+    report: dict[str, Any] = {"machine": machine(), "checks": {}, "cases": []}
+    for name, command in checks():
+        report["checks"][name] = check(name, command)
+    end = start + 60 * options.minutes
+    measure(report, lambda: end - time.monotonic())
+    options.out.mkdir(parents=True, exist_ok=True)
+    about = re.sub(r"\W+", "-", report["machine"]["gpu"]).strip("-").lower()
+    path = options.out / f"gpu-{about}.json"
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    text = table(report)
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(text)
+    return int(any(found["status"] != 0 for found in report["checks"].values()))
+
+
+def machine() -> dict[str, Any]:
+    """Describe what decides the numbers."""
+    properties = torch.cuda.get_device_properties(0)
+    import triton
+
+    return {
+        "gpu": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "triton": triton.__version__,
+    }
+
+
+def checks() -> list[tuple[str, list[str]]]:
+    """What runs before anything is measured."""
+    python = sys.executable
+    return [
+        ("build", [python, "setup.py", "build_ext", "--inplace"]),
+        ("tests", [python, "-m", "pytest", "-q", "tests/ops/test_triton.py"]),
+    ]
+
+
+def check(name: str, command: list[str]) -> dict[str, Any]:
+    """Run a command; return its status, the end of what it printed, and how long it took."""
+    start = time.monotonic()
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    printed = (result.stdout + result.stderr)[-4000:]
+    print(f"{name}: exit status {result.returncode}\n{printed}", flush=True)
+    seconds = round(time.monotonic() - start, 1)
+    return {"status": result.returncode, "seconds": seconds, "printed": printed}
+
+
+def measure(report: dict[str, Any], left: Callable[[], float]) -> None:
+    """Time the cases until no time is left."""
+    limits = {"copied": copied(), "multiplied": multiplied()}
+    report["limits"] = limits
+    report["not_measured"] = []
+    for case in cases("cuda", Sizes()):
+        if left() < 30:
+            report["not_measured"].append(case.name)
+            continue
+        try:
+            compiled = compile_(case) if case.compiles and left() > 150 else None
+            report["cases"].append(contest(case, compiled, limits))
+        except Exception as error:
+            # one case that fails must not lose what the others have shown
+            report["not_measured"].append(f"{case.name}: {type(error).__name__}: {error}"[:500])
+        torch.cuda.empty_cache()
+
+
+def compile_(case: Case) -> Callable[[], Any]:
+    """Return what torch.compile makes of plain PyTorch."""
+    torch.compiler.reset()
+    compiled = torch.compile(case.eager, mode="max-autotune")
+    for _ in range(3):
+        compiled()
+    return compiled
+
+
+def contest(
+    case: Case, compiled: Callable[[], Any] | None, limits: dict[str, float]
+) -> dict[str, Any]:
+    """Time ours and its rivals in turns."""
+    rivals = {"ours": case.ours, "eager": case.eager}
+    if compiled is not None:
+        rivals["compiled"] = compiled
+    turns: dict[str, list[float]] = {name: [] for name in rivals}
+    for call in rivals.values():
+        for _ in range(3):  # compiles, chooses, captures
+            call()
+    for _ in range(ROUNDS):
+        for name, call in rivals.items():
+            turns[name].append(seconds(call))
+    medians = {name: statistics.median(taken) for name, taken in turns.items()}
+    floor = max(case.operations / limits["multiplied"], case.nbytes / limits["copied"])
+    ours = medians["ours"]
+    return {
+        "name": case.name,
+        "seconds": medians,
+        "spread": max(turns["ours"]) / min(turns["ours"]),
+        "images_per_second": case.images / ours if case.images else None,
+        "of_limit": floor / ours if floor else None,
+    }
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    """Return what a call takes on the GPU, by events, with its L2 cache cold."""
+    import triton
+
+    return 1e-3 * float(triton.testing.do_bench(call, warmup=10, rep=60, return_mode="median"))
+
+
+def copied() -> float:
+    """Return bytes a second of a large copy, read and written."""
+    a, b = torch.empty(2, COPIED, dtype=torch.uint8, device="cuda")
+    return 2 * COPIED / seconds(lambda: b.copy_(a))
+
+
+def multiplied() -> float:
+    """Return operations a second of a large product in bfloat16, on random numbers."""
+    a, b = torch.randn(2, SIDE, SIDE, device="cuda", dtype=torch.bfloat16)
+    return 2 * SIDE**3 / seconds(lambda: a @ b)
+
+
+def table(report: dict[str, Any]) -> str:
+    """Return the report for a person to read."""
+    about = report["machine"]
+    limits = report["limits"]
+    lines = [
+        f"# {about['gpu']}",
+        "",
+        f"PyTorch {about['torch']}, Triton {about['triton']}, CUDA {about['cuda']}; copies "
+        f"{limits['copied'] / 1e12:.2f} TB/s, multiplies {limits['multiplied'] / 1e12:.0f} TFLOP/s "
+        f"in bfloat16. `python -m benchmarks.gpu`",
+        "",
+        HEADER,
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for case in report["cases"]:
+        taken = case["seconds"]
+        ours = taken["ours"]
+        cells = [
+            case["name"],
+            f"{1e6 * ours:.0f} us",
+            f"{case['images_per_second']:.0f}" if case["images_per_second"] else "",
+            f"{taken['eager'] / ours:.1f}",
+            f"{taken['compiled'] / ours:.1f}" if "compiled" in taken else "",
+            f"{case['of_limit']:.0%}" if case["of_limit"] else "",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    for name, found in report["checks"].items():
+        lines += ["", f"{name}: exit status {found['status']} in {found['seconds']} s"]
+    lines += ["", *(f"Not measured: {name}" for name in report["not_measured"])]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
