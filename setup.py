@@ -44,15 +44,17 @@ def extension() -> Extension:
             define_macros=macros,
             extra_compile_args=cpp_flags,
         )
-    # Without a list torch asks the GPU, and a build must not need one.
-    architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0a")
+    # Without a list torch asks the GPU, and a build must not need one. PTX is for what comes later.
+    newest = tuple(map(int, (torch_version.cuda or "0.0").split(".")[:2]))
+    default = "8.0;9.0;10.0+PTX" if newest >= (12, 8) else "8.0;9.0+PTX"
+    architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default)
     macros += [("USE_CUDA", None), ("MIRRORGAN_CUDA_ARCHITECTURES", architectures)]
     return cpp_extension.CUDAExtension(
         "mirrorgan_fast._C",
         sources + cuda_sources,
         depends=headers,
         define_macros=macros,
-        extra_compile_args={"cxx": cpp_flags, "nvcc": ["-O3"]},
+        extra_compile_args={"cxx": cpp_flags, "nvcc": ["-O3", "-std=c++20"]},
     )
 
 

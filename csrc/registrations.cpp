@@ -70,6 +70,19 @@ void glam_stage_cpu(
 
 void image_head_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor out);
 
+#if defined(USE_CUDA)
+void conv_glu_cuda(const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor out);
+
+void glam_attention_mix_cuda(
+    const Tensor& features,
+    const Tensor& words,
+    const Tensor& mask,
+    const std::optional<Tensor>& sentence,
+    const std::optional<Tensor>& sentence_weight,
+    const Tensor& mix,
+    Tensor out);
+#endif
+
 }  // namespace mirrorgan
 
 STABLE_TORCH_LIBRARY_IMPL(mirrorgan, CPU, library) {
@@ -83,3 +96,10 @@ STABLE_TORCH_LIBRARY_IMPL(mirrorgan, CPU, library) {
   library.impl("glam_stage", TORCH_BOX(&mirrorgan::glam_stage_cpu));
   library.impl("image_head", TORCH_BOX(&mirrorgan::image_head_cpu));
 }
+
+#if defined(USE_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(mirrorgan, CUDA, library) {
+  library.impl("conv_glu", TORCH_BOX(&mirrorgan::conv_glu_cuda));
+  library.impl("glam_attention_mix", TORCH_BOX(&mirrorgan::glam_attention_mix_cuda));
+}
+#endif

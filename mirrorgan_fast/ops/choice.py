@@ -19,7 +19,8 @@ from mirrorgan_fast.ops.build_info import build_info, why_not_compiled
 
 REFERENCE = "reference"
 TRITON = "triton"
-COMPILED = ("cpu",)
+CUDA = "cuda"
+COMPILED = ("cpu", CUDA)
 _LEAST_CAPABILITY = 8  # of NVIDIA's GPUs: before it there is no bfloat16
 
 
@@ -27,7 +28,8 @@ class Row(NamedTuple):
     """An implementation of an op, and the inputs on which it is faster than the reference."""
 
     implementation: str
-    """Name in ``MIRRORGAN_FAST_OPS``: ``cpu`` is the compiled C++, ``triton`` is in kernels/."""
+    """Name in ``MIRRORGAN_FAST_OPS``: ``cpu`` and ``cuda`` are compiled, ``triton`` is in
+    kernels/."""
     device: str
     """Device type it runs on."""
     dtypes: tuple[torch.dtype, ...]
@@ -52,6 +54,7 @@ _BOTH = (torch.bfloat16, torch.float32)
 _NARROW = (torch.bfloat16, torch.float16)
 _ANY = (*_NARROW, torch.float32)
 _FOR_INFERENCE = Row(TRITON, "cuda", _NARROW, "not timed yet", differentiable=False)
+_IN_CUDA = Row(CUDA, "cuda", (torch.bfloat16,), "", differentiable=False)
 _FOR_TRAINING = Row(TRITON, "cuda", _NARROW, "", trains=True)
 TABLE: dict[str, tuple[Row, ...]] = {
     # Forward and backward, which is where it is used
@@ -91,6 +94,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
             differentiable=False,
         ),
         _FOR_INFERENCE._replace(dtypes=_ANY),
+        _IN_CUDA,
     ),
     # Its backward recomputes the reference, so that it does not win where it trains
     "glam_attention": (
@@ -105,6 +109,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
             differentiable=False,
         ),
         _FOR_INFERENCE,
+        _IN_CUDA,
         _FOR_TRAINING,
     ),
     "glam_stage": (
@@ -187,8 +192,8 @@ def choose(op: str, device: str, dtype: torch.dtype, *, needs_grad: bool) -> Cho
             continue
         if dtype not in row.dtypes:
             reason = f"{row.implementation} does not take this data type"
-        elif row.implementation in COMPILED and why_not_compiled() is not None:
-            reason = f"{row.implementation} was not built: {why_not_compiled()}"
+        elif row.implementation in COMPILED and (why := _why_not_built(row.implementation)):
+            reason = f"{row.implementation} was not built: {why}"
         elif row.implementation == TRITON and (why := why_not_triton(device)):
             reason = f"triton does not run here: {why}"
         elif row.needs and not _has(row.needs):
@@ -215,6 +220,13 @@ def report() -> dict[tuple[str, str, str], Choice]:
         for device in devices
         for dtype in (torch.float32, torch.bfloat16)
     }
+
+
+def _why_not_built(implementation: str) -> str | None:
+    built = build_info()
+    if implementation == CUDA and built is not None and not built.cuda_architectures:
+        return "neither PyTorch with CUDA nor FORCE_CUDA=1 was there with nvcc"
+    return why_not_compiled()
 
 
 def why_not_triton(device: str) -> str | None:

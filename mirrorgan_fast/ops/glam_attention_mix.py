@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mirrorgan_fast.ops.checks import check_out, refuse
-from mirrorgan_fast.ops.choice import REFERENCE, TRITON, choose
+from mirrorgan_fast.ops.choice import CUDA, REFERENCE, TRITON, choose
 from mirrorgan_fast.ops.glam_attention import autocast, check_attention, glam_attention
 from mirrorgan_fast.ops.glam_attention import reference as attention_reference
 
@@ -75,6 +75,8 @@ def glam_attention_mix(
         out = torch.empty(
             shape, dtype=features.dtype, device=device, memory_format=torch.channels_last
         )
+    if implementation == CUDA and not _fits_cuda(words, mix):
+        implementation = TRITON
     if implementation == TRITON:
         from mirrorgan_fast.kernels.glam_attention_mix import glam_attention_mix_triton
 
@@ -82,6 +84,11 @@ def glam_attention_mix(
     else:
         _op(*given, mix, out)
     return out
+
+
+def _fits_cuda(words: Tensor, mix: Tensor) -> bool:
+    """Whether words and mix fit into what the kernel keeps in shared memory."""
+    return words.shape[1] <= 32 and words.shape[2] == 32 and len(mix) <= 64
 
 
 def _differentiable(

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.ops.checks import refuse
-from mirrorgan_fast.ops.choice import REFERENCE, choose
+from mirrorgan_fast.ops.choice import CUDA, REFERENCE, TRITON, choose
 
 Layout = Literal["tiles", "rows"]
 
@@ -31,7 +31,7 @@ _HALF, _DEPTH = 16, 32
 _PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _DIMS: dict[Layout, int] = {"tiles": 5, "rows": 4}
-_LAYOUTS: dict[str, Layout] = {"cpu": "tiles", "triton": "rows"}
+_LAYOUTS: dict[str, Layout] = {"cpu": "tiles", "triton": "rows", "cuda": "rows"}
 """The layout that each implementation of a convolution takes."""
 
 
@@ -160,6 +160,8 @@ def choose_packed(op: str, x: Tensor, weight: Tensor, *, needs_grad: bool) -> st
     layout = _LAYOUTS.get(implementation)
     if layout is not None and weight.dim() != _DIMS[layout]:
         return REFERENCE
+    if implementation == CUDA and taps_of(weight, x.shape[1]) == 1:
+        return TRITON  # a linear layer is no map, of which several taps are read
     return implementation
 
 

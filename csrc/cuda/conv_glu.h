@@ -1,0 +1,221 @@
+// conv_glu on tensor cores: what a block of threads does. What is computed is said in mirrorgan_fast/ops/conv_glu.py, and
+// the layout of the weights, in rows, in mirrorgan_fast/ops/packing.py.
+//
+// A block has 8 x 16 pixels of one map and 64 columns, values and gates in turns. It reads its part of the map with a
+// border of one pixel into shared memory, 64 channels at a time, from where all taps and all phases take it; the weights
+// of the next tap are on their way while this one is multiplied. A warp has a row of 16 pixels, a lane always both the
+// value and its gate.
+
+#pragma once
+
+#include "lockstep.h"
+
+namespace mirrorgan::cuda::conv_glu {
+
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * kLanesOfWarp;
+constexpr int kRows = kWarps;
+constexpr int kPixels = 16;
+constexpr int kColumns = 64;
+constexpr int kDepth = 64;
+constexpr int kTileWidth = kPixels + 2;
+constexpr int kTileHeight = kRows + 2;
+// Rows in shared memory are longer than what they hold, so that the lanes of a warp read from different banks.
+constexpr int kPixelStride = kDepth + 8;
+constexpr int kWeightStride = kColumns + 8;
+constexpr int kOutStride = kColumns / 2 + 8;
+
+struct Arguments {
+  const uint16_t* x;       // (samples, height, width, channels)
+  const uint16_t* weight;  // (phases, taps, channels, columns), each value before its gate
+  const float* bias;       // (columns), all values before all gates
+  uint16_t* out;           // (samples, scale height, scale width, columns / 2), scale 2 with four phases
+  int height;
+  int width;
+  int channels;
+  int columns;
+};
+
+struct Shared {
+  alignas(16) uint16_t map[kTileHeight * kTileWidth * kPixelStride];
+  alignas(16) uint32_t weight[2][kDepth / 2 * kWeightStride];  // pairs of channels side by side
+};
+
+struct Sums {
+  TileD tiles[kColumns / 8];
+};
+
+// Blocks along a map's height and width, and along the columns.
+MIRRORGAN_DEVICE int blocks_down(const Arguments& a) { return (a.height + kRows - 1) / kRows; }
+MIRRORGAN_DEVICE int blocks_across(const Arguments& a) { return (a.width + kPixels - 1) / kPixels; }
+
+template <typename Machine, int kPhases>
+struct Block {
+  static constexpr int kSide = kPhases == 4 ? 2 : 3;
+  static constexpr int kTaps = kSide * kSide;
+
+  const Arguments& a;
+  Shared& shared;
+  int64_t sample;
+  int top;     // first row of the map
+  int left;    // first pixel of a row
+  int column;  // first column
+
+  MIRRORGAN_DEVICE Block(const Arguments& arguments, Shared& memory, int64_t tile, int column_block)
+      : a(arguments), shared(memory), column(column_block * kColumns) {
+    const int across = blocks_across(a), of_sample = blocks_down(a) * across;
+    sample = tile / of_sample;
+    const int place = static_cast<int>(tile % of_sample);
+    top = place / across * kRows;
+    left = place % across * kPixels;
+  }
+
+  MIRRORGAN_DEVICE void run() {
+    const int chunks = (a.channels + kDepth - 1) / kDepth;
+    for (int phase = 0; phase < kPhases; ++phase) {
+      typename Machine::template Warps<typename Machine::template Lanes<Sums>> sums{};
+      for (int chunk = 0; chunk < chunks; ++chunk) {
+        Machine::template step<kWarps>([&](int warp) {
+          if (phase == 0 || chunks > 1) {
+            read_map(warp, chunk * kDepth);
+          }
+          typename Machine::template Lanes<Eight> rows[2];
+          fetch_weight(warp, rows, phase, 0, chunk * kDepth);
+          keep_weight(warp, rows, 0);
+        });
+        for (int tap = 0; tap < kTaps; ++tap) {
+          Machine::template step<kWarps>([&](int warp) {
+            typename Machine::template Lanes<Eight> rows[2];
+            if (tap + 1 < kTaps) {
+              fetch_weight(warp, rows, phase, tap + 1, chunk * kDepth);
+            }
+            multiply(warp, sums[warp], phase, tap);
+            if (tap + 1 < kTaps) {
+              keep_weight(warp, rows, tap + 1);
+            }
+          });
+        }
+      }
+      Machine::template step<kWarps>([&](int warp) { gate(warp, sums[warp]); });
+      Machine::template step<kWarps>([&](int warp) { write(warp, phase); });
+    }
+  }
+
+ private:
+  // The block's part of the map and its border, of channels from `first` on; zero outside.
+  MIRRORGAN_DEVICE void read_map(int warp, int first) {
+    const bool aligned = a.channels % 8 == 0;
+    for (int lane = Machine::first_lane(); lane < Machine::end_lane(); ++lane) {
+      for (int i = warp * kLanesOfWarp + lane; i < kTileHeight * kTileWidth * kDepth / 8; i += kThreads) {
+        const int place = i / (kDepth / 8), channel = i % (kDepth / 8) * 8;
+        const int y = top + place / kTileWidth - 1, x = left + place % kTileWidth - 1;
+        const bool inside = y >= 0 && y < a.height && x >= 0 && x < a.width;
+        const int valid = inside ? a.channels - first - channel : 0;
+        const int64_t pixel = inside ? (sample * a.height + y) * a.width + x : 0;
+        const int64_t at = valid > 0 ? pixel * a.channels + first + channel : 0;
+        *reinterpret_cast<Eight*>(shared.map + place * kPixelStride + channel) = read_eight(a.x + at, valid, aligned);
+      }
+    }
+  }
+
+  // Each lane's share of a tap's weights: eight columns of two channels.
+  MIRRORGAN_DEVICE void fetch_weight(
+      int warp, typename Machine::template Lanes<Eight> (&rows)[2], int phase, int tap, int first) {
+    static_assert(kDepth / 2 * kColumns / 8 == kThreads);
+    const bool aligned = a.columns % 8 == 0;
+    for (int lane = Machine::first_lane(); lane < Machine::end_lane(); ++lane) {
+      const int share = warp * kLanesOfWarp + lane;
+      const int columns = column + share % (kColumns / 8) * 8;
+      for (int i = 0; i < 2; ++i) {
+        const int channel = first + share / (kColumns / 8) * 2 + i;
+        const int valid = channel < a.channels ? a.columns - columns : 0;
+        const int64_t row = static_cast<int64_t>(phase * kTaps + tap) * a.channels + channel;
+        rows[i][lane] = read_eight(a.weight + (valid > 0 ? row * a.columns + columns : 0), valid, aligned);
+      }
+    }
+  }
+
+  MIRRORGAN_DEVICE void keep_weight(int warp, typename Machine::template Lanes<Eight> (&rows)[2], int tap) {
+    for (int lane = Machine::first_lane(); lane < Machine::end_lane(); ++lane) {
+      const int share = warp * kLanesOfWarp + lane;
+      uint32_t* pairs = shared.weight[tap % 2] + share / (kColumns / 8) * kWeightStride + share % (kColumns / 8) * 8;
+      for (int i = 0; i < 8; ++i) {
+        pairs[i] = pair_of(rows[0][lane].values[i], rows[1][lane].values[i]);
+      }
+    }
+  }
+
+  MIRRORGAN_DEVICE void multiply(int warp, typename Machine::template Lanes<Sums>& sums, int phase, int tap) {
+    // In shared memory, whose first pixel lies one up and one left of the block's
+    const int down = tap / kSide + (kPhases == 4 ? phase / 2 : 0);
+    const int right = tap % kSide + (kPhases == 4 ? phase % 2 : 0);
+    const uint16_t* row = shared.map + ((warp + down) * kTileWidth + right) * kPixelStride;
+#pragma unroll
+    for (int k = 0; k < kDepth; k += 16) {
+      typename Machine::template Lanes<TileA> of_map;
+      for (int lane = Machine::first_lane(); lane < Machine::end_lane(); ++lane) {
+        for (int i = 0; i < 4; ++i) {
+          const int pixel = lane / 4 + i % 2 * 8, channel = k + lane % 4 * 2 + i / 2 * 8;
+          of_map[lane].pairs[i] = *reinterpret_cast<const uint32_t*>(row + pixel * kPixelStride + channel);
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < kColumns / 8; ++n) {
+        typename Machine::template Lanes<TileB> of_weight;
+        typename Machine::template Lanes<TileD> tile;
+        for (int lane = Machine::first_lane(); lane < Machine::end_lane(); ++lane) {
+          const uint32_t* pairs = shared.weight[tap % 2] + (k / 2 + lane % 4) * kWeightStride + n * 8 + lane / 4;
+          of_weight[lane].pairs[0] = pairs[0];
+          of_weight[lane].pairs[1] = pairs[4 * kWeightStride];
+          tile[lane] = sums[lane].tiles[n];
+        }
+        Machine::multiply(tile, of_map, of_weight);
+        for (int lane = Machine::first_lane(); lane < Machine::end_lane(); ++lane) {
+          sums[lane].tiles[n] = tile[lane];
+        }
+      }
+    }
+  }
+
+  // Values times the sigmoid of their gates, into the memory of the weights.
+  MIRRORGAN_DEVICE void gate(int warp, typename Machine::template Lanes<Sums>& sums) {
+    uint16_t* out = reinterpret_cast<uint16_t*>(shared.weight);
+    static_assert(kRows * kPixels * kOutStride * sizeof(uint16_t) <= sizeof(Shared::weight));
+    for (int lane = Machine::first_lane(); lane < Machine::end_lane(); ++lane) {
+#pragma unroll
+      for (int n = 0; n < kColumns / 8; ++n) {
+        const int channel = n * 4 + lane % 4, of_all = column / 2 + channel;
+        const bool exists = of_all < a.columns / 2;
+        const float of_value = exists ? a.bias[of_all] : 0.0f;
+        const float of_gate = exists ? a.bias[a.columns / 2 + of_all] : 0.0f;
+        for (int i = 0; i < 2; ++i) {
+          const float* both = sums[lane].tiles[n].values + 2 * i;
+          const int pixel = warp * kPixels + lane / 4 + 8 * i;
+          out[pixel * kOutStride + channel] =
+              as_bfloat16((both[0] + of_value) * sigmoid<Machine>(both[1] + of_gate));
+        }
+      }
+    }
+  }
+
+  MIRRORGAN_DEVICE void write(int warp, int phase) {
+    constexpr int kScale = kPhases == 4 ? 2 : 1;
+    const uint16_t* out = reinterpret_cast<const uint16_t*>(shared.weight);
+    const int channels = a.columns / 2;
+    for (int lane = Machine::first_lane(); lane < Machine::end_lane(); ++lane) {
+      for (int i = warp * kLanesOfWarp + lane; i < kRows * kPixels * kColumns / 16; i += kThreads) {
+        const int pixel = i / (kColumns / 16), channel = i % (kColumns / 16) * 8, of_all = column / 2 + channel;
+        const int y = top + pixel / kPixels, x = left + pixel % kPixels;
+        if (y < a.height && x < a.width && of_all < channels) {
+          const int64_t row = sample * a.height * kScale + y * kScale + (kPhases == 4 ? phase / 2 : 0);
+          const int64_t at = row * a.width * kScale + x * kScale + (kPhases == 4 ? phase % 2 : 0);
+          write_eight(a.out + at * channels + of_all,
+                      *reinterpret_cast<const Eight*>(out + pixel * kOutStride + channel), channels - of_all,
+                      channels % 8 == 0);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace mirrorgan::cuda::conv_glu

@@ -1,0 +1,89 @@
+// mirrorgan::glam_attention_mix on NVIDIA GPUs in bfloat16, of 32 channels, to 64 columns and 32 words; what it computes
+// is said in mirrorgan_fast/ops/glam_attention_mix.py.
+
+#include "glam_attention_mix.h"
+
+#include "launch.h"
+
+namespace mirrorgan {
+namespace {
+
+using namespace cuda;
+
+constexpr const char* kOp = "glam_attention_mix";
+
+template <bool kSentence>
+__global__ void __launch_bounds__(attention_mix::kThreads, 4)
+    glam_attention_mix_kernel(const attention_mix::Arguments a) {
+  __shared__ attention_mix::Shared shared;
+  attention_mix::Block<Device, kSentence>(a, shared, blockIdx.x).run();
+}
+
+}  // namespace
+
+void glam_attention_mix_cuda(
+    const Tensor& features,
+    const Tensor& words,
+    const Tensor& mask,
+    const std::optional<Tensor>& sentence,
+    const std::optional<Tensor>& sentence_weight,
+    const Tensor& mix,
+    Tensor out) {
+  constexpr int64_t kChannels = attention_mix::kChannels;
+  for (const Tensor* tensor : {&features, &words, &mix, static_cast<const Tensor*>(&out)}) {
+    check_dtype(kOp, "features, words, mix or out", *tensor, ScalarType::BFloat16);
+  }
+  check_dtype(kOp, "mask", mask, ScalarType::Bool);
+  MIRRORGAN_CHECK(features.dim() == 4 && features.size(1) == kChannels, kOp, "features", shape_text(features.sizes()),
+                  "(N, 32, H, W)");
+  const int64_t samples = features.size(0), pixels = features.size(2) * features.size(3);
+  MIRRORGAN_CHECK(words.dim() == 3 && words.size(1) <= attention_mix::kWords, kOp, "words", shape_text(words.sizes()),
+                  "(N, T, 32), T to 32");
+  const int64_t count = words.size(1);
+  MIRRORGAN_CHECK_SHAPE(kOp, "words", words, {samples, count, kChannels});
+  MIRRORGAN_CHECK_SHAPE(kOp, "mask", mask, {samples, count});
+  MIRRORGAN_CHECK(mix.dim() == 2 && mix.size(0) <= attention_mix::kColumns, kOp, "mix", shape_text(mix.sizes()),
+                  "to 64 columns");
+  MIRRORGAN_CHECK_SHAPE(kOp, "mix", mix, {mix.size(0), kChannels * (sentence ? 3 : 2)});
+  MIRRORGAN_CHECK_SHAPE(kOp, "out", out, {samples, mix.size(0), features.size(2), features.size(3)});
+  std::optional<Tensor> dense_sentence, dense_weight;
+  if (sentence) {
+    check_dtype(kOp, "sentence", *sentence, ScalarType::BFloat16);
+    MIRRORGAN_CHECK_SHAPE(kOp, "sentence", *sentence, {samples, kChannels});
+    dense_sentence = torch::stable::contiguous(*sentence);
+  }
+  if (sentence_weight) {
+    check_dtype(kOp, "sentence_weight", *sentence_weight, ScalarType::BFloat16);
+    MIRRORGAN_CHECK_SHAPE(kOp, "sentence_weight", *sentence_weight, {kChannels, kChannels});
+    dense_weight = torch::stable::contiguous(*sentence_weight);
+  }
+  if (samples * pixels * mix.size(0) == 0) {
+    return;
+  }
+  const Tensor dense_features = torch::stable::contiguous(features, MemoryFormat::ChannelsLast);
+  const Tensor dense_words = torch::stable::contiguous(words), dense_mask = torch::stable::contiguous(mask);
+  const Tensor dense_mix = torch::stable::contiguous(mix);
+  const attention_mix::Arguments a{
+      static_cast<const uint16_t*>(dense_features.const_data_ptr()),
+      static_cast<const uint16_t*>(dense_words.const_data_ptr()),
+      static_cast<const bool*>(dense_mask.const_data_ptr()),
+      bfloat16_of(dense_sentence),
+      bfloat16_of(dense_weight),
+      static_cast<const uint16_t*>(dense_mix.const_data_ptr()),
+      static_cast<uint16_t*>(out.mutable_data_ptr()),
+      pixels,
+      static_cast<int>(count),
+      static_cast<int>(mix.size(0)),
+  };
+  const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
+  const int64_t of_sample = (pixels + attention_mix::kOfBlock - 1) / attention_mix::kOfBlock;
+  const unsigned grid = blocks_of(kOp, samples * of_sample);
+  if (sentence) {
+    glam_attention_mix_kernel<true><<<grid, attention_mix::kThreads, 0, current_stream(kOp, features)>>>(a);
+  } else {
+    glam_attention_mix_kernel<false><<<grid, attention_mix::kThreads, 0, current_stream(kOp, features)>>>(a);
+  }
+  check_launch(kOp);
+}
+
+}  // namespace mirrorgan

@@ -1,0 +1,49 @@
+// What every CUDA op does around its kernel.
+
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cuda_runtime.h>
+
+#include <optional>
+
+#include "../checks.h"
+
+namespace mirrorgan::cuda {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline void check_dtype(const char* op, const char* argument, const Tensor& tensor, ScalarType dtype) {
+  MIRRORGAN_CHECK(tensor.scalar_type() == dtype, op, argument, tensor.scalar_type(), dtype);
+}
+
+inline const uint16_t* bfloat16_of(const std::optional<Tensor>& tensor) {
+  return tensor ? static_cast<const uint16_t*>(tensor->const_data_ptr()) : nullptr;
+}
+
+// PyTorch's current stream of a device, on which a CUDA graph may be captured.
+inline cudaStream_t current_stream(const char* op, const Tensor& tensor) {
+  void* stream = nullptr;
+  MIRRORGAN_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream) == 0, op, "device",
+                  tensor.get_device_index(), "a device with a current stream");
+  return static_cast<cudaStream_t>(stream);
+}
+
+// Behind a launch, which does not wait for the kernel: only that it starts.
+inline void check_launch(const char* op) {
+  const cudaError_t error = cudaGetLastError();
+  MIRRORGAN_CHECK(error == cudaSuccess, op, "launch", cudaGetErrorString(error), "a kernel that starts");
+}
+
+inline unsigned blocks_of(const char* op, int64_t blocks) {
+  MIRRORGAN_CHECK(blocks < (int64_t{1} << 31), op, "blocks", blocks, "fewer than 2^31: a smaller batch");
+  return static_cast<unsigned>(blocks);
+}
+
+}  // namespace mirrorgan::cuda

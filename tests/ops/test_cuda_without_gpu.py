@@ -1,0 +1,170 @@
+"""The CUDA kernels where there is no GPU: their code on the host, and compiled by nvcc."""
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mirrorgan_fast.ops import choice, use
+from mirrorgan_fast.ops.glam_attention_mix import glam_attention_mix
+
+from .calls import Shapes, call
+
+ROOT = Path(__file__).parents[2]
+BF16 = torch.bfloat16
+
+
+@pytest.fixture(scope="module")
+def on_host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The kernels' templates, compiled by the C++ compiler."""
+    library = tmp_path_factory.mktemp("host") / "cuda_on_host.so"
+    source = Path(__file__).with_name("cuda_on_host.cpp")
+    options = ("-O2", "-std=c++17", "-fno-strict-aliasing", "-shared", "-fPIC")
+    warnings = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
+    compiler = os.environ.get("CXX", "c++")
+    command = [compiler, *options, *warnings, f"-I{ROOT / 'csrc' / 'cuda'}", source, "-o", library]
+    subprocess.run(command, check=True)
+    return ctypes.CDLL(str(library))
+
+
+def run(function: Callable[..., None], *given: Tensor | int | None) -> None:
+    """Call a function with the addresses of tensors, and numbers of 64 bits but for the ints."""
+    function(
+        *(
+            ctypes.c_void_p(given_.data_ptr()) if isinstance(given_, Tensor) else given_
+            for given_ in given
+        )
+    )
+
+
+@pytest.mark.parametrize("upsample", [False, True])
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        Shapes(layout="rows"),
+        Shapes(2, 64, 9, 17, 32, layout="rows"),  # whole depth and columns; blocks that end early
+        Shapes(1, 70, 8, 16, 40, layout="rows"),  # a rest of both; one block exactly
+        Shapes(3, 32, 17, 5, 64, layout="rows"),
+        Shapes(0, layout="rows"),
+    ],
+)
+def test_conv_glu(on_host, assert_matches, shapes, upsample) -> None:
+    called = call("conv_glu", shapes._replace(upsample=upsample), BF16)
+    x, weight, bias = called.arguments
+    batch, channels, height, width = x.shape
+    out = torch.full(called.expected.permute(0, 2, 3, 1).shape, torch.nan, dtype=BF16)
+    rows = x.permute(0, 2, 3, 1).contiguous()
+    sizes = (ctypes.c_int64(batch), height, width, channels, len(bias), len(weight))
+    run(on_host.conv_glu_on_host, rows, weight, bias, out, *sizes)
+    assert_matches(out.permute(0, 3, 1, 2), called.expected)
+
+
+@pytest.mark.parametrize("form", ["authors", "paper", "words"])
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        Shapes(channels=32),
+        Shapes(2, 32, 23, 29, 64, words=18),  # two blocks a sample, the second not full
+        Shapes(3, 32, 9, 7, 40, words=32),
+        Shapes(1, 32, 16, 32, 60, words=1),
+    ],
+)
+def test_glam_attention_mix(on_host, assert_matches, shapes, form) -> None:
+    called = call("glam_attention_mix", shapes._replace(form=form), BF16)
+    features, words, mask, sentence, weight, mix = called.arguments
+    out = attend_on_host(on_host, features, words, mask, sentence, weight, mix)
+    assert_matches(out, called.expected)
+
+
+def test_padding_is_not_read_and_nan_stays_in_its_pixel(on_host) -> None:
+    called = call("glam_attention_mix", Shapes(channels=32, words=20), BF16)
+    features, words, mask, *rest = called.arguments
+    mask[0], mask[1, 1:] = False, False  # no word at all, and one
+    padding = ~mask[..., None]
+    expected = attend_on_host(on_host, features, words.masked_fill(padding, 0), mask, *rest)
+    actual = attend_on_host(on_host, features, words.masked_fill(padding, torch.nan), mask, *rest)
+    assert torch.equal(actual, expected)
+    assert actual.isfinite().all()
+    features[1, 3, 2, 4] = torch.nan
+    actual = attend_on_host(on_host, features, words, mask, *rest)
+    assert actual[1, :, 2, 4].isnan().all()
+    actual[1, :, 2, 4] = expected[1, :, 2, 4]
+    assert torch.equal(actual, expected)
+
+
+def attend_on_host(
+    library: ctypes.CDLL,
+    features: Tensor,
+    words: Tensor,
+    mask: Tensor,
+    sentence: Tensor | None,
+    weight: Tensor | None,
+    mix: Tensor,
+) -> Tensor:
+    batch, _, height, width = features.shape
+    rows = features.permute(0, 2, 3, 1).contiguous()
+    out = torch.full((batch, height, width, len(mix)), torch.nan, dtype=BF16)
+    sizes = (ctypes.c_int64(batch), ctypes.c_int64(height * width), words.shape[1], len(mix))
+    given = (rows, words, mask, sentence, weight, mix, out)
+    run(library.glam_attention_mix_on_host, *given, *sizes)
+    return out.permute(0, 3, 1, 2)
+
+
+def test_nvcc_compiles_every_kernel_without_a_spill() -> None:
+    import cuda_resources
+
+    compiler = cuda_resources.nvcc()
+    if compiler is None:
+        pytest.skip("nvcc is not here")
+    try:
+        used = cuda_resources.table(compiler)
+    except subprocess.CalledProcessError as error:
+        pytest.fail(error.stderr)
+    kernels = {name.split("<")[0] for name in used}
+    assert kernels == {f"{path.stem}_kernel" for path in (ROOT / "csrc" / "cuda").glob("*.cu")}
+    for name, kernel in used.items():
+        assert kernel["spilled"] == 0, name
+        assert kernel["shared"] <= 48 * 1024, name
+    recorded = json.loads(cuda_resources.RECORDED.read_text(encoding="utf-8"))
+    assert set(recorded["kernels"]) == set(used)
+    if recorded["nvcc"] == cuda_resources.version(compiler):
+        assert recorded["kernels"] == used
+
+
+def test_they_run_only_if_asked_for_until_they_were_timed(monkeypatch) -> None:
+    for op in ("conv_glu", "glam_attention_mix"):
+        assert choice.choose(op, "cuda", BF16, needs_grad=False).implementation == "triton"
+        with use("cuda"):
+            chosen = choice.choose(op, "cuda", BF16, needs_grad=False)
+            assert chosen.implementation == "reference"
+            assert "cuda was not built" in chosen.reason
+            built = choice.build_info()
+            assert built is not None
+            with_cuda = built._replace(cuda_architectures="9.0")
+            with monkeypatch.context() as patch:
+                patch.setattr(choice, "build_info", lambda built=with_cuda: built)
+                chosen = choice.choose(op, "cuda", BF16, needs_grad=False)
+                assert chosen.implementation == "cuda"
+
+
+def test_what_does_not_fit_the_kernel_goes_elsewhere(monkeypatch) -> None:
+    """Asked for by name, but of 40 words: not an error."""
+    called = call("glam_attention_mix", Shapes(channels=32, words=40), BF16)
+    found = choice.Choice("cuda", "")
+    module = sys.modules["mirrorgan_fast.ops.glam_attention_mix"]
+    monkeypatch.setattr(module, "choose", lambda *_, **__: found)
+    pytest.importorskip("triton")
+    ran: list[object] = []
+    monkeypatch.setattr(
+        "mirrorgan_fast.kernels.glam_attention_mix.glam_attention_mix_triton",
+        lambda *given: ran.append(given),
+    )
+    glam_attention_mix(*called.arguments)
+    assert len(ran) == 1
