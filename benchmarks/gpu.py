@@ -11,6 +11,7 @@ import argparse
 import json
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -37,16 +38,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Build, test and measure on a GPU.")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--minutes", type=float, default=8.0, help="for everything together")
+    parser.add_argument("--only", choices=("checks", "cases"), help="do half of it")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("benchmarks.gpu: this PyTorch finds no GPU; nothing was measured", file=sys.stderr)
         return 2
-    start = time.monotonic()
+    end = time.monotonic() + 60 * options.minutes
     report: dict[str, Any] = {"machine": machine(), "checks": {}, "cases": []}
-    for name, command in checks():
-        report["checks"][name] = check(name, command)
-    end = start + 60 * options.minutes
-    measure(report, lambda: end - time.monotonic())
+    if options.only != "cases":
+        # of both, checks take at most two thirds
+        until = end - (0 if options.only else 20 * options.minutes)
+        for name, command in checks():
+            report["checks"][name] = check(name, command, until - time.monotonic())
+    measure(report, lambda: 0.0 if options.only == "checks" else end - time.monotonic())
     options.out.mkdir(parents=True, exist_ok=True)
     about = re.sub(r"\W+", "-", report["machine"]["gpu"]).strip("-").lower()
     path = options.out / f"gpu-{about}.json"
@@ -77,20 +81,42 @@ def machine() -> dict[str, Any]:
 def checks() -> list[tuple[str, list[str]]]:
     """What runs before anything is measured."""
     python = sys.executable
-    return [
+    pytest = [python, "-m", "pytest"]
+    found = [
         ("build", [python, "setup.py", "build_ext", "--inplace"]),
-        ("tests", [python, "-m", "pytest", "-q", "tests/ops/test_triton.py"]),
+        ("tests", [*pytest, "tests/ops/test_triton.py", "tests/ops/test_cuda.py"]),
     ]
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer:
+        for tool in ("memcheck", "racecheck"):
+            run = [sanitizer, "--tool", tool, "--error-exitcode", "1", *pytest]
+            few = ["tests/ops/test_cuda.py", "-k", "float64"]
+            found.append((f"compute-sanitizer {tool}", [*run, *few]))
+    return found
 
 
-def check(name: str, command: list[str]) -> dict[str, Any]:
-    """Run a command; return its status, the end of what it printed, and how long it took."""
+def check(name: str, command: list[str], left: float) -> dict[str, Any]:
+    """Run a command; return its status, the end of what it printed, and how long it took.
+
+    Status 124 means that no time was left, as of timeout(1).
+    """
     start = time.monotonic()
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    printed = (result.stdout + result.stderr)[-4000:]
-    print(f"{name}: exit status {result.returncode}\n{printed}", flush=True)
-    seconds = round(time.monotonic() - start, 1)
-    return {"status": result.returncode, "seconds": seconds, "printed": printed}
+    try:
+        result = subprocess.run(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=max(1.0, left),
+        )
+        status, printed = result.returncode, result.stdout[-4000:]
+    except subprocess.TimeoutExpired as error:
+        status, printed = 124, (error.stdout or b"")[-4000:].decode(errors="replace")
+    print(f"{name}: exit status {status}\n{printed}", flush=True)
+    taken = round(time.monotonic() - start, 1)
+    return {"status": status, "seconds": taken, "printed": printed}
 
 
 def measure(report: dict[str, Any], left: Callable[[], float]) -> None:

@@ -19,6 +19,7 @@ from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.ops import (
     batch_norm_glu,
     batch_norm_leaky_relu,
+    build_info,
     conv_add,
     conv_glu,
     glam_attention_mix,
@@ -153,6 +154,15 @@ def _convolutions(device: str, sizes: Sizes) -> Iterator[Case]:
         operations=2.0 * 4 * pixels * 4 * channels * channels,
         nbytes=2.0 * pixels * (channels + 4 * channels // 2),
     )
+    if _has_cuda(device):
+        about = f"{channels} channels from {size} px, batch {batch}"
+        yield Case(
+            f"the same in CUDA C++, against Triton, {about}",
+            _in_cuda(lambda: conv_glu(x, up_packed, up_bias)),
+            lambda: conv_glu(x, up_packed, up_bias),
+            operations=2.0 * 4 * pixels * 4 * channels * channels,
+            nbytes=2.0 * pixels * (channels + 4 * channels // 2),
+        )
     head = nn.Conv2d(sizes.channels, 3, 3, padding=1, bias=False).to(device)
     f = _map(device, batch, sizes.channels, 2 * size, 2 * size)
     head_packed = pack(head.weight, glu=False, upsample=False, dtype=BF16, layout=layout)
@@ -165,6 +175,22 @@ def _convolutions(device: str, sizes: Sizes) -> Iterator[Case]:
         operations=2.0 * 4 * pixels * 9 * sizes.channels * 3,
         nbytes=4.0 * pixels * (2 * sizes.channels + 3),
     )
+
+
+def _has_cuda(device: str) -> bool:
+    """Whether the CUDA kernels were built; on the CPU the case is there to be tested."""
+    built = build_info()
+    return device == "cpu" or (built is not None and built.cuda_architectures != "")
+
+
+def _in_cuda(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The same call by the compiled CUDA kernel, where it was built."""
+
+    def call() -> Tensor:
+        with use("cuda"):
+            return run()
+
+    return call
 
 
 def _levels(image: Tensor) -> Tensor:
@@ -234,6 +260,9 @@ def _attention(device: str, sizes: Sizes) -> Iterator[Case]:
             return attention_reference(*arguments)
 
         yield Case(f"glam_attention_mix, {about}", ours, eager, compiles=True, nbytes=moved)
+        if _has_cuda(device):
+            about = f"the same in CUDA C++, against Triton, {about}"
+            yield Case(about, _in_cuda(ours), ours, nbytes=moved)
 
 
 def _batch_norms(device: str, sizes: Sizes) -> Iterator[Case]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from gpu import ROUNDS, contest, table
+from gpu import ROUNDS, check, contest, table
 from gpu_cases import SMALL, cases
 
 ALL = list(cases("cpu", SMALL))
@@ -45,6 +45,15 @@ def test_a_contest_takes_turns_and_its_table_says_who_won(monkeypatch) -> None:
     assert f"| {case.name} | 1000000 us | 4 | 3.0 |  | 50% |" in text
     assert "copies 4.00 TB/s, multiplies 800 TFLOP/s" in text
     assert text.endswith("Not measured: a case\n")
+
+
+def test_a_check_tells_its_status_and_ends_when_no_time_is_left() -> None:
+    code = "import sys, time; print('so far', flush=True); time.sleep({}); sys.exit(3)"
+    found = check("tests", [sys.executable, "-c", code.format(0)], 60)
+    assert (found["status"], found["printed"]) == (3, "so far\n")
+    found = check("tests", [sys.executable, "-c", code.format(60)], 1)
+    assert found["status"] == 124
+    assert found["seconds"] < 30
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

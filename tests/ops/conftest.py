@@ -13,8 +13,10 @@ from .calls import Call
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 collect_ignore = []
-if not INTERPRETED and not torch.cuda.is_available():
-    collect_ignore.append("test_triton.py")  # which test_triton_without_gpu.py runs
+if not torch.cuda.is_available():
+    collect_ignore.append("test_cuda.py")
+    if not INTERPRETED:
+        collect_ignore.append("test_triton.py")  # which test_triton_without_gpu.py runs
 
 compiled = pytest.mark.skipif(why_not_compiled() is not None, reason=str(why_not_compiled()))
 
