@@ -108,9 +108,9 @@ TABLE: dict[str, tuple[Row, ...]] = {
             "9.1 to 10.3 times in bfloat16, 4.5 in float32",
             differentiable=False,
         ),
+        _FOR_TRAINING,
         _FOR_INFERENCE,
         _IN_CUDA,
-        _FOR_TRAINING,
     ),
     "glam_stage": (
         Row(
@@ -183,31 +183,36 @@ def choose(op: str, device: str, dtype: torch.dtype, *, needs_grad: bool) -> Cho
     _check_override()
     if _override == REFERENCE:
         return Choice(REFERENCE, "asked for by name")
-    reason = "no faster implementation for this device"
-    if _override:
-        reason = f"{_override} was asked for, which does not exist for it on this device"
+    reason = ""  # why the first of them does not run
     for row in TABLE[op]:
         runs_here = row.device == device or (row.implementation == TRITON and _interpreted(device))
         if not runs_here or _override not in ("", row.implementation):
             continue
         if dtype not in row.dtypes:
-            reason = f"{row.implementation} does not take this data type"
+            reason = reason or f"{row.implementation} does not take this data type"
         elif row.implementation in COMPILED and (why := _why_not_built(row.implementation)):
-            reason = f"{row.implementation} was not built: {why}"
+            reason = reason or f"{row.implementation} was not built: {why}"
         elif row.implementation == TRITON and (why := why_not_triton(device)):
-            reason = f"triton does not run here: {why}"
+            reason = reason or f"triton does not run here: {why}"
         elif row.needs and not _has(row.needs):
-            reason = f"{row.implementation} is for processors with {row.needs}"
+            reason = reason or f"{row.implementation} is for processors with {row.needs}"
         elif needs_grad and not row.differentiable:
-            reason = f"{row.implementation} has no gradient, and one is needed"
+            reason = reason or f"{row.implementation} has no gradient, and one is needed"
         elif _override:
             return Choice(row.implementation, "asked for by name")
         elif not row.measured:
-            reason = f"{row.implementation} was not measured yet, and runs if asked for by name"
+            reason = (
+                reason
+                or f"{row.implementation} was not measured yet, and runs if asked for by name"
+            )
         elif needs_grad and not row.trains:
-            reason = f"{row.implementation} is for inference: a gradient is needed"
+            reason = reason or f"{row.implementation} is for inference: a gradient is needed"
         else:
             return Choice(row.implementation, row.measured)
+    if not reason:
+        reason = "no faster implementation for this device"
+        if _override:
+            reason = f"{_override} was asked for, which does not exist for it on this device"
     return Choice(REFERENCE, reason)
 
 

@@ -417,7 +417,9 @@ def test_choice():
 
 def test_unknown_implementation():
     with (
-        pytest.raises(InputError, match="MIRRORGAN_FAST_OPS: found 'gpu', wanted one of cpu, ref"),
+        pytest.raises(
+            InputError, match="MIRRORGAN_FAST_OPS: found 'gpu', wanted one of cpu, cuda, ref"
+        ),
         use("gpu"),
     ):
         pass
