@@ -200,10 +200,16 @@ def _levels(image: Tensor) -> Tensor:
 def _backward(run: Callable[..., Tensor], leaves: list[Tensor]) -> Callable[[], Any]:
     """Forward and backward."""
     leaves = [leaf.detach().requires_grad_() for leaf in leaves]
-    result = run(*leaves)
-    rng = torch.Generator().manual_seed(1)  # the same for ours and its rival
-    cotangent = torch.randn(result.shape, generator=rng).to(result)
-    return lambda: torch.autograd.grad(run(*leaves), leaves, cotangent)
+    cotangents: list[Tensor] = []
+
+    def call() -> Any:
+        result = run(*leaves)
+        if not cotangents:  # the same for ours and its rival
+            rng = torch.Generator().manual_seed(1)
+            cotangents.append(torch.randn(result.shape, generator=rng).to(result))
+        return torch.autograd.grad(result, leaves, cotangents[0])
+
+    return call
 
 
 def _both(

@@ -67,7 +67,10 @@ def moments_kernel(
         squares += tl.load(sums_ptr + at + CHANNELS, mask=inside, other=0.0)
     count = rows.to(tl.float32)
     shift = tl.sum(total, axis=0) / count
-    variance = tl.maximum(tl.sum(squares, axis=0) / count - shift * shift, 0.0)
+    variance = tl.sum(squares, axis=0) / count - shift * shift
+    variance = tl.where(
+        variance < 0.0, 0.0, variance
+    )  # NaN stays NaN, which the greater one is not
     pivot = tl.load(x_ptr + channel, mask=present, other=0.0).to(tl.float32)
     tl.store(mean_ptr + channel, pivot + shift, mask=present)
     tl.store(variance_ptr + channel, variance, mask=present)

@@ -141,7 +141,16 @@ def batch_norm_glu_triton(
     out = rows.new_empty((len(rows), half))
     grid, options = launch(rows, half, setting)
     wrap_triton(batch_norm_glu_kernel)[grid](
-        rows, mean, variance, weight, bias, out, len(rows), eps, HALF=half, **options
+        rows,
+        mean,
+        variance,
+        weight.contiguous(),
+        bias.contiguous(),
+        out,
+        len(rows),
+        eps,
+        HALF=half,
+        **options,
     )
     return as_map(out, x), mean, variance
 
@@ -158,7 +167,7 @@ def batch_norm_glu_triton_backward(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of x and, (2, 2C), of bias and weight, given that of the result."""
     rows = as_rows(x)
-    given = (as_rows(gradient), rows, mean, variance, weight, bias)
+    given = (as_rows(gradient), rows, mean, variance, weight.contiguous(), bias.contiguous())
     half = x.shape[1] // 2
     grid, options = launch(rows, half, batch_norm(half))
     options["HALF"] = half

@@ -120,7 +120,7 @@ def batch_norm_leaky_relu_triton(
     out = torch.empty_like(rows)
     grid, options = launch(rows, x.shape[1], setting)
     wrap_triton(batch_norm_leaky_relu_kernel)[grid](
-        rows, mean, variance, weight, bias, out, len(rows), slope, eps,
+        rows, mean, variance, weight.contiguous(), bias.contiguous(), out, len(rows), slope, eps,
         CHANNELS=x.shape[1], **options,
     )  # fmt: skip
     return as_map(out, x), mean, variance
@@ -139,7 +139,7 @@ def batch_norm_leaky_relu_triton_backward(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of x and, (2, C), of bias and weight, given that of the result."""
     rows = as_rows(x)
-    given = (as_rows(gradient), rows, mean, variance, weight, bias)
+    given = (as_rows(gradient), rows, mean, variance, weight.contiguous(), bias.contiguous())
     grid, options = launch(rows, x.shape[1], batch_norm(x.shape[1]))
     options["CHANNELS"] = x.shape[1]
     sums = torch.empty((grid[0], 2, x.shape[1]), dtype=torch.float32, device=x.device)

@@ -29,7 +29,8 @@ def bidirectional_lstm_kernel(
     direction = tl.program_id(0) % 2
     caption = (tl.program_id(0) // 2).to(tl.int64) * B + tl.arange(0, B)
     here = caption < captions
-    length = tl.load(lengths_ptr + caption, mask=here, other=0).to(tl.int32)
+    length = tl.load(lengths_ptr + caption, mask=here, other=0)
+    length = tl.minimum(length, words).to(tl.int32)
     unit = tl.arange(0, H)
     inside = here[:, None] & (unit < UNITS)[None, :]
     hidden = tl.zeros((B, H), tl.float32)

@@ -295,7 +295,7 @@ def word_similarity_triton_backward(
     of_words = words.new_empty((chunks, *words.shape), dtype=torch.float32)
     of_seen = words.new_empty((images, *words.shape))
     looks = words.new_empty((images, captions, 2, count), dtype=torch.float32)
-    of_regions = torch.empty_like(regions)
+    of_regions = torch.empty_like(regions) if captions else torch.zeros_like(regions)
     if images * captions:
         wrap_triton(of_words_kernel)[(chunks * captions,)](
             gradient.contiguous(), words, mask, regions, of_words, of_seen, looks,

@@ -162,9 +162,12 @@ def _device(options: argparse.Namespace) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # where Triton launches
+    return device
 
 
 def _model(options: argparse.Namespace) -> MirrorGAN:

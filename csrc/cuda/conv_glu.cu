@@ -37,6 +37,8 @@ void conv_glu_cuda(const Tensor& x, const Tensor& weight, const Tensor& bias, Te
   MIRRORGAN_CHECK_SHAPE(kOp, "out", out, {x.size(0), bias.numel() / 2, x.size(2) * scale, x.size(3) * scale});
   const Tensor dense = torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
 
+  const bool aligned = x.size(1) % 8 == 0 && bias.numel() % 16 == 0 && begins_an_eight(dense.const_data_ptr()) &&
+                       begins_an_eight(weight.const_data_ptr()) && begins_an_eight(out.mutable_data_ptr());
   const conv_glu::Arguments a{
       static_cast<const uint16_t*>(dense.const_data_ptr()),
       static_cast<const uint16_t*>(weight.const_data_ptr()),
@@ -46,6 +48,7 @@ void conv_glu_cuda(const Tensor& x, const Tensor& weight, const Tensor& bias, Te
       static_cast<int>(x.size(3)),
       static_cast<int>(x.size(1)),
       static_cast<int>(bias.numel()),
+      aligned,
   };
   const auto of = [](int64_t size, int64_t block) { return (size + block - 1) / block; };
   const int64_t tiles = x.size(0) * of(a.height, conv_glu::kRows) * of(a.width, conv_glu::kPixels);

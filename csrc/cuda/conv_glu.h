@@ -34,6 +34,7 @@ struct Arguments {
   int width;
   int channels;
   int columns;
+  bool aligned;  // channels and columns are whole Eights, and all begin where one may
 };
 
 struct Shared {
@@ -104,7 +105,6 @@ struct Block {
  private:
   // The block's part of the map and its border, of channels from `first` on; zero outside.
   MIRRORGAN_DEVICE void read_map(int warp, int first) {
-    const bool aligned = a.channels % 8 == 0;
     for (int lane = Machine::first_lane(); lane < Machine::end_lane(); ++lane) {
       for (int i = warp * kLanesOfWarp + lane; i < kTileHeight * kTileWidth * kDepth / 8; i += kThreads) {
         const int place = i / (kDepth / 8), channel = i % (kDepth / 8) * 8;
@@ -113,7 +113,7 @@ struct Block {
         const int valid = inside ? a.channels - first - channel : 0;
         const int64_t pixel = inside ? (sample * a.height + y) * a.width + x : 0;
         const int64_t at = valid > 0 ? pixel * a.channels + first + channel : 0;
-        *reinterpret_cast<Eight*>(shared.map + place * kPixelStride + channel) = read_eight(a.x + at, valid, aligned);
+        *reinterpret_cast<Eight*>(shared.map + place * kPixelStride + channel) = read_eight(a.x + at, valid, a.aligned);
       }
     }
   }
@@ -122,7 +122,6 @@ struct Block {
   MIRRORGAN_DEVICE void fetch_weight(
       int warp, typename Machine::template Lanes<Eight> (&rows)[2], int phase, int tap, int first) {
     static_assert(kDepth / 2 * kColumns / 8 == kThreads);
-    const bool aligned = a.columns % 8 == 0;
     for (int lane = Machine::first_lane(); lane < Machine::end_lane(); ++lane) {
       const int share = warp * kLanesOfWarp + lane;
       const int columns = column + share % (kColumns / 8) * 8;
@@ -130,7 +129,7 @@ struct Block {
         const int channel = first + share / (kColumns / 8) * 2 + i;
         const int valid = channel < a.channels ? a.columns - columns : 0;
         const int64_t row = static_cast<int64_t>(phase * kTaps + tap) * a.channels + channel;
-        rows[i][lane] = read_eight(a.weight + (valid > 0 ? row * a.columns + columns : 0), valid, aligned);
+        rows[i][lane] = read_eight(a.weight + (valid > 0 ? row * a.columns + columns : 0), valid, a.aligned);
       }
     }
   }
@@ -211,7 +210,7 @@ struct Block {
           const int64_t at = row * a.width * kScale + x * kScale + (kPhases == 4 ? phase % 2 : 0);
           write_eight(a.out + at * channels + of_all,
                       *reinterpret_cast<const Eight*>(out + pixel * kOutStride + channel), channels - of_all,
-                      channels % 8 == 0);
+                      a.aligned);
         }
       }
     }

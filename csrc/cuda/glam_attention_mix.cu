@@ -74,7 +74,10 @@ void glam_attention_mix_cuda(
       pixels,
       static_cast<int>(count),
       static_cast<int>(mix.size(0)),
+      mix.size(0) % 8 == 0 && begins_an_eight(out.mutable_data_ptr()),
   };
+  MIRRORGAN_CHECK(reinterpret_cast<uintptr_t>(a.features) % 4 == 0, kOp, "features", "memory at an odd element",
+                  "an even one");
   const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
   const int64_t of_sample = (pixels + attention_mix::kOfBlock - 1) / attention_mix::kOfBlock;
   const unsigned grid = blocks_of(kOp, samples * of_sample);

@@ -37,6 +37,7 @@ struct Arguments {
   int64_t pixels;
   int words_per_sample;
   int columns;
+  bool aligned;  // columns are whole Eights, and the result begins where one may
 };
 
 // Right-hand sides, pairs of rows side by side.
@@ -296,7 +297,7 @@ struct Block {
         if (row < a.pixels && column < a.columns) {
           const uint16_t* from = shared.out + (warp * kPixels + i / (kColumns / 8)) * kWide + column;
           write_eight(a.out + (sample * a.pixels + row) * a.columns + column, *reinterpret_cast<const Eight*>(from),
-                      a.columns - column, a.columns % 8 == 0);
+                      a.columns - column, a.aligned);
         }
       }
     }

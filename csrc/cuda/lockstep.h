@@ -22,6 +22,11 @@ struct alignas(16) Eight {
   uint16_t values[8];
 };
 
+// On the host: whether Eights may be read and written from there on.
+inline bool begins_an_eight(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % sizeof(Eight) == 0;
+}
+
 MIRRORGAN_DEVICE float as_float(uint16_t bits) {
   const uint32_t wide = static_cast<uint32_t>(bits) << 16;
 #if defined(__CUDACC__)

@@ -33,8 +33,10 @@ from mirrorgan_fast.ops import (
 )
 
 # On the CPU so many images go together through the first transformer, whose weights are many and
-# maps small; through the rest, whose maps are large, each thread takes one. On a GPU go all.
+# maps small. Of the rest, whose maps are large, each thread takes one where a whole stage is one
+# op, and all threads one where each layer is. On a GPU all images go together.
 _TOGETHER = 16
+BF16 = torch.bfloat16
 
 
 class FusedGLAM:
@@ -115,7 +117,9 @@ class FusedGLAM:
             return
         words = words.to(self.dtype)
         projected = [stage.project(words, s_ca) for stage in self.stages]
-        together = torch.get_num_threads() if out.device.type == "cpu" else len(out)
+        together = len(out)
+        if out.device.type == "cpu":
+            together = torch.get_num_threads() if self.dtype == fastest_dtype() == BF16 else 1
         for start in range(0, len(out), together):
             rows = slice(start, start + together)
             f = all_f_0[rows]
@@ -263,7 +267,7 @@ def fastest_dtype(device: str = "cpu") -> torch.dtype:
     """Return the data type in which a fused generator is fastest on a device of this type."""
     built = build_info()
     tiles = device == "cpu" and built is not None and built.instruction_set == "amx"
-    return torch.bfloat16 if tiles or device == "cuda" else torch.float32
+    return BF16 if tiles or device == "cuda" else torch.float32
 
 
 class Packing(NamedTuple):

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mirrorgan_fast.ops import asked_for
+
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -20,8 +22,9 @@ class Captured(NamedTuple):
 class Graphs:
     """A function whose result has a row for each row of its arguments, and depends on that alone.
 
-    It is captured once for each of `BUCKETS`; other batches are filled up to the next one, and
-    larger ones cut. A captured function must not wait for the GPU nor read its memory.
+    It is captured once for each of `BUCKETS` and each choice of implementations; other batches are
+    filled up to the next bucket, and larger ones cut. A captured function must not wait for the GPU
+    nor read its memory.
 
     Args:
         function: takes tensors (N, ...) and returns one (N, ...), all of them on one GPU.
@@ -47,11 +50,14 @@ class Graphs:
             return self.function(*inputs)
         bucket = next(bucket for bucket in BUCKETS if bucket >= batch)
         about = tuple((tensor.shape[1:], tensor.dtype, tensor.device) for tensor in inputs)
-        key = (bucket, *about)
+        kind = inputs[0].device.type
+        key = (bucket, *about, asked_for(), torch.is_autocast_enabled(kind))
         if key not in self.captured:
-            # copies of the first row are as good as any to fill the bucket up
-            filled = [torch.cat([t, t[:1].expand(bucket - batch, *t.shape[1:])]) for t in inputs]
-            self.captured[key] = self.capture(tuple(filled))
+            with torch.inference_mode(False), torch.no_grad():  # or only inference mode may write
+                # copies of the first row are as good as any to fill the bucket up
+                rest = [t[:1].expand(bucket - batch, *t.shape[1:]) for t in inputs]
+                filled = [torch.cat([t, more]) for t, more in zip(inputs, rest, strict=True)]
+                self.captured[key] = self.capture(tuple(filled))
         captured = self.captured[key]
         for static, given in zip(captured.inputs, inputs, strict=True):
             static[:batch].copy_(given)
@@ -70,6 +76,6 @@ class Graphs:
         if self.pool is None:
             self.pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        with torch.cuda.graph(graph, pool=self.pool, stream=stream):
             output = self.function(*inputs)
         return Captured(graph.replay, inputs, output)

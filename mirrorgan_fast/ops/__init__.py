@@ -4,7 +4,7 @@ from mirrorgan_fast.ops.batch_norm_glu import batch_norm_glu
 from mirrorgan_fast.ops.batch_norm_leaky_relu import batch_norm_leaky_relu
 from mirrorgan_fast.ops.bidirectional_lstm import PackedLSTM, bidirectional_lstm, pack_lstm
 from mirrorgan_fast.ops.build_info import BuildInfo, build_info, why_not_compiled
-from mirrorgan_fast.ops.choice import Choice, report, use
+from mirrorgan_fast.ops.choice import Choice, asked_for, report, use
 from mirrorgan_fast.ops.conv_add import conv_add
 from mirrorgan_fast.ops.conv_glu import conv_glu
 from mirrorgan_fast.ops.glam_attention import glam_attention, word_attention_map
@@ -19,6 +19,7 @@ __all__ = [
     "Choice",
     "Layout",
     "PackedLSTM",
+    "asked_for",
     "batch_norm_glu",
     "batch_norm_leaky_relu",
     "bidirectional_lstm",

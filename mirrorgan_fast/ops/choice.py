@@ -168,6 +168,11 @@ def use(implementation: str) -> Iterator[None]:
         _override = before
 
 
+def asked_for() -> str:
+    """Return the implementation that is asked for by name, empty where none is."""
+    return _override
+
+
 def choose(op: str, device: str, dtype: torch.dtype, *, needs_grad: bool) -> Choice:
     """Choose the implementation of ``op``.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mirrorgan_fast.models.graphs import BUCKETS, Captured, Graphs
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.ops import asked_for, use
 
 
 class CalledAgain(Graphs):
@@ -39,6 +40,22 @@ def test_a_bucket_is_captured_once() -> None:
     graphs(torch.ones(3, 6))  # other shapes are other graphs
     graphs(torch.ones(3, 6).double())
     assert len(graphs.captured) == 7
+
+
+def test_another_choice_of_implementations_is_captured_again() -> None:
+    graphs = CalledAgain(lambda a: a + len(asked_for()))
+    for _ in range(2):
+        assert graphs(torch.zeros(2)).tolist() == [0, 0]
+        with use("reference"):
+            assert graphs(torch.zeros(2)).tolist() == [9, 9]
+    assert len(graphs.captured) == 2
+
+
+def test_what_inference_mode_captured_runs_without_it() -> None:
+    graphs = CalledAgain(lambda a: a + 1)
+    with torch.inference_mode():
+        graphs(torch.zeros(3))
+    assert graphs(torch.ones(3)).tolist() == [2, 2, 2]
 
 
 def test_results_are_not_overwritten_by_the_next_call() -> None:

@@ -107,8 +107,9 @@ extern "C" void glam_attention_mix_on_host(
     int64_t pixels,
     int words_per_sample,
     int columns) {
-  const mirrorgan::cuda::attention_mix::Arguments a{features, words, mask,   sentence,         weight,
-                                                    mix,      out,   pixels, words_per_sample, columns};
+  const bool aligned = columns % 8 == 0 && mirrorgan::cuda::begins_an_eight(out);
+  const mirrorgan::cuda::attention_mix::Arguments a{features, words,  mask,             sentence, weight, mix,
+                                                    out,      pixels, words_per_sample, columns,  aligned};
   if (sentence != nullptr) {
     mirrorgan::cuda::run_attention_mix<true>(a, samples);
   } else {
@@ -127,7 +128,10 @@ extern "C" void conv_glu_on_host(
     int channels,
     int columns,
     int phases) {
-  const mirrorgan::cuda::conv_glu::Arguments a{x, weight, bias, out, height, width, channels, columns};
+  using mirrorgan::cuda::begins_an_eight;
+  const bool aligned = channels % 8 == 0 && columns % 16 == 0 && begins_an_eight(x) && begins_an_eight(weight) &&
+                       begins_an_eight(out);
+  const mirrorgan::cuda::conv_glu::Arguments a{x, weight, bias, out, height, width, channels, columns, aligned};
   if (phases == 4) {
     mirrorgan::cuda::run_conv_glu<4>(a, samples);
   } else {

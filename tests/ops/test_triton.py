@@ -209,6 +209,52 @@ def test_a_penalty_differentiates_the_leaky_relu_twice(assert_matches):
     assert_gradients(penalty, [x, weight, bias], assert_matches)
 
 
+@pytest.mark.parametrize("op", [batch_norm_glu, batch_norm_leaky_relu])
+def test_scales_that_are_columns_of_a_matrix(op):
+    x, both = torch.randn(2, 6, 3, 5).to(DEVICE), torch.randn(6, 2).to(DEVICE)
+    expected = op(x, both[:, 0].contiguous(), both[:, 1].contiguous())
+    leaves = [x, both[:, 0], both[:, 1]]
+    for tensor, right in zip(op(*leaves), expected, strict=True):
+        assert torch.equal(tensor, right)
+    leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+    strided = torch.autograd.grad(op(*leaves)[0].square().sum(), leaves)
+    dense = [leaf.detach().contiguous().requires_grad_() for leaf in leaves]
+    for tensor, right in zip(
+        strided, torch.autograd.grad(op(*dense)[0].square().sum(), dense), strict=True
+    ):
+        assert torch.equal(tensor, right)
+
+
+def test_nan_stays_in_its_channel():
+    x = torch.randn(2, 6, 4, 4).to(DEVICE)
+    x[1, 1, 2, 2] = torch.nan
+    ones = torch.ones(6).to(DEVICE)
+    out, mean, variance = batch_norm_leaky_relu(x, ones, ones)
+    for found in (out.transpose(0, 1).flatten(1).sum(dim=1), mean, variance):
+        assert found.isnan().tolist() == [False, True, False, False, False, False]
+
+
+def test_no_captions_and_no_images():
+    w, v = torch.ones(0, 3, 4).to(DEVICE).half(), torch.ones(2, 5, 4).to(DEVICE).half()
+    mask = torch.ones(0, 3, dtype=torch.bool, device=DEVICE)
+    v.requires_grad_()
+    similarity = word_similarity(w, mask, v)
+    assert similarity.shape == (2, 0)
+    assert torch.autograd.grad(similarity.sum(), v)[0].eq(0).all()
+    assert word_similarity(w.new_ones(2, 3, 4), mask.new_ones(2, 3), v[:0]).shape == (0, 2)
+
+
+def test_lengths_end_with_the_words():
+    gates = torch.randn(2, 3, 2, 128).to(DEVICE)
+    recurrent = pack_lstm(nn.LSTM(4, 32, bidirectional=True), layout="rows").recurrent.to(DEVICE)
+    lengths = torch.tensor([3, 3]).to(DEVICE)
+    expected = bidirectional_lstm(gates, lengths, recurrent)
+    for tensor, right in zip(
+        bidirectional_lstm(gates, lengths + 2, recurrent), expected, strict=True
+    ):
+        assert torch.equal(tensor, right)
+
+
 def test_means_far_from_zero(assert_matches):
     x = torch.randn(4, 8, 16, 16).to(DEVICE) + 300
     _, _, variance = batch_norm_glu(x, x.new_ones(8), x.new_zeros(8))
