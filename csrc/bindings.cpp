@@ -36,7 +36,7 @@ std::vector<std::string> instruction_sets(bool of_this_processor) {
   std::vector<std::string> names;
 #if defined(MIRRORGAN_X86)
   const std::vector<InstructionSet> compiled{InstructionSet::baseline, InstructionSet::avx2, InstructionSet::avx512,
-                                             InstructionSet::amx};
+                                             InstructionSet::avx512_bf16, InstructionSet::amx};
 #else
   const std::vector<InstructionSet> compiled{InstructionSet::baseline};
 #endif

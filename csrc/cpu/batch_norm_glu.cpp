@@ -203,6 +203,7 @@ Passes passes_for(bool is_bfloat16) {
   switch (chosen_instruction_set()) {
 #if defined(MIRRORGAN_X86)
     case InstructionSet::amx:
+    case InstructionSet::avx512_bf16:
     case InstructionSet::avx512:
       return MIRRORGAN_PASSES_OF(avx512);
     case InstructionSet::avx2:

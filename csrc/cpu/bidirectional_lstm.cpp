@@ -128,6 +128,7 @@ auto read_function() {
   switch (chosen_instruction_set()) {
 #if defined(MIRRORGAN_X86)
     case InstructionSet::amx:
+    case InstructionSet::avx512_bf16:
     case InstructionSet::avx512:
       return read_avx512;
     case InstructionSet::avx2:

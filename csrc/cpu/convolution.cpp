@@ -216,40 +216,78 @@ MIRRORGAN_INLINE void write_group(
   }
 }
 
+// How products are computed: the type of the window, pixels and halves at a time, and the weights of a block.
 template <typename scalar_t, int Lanes, int Rows, int Halves>
+struct InFloats {
+  using compute_t = float;
+  static constexpr int kRows = Rows, kHalves = Halves;
+
+  static MIRRORGAN_INLINE const float* panel(const scalar_t* weight, float* wide, int64_t tiles) {
+    if constexpr (std::is_same_v<scalar_t, float>) {
+      return weight;
+    } else {
+      widen(weight, wide, tiles);
+      return wide;
+    }
+  }
+
+  template <int OfHalves>
+  static MIRRORGAN_INLINE void multiply(
+      const Window<float>& window, int64_t offset, const Phase& phase, const float* columns, float* sums) {
+    convolution::multiply<Lanes, Rows, OfHalves>(window, offset, phase, columns, sums);
+  }
+};
+
+#if defined(MIRRORGAN_X86)
+struct InPairs {
+  using compute_t = bfloat16_bits;
+  static constexpr int kRows = kPairRows, kHalves = 2;
+
+  static MIRRORGAN_INLINE const bfloat16_bits* panel(const bfloat16_bits* weight, bfloat16_bits*, int64_t) {
+    return weight;
+  }
+
+  template <int OfHalves>
+  static MIRRORGAN_INLINE void multiply(
+      const Window<bfloat16_bits>& window,
+      int64_t offset,
+      const Phase& phase,
+      const bfloat16_bits* columns,
+      float* sums) {
+    multiply_pairs(window, offset, phase, columns, OfHalves, sums);
+  }
+};
+#endif
+
+template <typename scalar_t, int Lanes, typename Product>
 MIRRORGAN_INLINE void convolve_strip(
     const Arguments& a,
     Epilogue epilogue,
-    const Window<float>& window,
+    const Window<typename Product::compute_t>& window,
     const Group* groups,
     int64_t group_count,
     int64_t first_row,
     const Phase& phase,
     int64_t first_block,
     int64_t end_block,
-    float* wide) {
+    typename Product::compute_t* wide) {
   float sums[2 * kPixels * kHalf], bias[kColumns];
   const int64_t panel = a.steps * 2 * kTile;
   for (int64_t block = first_block; block < end_block; ++block) {
     const auto* weight = static_cast<const scalar_t*>(a.weight) + (phase.index * a.blocks + block) * panel;
-    const float* columns = wide;
-    if constexpr (std::is_same_v<scalar_t, float>) {
-      columns = weight;
-    } else {
-      widen(weight, wide, a.steps * 2);
-    }
+    const auto* columns = Product::panel(weight, wide, a.steps * 2);
     read_bias(a, epilogue, block, bias);
     const bool one_half = epilogue != Epilogue::glu && a.out_channels - block * kColumns <= kHalf;
     for (int64_t g = 0; g < group_count; ++g) {
-      for (int64_t row = 0; row < kGroup; row += Rows) {
+      for (int64_t row = 0; row < kGroup; row += Product::kRows) {
         const int64_t offset = groups[g].offset + row;
         if (one_half) {
-          multiply<Lanes, Rows, 1>(window, offset, phase, columns, sums + row * kHalf);
+          Product::template multiply<1>(window, offset, phase, columns, sums + row * kHalf);
           continue;
         }
-        for (int64_t half = 0; half < 2; half += Halves) {
-          multiply<Lanes, Rows, Halves>(window, offset, phase, columns + half * kTile,
-                                        sums + (half * kPixels + row) * kHalf);
+        for (int64_t half = 0; half < 2; half += Product::kHalves) {
+          Product::template multiply<Product::kHalves>(
+              window, offset, phase, columns + half * kTile, sums + (half * kPixels + row) * kHalf);
         }
       }
       write_group<scalar_t, Lanes>(a, epilogue, first_row, groups[g], phase, block, sums, bias);
@@ -257,17 +295,29 @@ MIRRORGAN_INLINE void convolve_strip(
   }
 }
 
-template <typename scalar_t>
+template <typename compute_t>
 using StripFunction = void (*)(
-    const Arguments&, Epilogue, const Window<float>&, const Group*, int64_t, int64_t, const Phase&, int64_t, int64_t, float*);
+    const Arguments&,
+    Epilogue,
+    const Window<compute_t>&,
+    const Group*,
+    int64_t,
+    int64_t,
+    const Phase&,
+    int64_t,
+    int64_t,
+    compute_t*);
 
-#define MIRRORGAN_STRIP(name, scalar_t, lanes, rows, halves, target)                                                     \
-  target void name(const Arguments& a, Epilogue epilogue, const Window<float>& window, const Group* groups,              \
-                   int64_t group_count, int64_t first_row, const Phase& phase, int64_t first_block, int64_t end_block,   \
-                   float* wide) {                                                                                        \
-    convolve_strip<scalar_t, lanes, rows, halves>(a, epilogue, window, groups, group_count, first_row, phase,            \
-                                                  first_block, end_block, wide);                                         \
+#define MIRRORGAN_STRIP_OF(name, scalar_t, lanes, target, ...)                                                           \
+  target void name(const Arguments& a, Epilogue epilogue, const Window<__VA_ARGS__::compute_t>& window,                  \
+                   const Group* groups, int64_t group_count, int64_t first_row, const Phase& phase, int64_t first_block, \
+                   int64_t end_block, __VA_ARGS__::compute_t* wide) {                                                    \
+    convolve_strip<scalar_t, lanes, __VA_ARGS__>(a, epilogue, window, groups, group_count, first_row, phase,             \
+                                                 first_block, end_block, wide);                                          \
   }
+
+#define MIRRORGAN_STRIP(name, scalar_t, lanes, rows, halves, target) \
+  MIRRORGAN_STRIP_OF(name, scalar_t, lanes, target, InFloats<scalar_t, lanes, rows, halves>)
 
 // As many sums in registers as cover the latency of multiply-add.
 MIRRORGAN_STRIP(strip_float_baseline, float, 4, 2, 1, )
@@ -277,14 +327,16 @@ MIRRORGAN_STRIP(strip_float_avx2, float, 8, 4, 1, MIRRORGAN_TARGET_AVX2)
 MIRRORGAN_STRIP(strip_bfloat16_avx2, bfloat16_bits, 8, 4, 1, MIRRORGAN_TARGET_AVX2)
 MIRRORGAN_STRIP(strip_float_avx512, float, 16, 8, 2, MIRRORGAN_TARGET_AVX512)
 MIRRORGAN_STRIP(strip_bfloat16_avx512, bfloat16_bits, 16, 8, 2, MIRRORGAN_TARGET_AVX512)
+MIRRORGAN_STRIP_OF(strip_pairs_avx512, bfloat16_bits, 16, MIRRORGAN_TARGET_AVX512, InPairs)
 #endif
 
 template <typename scalar_t>
-StripFunction<scalar_t> strip_function() {
+StripFunction<float> strip_function() {
   constexpr bool is_float = std::is_same_v<scalar_t, float>;
   switch (chosen_instruction_set()) {
 #if defined(MIRRORGAN_X86)
     case InstructionSet::amx:
+    case InstructionSet::avx512_bf16:
     case InstructionSet::avx512:
       return is_float ? strip_float_avx512 : strip_bfloat16_avx512;
     case InstructionSet::avx2:
@@ -338,9 +390,19 @@ void convolve(const Arguments& a, Epilogue epilogue) {
           });
       return;
     }
+    if (chosen_instruction_set() == InstructionSet::avx512_bf16) {
+      for_strips<bfloat16_bits, bfloat16_bits>(
+          a, [&](const auto& window, const auto& groups, int64_t first_row, int64_t first_block, int64_t end_block) {
+            for (int64_t phase = 0; phase < a.phases; ++phase) {
+              strip_pairs_avx512(a, epilogue, window, groups.data(), static_cast<int64_t>(groups.size()), first_row,
+                                 phase_of(a, phase), first_block, end_block, nullptr);
+            }
+          });
+      return;
+    }
   }
 #endif
-  const StripFunction<scalar_t> convolve_strip = strip_function<scalar_t>();
+  const StripFunction<float> convolve_strip = strip_function<scalar_t>();
   for_strips<float, scalar_t>(
       a, [&](const auto& window, const auto& groups, int64_t first_row, int64_t first_block, int64_t end_block) {
         static thread_local Workspace<float> wide;

@@ -142,6 +142,18 @@ void list_offsets(const Window<compute_t>& window, const Phase& phase, std::vect
 }
 
 #if defined(MIRRORGAN_X86)
+constexpr int kPairRows = 8;
+
+// With the products of bfloat16 of AVX-512: the sums of kPairRows pixels and one or two halves of columns, over all taps
+// and channels, into the block.
+void multiply_pairs(
+    const Window<bfloat16_bits>& window,
+    int64_t offset,
+    const Phase& phase,
+    const bfloat16_bits* weight,
+    int halves,
+    float* sums);
+
 // With the AMX unit's tiles, for bfloat16.
 ConvolveStrip<bfloat16_bits> convolve_strip_amx(Epilogue epilogue);
 #endif

@@ -162,6 +162,7 @@ Attend attend_for(bool is_float) {
   switch (chosen_instruction_set()) {
 #if defined(MIRRORGAN_X86)
     case InstructionSet::amx:
+    case InstructionSet::avx512_bf16:
     case InstructionSet::avx512:
       return is_float ? attend_float_avx512 : attend_bfloat16_avx512;
     case InstructionSet::avx2:

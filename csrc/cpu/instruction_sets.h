@@ -25,8 +25,9 @@
 
 namespace mirrorgan {
 
-// `amx` is AVX-512 with matrix tiles for bfloat16; a kernel without tiles runs as for avx512.
-enum class InstructionSet { baseline, avx2, avx512, amx };
+// `avx512_bf16` is AVX-512 with products of bfloat16, `amx` has matrix tiles for them besides; a kernel without either runs
+// as for avx512.
+enum class InstructionSet { baseline, avx2, avx512, avx512_bf16, amx };
 
 // The system lets a process use the tiles' registers when it asks.
 inline bool may_use_tiles() {
@@ -45,7 +46,7 @@ inline bool has_tiles_for_bfloat16() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24;
   const bool tiles = __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & kBfloat16) && (edx & kTiles);
-  return tiles && __builtin_cpu_supports("avx512bf16") && may_use_tiles();
+  return tiles && may_use_tiles();
 #else
   return false;
 #endif
@@ -55,7 +56,9 @@ inline bool processor_has(InstructionSet set) {
 #if defined(MIRRORGAN_X86)
   switch (set) {
     case InstructionSet::amx:
-      return processor_has(InstructionSet::avx512) && has_tiles_for_bfloat16();
+      return processor_has(InstructionSet::avx512_bf16) && has_tiles_for_bfloat16();
+    case InstructionSet::avx512_bf16:
+      return processor_has(InstructionSet::avx512) && __builtin_cpu_supports("avx512bf16");
     case InstructionSet::avx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
@@ -70,7 +73,7 @@ inline bool processor_has(InstructionSet set) {
 }
 
 inline const char* name_of(InstructionSet set) {
-  constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "amx"};
+  constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx"};
   return kNames[static_cast<int>(set)];
 }
 
@@ -88,7 +91,8 @@ inline InstructionSet chosen_instruction_set() {
   static const InstructionSet chosen = [] {
     const char* variable = std::getenv("ATEN_CPU_CAPABILITY");
     const std::string widest = variable == nullptr ? "" : variable;
-    for (const InstructionSet set : {InstructionSet::avx512, InstructionSet::avx2, InstructionSet::baseline}) {
+    for (const InstructionSet set :
+         {InstructionSet::avx512_bf16, InstructionSet::avx512, InstructionSet::avx2, InstructionSet::baseline}) {
       if (widest == name_of(set) || (widest == "default" && set == InstructionSet::baseline)) {
         return narrowed(set);
       }

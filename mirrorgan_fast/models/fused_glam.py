@@ -119,7 +119,7 @@ class FusedGLAM:
         projected = [stage.project(words, s_ca) for stage in self.stages]
         together = len(out)
         if out.device.type == "cpu":
-            together = torch.get_num_threads() if self.dtype == fastest_dtype() == BF16 else 1
+            together = torch.get_num_threads() if _stages_at_once(self.dtype) else 1
         for start in range(0, len(out), together):
             rows = slice(start, start + together)
             f = all_f_0[rows]
@@ -266,8 +266,14 @@ class KeptMemory:
 def fastest_dtype(device: str = "cpu") -> torch.dtype:
     """Return the data type in which a fused generator is fastest on a device of this type."""
     built = build_info()
-    tiles = device == "cpu" and built is not None and built.instruction_set == "amx"
-    return BF16 if tiles or device == "cuda" else torch.float32
+    products = built is not None and built.instruction_set in ("avx512_bf16", "amx")
+    return BF16 if device == "cuda" or (device == "cpu" and products) else torch.float32
+
+
+def _stages_at_once(dtype: torch.dtype) -> bool:
+    """Whether a whole stage is one op on the CPU, in which each image has a thread."""
+    built = build_info()
+    return dtype == BF16 and built is not None and built.instruction_set == "amx"
 
 
 class Packing(NamedTuple):

@@ -134,7 +134,7 @@ def _one_by_one(called: Call) -> Tensor:
 
 
 @compiled
-@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512", "avx512_bf16"])
 def test_narrower_instruction_sets(assert_result, tmp_path, capability):
     """The choice is made once a process, hence another process."""
     wanted = {"default": "baseline"}.get(capability, capability)
