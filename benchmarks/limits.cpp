@@ -56,6 +56,17 @@ __attribute__((target("avx512f"))) void avx512_multiply_adds(long count) {
         }
 }
 
+__attribute__((target("avx512f,avx512bf16"))) void avx512_pair_products(long count) {
+    __m512 sums[10] = {};
+    const __m512bh factor = (__m512bh)_mm512_setzero_si512();
+    for (long i = 0; i < count; i += 10)
+#pragma GCC unroll 10
+        for (__m512& sum : sums) {
+            sum = _mm512_dpbf16_ps(sum, factor, factor);
+            asm volatile("" : "+v"(sum));
+        }
+}
+
 __attribute__((target("avx2,fma"))) void avx2_multiply_adds(long count) {
     __m256 sums[10] = {};
     const __m256 factor = _mm256_setzero_ps();
@@ -81,6 +92,15 @@ bool has_amx() {
 // Each thread's `count` products of 16x32 and 32x16 bfloat16: 16384 operations each.
 void amx_loop(int threads, long count) {
     on_threads(threads, [count] { tile_products(count); });
+}
+
+bool has_pairs() {
+    return __builtin_cpu_supports("avx512bf16");
+}
+
+// Each thread's `count` vectors of pairs of bfloat16, multiplied and added: 64 operations each.
+void pairs_loop(int threads, long count) {
+    on_threads(threads, [count] { avx512_pair_products(count); });
 }
 
 // Each thread's `count` vectors of multiply-adds; returns operations a vector.

@@ -13,6 +13,7 @@ import torch
 _TILE_PRODUCT = 2 * 16 * 32 * 16
 _TILE_PRODUCTS = 1_000_000
 _MULTIPLY_ADDS = 20_000_000
+_PAIRS = 64
 _COPIED = 64 << 20
 
 
@@ -35,24 +36,25 @@ class Limits:
             self._loops = ctypes.CDLL(str(library))
         finally:
             shutil.rmtree(folder)
-        self._loops.amx_loop.argtypes = self._loops.fma_loop.argtypes = (
-            ctypes.c_int,
-            ctypes.c_long,
-        )
-        self._loops.has_amx.restype = ctypes.c_bool
-        self._has_amx = self._loops.has_amx()
+        for loop in (self._loops.amx_loop, self._loops.pairs_loop, self._loops.fma_loop):
+            loop.argtypes = (ctypes.c_int, ctypes.c_long)
+        self._loops.has_amx.restype = self._loops.has_pairs.restype = ctypes.c_bool
+        self._has_amx, self._has_pairs = self._loops.has_amx(), self._loops.has_pairs()
         self._from, self._to = torch.ones(2, _COPIED, dtype=torch.uint8)
 
     def operations(self, dtype: torch.dtype) -> float:
         """Return operations a second in products of ``dtype``, on as many threads as torch has.
 
-        bfloat16 without AMX is computed in float32.
+        bfloat16 with neither AMX nor AVX-512's products of it is computed in float32.
         """
         threads = torch.get_num_threads()
         start = time.perf_counter()
         if dtype == torch.bfloat16 and self._has_amx:
             self._loops.amx_loop(threads, _TILE_PRODUCTS)
             done = _TILE_PRODUCTS * _TILE_PRODUCT
+        elif dtype == torch.bfloat16 and self._has_pairs:
+            self._loops.pairs_loop(threads, _MULTIPLY_ADDS)
+            done = _MULTIPLY_ADDS * _PAIRS
         else:
             done = _MULTIPLY_ADDS * self._loops.fma_loop(threads, _MULTIPLY_ADDS)
         return threads * done / (time.perf_counter() - start)
