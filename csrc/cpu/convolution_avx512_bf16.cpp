@@ -4,15 +4,7 @@
 
 #if defined(MIRRORGAN_X86)
 
-// GCC 12 believes that what its own intrinsics leave undefined on purpose is read (its bug 105593).
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-#else
-#include <immintrin.h>
-#endif
+#include "intrinsics.h"
 
 #include <cstring>
 
