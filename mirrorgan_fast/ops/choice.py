@@ -21,6 +21,7 @@ REFERENCE = "reference"
 TRITON = "triton"
 CUDA = "cuda"
 COMPILED = ("cpu", CUDA)
+_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None  # once, not in every call
 _LEAST_CAPABILITY = 8  # of NVIDIA's GPUs: before it there is no bfloat16
 
 
@@ -241,7 +242,7 @@ def _why_not_built(implementation: str) -> str | None:
 
 def why_not_triton(device: str) -> str | None:
     """Why Triton has no kernels for a device type here, in one line; None if it has."""
-    if importlib.util.find_spec("triton") is None:
+    if not _TRITON_INSTALLED:
         return "it is not installed"
     if device == "cuda" and torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()

@@ -77,7 +77,7 @@ def reference(
 
 @torch.library.custom_op(f"mirrorgan::{_NAME}", mutates_args=("out",))
 def _op(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
-    # The CPU implementation is csrc/cpu/conv_glu.cpp.
+    # The compiled implementations are csrc/cpu/conv_glu.cpp and csrc/cuda/conv_glu.cu.
     out.copy_(reference(x, weight, bias))
 
 

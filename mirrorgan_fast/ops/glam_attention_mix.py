@@ -167,7 +167,7 @@ def _op(
     mix: Tensor,
     out: Tensor,
 ) -> None:
-    # The CPU implementation is csrc/cpu/glam_attention_mix.cpp.
+    # Compiled: csrc/cpu/glam_attention_mix.cpp and csrc/cuda/glam_attention_mix.cu.
     out.copy_(reference(features, words, mask, sentence, sentence_weight, mix))
 
 

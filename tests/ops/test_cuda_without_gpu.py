@@ -35,7 +35,7 @@ def on_host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 def run(function: Callable[..., None], *given: Tensor | int | None) -> None:
-    """Call a function with the addresses of tensors, and numbers of 64 bits but for the ints."""
+    """Call a function with tensors as their addresses, and with None and numbers as they are."""
     function(
         *(
             ctypes.c_void_p(given_.data_ptr()) if isinstance(given_, Tensor) else given_

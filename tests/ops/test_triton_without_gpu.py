@@ -204,7 +204,7 @@ def test_what_is_for_inference_runs() -> None:
 def test_where_triton_does_not_run(
     monkeypatch: pytest.MonkeyPatch, installed: bool, capability: tuple[int, int], why: str
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: installed or None)
+    monkeypatch.setattr(choice, "_TRITON_INSTALLED", installed)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
     chosen = choice.choose("conv_glu", "cuda", torch.bfloat16, needs_grad=False)
