@@ -169,22 +169,27 @@ class MirrorGAN(nn.Module):
             self.fused_glam(*inputs, out=images[rows])
         return images
 
-    def noise(self, seed: int, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return z (N, noise) and eps (N, condition) for the images ``indices`` of a seed.
+    def noise(self, seed: int | Sequence[int], indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return z (N, noise) and eps (N, condition) for images, given their indices.
 
         They depend on (seed, index) alone, and are the same on every device and torch version.
 
+        Args:
+            seed: of all images, or of each.
+            indices: of the images, N.
+
         Raises:
-            InputError: the seed or an index is negative.
+            InputError: a seed or an index is negative.
         """
-        for name, value in (("seed", seed), *(("index", index) for index in indices)):
-            if value < 0:
-                raise InputError(f"{name} is {value}, expected 0 or more")
+        seeds = [seed] * len(indices) if isinstance(seed, int) else seed
+        for name, values in (("seed", seeds), ("index", indices)):
+            if min(values) < 0:
+                raise InputError(f"{name} is {min(values)}, expected 0 or more")
         size = self.config.noise_size + self.config.condition_size
         rows = [
-            np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, index))))
+            np.random.Generator(np.random.Philox(np.random.SeedSequence(both)))
             .standard_normal(size, dtype=np.float32)
-            for index in indices
+            for both in zip(seeds, indices, strict=True)
         ]  # fmt: skip
         both = torch.from_numpy(np.stack(rows))
         return both[:, : self.config.noise_size], both[:, self.config.noise_size :]

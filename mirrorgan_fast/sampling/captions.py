@@ -1,0 +1,99 @@
+"""Captions as a stream: text or JSON lines, from a file or a pipe, of any size."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+LONGEST_LINE = 65_536
+"""Bytes; a longer line is refused without ever being in memory as a whole."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """An image that is wanted."""
+
+    line: int
+    """Where its caption stands in its source, from 1."""
+    number: int
+    """Where the image stands in the output, from 0; its file is named after it."""
+    caption: str
+    seed: int
+    index: int
+    """Of the seed's noises, from 0. Caption, seed and index decide the image."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A caption that no image can be made of."""
+
+    line: int
+    reason: str
+    text: str
+    """How it begins."""
+
+
+def lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
+    """Yield each line's number, from 1, and its bytes, or None if they are too many."""
+    number = 0
+    while line := stream.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) <= LONGEST_LINE or line.endswith(b"\n"):
+            yield number, line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = stream.readline(LONGEST_LINE + 1)
+        yield number, None
+
+
+def parse(
+    line: int, data: bytes | None, *, json_lines: bool, seed: int, per_caption: int
+) -> list[Request] | Refused:
+    """Read a line of captions.
+
+    Args:
+        line: its number.
+        data: what ``lines`` yields.
+        json_lines: whether it is a JSON object: ``caption``, and if an image is to be made as
+            another run made it (as a line of its manifest says) ``seed`` and ``index``.
+        seed: where the line has none.
+        per_caption: images of each caption. Where the line has no index, that of its first image
+            is ``(line - 1) * per_caption``.
+    """
+    if data is None:
+        return Refused(line, f"is longer than {LONGEST_LINE:,} bytes", "")
+    try:
+        text = data.decode("utf-8-sig" if line == 1 else "utf-8").strip()
+    except UnicodeDecodeError as error:
+        return Refused(line, f"is not UTF-8 (byte {error.start + 1})", _beginning(data))
+    number = (line - 1) * per_caption
+    index = number
+    caption = text
+    if json_lines and text:
+        try:
+            fields = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            return Refused(line, f"is not JSON ({error})", text[:80])
+        if not isinstance(fields, dict) or not isinstance(fields.get("caption"), str):
+            return Refused(line, 'is no JSON object with a "caption" that is text', text[:80])
+        caption = fields["caption"].strip()
+        if any("\ud800" <= letter <= "\udfff" for letter in caption):
+            return Refused(line, "has half a surrogate pair, which is no text", text[:80])
+        seed, index = fields.get("seed", seed), fields.get("index", index)
+        for name, value in (("seed", seed), ("index", index)):
+            if type(value) is not int or value < 0:
+                return Refused(line, f'"{name}" is no whole number of 0 or more', text[:80])
+    if not caption:
+        return Refused(line, "is empty", text[:80])
+    return [Request(line, number + k, caption, seed, index + k) for k in range(per_caption)]
+
+
+def no_known_word(request: Request, unknown: list[str]) -> Refused:
+    """Return why a caption of unknown words alone is refused."""
+    named = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+    why = f"has no word that the model knows ({named or 'it has no words'})"
+    return Refused(request.line, why, request.caption[:80])
+
+
+def _beginning(data: bytes) -> str:
+    return data[:80].decode("utf-8", "backslashreplace").strip()
