@@ -3,10 +3,12 @@
 import argparse
 import dataclasses
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -17,17 +19,21 @@ from tqdm import tqdm
 from mirrorgan_fast.data.captioned_images import ImageFolder, read_picture
 from mirrorgan_fast.data.open_images import open_images
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.files import whole_file
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.ops import build_info, report, why_not_compiled
+from mirrorgan_fast.sampling.journal import ERRORS, MANIFEST, SHEET
+from mirrorgan_fast.sampling.run import Captions, SamplingSettings, sample_to_folder
+from mirrorgan_fast.sampling.sampler import Sampler
 from mirrorgan_fast.sampling.sheet import write_sheet
+from mirrorgan_fast.sampling.sinks import FORMATS
 from mirrorgan_fast.training import settings as training_settings
 from mirrorgan_fast.training.precision import keep_memory
 from mirrorgan_fast.training.settings import STAGES, Stage, TrainingSettings
 from mirrorgan_fast.weights import PRETRAINED
 
 _BATCH_SIZE = 16
+_MOST_ON_SHEET = 256
 Record = TypeVar("Record", ModelConfig, TrainingSettings)
 
 
@@ -35,36 +41,66 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        the exit status: 0, or 2 for bad input, or 130 for Ctrl-C.
+        the exit status: 0, or 2 for bad input, 3 if some of many captions made no image, 130 for
+        Ctrl-C.
     """
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        status: int | None = options.run(options)
     except InputError as error:
         print(f"mirrorgan-fast: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mirrorgan-fast: stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mirrorgan-fast", description=(__doc__ or ""))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> Any:
+    def command(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> Any:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(run=run)
         return added
 
     sample = command("sample", _sample, "make images from captions")
     sample.add_argument("caption", nargs="*", help="what to paint")
-    sample.add_argument("--captions", type=Path, metavar="FILE", help="a caption a line (UTF-8)")
-    sample.add_argument("-n", type=_positive, default=1, metavar="N", help="images of each caption")
+    sample.add_argument(
+        "--captions",
+        metavar="FILE",
+        help='a caption a line (UTF-8), or JSON lines with "caption" (*.jsonl); -: standard input',
+    )
+    sample.add_argument(
+        "-n", "--per-caption", type=_positive, default=1, metavar="N", help="images of each caption"
+    )
     sample.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
+    sample.add_argument("--format", choices=FORMATS, default="png", help="default: png")
+    sample.add_argument(
+        "--quality", type=int, default=95, help="of JPEG and WebP, 1 to 100 (default: 95)"
+    )
+    sample.add_argument(
+        "--shard-size",
+        type=_positive,
+        default=1000,
+        metavar="N",
+        help="images of a folder, tar or array (default: 1000)",
+    )
     sample.add_argument("--seed", type=int, default=0, help="0 or more (default: 0)")
-    sample.add_argument("--overwrite", action="store_true", help="replace images that are there")
+    sample.add_argument(
+        "--psi",
+        type=float,
+        default=1.0,
+        help="0 to 1: less noise makes images more alike (default: 1)",
+    )
+    sample.add_argument(
+        "--batch-size", type=_positive, metavar="N", help="images made together (default: auto)"
+    )
+    sample.add_argument(
+        "--overwrite", action="store_true", help="replace the images of another run"
+    )
+    sample.add_argument("--stats", action="store_true", help="tell the speed of each stage")
     _add_model(sample)
 
     describe = command("describe", _describe, "say what is in images")
@@ -159,8 +195,8 @@ def _positive(text: str) -> int:
 
 def _device(options: argparse.Namespace) -> torch.device:
     name = options.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "auto":  # torchrun numbers the processes of a machine
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -174,52 +210,59 @@ def _model(options: argparse.Namespace) -> MirrorGAN:
     return MirrorGAN.from_pretrained(options.model).to(_device(options))
 
 
-def _sample(options: argparse.Namespace) -> None:
-    captions = _captions(options)
-    model = _model(options).fused()
-    encoded = model.vocabulary.encode(captions, model.config.caption_length)
-    for caption, unknown, length in zip(captions, encoded.unknown, encoded.lengths, strict=True):
-        if length and unknown:
+def _sample(options: argparse.Namespace) -> int:
+    if bool(options.caption) == bool(options.captions):
+        raise InputError("sample: give captions as arguments, or a file of them with --captions")
+    settings = SamplingSettings(
+        seed=options.seed,
+        per_caption=options.per_caption,
+        psi=options.psi,
+        format=options.format,
+        quality=options.quality,
+        shard_size=options.shard_size,
+        flat=bool(options.caption),
+    )
+    captions = Captions.of(options.caption) if options.caption else Captions.open(options.captions)
+    keep_memory()
+    model = _model(options)
+    if options.caption:
+        _check_captions(options.caption, model)
+    sampler = Sampler(model, batch_size=options.batch_size or "auto")
+    done = sample_to_folder(
+        sampler,
+        captions,
+        options.output,
+        settings,
+        overwrite=options.overwrite,
+        quiet=options.quiet,
+    )
+    if options.stats:
+        print(done.table(), file=sys.stderr)
+    if done.process > 0:
+        return 0
+    with_sheet = ""
+    if options.caption and settings.format in ("png", "jpeg", "webp"):
+        # about eight, and no caption's images in two rows
+        columns = settings.per_caption * max(1, 8 // settings.per_caption)
+        with (options.output / MANIFEST).open("rb") as file:
+            rows = [json.loads(line) for line in islice(file, _MOST_ON_SHEET)]
+        images = [np.asarray(read_picture(options.output / row["file"], "sheet")) for row in rows]
+        write_sheet(options.output / SHEET, images, columns=min(len(images), columns))
+        with_sheet = " and sheet.png"
+    print(f"{done.images} images{with_sheet} in {options.output}")
+    if not done.refused:
+        return 0
+    print(f"{done.refused} captions made no image: {options.output / ERRORS}", file=sys.stderr)
+    return 3 if done.processes == 1 else 0  # torchrun takes it for a failure
+
+
+def _check_captions(captions: Sequence[str], model: MirrorGAN) -> None:
+    """Tell what of captions the model does not know, before anything is made."""
+    for caption, unknown in zip(captions, model.encode(captions).unknown, strict=True):
+        if unknown:
             print(
                 f"unknown words skipped: {', '.join(unknown)} (in {caption!r:.60})", file=sys.stderr
             )
-    wanted = [caption for caption in captions for _ in range(options.n)]
-    digits = max(4, len(str(len(wanted) - 1)))
-    paths = [options.output / f"{i:0{digits}d}.png" for i in range(len(wanted))]
-    sheet = options.output / "sheet.png"
-    if not options.overwrite:
-        for path in (*paths, sheet):
-            if path.exists():
-                raise InputError(f"{path}: is there already; use another -o, or --overwrite")
-    keep_memory()
-    images: list[np.ndarray] = []
-    for batch in _batches(wanted, options.quiet, "sampling"):
-        indices = range(len(wanted))[batch]
-        made = model.sample(wanted[batch], options.seed, indices)
-        for path, image in zip(paths[batch], made, strict=True):
-            with whole_file(path) as partial:
-                image.save(partial)
-        images.extend(np.asarray(image) for image in made)
-    # about eight, and no caption's images in two rows
-    columns = options.n * max(1, 8 // options.n)
-    write_sheet(sheet, images, columns=min(len(images), columns))
-    print(f"{len(images)} images and sheet.png in {options.output}")
-
-
-def _captions(options: argparse.Namespace) -> list[str]:
-    if bool(options.caption) == bool(options.captions):
-        raise InputError("sample: give captions as arguments, or a file of them with --captions")
-    if options.caption:
-        captions: list[str] = options.caption
-        return captions
-    try:
-        text = options.captions.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{options.captions}: cannot be read as UTF-8 text ({error})") from error
-    captions = [line.strip() for line in text.splitlines() if line.strip()]
-    if not captions:
-        raise InputError(f"{options.captions}: has no caption in it; write one a line")
-    return captions
 
 
 def _describe(options: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,18 +10,24 @@ from mirrorgan_fast.errors import InputError
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+def whole_file(path: str | os.PathLike[str], *, of_process: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; what was written there takes its place at the end.
 
     If the block raises, ``path`` is left as it was and the temporary file is removed. The parent
     folder is made if need be.
+
+    Args:
+        path: of the file.
+        of_process: whether the temporary name is this process's own. If not, what a killed process
+            has left there is written over, and no two may write the same file at once.
 
     Raises:
         InputError: the file cannot be written (no permission, a full disk, a folder of that name).
     """
     target = Path(path)
     # The suffix stays last: some writers choose the format by it.
-    partial = target.with_name(f".{os.getpid()}.{target.name}")
+    owner = f"{os.getpid()}." if of_process else ""
+    partial = target.with_name(f".{owner}{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -30,3 +37,14 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # its folder could not be made, so there is nothing to remove
             partial.unlink(missing_ok=True)
+
+
+def write_all(file: io.FileIO, data: bytes) -> None:
+    """Write all of ``data`` to a file that is not buffered.
+
+    Raises:
+        OSError: there is no room for the rest; the beginning may be in the file.
+    """
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]

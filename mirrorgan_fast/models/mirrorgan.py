@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mirrorgan_fast.data.vocabulary import Vocabulary
+from mirrorgan_fast.data.vocabulary import Encoded, Vocabulary
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
@@ -108,13 +108,7 @@ class MirrorGAN(nn.Module):
             InputError: a caption has no known word, the seed or an index is negative, or there are
                 not as many indices as captions.
         """
-        encoded = self.vocabulary.encode(captions, self.config.caption_length)
-        for caption, length in zip(captions, encoded.lengths.tolist(), strict=True):
-            if length == 0:
-                raise InputError(
-                    f"no word of the caption {caption!r:.60} is known to the model; "
-                    f"say it with other words (mirrorgan-fast info --words lists them)"
-                )
+        encoded = self.encode(captions)
         indices = range(len(captions)) if indices is None else indices
         if len(indices) != len(captions):
             raise InputError(
@@ -131,6 +125,21 @@ class MirrorGAN(nn.Module):
             condition_noise.to(device),
         )
         return [Image.fromarray(array) for array in images.cpu().numpy()]
+
+    def encode(self, captions: Sequence[str]) -> Encoded:
+        """Turn captions into tokens.
+
+        Raises:
+            InputError: a caption has no known word.
+        """
+        encoded = self.vocabulary.encode(captions, self.config.caption_length)
+        for caption, length in zip(captions, encoded.lengths.tolist(), strict=True):
+            if length == 0:
+                raise InputError(
+                    f"no word of the caption {caption!r:.60} is known to the model; "
+                    f"say it with other words (mirrorgan-fast info --words lists them)"
+                )
+        return encoded
 
     @torch.no_grad()
     def render(

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ _LOG = logging.getLogger("mirrorgan_fast")
 # GPU it is the largest batch with a CUDA graph.
 _AUTO = {"cpu": 16, "cuda": 64}
 # Captions of so many batches are read ahead, so that those of a length can go together.
-_AHEAD = 8
+_AHEAD = 4
+Other = TypeVar("Other")
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class _Painted(NamedTuple):
 
 
 class _Window(NamedTuple):
-    items: list[Any]  # a result, a refusal, or a request until it is replaced
+    items: list[Any]  # requests, until their results replace them
     painted: list[_Painted]
 
 
@@ -106,6 +107,8 @@ class Sampler:
         if device is not None:
             model = model.to(device)
         self.model = model.eval().fused(dtype)
+        assert self.model.fused_glam is not None
+        self.dtype = self.model.fused_glam.dtype
         self.device = next(model.parameters()).device
         if batch_size == "auto":
             batch_size = _AUTO.get(self.device.type, _AUTO["cpu"])
@@ -151,12 +154,12 @@ class Sampler:
             yield result
 
     def stream(
-        self, requests: Iterable[Request | Refused], psi: float = 1.0, attention: bool = False
-    ) -> Iterator[Result | Refused]:
-        """Yield an image for each request, in order; refusals stand where they stood.
+        self, requests: Iterable[Request | Other], psi: float = 1.0, attention: bool = False
+    ) -> Iterator[Result | Refused | Other]:
+        """Yield an image for each request, in order, or why there is none.
 
         Args:
-            requests: of these a few batches are read ahead.
+            requests: a few batches are read ahead. What is no request comes out in its place.
             psi: from 0 to 1, by which the noise is multiplied: less makes images more alike and
                 nearer to the mean of what the model paints (truncation, as in StyleGAN).
             attention: whether the results have attention maps.
@@ -164,10 +167,9 @@ class Sampler:
         Raises:
             InputError: ``psi`` is out of range, or there is no memory for a single image.
         """
-        if not 0 <= psi <= 1:
-            raise InputError(f"psi is {psi}, expected 0 to 1")
+        check_psi(psi)
         unread = iter(requests)
-        waiting: list[Request | Refused] = []
+        waiting: list[Request | Other] = []
         # On a GPU the next captions are prepared while it paints; there is nobody to on a CPU.
         in_flight = 0 if self.device.type == "cpu" else 1
         begun: deque[_Window] = deque()
@@ -189,9 +191,7 @@ class Sampler:
         for last in begun:
             yield from self._finish(last)
 
-    def _begin(
-        self, items: Sequence[Request | Refused], psi: float, attention: bool
-    ) -> _Window | None:
+    def _begin(self, items: Sequence[object], psi: float, attention: bool) -> _Window | None:
         """Start to paint what is wanted, captions of about a length together.
 
         None if the memory does not suffice.
@@ -265,7 +265,7 @@ class Sampler:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _finish(self, window: _Window) -> Iterator[Result | Refused]:
+    def _finish(self, window: _Window) -> Iterator[Any]:
         """Yield the items of a window, each request replaced by its result."""
         items = window.items
         for batch, images, maps, done in window.painted:
@@ -280,6 +280,12 @@ class Sampler:
                     job.request, arrays[row], job.words, job.unknown, attention
                 )
         yield from items
+
+
+def check_psi(psi: float) -> None:
+    """Raise InputError if the factor of the noise is out of range."""
+    if not 0 <= psi <= 1:
+        raise InputError(f"psi is {psi}, expected 0 to 1")
 
 
 def _of_memory(error: RuntimeError | MemoryError) -> bool:

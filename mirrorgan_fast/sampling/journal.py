@@ -1,0 +1,186 @@
+"""What a run has written so far, so that it can be stopped at any moment and gone on with.
+
+In the hidden folder ".progress" of the output: what decides the images (run.json), and for each
+shard the lines of the manifest and the refused captions, in order. A line is written when its image
+is there. At the end they become manifest.jsonl and errors.jsonl.
+"""
+
+import fcntl
+import io
+import json
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.files import whole_file
+from mirrorgan_fast.sampling.captions import Refused
+from mirrorgan_fast.sampling.sampler import Result
+
+MANIFEST, ERRORS, SHEET = "manifest.jsonl", "errors.jsonl", "sheet.png"
+_REFUSED = b'{"error": '
+_OURS = re.compile(rf"\d+(\.(png|jpg|webp|tar|npy))?|{MANIFEST}|{ERRORS}|{SHEET}")
+
+
+class Journal:
+    """The journal of an output folder.
+
+    Args:
+        folder: of the output.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._hidden = folder / ".progress"
+        self._run = self._hidden / "run.json"
+        self._lock: io.FileIO | None = None
+
+    def begin(self, run: Mapping[str, Any], overwrite: bool) -> None:
+        """Begin a run, or go on with it.
+
+        Args:
+            run: all that decides the images except their captions, as JSON has it.
+            overwrite: whether the output of another run may be replaced.
+
+        Raises:
+            InputError: there is output of another run, or another process writes there.
+        """
+        there = self._read_run()
+        if there != run and not overwrite:
+            self._refuse(there, run)
+        self.lock(0)
+        if there != run:
+            self.begin_anew(run)
+
+    def begin_anew(self, run: Mapping[str, Any]) -> None:
+        """Remove what is written here, and begin a run."""
+        self._clear()
+        with whole_file(self._run) as partial:
+            partial.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+
+    def lock(self, process: int) -> None:
+        """Keep others from being this process of a run, until it ends.
+
+        Raises:
+            InputError: another one is.
+        """
+        self._hidden.mkdir(parents=True, exist_ok=True)
+        self._lock = io.FileIO(self._hidden / f"lock-{process}", "w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{self.folder}: another process writes there; wait for it, or use another -o"
+            ) from error
+
+    def unlock(self) -> None:
+        """Let others write."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def _clear(self) -> None:
+        for shard in self.shards():
+            for row in self.rows(shard):
+                if "file" in row:
+                    path = self.folder / row["file"]
+                    path.unlink(missing_ok=True)
+                    path.with_name(f".{path.name}").unlink(missing_ok=True)
+                    with suppress(OSError):  # it is not empty
+                        if path.parent != self.folder:
+                            path.parent.rmdir()
+            self._path(shard).unlink()
+        for path in (self._run, *(self.folder / name for name in (MANIFEST, ERRORS, SHEET))):
+            path.unlink(missing_ok=True)
+
+    def shards(self) -> list[int]:
+        """Return the numbers of all shards that anything is written of."""
+        return sorted(int(path.stem) for path in self._hidden.glob("[0-9]*.jsonl"))
+
+    def rows(self, shard: int) -> list[dict[str, Any]]:
+        """Return what is written of a shard, and remove what a killed process left behind it."""
+        path = self._path(shard)
+        if not path.exists():
+            return []
+        *lines, rest = path.read_bytes().split(b"\n")
+        if rest:
+            self.keep(shard, len(lines))
+        return [json.loads(line) for line in lines]
+
+    def keep(self, shard: int, count: int) -> None:
+        """Remove all but the first lines of a shard."""
+        with self._path(shard).open("r+b") as file:
+            for _ in range(count):
+                file.readline()
+            file.truncate(file.tell())
+
+    def append_to(self, shard: int) -> io.FileIO:
+        """Open a shard to write behind what is there."""
+        return io.FileIO(self._path(shard), "a")
+
+    def assemble(self) -> tuple[int, int]:
+        """Write manifest.jsonl and, if any caption was refused, errors.jsonl.
+
+        Returns:
+            the number of lines in each.
+        """
+        counts = [0, 0]
+        for i, name in enumerate((MANIFEST, ERRORS)):
+            with whole_file(self.folder / name) as partial, partial.open("wb") as file:
+                for shard in self.shards():
+                    with self._path(shard).open("rb") as lines:
+                        for line in lines:
+                            if line.startswith(_REFUSED) == bool(i) and line.endswith(b"\n"):
+                                file.write(line)
+                                counts[i] += 1
+        if not counts[1]:
+            (self.folder / ERRORS).unlink()
+        return counts[0], counts[1]
+
+    def _path(self, shard: int) -> Path:
+        return self._hidden / f"{shard:05d}.jsonl"
+
+    def _read_run(self) -> dict[str, Any] | None:
+        try:
+            there = json.loads(self._run.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return there if isinstance(there, dict) else None
+
+    def _refuse(self, there: Mapping[str, Any] | None, run: Mapping[str, Any]) -> None:
+        advice = "use another -o, or --overwrite"
+        if there is not None:
+            differs = [
+                f"{name} {there.get(name)}, not {run.get(name)}"
+                for name in run
+                if there.get(name) != run[name]
+            ]
+            raise InputError(f"{self.folder}: has images of {'; '.join(differs)}: {advice}")
+        if self.folder.is_dir():
+            for path in sorted(self.folder.iterdir()):
+                if _OURS.fullmatch(path.name):
+                    raise InputError(f"{path}: is there already; {advice}")
+
+
+def image_row(result: Result, place: Mapping[str, Any]) -> bytes:
+    """Return the manifest's line of an image, which ``sample --captions`` can read."""
+    return _line(
+        {
+            "caption": result.caption,
+            "seed": result.seed,
+            "index": result.index,
+            "unknown": result.unknown,
+            "line": result.request.line,
+            **place,
+        }
+    )
+
+
+def refused_row(refused: Refused) -> bytes:
+    """Return the line of a caption that no image can be made of."""
+    return _line({"error": refused.reason, "line": refused.line, "text": refused.text})
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"

@@ -1,0 +1,35 @@
+"""The processes that ``torchrun`` starts for one run, here only to divide it and to wait."""
+
+import os
+from datetime import timedelta
+
+import torch
+from torch import distributed
+
+
+class Processes:
+    """This process and those beside it; without ``torchrun`` it is alone."""
+
+    def __init__(self) -> None:
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.count = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.count > 1:
+            # nobody waits for less than the whole of another's share
+            distributed.init_process_group("gloo", timeout=timedelta(days=365))
+
+    def wait(self) -> None:
+        """Wait until all are here."""
+        if self.count > 1:
+            distributed.barrier()
+
+    def total(self, *numbers: int) -> list[int]:
+        """Return each number's sum over all processes; it waits for all."""
+        sums = torch.tensor(numbers)
+        if self.count > 1:
+            distributed.all_reduce(sums)
+        return sums.tolist()
+
+    def close(self) -> None:
+        """Leave the others."""
+        if self.count > 1:
+            distributed.destroy_process_group()

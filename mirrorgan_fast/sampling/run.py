@@ -1,0 +1,354 @@
+"""From a file of captions to a folder of images, which can be stopped at any moment and gone on."""
+
+import hashlib
+import io
+import json
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO, Self
+
+from tqdm import tqdm
+
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.sampling.captions import LONGEST_LINE, Refused, Request, lines, parse
+from mirrorgan_fast.sampling.journal import Journal
+from mirrorgan_fast.sampling.processes import Processes
+from mirrorgan_fast.sampling.sampler import Result, Sampler, check_psi
+from mirrorgan_fast.sampling.sinks import Row, Sink, check_format, open_sink
+from mirrorgan_fast.sampling.writer import Shard, Writer
+
+
+class Captions:
+    """Captions that are read as a stream.
+
+    Args:
+        name: what they are called in messages.
+        stream: of lines in UTF-8.
+        json_lines: whether the lines are JSON objects (see ``captions.parse``).
+        size: of the stream in bytes, if it is known.
+    """
+
+    def __init__(
+        self, name: str, stream: BinaryIO, json_lines: bool, size: int | None = None
+    ) -> None:
+        self.name, self.stream, self.json_lines, self.size = name, stream, json_lines, size
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Open a file, or the standard input if the path is "-".
+
+        Files whose names end in .jsonl or .ndjson have JSON lines; so has the standard input if its
+        first byte is "{".
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        if str(path) == "-":
+            piped = sys.stdin.buffer
+            assert isinstance(piped, io.BufferedReader)
+            return cls("standard input", piped, json_lines=piped.peek(1)[:1] == b"{")
+        try:
+            stream = open(path, "rb")  # noqa: SIM115
+            size = os.fstat(stream.fileno()).st_size
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        return cls(str(path), stream, Path(path).suffix in (".jsonl", ".ndjson"), size or None)
+
+    @classmethod
+    def of(cls, captions: Iterable[str]) -> Self:
+        """Take captions that are in memory."""
+        text = "".join(json.dumps({"caption": caption}) + "\n" for caption in captions)
+        return cls("captions", io.BytesIO(text.encode()), json_lines=True, size=len(text))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run of ``sample_to_folder`` did."""
+
+    images: int
+    """In the folder now."""
+    made: int
+    """Of them, in this run."""
+    refused: int
+    """Captions that no image could be made of."""
+    seconds: float
+    stages: dict[str, float]
+    """Images a second that each stage could do by itself: "captions" (reading, tokens, noise),
+    "model", "encode" (on all cores), "write". That of this process, under torchrun."""
+
+    process: int
+    """Which one this is, from 0, of ``processes``."""
+    processes: int
+
+    def table(self) -> str:
+        """Return the speed of each stage, and which is the limit."""
+        lines = [f"{'stage':<10}{'images/s':>12}"]
+        lines += [f"{name:<10}{rate:>12,.1f}" for name, rate in self.stages.items()]
+        lines.append(f"{'all':<10}{self.made / self.seconds:>12,.1f}")
+        if self.made:
+            lines.append(f"the limit: {min(self.stages, key=self.stages.__getitem__)}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """All that decides the images and their files, except the model and the captions.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    seed: int = 0
+    """0 or more."""
+    per_caption: int = 1
+    """Images of each caption."""
+    psi: float = 1.0
+    """Factor of the noise, 0 to 1 (see ``Sampler.stream``)."""
+    format: str = "png"
+    """One of ``sinks.FORMATS``."""
+    quality: int = 95
+    """Of JPEG and WebP, 1 to 100."""
+    shard_size: int = 1000
+    """Images of a folder, tar or array, rounded down to whole captions."""
+    flat: bool = False
+    """Whether files of one image are in the folder itself, not in one for each shard."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("seed", 0), ("per_caption", 1), ("shard_size", 1)):
+            if (value := getattr(self, name)) < least:
+                raise InputError(f"{name} is {value}, expected {least} or more")
+        check_psi(self.psi)
+        check_format(self.format, self.quality)
+
+
+def sample_to_folder(
+    sampler: Sampler,
+    captions: Captions,
+    folder: str | os.PathLike[str],
+    settings: SamplingSettings | None = None,
+    *,
+    sink: Sink | None = None,
+    overwrite: bool = False,
+    workers: int | None = None,
+    quiet: bool = True,
+) -> Summary:
+    """Make images of captions and write them, with a manifest, into a folder.
+
+    If it is stopped or killed, the same call goes on where it was: each image is there once and
+    whole. Captions that no image can be made of are in errors.jsonl, and stop nothing. The
+    processes that ``torchrun`` starts take turns at the shards.
+
+    Args:
+        sampler: makes the images.
+        captions: are read once, as a stream.
+        folder: made if need be.
+        settings: decide the images and their files.
+        sink: one of your own in place of that of the settings' format.
+        overwrite: whether the output of another run is replaced. (That of the same run, as far as
+            it is there, is kept.)
+        workers: threads that encode (default: one a core).
+        quiet: whether there is no progress bar.
+
+    Raises:
+        InputError: the folder has output of another run, the captions are not those that it was
+            begun with, or something cannot be written.
+    """
+    settings = settings or SamplingSettings()
+    run = {
+        "model": _fingerprint(sampler.model),
+        "dtype": str(sampler.dtype).removeprefix("torch."),
+        "sink": "" if sink is None else type(sink).__name__,
+        **asdict(settings),
+    }
+    sink = sink or open_sink(settings.format, folder, flat=settings.flat, quality=settings.quality)
+    processes = Processes()
+    journal = Journal(Path(folder))
+    start = time.perf_counter()
+    try:
+        if processes.rank == 0:
+            journal.begin(run, overwrite)
+        processes.wait()
+        if processes.rank > 0:
+            journal.lock(processes.rank)
+        job = _Job(sampler, captions, settings, journal, sink, processes)
+        try:
+            writer = job.run(workers, quiet)
+        except _OtherCaptionsError:
+            if not (overwrite and processes.count == 1 and captions.stream.seekable()):
+                raise
+            journal.begin_anew(run)
+            captions.stream.seek(0)
+            writer = job.run(workers, quiet)
+        (made,) = processes.total(writer.images)
+        images, refused = processes.total(*(journal.assemble() if processes.rank == 0 else (0, 0)))
+    except KeyboardInterrupt:
+        if processes.count == 1:
+            journal.assemble()
+        raise
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written ({error.strerror or error}); once it can, the same "
+            "command goes on from here"
+        ) from error
+    finally:
+        journal.unlock()
+        processes.close()
+    return Summary(
+        images=images,
+        made=made,
+        refused=refused,
+        seconds=time.perf_counter() - start,
+        stages=job.stages(writer),
+        process=processes.rank,
+        processes=processes.count,
+    )
+
+
+class _OtherCaptionsError(InputError):
+    pass
+
+
+class _Job:
+    """One process's share of a run."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        captions: Captions,
+        settings: SamplingSettings,
+        journal: Journal,
+        sink: Sink,
+        processes: Processes,
+    ) -> None:
+        self._sampler, self._captions, self._settings = sampler, captions, settings
+        self._journal, self._sink, self._processes = journal, sink, processes
+        self._asked, self._read = 0, 1  # images, bytes
+        self._seconds = {"captions": 0.0, "model": 0.0}
+
+    def run(self, workers: int | None, quiet: bool) -> Writer:
+        """Make what is not there yet; return who has written it."""
+        sampler = self._sampler
+        # two windows of the sampler: while one is being encoded the next is being painted
+        writer = Writer(self._sink, self._journal, 16 * sampler.batch_size, workers)
+        painted, start, waited = sampler.seconds, time.perf_counter(), 0.0
+        bar = tqdm(
+            desc="sampling", unit="image", delay=2, disable=quiet or self._processes.rank > 0
+        )
+        complete = False
+        try:
+            refused = 0
+            results: Iterator[Result | Refused | Shard]
+            results = sampler.stream(self._items(), self._settings.psi)
+            for item in results:
+                if isinstance(item, Refused):
+                    if item.line == refused:
+                        continue  # the same caption once more
+                    refused = item.line
+                elif not isinstance(item, Shard):
+                    bar.total = self._expected()
+                    bar.update()
+                before = time.perf_counter()
+                writer.put(item)
+                waited += time.perf_counter() - before
+            complete = True
+        finally:
+            total = time.perf_counter() - start
+            bar.close()
+            writer.close(complete)
+        self._seconds["model"] = sampler.seconds - painted
+        self._seconds["captions"] = total - waited - self._seconds["model"]
+        return writer
+
+    def stages(self, writer: Writer) -> dict[str, float]:
+        """Return the images a second of each stage."""
+        seconds = {
+            **self._seconds,
+            "encode": sum(writer.encoding) / writer.workers,
+            "write": writer.writing,
+        }
+        return {name: writer.images / max(taken, 1e-9) for name, taken in seconds.items()}
+
+    def _expected(self) -> int | None:
+        """Return how many images there will be, as far as can be told."""
+        size = self._captions.size
+        return None if size is None else round(self._asked * max(1.0, size / self._read))
+
+    def _items(self) -> Iterator[Request | Refused | Shard]:
+        """Yield the captions of this process's shards, without what is there already."""
+        captions_of_shard = max(1, self._settings.shard_size // self._settings.per_caption)
+        rows: deque[Row] = deque()
+        line, shard, begun = 0, 0, -1
+        for line, data in lines(self._captions.stream):
+            self._read += LONGEST_LINE if data is None else len(data)
+            shard = (line - 1) // captions_of_shard
+            if shard % self._processes.count != self._processes.rank:
+                continue
+            if shard != begun:
+                self._check(not rows, line)
+                begun = shard
+                rows, count = self._there(shard)
+                yield Shard(shard, count)
+            yield from self._wanted(line, data, rows)
+        self._check(not rows and max(self._journal.shards(), default=0) <= shard, line + 1)
+
+    def _there(self, shard: int) -> tuple[deque[Row], int]:
+        """Return what is written of a shard and still there, and how many images that is."""
+        rows = self._journal.rows(shard)
+        images = [place for place, row in enumerate(rows) if "error" not in row]
+        whole = self._sink.whole(shard, [rows[place] for place in images])
+        if whole < len(images):
+            del rows[images[whole] :]
+            self._journal.keep(shard, len(rows))
+        return deque(rows), whole
+
+    def _wanted(
+        self, line: int, data: bytes | None, rows: deque[Row]
+    ) -> Iterator[Request | Refused]:
+        """Yield what is wanted of a line, without what is in the rows, and take it from there."""
+        parsed = parse(
+            line,
+            data,
+            json_lines=self._captions.json_lines,
+            seed=self._settings.seed,
+            per_caption=self._settings.per_caption,
+        )
+        asked: list[Request | Refused] = [parsed] if isinstance(parsed, Refused) else [*parsed]
+        self._asked += len(asked)
+        there = 0
+        while there < len(asked) and rows:
+            row, item = rows.popleft(), asked[there]
+            self._check(row["line"] == line, line)
+            if "error" in row:
+                text = item.text if isinstance(item, Refused) else item.caption[:80]
+                self._check(row["text"] == text, line)
+                return  # it stands for all images of the line
+            made = (row["caption"], row["seed"], row["index"])
+            self._check(
+                isinstance(item, Request) and made == (item.caption, item.seed, item.index), line
+            )
+            there += 1
+        yield from asked[there:]
+
+    def _check(self, same: bool, line: int) -> None:
+        if not same:
+            raise _OtherCaptionsError(
+                f"{self._captions.name}, line {line}: is not what it was when "
+                f"{self._journal.folder} was begun; use another -o, or --overwrite"
+            )
+
+
+def _fingerprint(model: MirrorGAN) -> str:
+    """Return what changes with anything of the model that decides images."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(repr((model.config, model.vocabulary.words)).encode())
+    for part in (model.stem, model.glam):
+        for name, tensor in part.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy())
+    return digest.hexdigest()
