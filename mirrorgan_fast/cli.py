@@ -223,19 +223,19 @@ def _sample(options: argparse.Namespace) -> int:
         flat=bool(options.caption),
     )
     captions = Captions.of(options.caption) if options.caption else Captions.open(options.captions)
-    keep_memory()
-    model = _model(options)
-    if options.caption:
-        _check_captions(options.caption, model)
-    sampler = Sampler(model, batch_size=options.batch_size or "auto")
-    done = sample_to_folder(
-        sampler,
-        captions,
-        options.output,
-        settings,
-        overwrite=options.overwrite,
-        quiet=options.quiet,
-    )
+    with captions:
+        keep_memory()
+        model = _model(options)
+        if options.caption:
+            _check_captions(options.caption, model)
+        done = sample_to_folder(
+            Sampler(model, batch_size=options.batch_size or "auto"),
+            captions,
+            options.output,
+            settings,
+            overwrite=options.overwrite,
+            quiet=options.quiet,
+        )
     if options.stats:
         print(done.table(), file=sys.stderr)
     if done.process > 0:

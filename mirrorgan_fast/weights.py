@@ -2,14 +2,17 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from mirrorgan_fast.data.vocabulary import Vocabulary
 from mirrorgan_fast.errors import InputError
@@ -106,8 +109,33 @@ def load_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
         ) from error
 
 
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Build modules on the device "meta", where they have no weights until these are loaded."""
+    with torch.device("meta"), _WithoutRandomNumbers():
+        yield
+
+
+class _WithoutRandomNumbers(TorchFunctionMode):
+    """Draw no weights: on "meta" there is nothing to draw, but it imports torch.compile (2 s)."""
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        arguments: tuple[Any, ...] = (),
+        named: dict[str, Any] | None = None,
+    ) -> Any:
+        named = named or {}
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return named["tensor"]
+        return function(*arguments, **named)
+
+
 def load_state(module: torch.nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
     """Copy ``state`` into ``module``, whose dtypes are kept: all of it or, on an error, nothing.
+
+    A module that was built ``without_weights`` takes the tensors themselves.
 
     Raises:
         InputError: a name or shape differs; ``source`` is named in the message.
@@ -127,4 +155,6 @@ def load_state(module: torch.nn.Module, state: Mapping[str, Tensor], source: Pat
                 f"{source}: {name} has shape {tuple(state[name].shape)}, "
                 f"its config says {tuple(expected[name].shape)}"
             )
-    module.load_state_dict(state)
+    of_its_dtypes = {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}
+    on_meta = any(tensor.is_meta for tensor in expected.values())
+    module.load_state_dict(of_its_dtypes, assign=on_meta)

@@ -55,7 +55,9 @@ def run(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    """What a user sees there."""
+    there = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return sorted(str(path) for path in there if not path.parts[0].startswith("."))
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -79,7 +81,11 @@ def test_sample_writes_images_and_a_sheet_and_describe_reads_them(
     made = run(*what, "--model", model, folder=tmp_path)
     assert (made.returncode, made.stderr) == (0, "")
     assert made.stdout == "4 images and sheet.png in out\n"
-    assert files(tmp_path / "out") == [*(f"000{i}.png" for i in range(4)), "sheet.png"]
+    assert files(tmp_path / "out") == [
+        *(f"000{i}.png" for i in range(4)),
+        "manifest.jsonl",
+        "sheet.png",
+    ]
     images = [Image.open(tmp_path / "out" / f"000{i}.png") for i in range(4)]
     assert {(image.size, image.mode) for image in images} == {((32, 32), "RGB")}
     captions = ["a red bird", "a red bird", "a bird", "a bird"]
@@ -121,16 +127,36 @@ def test_info_tells_versions_and_implementations(model: Path, tmp_path: Path) ->
 
 def test_captions_come_from_a_file_and_the_seed_decides(model: Path, tmp_path: Path) -> None:
     captions = tmp_path / "captions.txt"
-    captions.write_text("\ufeffa red bird\n\n  a blue bird  \n", encoding="utf-8")
+    captions.write_text("\ufeffa red bird\n  a blue bird  \n", encoding="utf-8")
     for name, seed in (("first", 7), ("same", 7), ("other", 8)):
         arguments = ["sample", "--captions", captions, "--seed", seed, "--model", model]
         assert main([*map(str, arguments), "-o", str(tmp_path / name)]) == 0
-        assert len(files(tmp_path / name)) == 3
+        assert files(tmp_path / name) == [
+            "00000/00000000.png",
+            "00000/00000001.png",
+            "manifest.jsonl",
+        ]
     first, same, other = (
-        (tmp_path / name / "0001.png").read_bytes() for name in ("first", "same", "other")
+        (tmp_path / name / "00000" / "00000001.png").read_bytes()
+        for name in ("first", "same", "other")
     )
     assert first == same
     assert first != other
+
+
+def test_lines_that_make_no_image_are_counted(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    captions = tmp_path / "captions.txt"
+    captions.write_bytes(b"a red bird\n\nzzz\n\xff\na blue bird\n")
+    out = tmp_path / "out"
+    arguments = ["sample", "--captions", captions, "-n", 2, "--model", model, "-o", out]
+    assert main([*map(str, arguments), "--format", "npy", "--stats"]) == 3
+    printed = capsys.readouterr()
+    assert printed.out == f"4 images in {out}\n"
+    assert f"3 captions made no image: {out / 'errors.jsonl'}" in printed.err
+    assert "the limit: " in printed.err
+    assert np.load(out / "00000.npy").shape == (4, 32, 32, 3)
 
 
 def test_unknown_words_are_named_and_skipped(
@@ -139,7 +165,7 @@ def test_unknown_words_are_named_and_skipped(
     arguments = ["-o", str(tmp_path), "--model", str(model)]
     assert main(["sample", "a purple 鸟 with wings", *arguments]) == 0
     assert "purple, with, wings" in capsys.readouterr().err
-    assert files(tmp_path) == ["0000.png", "sheet.png"]
+    assert files(tmp_path) == ["0000.png", "manifest.jsonl", "sheet.png"]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +183,7 @@ def test_a_caption_without_a_known_word_is_refused(
 def test_very_long_captions_work(model: Path, tmp_path: Path) -> None:
     caption = "a red bird and a blue bird " * 2000
     assert main(["sample", caption, "-o", str(tmp_path), "--model", str(model)]) == 0
-    assert files(tmp_path) == ["0000.png", "sheet.png"]
+    assert files(tmp_path) == ["0000.png", "manifest.jsonl", "sheet.png"]
 
 
 def test_images_that_are_there_stay(
@@ -179,6 +205,9 @@ def test_images_that_are_there_stay(
         (["a bird", "--captions", "x.txt"], "give captions as arguments, or a file"),
         (["--captions", "nowhere.txt"], "nowhere.txt: cannot be read"),
         (["a bird", "--seed", "-1"], "seed is -1"),
+        (["a bird", "--psi", "1.5"], "psi is 1.5, expected 0 to 1"),
+        (["a bird", "--psi", "nan"], "psi is nan, expected 0 to 1"),
+        (["a bird", "--quality", "0"], "quality is 0, expected 1 to 100"),
         (["a bird", "--device", "abacus"], "--device abacus"),
         (["a bird", "--model", "nowhere"], "nowhere: no model there"),
     ],

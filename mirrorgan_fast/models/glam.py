@@ -246,6 +246,8 @@ class ResidualBlock(nn.Module):
 def initialize(network: nn.Module, gain: float = 1.0) -> None:
     """Initialise as the authors do: orthogonal weights, batch norm scales around one."""
     for module in network.modules():
+        if next((weight.is_meta for weight in module.parameters()), False):
+            continue  # weights to be loaded: an orthogonal matrix takes its time
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.orthogonal_(module.weight, gain)
             if module.bias is not None:

@@ -29,6 +29,7 @@ from mirrorgan_fast.weights import (
     load_tensors,
     save_description,
     save_tensors,
+    without_weights,
 )
 
 # Captions that go together through the fused text encoder, so that its memory does not grow.
@@ -242,7 +243,8 @@ class MirrorGAN(nn.Module):
             InputError: there is no such model, or a file of it is damaged.
         """
         folder = find_pretrained(name_or_path)
-        model = cls(*load_description(folder))
+        with without_weights():
+            model = cls(*load_description(folder))
         load_state(model, load_tensors(folder), Path(folder))
         return model.eval()
 

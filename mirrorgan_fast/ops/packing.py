@@ -167,10 +167,15 @@ def choose_packed(op: str, x: Tensor, weight: Tensor, *, needs_grad: bool) -> st
 
 def _phases(weight: Tensor) -> Tensor:
     """(N, C, 3, 3) to (4, N, C, 2, 2): the rows and columns of a kernel that meet one pixel."""
-    sums = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
-    return torch.stack(
-        [torch.einsum("ik,ockl,jl->ocij", sums[low], weight, sums[right]) for low, right in _PHASES]
-    )
+    rows = _pairs(weight, dim=2)
+    return torch.stack([_pairs(rows[low], dim=3)[right] for low, right in _PHASES])
+
+
+def _pairs(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Sum three taps to two, for the even pixels that are made and for the odd ones."""
+    first, second, third = weight.unbind(dim)
+    even, odd = (first, second + third), (first + second, third)
+    return torch.stack(even, dim), torch.stack(odd, dim)
 
 
 def taps_of(weight: Tensor, channels: int) -> int:

@@ -25,7 +25,7 @@ from mirrorgan_fast.sampling.writer import Shard, Writer
 
 
 class Captions:
-    """Captions that are read as a stream.
+    """Captions that are read as a stream; to be closed, or used in a ``with`` statement.
 
     Args:
         name: what they are called in messages.
@@ -38,6 +38,12 @@ class Captions:
         self, name: str, stream: BinaryIO, json_lines: bool, size: int | None = None
     ) -> None:
         self.name, self.stream, self.json_lines, self.size = name, stream, json_lines, size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stream.close()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
