@@ -21,6 +21,7 @@ from mirrorgan_fast.sampling.sampler import Result
 
 MANIFEST, ERRORS, SHEET = "manifest.jsonl", "errors.jsonl", "sheet.png"
 _REFUSED = b'{"error": '
+_OURS_IN_SHARD = re.compile(r"\.?\d{8,}\.(png|jpg|webp)")
 _OURS = re.compile(rf"\d+(\.(png|jpg|webp|tar|npy))?|{MANIFEST}|{ERRORS}|{SHEET}")
 
 
@@ -82,27 +83,36 @@ class Journal:
 
     def _clear(self) -> None:
         for shard in self.shards():
-            for row in self.rows(shard):
+            for row in self.resume(shard):
                 if "file" in row:
-                    path = self.folder / row["file"]
-                    path.unlink(missing_ok=True)
-                    path.with_name(f".{path.name}").unlink(missing_ok=True)
-                    with suppress(OSError):  # it is not empty
-                        if path.parent != self.folder:
-                            path.parent.rmdir()
+                    self._remove(self.folder / row["file"])
+            files = self.folder / f"{shard:05d}"
+            if files.is_dir():  # with those that a killed process had no time to write a row of
+                for path in files.iterdir():
+                    if _OURS_IN_SHARD.fullmatch(path.name):
+                        path.unlink()
+                with suppress(OSError):  # somebody else's are in it
+                    files.rmdir()
             self._path(shard).unlink()
         for path in (self._run, *(self.folder / name for name in (MANIFEST, ERRORS, SHEET))):
             path.unlink(missing_ok=True)
+
+    @staticmethod
+    def _remove(path: Path) -> None:
+        for there in (path, path.with_name(f".{path.name}")):
+            there.unlink(missing_ok=True)
 
     def shards(self) -> list[int]:
         """Return the numbers of all shards that anything is written of."""
         return sorted(int(path.stem) for path in self._hidden.glob("[0-9]*.jsonl"))
 
-    def rows(self, shard: int) -> list[dict[str, Any]]:
-        """Return what is written of a shard, and remove what a killed process left behind it."""
+    def resume(self, shard: int) -> list[dict[str, Any]]:
+        """Make ready to write of a shard; return what is written, without half a line at the end.
+
+        From now on the shard is known to have been begun.
+        """
         path = self._path(shard)
-        if not path.exists():
-            return []
+        path.touch()
         *lines, rest = path.read_bytes().split(b"\n")
         if rest:
             self.keep(shard, len(lines))

@@ -19,7 +19,7 @@ from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.sampling.captions import LONGEST_LINE, Refused, Request, lines, parse
 from mirrorgan_fast.sampling.journal import Journal
 from mirrorgan_fast.sampling.processes import Processes
-from mirrorgan_fast.sampling.sampler import Result, Sampler, check_psi
+from mirrorgan_fast.sampling.sampler import AHEAD, Result, Sampler, check_psi
 from mirrorgan_fast.sampling.sinks import Row, Sink, check_format, open_sink
 from mirrorgan_fast.sampling.writer import Shard, Writer
 
@@ -240,8 +240,9 @@ class _Job:
     def run(self, workers: int | None, quiet: bool) -> Writer:
         """Make what is not there yet; return who has written it."""
         sampler = self._sampler
-        # two windows of the sampler: while one is being encoded the next is being painted
-        writer = Writer(self._sink, self._journal, 16 * sampler.batch_size, workers)
+        # while what was read ahead is being encoded, as much is being painted
+        most = 2 * AHEAD * sampler.batch_size
+        writer = Writer(self._sink, self._journal, most, workers)
         painted, start, waited = sampler.seconds, time.perf_counter(), 0.0
         bar = tqdm(
             desc="sampling", unit="image", delay=2, disable=quiet or self._processes.rank > 0
@@ -275,7 +276,7 @@ class _Job:
         """Return the images a second of each stage."""
         seconds = {
             **self._seconds,
-            "encode": sum(writer.encoding) / writer.workers,
+            "encode": writer.encoding / writer.workers,
             "write": writer.writing,
         }
         return {name: writer.images / max(taken, 1e-9) for name, taken in seconds.items()}
@@ -305,7 +306,7 @@ class _Job:
 
     def _there(self, shard: int) -> tuple[deque[Row], int]:
         """Return what is written of a shard and still there, and how many images that is."""
-        rows = self._journal.rows(shard)
+        rows = self._journal.resume(shard)
         images = [place for place, row in enumerate(rows) if "error" not in row]
         whole = self._sink.whole(shard, [rows[place] for place in images])
         if whole < len(images):

@@ -22,8 +22,8 @@ _LOG = logging.getLogger("mirrorgan_fast")
 # Images of a batch. More make nothing faster on two cores (8 to 64: the same images a second); on a
 # GPU it is the largest batch with a CUDA graph.
 _AUTO = {"cpu": 16, "cuda": 64}
-# Captions of so many batches are read ahead, so that those of a length can go together.
-_AHEAD = 4
+AHEAD = 4
+"""Batches whose captions are read ahead, so that those of a length can go together."""
 Other = TypeVar("Other")
 
 
@@ -184,7 +184,7 @@ class Sampler:
                 self._halve()
                 continue
             del waiting[:size]
-            ahead = _AHEAD
+            ahead = AHEAD
             begun.append(window)
             if len(begun) > in_flight:
                 yield from self._finish(begun.popleft())

@@ -43,8 +43,9 @@ class Writer:
         self._lines: io.FileIO | None = None
         self._failed: BaseException | None = None
         self._stopped = False
-        self.encoding: list[float] = []
-        """Seconds of a processor that the encoding of each image has taken."""
+        self.encoding = 0.0
+        """Seconds of a processor that encoding has taken."""
+        self._one_at_a_time = threading.Lock()
         self.writing = 0.0
         """Seconds that writing has taken."""
         self.images = 0
@@ -94,7 +95,8 @@ class Writer:
     def _encode(self, shard: int, result: Result) -> Any:
         start = time.thread_time()
         encoded = self._sink.encode(shard, result)
-        self.encoding.append(time.thread_time() - start)
+        with self._one_at_a_time:
+            self.encoding += time.thread_time() - start
         return encoded
 
     def _run(self) -> None:

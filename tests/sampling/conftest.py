@@ -1,0 +1,25 @@
+"""An untrained model whose images take no time."""
+
+import random
+
+import pytest
+from kills import captions, small_model
+
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.sampling.sampler import Sampler
+
+
+@pytest.fixture
+def model() -> MirrorGAN:
+    return small_model()
+
+
+@pytest.fixture
+def sampler(model: MirrorGAN) -> Sampler:
+    return Sampler(model, batch_size=5)
+
+
+@pytest.fixture
+def texts() -> list[str]:
+    """37 captions of different lengths, some of them more than once."""
+    return captions(30, random.Random(1)) + captions(7, random.Random(1))
