@@ -74,7 +74,7 @@ class Contest:
                 turns[name].append(_seconds(call))
             ours()
 
-        before = _OfOthers()
+        before = OfOthers()
         self._benchmark.pedantic(ours, setup=others, rounds=rounds)
         taken = before.share()
         if taken > MOST_OF_OTHERS:
@@ -102,7 +102,7 @@ def _seconds(call: Call) -> float:
     return time.perf_counter() - start
 
 
-class _OfOthers:
+class OfOthers:
     """How much of the cores is not ours, from now on."""
 
     def __init__(self) -> None:

@@ -27,6 +27,7 @@ from mirrorgan_fast.sampling.run import Captions, SamplingSettings, sample_to_fo
 from mirrorgan_fast.sampling.sampler import Sampler
 from mirrorgan_fast.sampling.sheet import write_sheet
 from mirrorgan_fast.sampling.sinks import FORMATS
+from mirrorgan_fast.sampling.walk import walk, write_walk
 from mirrorgan_fast.training import settings as training_settings
 from mirrorgan_fast.training.precision import keep_memory
 from mirrorgan_fast.training.settings import STAGES, Stage, TrainingSettings
@@ -75,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument(
         "-n", "--per-caption", type=_positive, default=1, metavar="N", help="images of each caption"
     )
-    sample.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
+    sample.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FOLDER", help="or FILE with --walk"
+    )
     sample.add_argument("--format", choices=FORMATS, default="png", help="default: png")
     sample.add_argument(
         "--quality", type=int, default=95, help="of JPEG and WebP, 1 to 100 (default: 95)"
@@ -99,6 +102,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     sample.add_argument(
         "--overwrite", action="store_true", help="replace the images of another run"
+    )
+    sample.add_argument(
+        "--walk",
+        type=int,
+        metavar="FRAMES",
+        help="an animation (-o FILE.webp or .gif) between two captions, or two images of one",
     )
     sample.add_argument("--stats", action="store_true", help="tell the speed of each stage")
     _add_model(sample)
@@ -213,6 +222,8 @@ def _model(options: argparse.Namespace) -> MirrorGAN:
 def _sample(options: argparse.Namespace) -> int:
     if bool(options.caption) == bool(options.captions):
         raise InputError("sample: give captions as arguments, or a file of them with --captions")
+    if options.walk is not None:
+        return _walk(options)
     settings = SamplingSettings(
         seed=options.seed,
         per_caption=options.per_caption,
@@ -254,6 +265,17 @@ def _sample(options: argparse.Namespace) -> int:
         return 0
     print(f"{done.refused} captions made no image: {options.output / ERRORS}", file=sys.stderr)
     return 3 if done.processes == 1 else 0  # torchrun takes it for a failure
+
+
+def _walk(options: argparse.Namespace) -> int:
+    if options.captions:
+        raise InputError("--walk: give one or two captions as arguments, not a file")
+    if options.output.exists() and not options.overwrite:
+        raise InputError(f"{options.output}: is there already; use another -o, or --overwrite")
+    images = walk(_model(options), options.caption, options.walk, options.seed, options.psi)
+    write_walk(options.output, images)
+    print(f"{len(images)} images, forth and back, in {options.output}")
+    return 0
 
 
 def _check_captions(captions: Sequence[str], model: MirrorGAN) -> None:

@@ -1,5 +1,6 @@
 """An untrained model whose images take no time."""
 
+import copy
 import random
 
 import pytest
@@ -9,9 +10,14 @@ from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.sampling.sampler import Sampler
 
 
-@pytest.fixture
-def model() -> MirrorGAN:
+@pytest.fixture(scope="session")
+def kept_model() -> MirrorGAN:
     return small_model()
+
+
+@pytest.fixture
+def model(kept_model: MirrorGAN) -> MirrorGAN:
+    return copy.deepcopy(kept_model)
 
 
 @pytest.fixture

@@ -295,9 +295,10 @@ def test_an_image_that_was_removed_comes_back(
     assert files(tmp_path) == before
 
 
-@pytest.mark.parametrize("format", ["png", "tar", "npy"])
+@pytest.mark.parametrize("format", ["png", "tar"])
 def test_killed_processes_go_on_where_they_were(format: str, tmp_path: Path) -> None:
-    assert kill_and_go_on(2000, 3, format, tmp_path) > 0
+    """``python benchmarks/kills.py`` kills more often."""
+    assert kill_and_go_on(2000, 2, format, tmp_path) > 0
 
 
 # --- other runs -----------------------------------------------------------------------------------

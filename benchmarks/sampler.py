@@ -1,0 +1,144 @@
+"""The way from captions to files: what each sink leaves of the generator's speed, and growth.
+
+python benchmarks/sampler.py sinks      # birds-painted; each sink in turns with the generator alone
+python benchmarks/sampler.py growth     # a small model, 10 to 100,000 images: time and memory
+python benchmarks/sampler.py start      # from the command to the first image, and import torch
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from contest import OfOthers
+from kills import captions, small_model
+
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.sampling.run import Captions, SamplingSettings, sample_to_folder
+from mirrorgan_fast.sampling.sampler import Sampler
+from mirrorgan_fast.sampling.sinks import FORMATS
+from mirrorgan_fast.training.precision import keep_memory
+
+CAPTIONS = [
+    "a red bird",
+    "this bird has a yellow crown and a white belly",
+    "a small blue bird with a black bill, white wing bars and a long tail, facing left",
+]
+COMMAND = [sys.executable, "-m", "mirrorgan_fast", "sample"]
+Figures = dict[str, dict[str, float]]
+
+
+def sinks(images: int = 192, rounds: int = 5) -> Figures:
+    """Return the images a second of each sink, and the median of its ratios to the generator."""
+    keep_memory()
+    sampler = Sampler(MirrorGAN.from_pretrained())
+    texts = [CAPTIONS[i % len(CAPTIONS)] for i in range(images)]
+    rates: dict[str, list[float]] = {"generator": []} | {format: [] for format in FORMATS}
+    generator(sampler, texts[: sampler.batch_size])
+    for _ in range(rounds):
+        rates["generator"].append(images / generator(sampler, texts))
+        for format in FORMATS:
+            with tempfile.TemporaryDirectory() as folder, Captions.of(texts) as opened:
+                settings = SamplingSettings(format=format)
+                start = time.perf_counter()
+                sample_to_folder(sampler, opened, folder, settings)
+                rates[format].append(images / (time.perf_counter() - start))
+    return {
+        name: {
+            "images_per_second": statistics.median(found),
+            "of_generator": statistics.median(
+                a / b for a, b in zip(found, rates["generator"], strict=True)
+            ),
+        }
+        for name, found in rates.items()
+    }
+
+
+def generator(sampler: Sampler, texts: list[str]) -> float:
+    """Return how long text encoder and generator take, from tokens to pixels and no more."""
+    encoded = sampler.model.encode(texts)
+    noise, condition_noise = sampler.model.noise(0, range(len(texts)))
+    start = time.perf_counter()
+    for first in range(0, len(texts), sampler.batch_size):
+        rows = slice(first, first + sampler.batch_size)
+        sampler.model.render(
+            encoded.tokens[rows], encoded.lengths[rows], noise[rows], condition_noise[rows]
+        )
+    return time.perf_counter() - start
+
+
+def growth(most: int = 100_000) -> Figures:
+    """Return time and peak memory of the command for ever more images of a small model."""
+    found: Figures = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        small_model().save_pretrained(folder / "model")
+        count = 10
+        while count <= most:
+            text = "".join(f"{caption}\n" for caption in captions(count, random.Random(0)))
+            (folder / "captions.txt").write_text(text, encoding="utf-8")
+            given = f"--captions captions.txt --model model --quiet --format npy -o {count}"
+            seconds, kilobytes = taken([*COMMAND, *given.split()], folder)
+            found[str(count)] = {"seconds": seconds, "peak_mb": kilobytes / 1000}
+            count *= 10
+    return found
+
+
+def start(rounds: int = 5) -> Figures:
+    """Return the seconds of a command for one image, and of importing PyTorch, in turns."""
+    seconds: dict[str, list[float]] = {"import torch": [], "one image": []}
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            importing = [sys.executable, "-c", "import torch"]
+            seconds["import torch"].append(taken(importing, Path(folder))[0])
+            command = [*COMMAND, CAPTIONS[0], "-o", "out"]
+            seconds["one image"].append(taken(command, Path(folder))[0])
+    beyond = [a - b for a, b in zip(seconds["one image"], seconds["import torch"], strict=True)]
+    return {name: {"seconds": statistics.median(found)} for name, found in seconds.items()} | {
+        "beyond": {"seconds": statistics.median(beyond)}
+    }
+
+
+def taken(command: list[str], folder: Path) -> tuple[float, int]:
+    """Run a command; return its seconds and its peak of memory in kilobytes (Linux)."""
+    began = time.perf_counter()
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)}: failed")
+    return time.perf_counter() - began, usage.ru_maxrss
+
+
+def rows(figures: Figures) -> Iterator[str]:
+    """Yield a line for each."""
+    for name, values in figures.items():
+        cells = "  ".join(f"{key} {value:>10,.3f}" for key, value in values.items())
+        yield f"{name:<14}{cells}"
+
+
+def main() -> None:
+    """Measure, print, and write what was asked for."""
+    parser = argparse.ArgumentParser(description="Measure the sampler.")
+    parser.add_argument("what", choices=("sinks", "growth", "start"))
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    others = OfOthers()
+    figures = {"sinks": sinks, "growth": growth, "start": start}[options.what]()
+    print("\n".join(rows(figures)))
+    print(f"other processes took {others.share():.0%} of the cores")
+    if options.json:
+        about = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+        text = json.dumps({"what": options.what, "machine": about, "figures": figures}, indent=2)
+        options.json.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
