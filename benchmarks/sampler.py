@@ -133,7 +133,8 @@ def main() -> None:
     others = OfOthers()
     figures = {"sinks": sinks, "growth": growth, "start": start}[options.what]()
     print("\n".join(rows(figures)))
-    print(f"other processes took {others.share():.0%} of the cores")
+    if options.what == "sinks":
+        print(f"other processes took {others.share():.0%} of the cores")
     if options.json:
         about = {"torch": torch.__version__, "threads": torch.get_num_threads()}
         text = json.dumps({"what": options.what, "machine": about, "figures": figures}, indent=2)

@@ -14,6 +14,9 @@ from mirrorgan_fast.sampling.journal import Journal, image_row, refused_row
 from mirrorgan_fast.sampling.sampler import Result
 from mirrorgan_fast.sampling.sinks import Sink
 
+# Images that go together from thread to thread, which costs more than some of them to write.
+_TOGETHER = 8
+
 
 class Shard(NamedTuple):
     """What follows is of this shard."""
@@ -21,6 +24,11 @@ class Shard(NamedTuple):
     number: int
     there: int
     """How many of its images are there already."""
+
+
+class _Chunk(NamedTuple):
+    items: list[Result | Refused]
+    encoded: "Future[list[Any]]"  # of those that are results
 
 
 class Writer:
@@ -37,20 +45,20 @@ class Writer:
         self._sink, self._journal = sink, journal
         self.workers = workers or os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(self.workers, "encode")
-        self._waiting: queue.Queue[tuple[Any, Future[Any] | None] | None] = queue.Queue(most)
+        self._waiting: queue.Queue[Shard | _Chunk | None] = queue.Queue(max(1, most // _TOGETHER))
         self._thread = threading.Thread(target=self._run, name="write")
         self._shard = -1
+        self._items: list[Result | Refused] = []  # of the next chunk
         self._lines: io.FileIO | None = None
         self._failed: BaseException | None = None
         self._stopped = False
+        self._one_at_a_time = threading.Lock()
         self.encoding = 0.0
         """Seconds of a processor that encoding has taken."""
-        self._one_at_a_time = threading.Lock()
         self.writing = 0.0
         """Seconds that writing has taken."""
         self.images = 0
         """Written so far."""
-        self.refused = 0
         self._thread.start()
 
     def put(self, item: Result | Refused | Shard) -> None:
@@ -61,12 +69,14 @@ class Writer:
         """
         if self._failed is not None:
             raise self._failed
-        future = None
         if isinstance(item, Shard):
+            self._submit()
             self._shard = item.number
-        elif isinstance(item, Result):
-            future = self._pool.submit(self._encode, self._shard, item)
-        self._waiting.put((item, future))
+            self._waiting.put(item)
+        else:
+            self._items.append(item)
+            if len(self._items) == _TOGETHER:
+                self._submit()
 
     def close(self, complete: bool) -> None:
         """Write what waits, and end.
@@ -79,6 +89,7 @@ class Writer:
             OSError: something could not be written.
         """
         self._stopped = not complete
+        self._submit()
         self._waiting.put(None)
         self._thread.join()
         self._pool.shutdown(cancel_futures=True)
@@ -92,9 +103,15 @@ class Writer:
         if self._failed is not None:
             raise self._failed
 
-    def _encode(self, shard: int, result: Result) -> Any:
+    def _submit(self) -> None:
+        """Have the next chunk encoded, and then written."""
+        items, self._items = self._items, []
+        if items:
+            self._waiting.put(_Chunk(items, self._pool.submit(self._encode, self._shard, items)))
+
+    def _encode(self, shard: int, items: list[Result | Refused]) -> list[Any]:
         start = time.thread_time()
-        encoded = self._sink.encode(shard, result)
+        encoded = [self._sink.encode(shard, item) for item in items if isinstance(item, Result)]
         with self._one_at_a_time:
             self.encoding += time.thread_time() - start
         return encoded
@@ -103,25 +120,31 @@ class Writer:
         while entry := self._waiting.get():
             if self._failed is None and not self._stopped:  # else make room, that nobody waits
                 try:
-                    self._take(*entry)
+                    if isinstance(entry, Shard):
+                        self._begin(entry)
+                    else:
+                        self._write(entry.items, entry.encoded.result())
                 except BaseException as error:
                     self._failed = error
 
-    def _take(self, item: Result | Refused | Shard, future: Future[Any] | None) -> None:
-        encoded = None if future is None else future.result()
+    def _begin(self, shard: Shard) -> None:
+        if self._lines is not None:
+            self._sink.end()
+            self._lines.close()
+        self._sink.begin(shard.number, shard.there)
+        self._lines = self._journal.append_to(shard.number)
+
+    def _write(self, items: list[Result | Refused], encoded: list[Any]) -> None:
+        """Write images and then, as these are there now, their lines."""
+        assert self._lines is not None
         start = time.perf_counter()
-        if isinstance(item, Shard):
-            if self._lines is not None:
-                self._sink.end()
-                self._lines.close()
-            self._sink.begin(item.number, item.there)
-            self._lines = self._journal.append_to(item.number)
-        else:
-            assert self._lines is not None
-            if isinstance(item, Refused):
-                write_all(self._lines, refused_row(item))
-                self.refused += 1
-            else:
-                write_all(self._lines, image_row(item, self._sink.write(item, encoded)))
-                self.images += 1
+        parts = iter(encoded)
+        lines = [
+            refused_row(item)
+            if isinstance(item, Refused)
+            else image_row(item, self._sink.write(item, next(parts)))
+            for item in items
+        ]
+        write_all(self._lines, b"".join(lines))
+        self.images += len(encoded)
         self.writing += time.perf_counter() - start
