@@ -117,6 +117,12 @@ def _parser() -> argparse.ArgumentParser:
     describe.add_argument("--json", action="store_true", help="print one JSON object a line")
     _add_model(describe)
 
+    exporting = command("export", _export, "write the model as one file that runs without us")
+    exporting.add_argument("--format", choices=("onnx", "aoti"), required=True)
+    exporting.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    exporting.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    _add_model(exporting)
+
     info = command("info", _info, "versions, device, implementations and models")
     info.add_argument("--json", action="store_true")
     info.add_argument("--words", action="store_true", help="only list the words the model knows")
@@ -304,6 +310,18 @@ def _batches(items: Sequence[Any], quiet: bool, name: str) -> Iterator[slice]:
         for start in range(0, len(items), _BATCH_SIZE):
             yield slice(start, start + _BATCH_SIZE)
             bar.update(min(_BATCH_SIZE, len(items) - start))
+
+
+def _export(options: argparse.Namespace) -> None:
+    # PyTorch's exporters take longer to import than an image
+    from mirrorgan_fast.export import export
+
+    if options.output.exists() and not options.overwrite:
+        raise InputError(f"{options.output}: is there already; use another -o, or --overwrite")
+    if not options.quiet:
+        print("exporting, which takes up to a minute", file=sys.stderr)
+    export(_model(options), options.output, options.format)
+    print(f"{options.output}: {options.output.stat().st_size / 1e6:.1f} MB")
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -242,6 +242,41 @@ def test_damaged_weights_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_captions_come_through_a_pipe(model: Path, tmp_path: Path) -> None:
+    for name, text in (("text", "a red bird\n"), ("json", '{"caption": "a red bird"}\n')):
+        command = ["sample", "--captions", "-", "-o", name, "--model", str(model)]
+        made = subprocess.run(
+            [COMMAND, *command], cwd=tmp_path, input=text, capture_output=True, text=True
+        )
+        assert (made.returncode, made.stdout) == (0, f"1 images in {name}\n")
+    assert files(tmp_path / "text") == files(tmp_path / "json")
+    manifests = [(tmp_path / name / "manifest.jsonl").read_text() for name in ("text", "json")]
+    assert manifests[0] == manifests[1]
+
+
+def test_the_same_command_again_has_nothing_to_do(model: Path, tmp_path: Path) -> None:
+    arguments = ["sample", "a bird", "-n", "3", "-o", str(tmp_path / "out"), "--model", str(model)]
+    assert main(arguments) == 0
+    before = [path.stat().st_mtime_ns for path in sorted((tmp_path / "out").glob("0*.png"))]
+    assert main(arguments) == 0
+    assert [p.stat().st_mtime_ns for p in sorted((tmp_path / "out").glob("0*.png"))] == before
+
+
+# --- export ---------------------------------------------------------------------------------------
+
+
+def test_export_refuses_other_names_and_files_that_are_there(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = tmp_path / "there.onnx"
+    there.write_bytes(b"mine")
+    what = ["export", "--model", model, "--quiet", "--format"]
+    assert "is there already" in refusal(capsys, *what, "onnx", "-o", there)
+    assert there.read_bytes() == b"mine"
+    assert "ends in .pt2" in refusal(capsys, *what, "aoti", "-o", tmp_path / "model.onnx")
+    assert files(tmp_path) == ["there.onnx"]
+
+
 # --- describe -------------------------------------------------------------------------------------
 
 

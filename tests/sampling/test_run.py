@@ -205,7 +205,7 @@ def test_a_full_disk_is_told_and_gone_on_from(
             sample(sampler, texts, tmp_path / "out", settings)
     done = sample(sampler, texts, tmp_path / "out", settings)
     assert done.images == 74
-    assert done.made < 74 or after < 3
+    assert done.made < 74 or after < 10  # of a chunk all or none
     assert files(tmp_path / "out") == files(tmp_path / "undisturbed")
 
 

@@ -1,0 +1,103 @@
+"""Sampling on a cluster: a pool of Ray actors, each with a sampler, over a Ray dataset.
+
+    dataset = ray.data.read_json("captions.jsonl")          # rows with "caption" and "index"
+    images = sample_dataset(dataset, actors=8, gpus_per_actor=1)
+    images.write_webdataset("out/")
+
+Needs the extra ``mirrorgan-fast[ray]``.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.sampling.captions import Refused, Request
+from mirrorgan_fast.sampling.sampler import Sampler
+from mirrorgan_fast.training.precision import keep_memory
+
+if TYPE_CHECKING:
+    import ray.data
+
+
+def sample_dataset(
+    dataset: "ray.data.Dataset",
+    model: str = "birds-painted",
+    *,
+    actors: int = 1,
+    cpus_per_actor: float = 1,
+    gpus_per_actor: float = 0,
+    rows: int = 256,
+    **sampling: Any,
+) -> "ray.data.Dataset":
+    """Add an image to each row of a dataset.
+
+    Args:
+        dataset: with the columns that ``SampleRows`` takes.
+        model: a name, or a folder that all machines see.
+        actors: how many processes, each with a model of its own.
+        cpus_per_actor: cores of each.
+        gpus_per_actor: 1, or a part of one; 0: on the CPU.
+        rows: that an actor takes at a time.
+        **sampling: of ``SampleRows``.
+    """
+    import ray.data
+
+    return dataset.map_batches(
+        SampleRows,
+        fn_constructor_kwargs={"model": model, **sampling},
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        num_cpus=cpus_per_actor,
+        num_gpus=gpus_per_actor,
+        batch_size=rows,
+        batch_format="numpy",
+    )
+
+
+class SampleRows:
+    """What an actor does with rows: a callable for ``Dataset.map_batches``.
+
+    It takes the columns ``caption`` and ``index`` (which with the seed decide the image) and, if
+    rows have different ones, ``seed``. It adds ``image``, uint8 (S, S, 3), and ``error``: empty, or
+    why there is no image; then that is black.
+
+    Args:
+        model: a name or a folder.
+        seed: of rows without one.
+        psi: factor of the noise, 0 to 1.
+        device: default: the GPU that Ray gives, or else the CPU.
+        batch_size: of the sampler.
+    """
+
+    def __init__(
+        self,
+        model: str = "birds-painted",
+        seed: int = 0,
+        psi: float = 1.0,
+        device: str | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        keep_memory()
+        self._seed, self._psi = seed, psi
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        loaded = MirrorGAN.from_pretrained(model)
+        self._sampler = Sampler(loaded, device, batch_size=batch_size or "auto")
+
+    def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the rows with images."""
+        captions = rows["caption"].tolist()
+        indices = rows["index"].tolist()
+        seeds = rows["seed"].tolist() if "seed" in rows else [self._seed] * len(captions)
+        requests = [
+            Request(i + 1, i, *each)
+            for i, each in enumerate(zip(captions, seeds, indices, strict=True))
+        ]
+        results = list(self._sampler.stream(requests, self._psi))
+        size = self._sampler.model.config.image_size
+        black = np.zeros((size, size, 3), np.uint8)
+        return {
+            **rows,
+            "image": np.stack([black if isinstance(r, Refused) else r.image for r in results]),
+            "error": np.array([r.reason if isinstance(r, Refused) else "" for r in results]),
+        }
