@@ -12,24 +12,11 @@ import time
 from pathlib import Path
 
 import torch
+from shapes import SMALL
 
 from mirrorgan_fast.data.vocabulary import END, Vocabulary
-from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 
-SMALL = ModelConfig(
-    image_size=32,
-    stages=2,
-    generator_channels=4,
-    residual_blocks=1,
-    embedding_size=16,
-    word_embedding_size=8,
-    caption_length=8,
-    image_encoder="small",
-    stream_encoder="small",
-    stream_hidden_size=8,
-)
-"""Sizes with which writing takes longer than painting."""
 WORDS = ["a", "red", "blue", "green", "bird", "with", "wings", "and", "bill"]
 
 

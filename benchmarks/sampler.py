@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from contest import OfOthers
 from kills import captions, small_model
 
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.ops import build_info
 from mirrorgan_fast.sampling.run import Captions, SamplingSettings, sample_to_folder
 from mirrorgan_fast.sampling.sampler import Sampler
 from mirrorgan_fast.sampling.sinks import FORMATS
@@ -52,8 +52,8 @@ def sinks(images: int = 192, rounds: int = 5) -> Figures:
                 rates[format].append(images / (time.perf_counter() - start))
     return {
         name: {
-            "images_per_second": statistics.median(found),
-            "of_generator": statistics.median(
+            "images/s": statistics.median(found),
+            "of the generator": statistics.median(
                 a / b for a, b in zip(found, rates["generator"], strict=True)
             ),
         }
@@ -86,7 +86,7 @@ def growth(most: int = 100_000) -> Figures:
             (folder / "captions.txt").write_text(text, encoding="utf-8")
             given = f"--captions captions.txt --model model --quiet --format npy -o {count}"
             seconds, kilobytes = taken([*COMMAND, *given.split()], folder)
-            found[str(count)] = {"seconds": seconds, "peak_mb": kilobytes / 1000}
+            found[f"{count:,}"] = {"seconds": seconds, "peak MB": kilobytes / 1000}
             count *= 10
     return found
 
@@ -122,11 +122,21 @@ def taken(command: list[str], folder: Path) -> tuple[float, int]:
     return time.perf_counter() - began, peak
 
 
-def rows(figures: Figures) -> Iterator[str]:
-    """Yield a line for each."""
-    for name, values in figures.items():
-        cells = "  ".join(f"{key} {value:>10,.3f}" for key, value in values.items())
-        yield f"{name:<14}{cells}"
+def markdown(figures: Figures) -> str:
+    """Return figures as a table."""
+    names = list(next(iter(figures.values())))
+    lines = [["", *names], ["---"] * (len(names) + 1)]
+    lines += [[name, *map(_cell, values.values())] for name, values in figures.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: float) -> str:
+    return f"{value:,.2f}" if value < 10 else f"{value:,.0f}"
+
+
+def of_file(path: Path) -> str:
+    """Return the table of a file of results."""
+    return markdown(json.loads(path.read_text(encoding="utf-8"))["figures"])
 
 
 def main() -> None:
@@ -137,13 +147,19 @@ def main() -> None:
     options = parser.parse_args()
     others = OfOthers()
     figures = {"sinks": sinks, "growth": growth, "start": start}[options.what]()
-    print("\n".join(rows(figures)))
+    print(markdown(figures))
     if options.what == "sinks":
         print(f"other processes took {others.share():.0%} of the cores")
     if options.json:
-        about = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-        text = json.dumps({"what": options.what, "machine": about, "figures": figures}, indent=2)
-        options.json.write_text(text + "\n", encoding="utf-8")
+        built = build_info()
+        found = {
+            "what": options.what,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "build": None if built is None else built._asdict(),
+            "figures": figures,
+        }
+        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,5 +2,6 @@
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.sampling.sampler import Sampler
 
-__all__ = ["InputError", "MirrorGAN"]
+__all__ = ["InputError", "MirrorGAN", "Sampler"]

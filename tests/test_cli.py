@@ -9,24 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from shapes import SMALL
 
 from mirrorgan_fast.cli import main
 from mirrorgan_fast.data.vocabulary import Vocabulary
-from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 
-CONFIG = ModelConfig(
-    image_size=32,
-    stages=2,
-    generator_channels=4,
-    residual_blocks=1,
-    embedding_size=16,
-    word_embedding_size=8,
-    caption_length=6,
-    image_encoder="small",
-    stream_encoder="small",
-    stream_hidden_size=8,
-)
 WORDS = ["<end>", "a", "red", "blue", "bird", "鸟"]
 COMMAND = Path(sys.executable).with_name("mirrorgan-fast")
 
@@ -36,7 +24,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Untrained, in a folder."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("model")
-    MirrorGAN(CONFIG, Vocabulary(WORDS)).save_pretrained(folder)
+    MirrorGAN(SMALL, Vocabulary(WORDS)).save_pretrained(folder)
     return folder
 
 

@@ -2,12 +2,23 @@
 
 from pathlib import Path
 
+import pytest
+import sampler
 from table import of_file
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_table_of_speed_is_that_of_the_results() -> None:
-    table = of_file(ROOT / "benchmarks" / "results" / "cpu-amx-2-cores.json", "generator")
+    table = of_file(RESULTS / "cpu-amx-2-cores.json", "generator")
     assert len(table.splitlines()) > 5
-    assert table in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert table in README
+
+
+@pytest.mark.parametrize("what", ["sinks", "growth"])
+def test_the_tables_of_the_sampler_are_those_of_the_results(what: str) -> None:
+    table = sampler.of_file(RESULTS / f"sampler-{what}.json")
+    assert len(table.splitlines()) > 5
+    assert table in README

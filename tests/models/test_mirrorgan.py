@@ -9,27 +9,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from shapes import SMALL
 
 from mirrorgan_fast import weights
 from mirrorgan_fast.data.vocabulary import Vocabulary
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN, from_image, to_uint8
 
-CONFIG = ModelConfig(
-    image_size=32,
-    stages=2,
-    generator_channels=4,
-    residual_blocks=1,
-    noise_size=6,
-    condition_size=5,
-    embedding_size=16,
-    word_embedding_size=8,
-    caption_length=6,
-    image_encoder="small",
-    stream_encoder="small",
-    stream_hidden_size=8,
-)
+CONFIG = dataclasses.replace(SMALL, noise_size=6, condition_size=5, caption_length=6)
 WORDS = ["<end>", "a", "red", "blue", "bird", "with", "wings", "on", "rock", "طائر", "鸟", "vögel"]
 
 
