@@ -101,6 +101,11 @@ def _parser() -> argparse.ArgumentParser:
         "--batch-size", type=_positive, metavar="N", help="images made together (default: auto)"
     )
     sample.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="in which the generator computes (default: what is fastest here)",
+    )
+    sample.add_argument(
         "--overwrite", action="store_true", help="replace the images of another run"
     )
     sample.add_argument(
@@ -246,7 +251,11 @@ def _sample(options: argparse.Namespace) -> int:
         if options.caption:
             _check_captions(options.caption, model)
         done = sample_to_folder(
-            Sampler(model, batch_size=options.batch_size or "auto"),
+            Sampler(
+                model,
+                dtype=None if options.dtype is None else getattr(torch, options.dtype),
+                batch_size=options.batch_size or "auto",
+            ),
             captions,
             options.output,
             settings,

@@ -174,6 +174,8 @@ def sample_to_folder(
     }
     sink = sink or open_sink(settings.format, folder, flat=settings.flat, quality=settings.quality)
     processes = Processes()
+    if processes.count > 1 and not captions.stream.seekable():
+        raise InputError(f"{captions.name}: several processes cannot read it; give them a file")
     journal = Journal(Path(folder))
     start = time.perf_counter()
     try:
@@ -234,12 +236,14 @@ class _Job:
     ) -> None:
         self._sampler, self._captions, self._settings = sampler, captions, settings
         self._journal, self._sink, self._processes = journal, sink, processes
-        self._asked, self._read = 0, 1  # images, bytes
+        self._asked = self._there_already = 0  # images
+        self._read = 0  # bytes
         self._seconds = {"captions": 0.0, "model": 0.0}
 
     def run(self, workers: int | None, quiet: bool) -> Writer:
         """Make what is not there yet; return who has written it."""
         sampler = self._sampler
+        self._asked = self._there_already = self._read = 0
         # while what was read ahead is being encoded, as much is being painted
         most = 2 * AHEAD * sampler.batch_size
         writer = Writer(self._sink, self._journal, most, workers)
@@ -282,9 +286,11 @@ class _Job:
         return {name: writer.images / max(taken, 1e-9) for name, taken in seconds.items()}
 
     def _expected(self) -> int | None:
-        """Return how many images there will be, as far as can be told."""
+        """Return how many images are to be made, as far as can be told."""
         size = self._captions.size
-        return None if size is None else round(self._asked * max(1.0, size / self._read))
+        if size is None:
+            return None
+        return round(self._asked * max(1.0, size / self._read)) - self._there_already
 
     def _items(self) -> Iterator[Request | Refused | Shard]:
         """Yield the captions of this process's shards, without what is there already."""
@@ -312,6 +318,7 @@ class _Job:
         if whole < len(images):
             del rows[images[whole] :]
             self._journal.keep(shard, len(rows))
+        self._there_already += whole
         return deque(rows), whole
 
     def _wanted(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from kills import files, kill_and_go_on
 from PIL import Image
 
@@ -327,6 +328,12 @@ def test_the_output_of_another_run_stays(
     sample(sampler, texts[:20], tmp_path / "out", other, overwrite=True)
     sample(sampler, texts[:20], tmp_path / "fresh", other)
     assert files(tmp_path / "out") == files(tmp_path / "fresh")
+
+
+def test_another_data_type_is_another_run(model: MirrorGAN, tmp_path: Path) -> None:
+    sample(Sampler(model, dtype=torch.float32), ["a bird"], tmp_path)
+    with pytest.raises(InputError, match="has images of dtype float32, not bfloat16"):
+        sample(Sampler(model, dtype=torch.bfloat16), ["a bird"], tmp_path)
 
 
 def test_another_model_is_another_run(model: MirrorGAN, tmp_path: Path) -> None:
