@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.lstm import LSTM
 
 
 class STEM(nn.Module):
@@ -18,7 +19,7 @@ class STEM(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(vocabulary_size, config.word_embedding_size)
         self.dropout = nn.Dropout(config.text_dropout)
-        self.lstm = nn.LSTM(
+        self.lstm = LSTM(
             config.word_embedding_size,
             config.embedding_size // 2,
             batch_first=True,

@@ -9,6 +9,7 @@ from torch.nn import functional
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.image_encoder import SmallImageEncoder
+from mirrorgan_fast.models.lstm import LSTM
 from mirrorgan_fast.models.resnet import ResNet152
 
 _RESNET_INPUT_SIZE = 224
@@ -40,7 +41,7 @@ class STREAM(nn.Module):
         self.image_linear = nn.Linear(self.cnn.pooled_size, config.embedding_size)
         self.image_norm = nn.BatchNorm1d(config.embedding_size, momentum=0.01)
         self.embedding = nn.Embedding(vocabulary_size, config.embedding_size)
-        self.lstm = nn.LSTM(config.embedding_size, config.stream_hidden_size, batch_first=True)
+        self.lstm = LSTM(config.embedding_size, config.stream_hidden_size, batch_first=True)
         self.word_linear = nn.Linear(config.stream_hidden_size, vocabulary_size)
 
     def see(self, image: Tensor) -> Tensor:
