@@ -27,7 +27,7 @@ from mirrorgan_fast.sampling.run import Captions, SamplingSettings, sample_to_fo
 from mirrorgan_fast.sampling.sampler import Sampler
 from mirrorgan_fast.sampling.sheet import write_sheet
 from mirrorgan_fast.sampling.sinks import FORMATS
-from mirrorgan_fast.sampling.walk import walk, write_walk
+from mirrorgan_fast.sampling.walk import check_animation, walk, write_walk
 from mirrorgan_fast.training import settings as training_settings
 from mirrorgan_fast.training.precision import keep_memory
 from mirrorgan_fast.training.settings import STAGES, Stage, TrainingSettings
@@ -267,7 +267,7 @@ def _sample(options: argparse.Namespace) -> int:
     if done.process > 0:
         return 0
     with_sheet = ""
-    if options.caption and settings.format in ("png", "jpeg", "webp"):
+    if options.caption and done.images and settings.format in ("png", "jpeg", "webp"):
         # about eight, and no caption's images in two rows
         columns = settings.per_caption * max(1, 8 // settings.per_caption)
         with (options.output / MANIFEST).open("rb") as file:
@@ -287,7 +287,10 @@ def _walk(options: argparse.Namespace) -> int:
         raise InputError("--walk: give one or two captions as arguments, not a file")
     if options.output.exists() and not options.overwrite:
         raise InputError(f"{options.output}: is there already; use another -o, or --overwrite")
-    images = walk(_model(options), options.caption, options.walk, options.seed, options.psi)
+    check_animation(options.output)
+    model = _model(options)
+    _check_captions(options.caption, model)
+    images = walk(model, options.caption, options.walk, options.seed, options.psi)
     write_walk(options.output, images)
     print(f"{len(images)} images, forth and back, in {options.output}")
     return 0

@@ -135,7 +135,7 @@ class _WithoutRandomNumbers(TorchFunctionMode):
 def load_state(module: torch.nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
     """Copy ``state`` into ``module``, whose dtypes are kept: all of it or, on an error, nothing.
 
-    A module that was built ``without_weights`` takes the tensors themselves.
+    A module may have been built ``without_weights``.
 
     Raises:
         InputError: a name or shape differs; ``source`` is named in the message.
@@ -155,6 +155,9 @@ def load_state(module: torch.nn.Module, state: Mapping[str, Tensor], source: Pat
                 f"{source}: {name} has shape {tuple(state[name].shape)}, "
                 f"its config says {tuple(expected[name].shape)}"
             )
-    of_its_dtypes = {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}
+    # copies: the tensors of a file change with it
+    of_its_dtypes = {
+        name: tensor.to(expected[name].dtype, copy=True) for name, tensor in state.items()
+    }
     on_meta = any(tensor.is_meta for tensor in expected.values())
     module.load_state_dict(of_its_dtypes, assign=on_meta)

@@ -1,6 +1,7 @@
 """The command as people run it: its exit status, its files and its one line."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -240,6 +241,25 @@ def test_captions_come_through_a_pipe(model: Path, tmp_path: Path) -> None:
     assert files(tmp_path / "text") == files(tmp_path / "json")
     manifests = [(tmp_path / name / "manifest.jsonl").read_text() for name in ("text", "json")]
     assert manifests[0] == manifests[1]
+
+
+def test_json_lines_come_through_any_pipe(model: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    arguments = ["--captions", pipe, "-o", "out", "--model", model]
+    process = subprocess.Popen([COMMAND, "sample", *arguments], cwd=tmp_path)
+    pipe.write_bytes(b'\xef\xbb\xbf\n{"caption": "a red bird"}\n')
+    assert process.wait() == 3  # of the empty line
+    (line,) = (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()
+    assert json.loads(line)["caption"] == "a red bird"
+
+
+def test_captions_that_are_no_text_make_no_sheet(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["sample", "\udcff bird", "-o", str(tmp_path), "--model", str(model)]
+    assert main(arguments) == 3
+    assert files(tmp_path) == ["errors.jsonl", "manifest.jsonl"]
 
 
 def test_the_same_command_again_has_nothing_to_do(model: Path, tmp_path: Path) -> None:

@@ -81,8 +81,8 @@ def parse(
             return Refused(line, "has half a surrogate pair, which is no text", text[:80])
         seed, index = fields.get("seed", seed), fields.get("index", index)
         for name, value in (("seed", seed), ("index", index)):
-            if type(value) is not int or value < 0:
-                return Refused(line, f'"{name}" is no whole number of 0 or more', text[:80])
+            if type(value) is not int or not 0 <= value < 2**128:
+                return Refused(line, f'"{name}" is no whole number from 0 to 2^128', text[:80])
     if not caption:
         return Refused(line, "is empty", text[:80])
     return [Request(line, number + k, caption, seed, index + k) for k in range(per_caption)]

@@ -9,10 +9,10 @@ import fcntl
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import whole_file
@@ -48,11 +48,17 @@ class Journal:
         Raises:
             InputError: there is output of another run, or another process writes there.
         """
-        there = self._read_run()
-        if there != run and not overwrite:
-            self._refuse(there, run)
+        if self._read_run() != run and not overwrite:
+            self._refuse(self._read_run(), run)
         self.lock(0)
+        for path in self._hidden.glob("lock-*"):  # of processes that outlived the first one
+            if path.name != "lock-0":
+                with path.open("w") as file:
+                    self._lock_file(file)
+        there = self._read_run()  # as nobody can change it any more
         if there != run:
+            if there is not None and not overwrite:
+                self._refuse(there, run)
             self.begin_anew(run)
 
     def begin_anew(self, run: Mapping[str, Any]) -> None:
@@ -69,8 +75,11 @@ class Journal:
         """
         self._hidden.mkdir(parents=True, exist_ok=True)
         self._lock = io.FileIO(self._hidden / f"lock-{process}", "w")
+        self._lock_file(self._lock)
+
+    def _lock_file(self, file: IO[Any] | io.FileIO) -> None:
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(
                 f"{self.folder}: another process writes there; wait for it, or use another -o"
@@ -93,9 +102,13 @@ class Journal:
                         path.unlink()
                 with suppress(OSError):  # somebody else's are in it
                     files.rmdir()
+            for suffix in ("tar", "npy"):
+                (self.folder / f".{shard:05d}.{suffix}").unlink(missing_ok=True)
             self._path(shard).unlink()
-        for path in (self._run, *(self.folder / name for name in (MANIFEST, ERRORS, SHEET))):
-            path.unlink(missing_ok=True)
+        if self._read_run() is not None:  # else they are somebody's
+            for name in (MANIFEST, ERRORS, SHEET):
+                (self.folder / name).unlink(missing_ok=True)
+            self._run.unlink()
 
     @staticmethod
     def _remove(path: Path) -> None:
@@ -114,9 +127,12 @@ class Journal:
         path = self._path(shard)
         path.touch()
         *lines, rest = path.read_bytes().split(b"\n")
-        if rest:
-            self.keep(shard, len(lines))
-        return [json.loads(line) for line in lines]
+        rows: list[dict[str, Any]] = []
+        with suppress(ValueError):  # a power cut may leave anything
+            rows.extend(json.loads(line) for line in lines)
+        if rest or len(rows) < len(lines):
+            self.keep(shard, len(rows))
+        return rows
 
     def keep(self, shard: int, count: int) -> None:
         """Remove all but the first lines of a shard."""
@@ -135,18 +151,27 @@ class Journal:
         Returns:
             the number of lines in each.
         """
-        counts = [0, 0]
-        for i, name in enumerate((MANIFEST, ERRORS)):
-            with whole_file(self.folder / name) as partial, partial.open("wb") as file:
-                for shard in self.shards():
-                    with self._path(shard).open("rb") as lines:
-                        for line in lines:
-                            if line.startswith(_REFUSED) == bool(i) and line.endswith(b"\n"):
-                                file.write(line)
-                                counts[i] += 1
-        if not counts[1]:
-            (self.folder / ERRORS).unlink()
-        return counts[0], counts[1]
+        images = self._copy_lines(MANIFEST, refused=False)
+        refused = any(line.startswith(_REFUSED) for line in self._lines())
+        return images, self._copy_lines(ERRORS, refused=True) if refused else 0
+
+    def _copy_lines(self, name: str, refused: bool) -> int:
+        count = 0
+        with (
+            whole_file(self.folder / name, of_process=False) as partial,
+            partial.open("wb") as file,
+        ):
+            for line in self._lines():
+                if line.startswith(_REFUSED) == refused:
+                    file.write(line)
+                    count += 1
+        return count
+
+    def _lines(self) -> Iterator[bytes]:
+        """Yield all whole lines, in order."""
+        for shard in self.shards():
+            with self._path(shard).open("rb") as lines:
+                yield from (line for line in lines if line.endswith(b"\n"))
 
     def _path(self, shard: int) -> Path:
         return self._hidden / f"{shard:05d}.jsonl"

@@ -6,6 +6,8 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
+from mirrorgan_fast.errors import InputError
+
 
 class Processes:
     """This process and those beside it; without ``torchrun`` it is alone."""
@@ -13,14 +15,16 @@ class Processes:
     def __init__(self) -> None:
         self.rank = int(os.environ.get("RANK", "0"))
         self.count = int(os.environ.get("WORLD_SIZE", "1"))
-        if self.count > 1:
+        if self.count == 1:
+            return
+        try:
             # nobody waits for less than the whole of another's share
             distributed.init_process_group("gloo", timeout=timedelta(days=365))
-
-    def wait(self) -> None:
-        """Wait until all are here."""
-        if self.count > 1:
-            distributed.barrier()
+        except (ValueError, RuntimeError) as error:
+            raise InputError(
+                f"WORLD_SIZE is {self.count}, but the other processes cannot be joined ({error}); "
+                "start them by torchrun, or unset it"
+            ) from error
 
     def total(self, *numbers: int) -> list[int]:
         """Return each number's sum over all processes; it waits for all."""

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.sampling.captions import LONGEST_LINE, Refused, Request, lines, parse
+from mirrorgan_fast.sampling.interrupts import Interrupts
 from mirrorgan_fast.sampling.journal import Journal
 from mirrorgan_fast.sampling.processes import Processes
 from mirrorgan_fast.sampling.sampler import AHEAD, Result, Sampler, check_psi
@@ -45,26 +47,44 @@ class Captions:
     def __exit__(self, *error: object) -> None:
         self.stream.close()
 
+    def lines(self) -> Iterator[tuple[int, bytes | None]]:
+        """Yield what ``captions.lines`` does.
+
+        Raises:
+            InputError: they cannot be read on.
+        """
+        try:
+            yield from lines(self.stream)
+        except OSError as error:
+            raise InputError(f"{self.name}: cannot be read ({error.strerror or error})") from error
+
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
         """Open a file, or the standard input if the path is "-".
 
-        Files whose names end in .jsonl or .ndjson have JSON lines; so has the standard input if its
-        first byte is "{".
+        Files whose names end in .jsonl or .ndjson have JSON lines; so has a pipe that begins with
+        "{".
 
         Raises:
             InputError: it cannot be read.
         """
-        if str(path) == "-":
-            piped = sys.stdin.buffer
-            assert isinstance(piped, io.BufferedReader)
-            return cls("standard input", piped, json_lines=piped.peek(1)[:1] == b"{")
+        name = "standard input" if str(path) == "-" else str(path)
         try:
-            stream = open(path, "rb")  # noqa: SIM115
+            if str(path) != "-":
+                stream = open(path, "rb")  # noqa: SIM115
+            elif sys.stdin is None:
+                raise InputError("standard input: is closed; give a file")
+            else:
+                assert isinstance(sys.stdin.buffer, io.BufferedReader)
+                stream = sys.stdin.buffer
             size = os.fstat(stream.fileno()).st_size
+            json_lines = Path(path).suffix in (".jsonl", ".ndjson")
+            if not json_lines and not stream.seekable():
+                begins = stream.peek(8).removeprefix(b"\xef\xbb\xbf").lstrip()
+                json_lines = begins.startswith(b"{")
         except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-        return cls(str(path), stream, Path(path).suffix in (".jsonl", ".ndjson"), size or None)
+            raise InputError(f"{name}: cannot be read ({error.strerror or error})") from error
+        return cls(name, stream, json_lines, size or None)
 
     @classmethod
     def of(cls, captions: Iterable[str]) -> Self:
@@ -178,12 +198,19 @@ def sample_to_folder(
         raise InputError(f"{captions.name}: several processes cannot read it; give them a file")
     journal = Journal(Path(folder))
     start = time.perf_counter()
+    begun = False
     try:
+        refusal: InputError | None = None
         if processes.rank == 0:
-            journal.begin(run, overwrite)
-        processes.wait()
+            try:
+                journal.begin(run, overwrite)
+            except InputError as error:
+                refusal = error
+        if processes.total(int(refusal is not None)) != [0]:
+            raise refusal or InputError(f"process {processes.rank}: stops, as process 0 does")
         if processes.rank > 0:
             journal.lock(processes.rank)
+        begun = True
         job = _Job(sampler, captions, settings, journal, sink, processes)
         try:
             writer = job.run(workers, quiet)
@@ -196,7 +223,7 @@ def sample_to_folder(
         (made,) = processes.total(writer.images)
         images, refused = processes.total(*(journal.assemble() if processes.rank == 0 else (0, 0)))
     except KeyboardInterrupt:
-        if processes.count == 1:
+        if begun and processes.count == 1:
             journal.assemble()
         raise
     except OSError as error:
@@ -244,34 +271,43 @@ class _Job:
         """Make what is not there yet; return who has written it."""
         sampler = self._sampler
         self._asked = self._there_already = self._read = 0
-        # while what was read ahead is being encoded, as much is being painted
-        most = 2 * AHEAD * sampler.batch_size
-        writer = Writer(self._sink, self._journal, most, workers)
         painted, start, waited = sampler.seconds, time.perf_counter(), 0.0
         bar = tqdm(
             desc="sampling", unit="image", delay=2, disable=quiet or self._processes.rank > 0
         )
         complete = False
-        try:
-            refused = 0
-            results: Iterator[Result | Refused | Shard]
-            results = sampler.stream(self._items(), self._settings.psi)
-            for item in results:
-                if isinstance(item, Refused):
-                    if item.line == refused:
-                        continue  # the same caption once more
-                    refused = item.line
-                elif not isinstance(item, Shard):
-                    bar.total = self._expected()
-                    bar.update()
-                before = time.perf_counter()
-                writer.put(item)
-                waited += time.perf_counter() - before
-            complete = True
-        finally:
-            total = time.perf_counter() - start
-            bar.close()
-            writer.close(complete)
+        with Interrupts() as interrupts:
+            interrupts.hold()
+            # while what was read ahead is being encoded, as much is being painted
+            most = 2 * AHEAD * sampler.batch_size
+            writer = Writer(self._sink, self._journal, most, workers)
+            try:
+                interrupts.release()
+                refused = 0
+                results: Iterator[Result | Refused | Shard]
+                results = sampler.stream(self._items(), self._settings.psi)
+                for item in results:
+                    if isinstance(item, Refused):
+                        if item.line == refused:
+                            continue  # the same caption once more
+                        refused = item.line
+                    elif not isinstance(item, Shard):
+                        bar.total = self._expected()
+                        with suppress(OSError):  # nobody looks any more
+                            bar.update()
+                    before = time.perf_counter()
+                    interrupts.hold()
+                    writer.put(item)
+                    interrupts.release()
+                    waited += time.perf_counter() - before
+                complete = True
+            finally:
+                interrupts.hold()
+                total = time.perf_counter() - start
+                with suppress(OSError):
+                    bar.close()
+                writer.close(complete)
+            interrupts.release()
         self._seconds["model"] = sampler.seconds - painted
         self._seconds["captions"] = total - waited - self._seconds["model"]
         return writer
@@ -297,7 +333,7 @@ class _Job:
         captions_of_shard = max(1, self._settings.shard_size // self._settings.per_caption)
         rows: deque[Row] = deque()
         line, shard, begun = 0, 0, -1
-        for line, data in lines(self._captions.stream):
+        for line, data in self._captions.lines():
             self._read += LONGEST_LINE if data is None else len(data)
             shard = (line - 1) // captions_of_shard
             if shard % self._processes.count != self._processes.rank:
@@ -353,7 +389,7 @@ class _Job:
         if not same:
             raise _OtherCaptionsError(
                 f"{self._captions.name}, line {line}: is not what it was when "
-                f"{self._journal.folder} was begun; use another -o, or --overwrite"
+                f"{self._journal.folder} was begun; use another -o, or for a file --overwrite"
             )
 
 

@@ -1,6 +1,7 @@
 """The batched sampler: a stream of captions in, a stream of images out, in the same order."""
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -115,6 +116,7 @@ class Sampler:
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}, expected 1 or more")
         self.batch_size = batch_size
+        self._painting = threading.Lock()  # the fused generator keeps memory from call to call
         self.seconds = 0.0
         """How long the model has taken so far."""
 
@@ -237,7 +239,8 @@ class Sampler:
             part.to(self.device, non_blocking=True)
             for part in (tokens, lengths, noise, condition_noise)
         ]
-        images = self.model.render(*inputs).to("cpu", non_blocking=True)
+        with self._painting:
+            images = self.model.render(*inputs).to("cpu", non_blocking=True)
         maps = self._attention_maps(*inputs) if attention else []
         done = None
         if self.device.type == "cuda":
@@ -292,4 +295,6 @@ def _of_memory(error: RuntimeError | MemoryError) -> bool:
     """Whether PyTorch, or a kernel of ours, could not get memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return any(text in str(error) for text in ("not enough memory", "can't allocate", "bad_alloc"))
+    told = str(error).lower()
+    signs = ("out of memory", "not enough memory", "t allocate memory", "alloc_failed", "bad_alloc")
+    return any(sign in told for sign in signs)

@@ -117,8 +117,11 @@ class Files(Sink):
 
     def whole(self, shard: int, rows: Sequence[Row]) -> int:
         """Return how many are there."""
-        there = ((self._folder / row["file"]).exists() for row in rows)
-        return next((i for i, is_there in enumerate(there) if not is_there), len(rows))
+        for i, row in enumerate(rows):
+            path = self._folder / row["file"]
+            if not path.exists() or not path.stat().st_size:
+                return i
+        return len(rows)
 
     def encode(self, shard: int, result: Result) -> str:
         """Write the file, which may be there before those of images before it."""

@@ -83,13 +83,18 @@ def write_walk(path: str | os.PathLike[str], images: np.ndarray) -> None:
     Raises:
         InputError: the name ends neither in .webp nor in .gif, or the file cannot be written.
     """
-    if Path(path).suffix not in (".webp", ".gif"):
-        raise InputError(f"{path}: a walk is an animation; name the file .webp or .gif")
+    check_animation(path)
     first, *others = (Image.fromarray(image) for image in (*images, *images[-2:0:-1]))
     with whole_file(path) as partial:
         first.save(
             partial, save_all=True, append_images=others, duration=_MILLISECONDS, loop=0, quality=90
         )
+
+
+def check_animation(path: str | os.PathLike[str]) -> None:
+    """Raise InputError if the name ends neither in .webp nor in .gif."""
+    if Path(path).suffix not in (".webp", ".gif"):
+        raise InputError(f"{path}: a walk is an animation; name the file .webp or .gif")
 
 
 def _great_circle(ends: Tensor, t: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class Writer:
         self.workers = workers or os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(self.workers, "encode")
         self._waiting: queue.Queue[Shard | _Chunk | None] = queue.Queue(max(1, most // _TOGETHER))
-        self._thread = threading.Thread(target=self._run, name="write")
+        self._thread = threading.Thread(target=self._run, name="write", daemon=True)
         self._shard = -1
         self._items: list[Result | Refused] = []  # of the next chunk
         self._lines: io.FileIO | None = None

@@ -379,10 +379,42 @@ def test_what_is_not_of_a_run_stays(sampler: Sampler, tmp_path: Path) -> None:
     assert files(tmp_path).keys() == {"00000.npy", "00000/mine.png", "manifest.jsonl", "notes.txt"}
 
 
-def test_two_processes_do_not_write_at_once(sampler: Sampler, tmp_path: Path) -> None:
+def test_files_of_nobodys_run_are_only_replaced(sampler: Sampler, tmp_path: Path) -> None:
+    for name in ("sheet.png", "errors.jsonl", "manifest.jsonl"):
+        written(b"mine", tmp_path, name)
+    sample(sampler, ["a bird"], tmp_path, overwrite=True)
+    there = files(tmp_path)
+    assert there["sheet.png"] == there["errors.jsonl"] == b"mine" != there["manifest.jsonl"]
+
+
+def test_a_ctrl_c_before_it_begins_writes_nothing(
+    sampler: Sampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Journal, "begin", lambda *arguments: interrupted(0))
+    with pytest.raises(KeyboardInterrupt):
+        sample(sampler, ["a bird"], tmp_path)
+    assert not files(tmp_path)
+
+
+def test_a_damaged_journal_and_empty_files_are_made_anew(
+    sampler: Sampler, texts: list[str], tmp_path: Path
+) -> None:
+    sample(sampler, texts, tmp_path)
+    before = files(tmp_path)
+    journal = tmp_path / ".progress" / "00002.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:4], b"\0" * 90 + b"\n", *lines[5:]]))
+    os.truncate(tmp_path / "00005" / "00000053.png", 0)
+    assert sample(sampler, texts, tmp_path).made == 6 + 7
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("process", [0, 3])
+def test_two_processes_do_not_write_at_once(process: int, sampler: Sampler, tmp_path: Path) -> None:
+    """Nor beside one of several whose first is gone."""
     sample(sampler, ["a bird"], tmp_path)
     journal = Journal(tmp_path)
-    journal.lock(0)
+    journal.lock(process)
     with pytest.raises(InputError, match="another process writes there"):
         sample(sampler, ["a bird"], tmp_path)
     journal.unlock()

@@ -4,6 +4,7 @@ import itertools
 import logging
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -69,6 +70,14 @@ def test_captions_are_read_no_further_than_a_few_batches(sampler: Sampler) -> No
     results = list(itertools.islice(sampler(endless()), 7))
     assert len(results) == 7
     assert read <= 5 + 4 * 5
+
+
+def test_threads_may_share_a_sampler(sampler: Sampler, texts: list[str]) -> None:
+    expected = [result.image.tobytes() for result in sampler(texts)]
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(lambda: list(sampler(texts))) for _ in range(12)]
+    for run in runs:
+        assert [result.image.tobytes() for result in run.result()] == expected
 
 
 def test_words_are_told(sampler: Sampler) -> None:

@@ -1,0 +1,78 @@
+"""Ctrl-C is held back and comes later, and a run that it meets anywhere ends and goes on."""
+
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from kills import files, small_model, written
+
+from mirrorgan_fast.sampling.interrupts import Interrupts
+
+
+def test_an_interrupt_that_is_held_back_comes_when_released() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupts() as interrupts:
+        interrupts.hold()
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.release()
+        interrupts.release()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_other_threads_leave_signals_alone() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    seen = []
+
+    def enter() -> None:
+        with Interrupts():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+def test_interrupted_runs_end_and_go_on(tmp_path: Path) -> None:
+    randomly = random.Random(0)
+    small_model().save_pretrained(tmp_path / "model")
+    (tmp_path / "captions.txt").write_text("a red bird\n" * 3000, encoding="utf-8")
+    command = [sys.executable, "-m", "mirrorgan_fast", "sample", "--captions", "captions.txt"]
+    command += ["--model", "model", "--quiet", "--format", "tar", "-o"]
+    for _ in range(3):
+        process = subprocess.Popen([*command, "out"], cwd=tmp_path, stderr=subprocess.PIPE)
+        begun = written(tmp_path / "out")
+        while process.poll() is None and written(tmp_path / "out") <= begun:
+            time.sleep(0.001)
+        time.sleep(randomly.uniform(0, 0.2))
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert told == b"mirrorgan-fast: stopped; the same command goes on from here\n"
+        manifest = (tmp_path / "out" / "manifest.jsonl").read_bytes()
+        assert manifest.count(b"\n") == written(tmp_path / "out")
+    for name in ("out", "undisturbed"):
+        subprocess.run([*command, name], cwd=tmp_path, check=True, capture_output=True)
+    assert files(tmp_path / "out") == files(tmp_path / "undisturbed")
+
+
+def test_a_broken_standard_error_stops_nothing(tmp_path: Path) -> None:
+    small_model().save_pretrained(tmp_path / "model")
+    (tmp_path / "captions.txt").write_text("a red bird\n" * 4000, encoding="utf-8")
+    command = [sys.executable, "-m", "mirrorgan_fast", "sample", "--captions", "captions.txt"]
+    command += ["--model", "model", "-o", "out"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    assert process.stderr is not None
+    process.stderr.close()
+    assert process.wait(timeout=60) == 0
+    assert (tmp_path / "out" / "manifest.jsonl").read_bytes().count(b"\n") == 4000
