@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import BinaryIO
+from dataclasses import dataclass, replace
+from typing import BinaryIO, NamedTuple
 
 LONGEST_LINE = 65_536
 """Bytes; a longer line is refused without ever being in memory as a whole."""
+BEGINNING = 500
+"""Letters of a refused caption that are kept."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,18 @@ class Request:
     seed: int
     index: int
     """Of the seed's noises, from 0. Caption, seed and index decide the image."""
+
+
+class Line(NamedTuple):
+    """A caption, and how many images of it are wanted."""
+
+    first: Request
+    images: int
+
+    def request(self, k: int) -> Request:
+        """Return the image k of it, from 0."""
+        first = self.first
+        return replace(first, number=first.number + k, index=first.index + k)
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,7 @@ def lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
 
 def parse(
     line: int, data: bytes | None, *, json_lines: bool, seed: int, per_caption: int
-) -> list[Request] | Refused:
+) -> Line | Refused:
     """Read a line of captions.
 
     Args:
@@ -66,6 +80,7 @@ def parse(
         text = data.decode("utf-8-sig" if line == 1 else "utf-8").strip()
     except UnicodeDecodeError as error:
         return Refused(line, f"is not UTF-8 (byte {error.start + 1})", _beginning(data))
+    beginning = text[:BEGINNING]
     number = (line - 1) * per_caption
     index = number
     caption = text
@@ -73,27 +88,27 @@ def parse(
         try:
             fields = json.loads(text)
         except (ValueError, RecursionError) as error:
-            return Refused(line, f"is not JSON ({error})", text[:80])
+            return Refused(line, f"is not JSON ({error})", beginning)
         if not isinstance(fields, dict) or not isinstance(fields.get("caption"), str):
-            return Refused(line, 'is no JSON object with a "caption" that is text', text[:80])
+            return Refused(line, 'is no JSON object with a "caption" that is text', beginning)
         caption = fields["caption"].strip()
         if any("\ud800" <= letter <= "\udfff" for letter in caption):
-            return Refused(line, "has half a surrogate pair, which is no text", text[:80])
+            return Refused(line, "has half a surrogate pair, which is no text", beginning)
         seed, index = fields.get("seed", seed), fields.get("index", index)
         for name, value in (("seed", seed), ("index", index)):
             if type(value) is not int or not 0 <= value < 2**128:
-                return Refused(line, f'"{name}" is no whole number from 0 to 2^128', text[:80])
+                return Refused(line, f'"{name}" is no whole number from 0 to 2^128', beginning)
     if not caption:
-        return Refused(line, "is empty", text[:80])
-    return [Request(line, number + k, caption, seed, index + k) for k in range(per_caption)]
+        return Refused(line, "is empty", beginning)
+    return Line(Request(line, number, caption, seed, index), per_caption)
 
 
 def no_known_word(request: Request, unknown: list[str]) -> Refused:
     """Return why a caption of unknown words alone is refused."""
     named = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
     why = f"has no word that the model knows ({named or 'it has no words'})"
-    return Refused(request.line, why, request.caption[:80])
+    return Refused(request.line, why, request.caption[:BEGINNING])
 
 
 def _beginning(data: bytes) -> str:
-    return data[:80].decode("utf-8", "backslashreplace").strip()
+    return data[:BEGINNING].decode("utf-8", "backslashreplace").strip()

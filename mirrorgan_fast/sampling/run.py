@@ -17,7 +17,15 @@ from tqdm import tqdm
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
-from mirrorgan_fast.sampling.captions import LONGEST_LINE, Refused, Request, lines, parse
+from mirrorgan_fast.sampling.captions import (
+    BEGINNING,
+    LONGEST_LINE,
+    Line,
+    Refused,
+    Request,
+    lines,
+    parse,
+)
 from mirrorgan_fast.sampling.interrupts import Interrupts
 from mirrorgan_fast.sampling.journal import Journal
 from mirrorgan_fast.sampling.processes import Processes
@@ -368,22 +376,23 @@ class _Job:
             seed=self._settings.seed,
             per_caption=self._settings.per_caption,
         )
-        asked: list[Request | Refused] = [parsed] if isinstance(parsed, Refused) else [*parsed]
-        self._asked += len(asked)
-        there = 0
-        while there < len(asked) and rows:
-            row, item = rows.popleft(), asked[there]
+        wanted = parsed.images if isinstance(parsed, Line) else 1
+        self._asked += wanted
+        for k in range(wanted):
+            item = parsed.request(k) if isinstance(parsed, Line) else parsed
+            if not rows:
+                yield item
+                continue
+            row = rows.popleft()
             self._check(row["line"] == line, line)
             if "error" in row:
-                text = item.text if isinstance(item, Refused) else item.caption[:80]
+                text = item.text if isinstance(item, Refused) else item.caption[:BEGINNING]
                 self._check(row["text"] == text, line)
                 return  # it stands for all images of the line
             made = (row["caption"], row["seed"], row["index"])
             self._check(
                 isinstance(item, Request) and made == (item.caption, item.seed, item.index), line
             )
-            there += 1
-        yield from asked[there:]
 
     def _check(self, same: bool, line: int) -> None:
         if not same:
