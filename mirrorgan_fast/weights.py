@@ -155,9 +155,9 @@ def load_state(module: torch.nn.Module, state: Mapping[str, Tensor], source: Pat
                 f"{source}: {name} has shape {tuple(state[name].shape)}, "
                 f"its config says {tuple(expected[name].shape)}"
             )
+    if not any(tensor.is_meta for tensor in expected.values()):
+        module.load_state_dict(state)
+        return
     # copies: the tensors of a file change with it
-    of_its_dtypes = {
-        name: tensor.to(expected[name].dtype, copy=True) for name, tensor in state.items()
-    }
-    on_meta = any(tensor.is_meta for tensor in expected.values())
-    module.load_state_dict(of_its_dtypes, assign=on_meta)
+    copies = {name: tensor.to(expected[name].dtype, copy=True) for name, tensor in state.items()}
+    module.load_state_dict(copies, assign=True)

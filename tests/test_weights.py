@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from kills import small_model
 from torch import nn
 
 from mirrorgan_fast import weights
 from mirrorgan_fast.data.vocabulary import Vocabulary
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.weights import (
     find_pretrained,
     load_description,
@@ -240,4 +242,16 @@ def test_a_state_that_does_not_fit_changes_nothing(change: Any, message: str) ->
     with pytest.raises(InputError, match=f"some/place.*{message}"):
         load_state(target, state, Path("some/place"))
     for name, tensor in target.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_a_loaded_model_does_not_change_with_its_file(tmp_path: Path) -> None:
+    small_model().save_pretrained(tmp_path)
+    model = MirrorGAN.from_pretrained(tmp_path)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    path = tmp_path / "model.safetensors"
+    with path.open("r+b") as file:  # in place: a file of the same name would be another one
+        file.seek(path.stat().st_size // 2)
+        file.write(b"\xff" * (path.stat().st_size // 2))
+    for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])

@@ -191,7 +191,7 @@ class MirrorGAN(nn.Module):
         Raises:
             InputError: a seed or an index is negative.
         """
-        seeds = [seed] * len(indices) if isinstance(seed, int) else seed
+        seeds = seed if isinstance(seed, Sequence) else [seed] * len(indices)
         for name, values in (("seed", seeds), ("index", indices)):
             if min(values) < 0:
                 raise InputError(f"{name} is {min(values)}, expected 0 or more")

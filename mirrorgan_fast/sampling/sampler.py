@@ -241,13 +241,16 @@ class Sampler:
         ]
         with self._painting:
             images = self.model.render(*inputs).to("cpu", non_blocking=True)
-        maps = self._attention_maps(*inputs) if attention else []
+        maps = [
+            each.to("cpu", non_blocking=True)
+            for each in (self._attention_maps(*inputs) if attention else [])
+        ]
         done = None
         if self.device.type == "cuda":
             done = torch.cuda.Event()
             done.record()
         self.seconds += time.perf_counter() - start
-        return _Painted(batch, images, [each.to("cpu", non_blocking=True) for each in maps], done)
+        return _Painted(batch, images, maps, done)
 
     def _attention_maps(
         self, tokens: Tensor, lengths: Tensor, noise: Tensor, condition_noise: Tensor

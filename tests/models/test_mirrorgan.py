@@ -96,6 +96,8 @@ def test_noise_depends_on_seed_and_index_alone(model: MirrorGAN) -> None:
     assert z.shape == (3, 6)
     assert eps.shape == (3, 5)
     assert z.dtype == eps.dtype == torch.float32
+    for seeds in (np.int64(5), [5, 5, 5]):
+        assert torch.equal(model.noise(seeds, [3, 0, 2**40])[0], z)
     one_z, one_eps = model.noise(5, [2**40])
     assert torch.equal(one_z[0], z[2])
     assert torch.equal(one_eps[0], eps[2])
