@@ -1,4 +1,5 @@
-// The form of mirrorgan::glam_attention_mix that multiplies with AMX: 16 pixels are the rows of a tile.
+// The form of mirrorgan::glam_attention_mix that multiplies with AMX: 32 pixels are the rows of two tiles, so that what the
+// second-level cache gives of the weights is used twice.
 //
 // The three things that are mixed stand side by side in a row of `stack`: features, shares of words, gates. So the features
 // are the left tiles of both scores, and the whole row is that of the result.
@@ -20,7 +21,8 @@ using amx::kRows;
 using amx::kTile;
 using amx::kTileRowBytes;
 
-constexpr int64_t kPair = 32;  // columns of two right tiles
+constexpr int64_t kPair = 32;    // columns of two right tiles
+constexpr int64_t kPixels = 32;  // rows of two left tiles
 
 int64_t filled(int64_t count) {
   return (count + kPair - 1) / kPair * kPair;
@@ -56,51 +58,46 @@ void pack(
 
 MIRRORGAN_BEGIN_AMX
 
-// out (16, columns) = left (16, steps * kDepth) @ a pair of panels' columns, or of two; `initial` is the sums' start, zero
-// if null. The left tiles begin again after left_steps.
-template <int Pairs>
+// out (32, kPair) = left (32, steps * kDepth) @ a panel's pair of columns; `initial` is the sums' start, zero if null. The left
+// tiles begin again after left_steps.
 MIRRORGAN_INLINE void multiply(
     const bfloat16_bits* left,
-    int64_t left_stride,
+    int64_t left_columns,
     int64_t left_steps,
     int64_t steps,
     const bfloat16_bits* panel,
     const float* initial,
     float* out,
     int64_t columns) {
+  const int64_t left_stride = left_columns * static_cast<int64_t>(sizeof(bfloat16_bits));
+  const bfloat16_bits* lower = left + kRows * left_columns;
   if (initial != nullptr) {
     _tile_loadd(0, initial, 0);
     _tile_loadd(1, initial + 16, 0);
+    _tile_loadd(2, initial, 0);
+    _tile_loadd(3, initial + 16, 0);
   } else {
     _tile_zero(0);
     _tile_zero(1);
-  }
-  if constexpr (Pairs == 2) {
     _tile_zero(2);
     _tile_zero(3);
   }
-  const bfloat16_bits* second = panel + steps * 2 * kTile;
   for (int64_t step = 0, left_step = 0; step < steps; ++step) {
     _tile_loadd(4, left + left_step * kDepth, left_stride);
-    _tile_loadd(5, panel + step * 2 * kTile, kTileRowBytes);
-    _tile_dpbf16ps(0, 4, 5);
-    _tile_loadd(6, panel + (step * 2 + 1) * kTile, kTileRowBytes);
-    _tile_dpbf16ps(1, 4, 6);
-    if constexpr (Pairs == 2) {
-      _tile_loadd(5, second + step * 2 * kTile, kTileRowBytes);
-      _tile_dpbf16ps(2, 4, 5);
-      _tile_loadd(6, second + (step * 2 + 1) * kTile, kTileRowBytes);
-      _tile_dpbf16ps(3, 4, 6);
-    }
+    _tile_loadd(6, panel + step * 2 * kTile, kTileRowBytes);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, panel + (step * 2 + 1) * kTile, kTileRowBytes);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(5, lower + left_step * kDepth, left_stride);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
     left_step = left_step + 1 == left_steps ? 0 : left_step + 1;
   }
   const int64_t stride = columns * static_cast<int64_t>(sizeof(float));
   _tile_stored(0, out, stride);
   _tile_stored(1, out + 16, stride);
-  if constexpr (Pairs == 2) {
-    _tile_stored(2, out + 32, stride);
-    _tile_stored(3, out + 48, stride);
-  }
+  _tile_stored(2, out + kRows * columns, stride);
+  _tile_stored(3, out + kRows * columns + 16, stride);
 }
 
 struct Largest {
@@ -172,62 +169,48 @@ MIRRORGAN_INLINE void softmax(float* scores, int64_t columns, bfloat16_bits* out
   }
 }
 
-// Sixteen pixels on their way.
-struct Group {
-  bfloat16_bits* stack;  // (16, depth)
-  float *words, *gates;  // scores (16, words) and (16, gates)
-};
-
-// Read the features, zeros past the last pixel and channel, and begin the scores.
-MIRRORGAN_INLINE void open(
-    const Arguments& a, const Panels& p, const Group& group, const bfloat16_bits* features, int64_t pixels) {
+// Read the features of up to 32 pixels, zeros past the last pixel and channel.
+MIRRORGAN_INLINE void read_features(
+    const Arguments& a, const Panels& p, const bfloat16_bits* features, int64_t pixels, bfloat16_bits* stack) {
   const int64_t depth = depth_of(p);
-  for (int64_t r = 0; r < kRows; ++r) {
+  for (int64_t r = 0; r < kPixels; ++r) {
     for (int64_t c = 0; c < p.channels; c += kDepth) {
       const __mmask32 inside = r < pixels ? amx::first_of_32(a.channels - c) : 0;
-      _mm512_store_si512(group.stack + r * depth + c, _mm512_maskz_loadu_epi16(inside, features + r * a.channels + c));
+      _mm512_store_si512(stack + r * depth + c, _mm512_maskz_loadu_epi16(inside, features + r * a.channels + c));
     }
-  }
-  const int64_t stride = depth * static_cast<int64_t>(sizeof(bfloat16_bits)), steps = p.channels / kDepth;
-  for (int64_t c = 0; c < p.words; c += kPair) {
-    multiply<1>(group.stack, stride, steps, steps, p.keys + c * p.channels, p.padding + c, group.words + c, p.words);
-  }
-  for (int64_t c = 0; c < p.gates; c += kPair) {
-    multiply<1>(group.stack, stride, steps, 2 * steps, p.gate + 2 * c * p.channels, p.padding + p.words + c,
-                group.gates + c, p.gates);
   }
 }
 
-template <int Pairs>
+// Softmaxes over words or gates, beside the features in `stack`. The scores' products take `steps`.
+MIRRORGAN_INLINE void add_shares(
+    const Panels& p,
+    bfloat16_bits* stack,
+    int64_t steps,
+    const bfloat16_bits* panel,
+    const float* padding,
+    int64_t columns,
+    float* scores,
+    int64_t first) {
+  const int64_t depth = depth_of(p);
+  for (int64_t c = 0; c < columns; c += kPair) {
+    multiply(stack, depth, p.channels / kDepth, steps, panel + c * steps * kDepth, padding + c, scores + c, columns);
+  }
+  for (int64_t r = 0; r < kPixels; r += kRows) {
+    softmax(scores + r * columns, columns, stack + r * depth + first, depth);
+  }
+}
+
 MIRRORGAN_INLINE void mix(
-    const Arguments& a, const Panels& p, const Group& group, int64_t column, bfloat16_bits* out, int64_t pixels, float* result) {
+    const Arguments& a, const Panels& p, const bfloat16_bits* stack, bfloat16_bits* out, int64_t pixels, float* sums) {
   const int64_t depth = depth_of(p), steps = depth / kDepth;
-  constexpr int64_t kColumns = Pairs * kPair;
-  multiply<Pairs>(group.stack, depth * static_cast<int64_t>(sizeof(bfloat16_bits)), steps, steps, p.mix + column * depth,
-                  nullptr, result, kColumns);
-  for (int64_t r = 0; r < pixels; ++r) {
-#pragma GCC unroll 2
-    for (int64_t c = 0; c < kColumns; c += kPair) {
-      const float* row = result + r * kColumns + c;
-      _mm512_mask_storeu_epi16(out + r * a.out_channels + column + c, amx::first_of_32(a.out_channels - column - c),
+  for (int64_t column = 0; column < p.out_channels; column += kPair) {
+    multiply(stack, depth, steps, steps, p.mix + column * depth, nullptr, sums, kPair);
+    const __mmask32 inside = amx::first_of_32(a.out_channels - column);
+    for (int64_t r = 0; r < pixels; ++r) {
+      const float* row = sums + r * kPair;
+      _mm512_mask_storeu_epi16(out + r * a.out_channels + column, inside,
                                (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(row + 16), _mm512_load_ps(row)));
     }
-  }
-}
-
-MIRRORGAN_INLINE void close(
-    const Arguments& a, const Panels& p, const Group& group, bfloat16_bits* out, int64_t pixels, float* result) {
-  const int64_t depth = depth_of(p);
-  softmax(group.words, p.words, group.stack + p.channels, depth);
-  if (p.gates > 0) {
-    softmax(group.gates, p.gates, group.stack + p.channels + p.words, depth);
-  }
-  int64_t column = 0;
-  for (; column + 2 * kPair <= p.out_channels; column += 2 * kPair) {
-    mix<2>(a, p, group, column, out, pixels, result);
-  }
-  if (column < p.out_channels) {
-    mix<1>(a, p, group, column, out, pixels, result);
   }
 }
 
@@ -238,23 +221,18 @@ void attend(
     bfloat16_bits* out,
     int64_t first,
     int64_t end,
-    bfloat16_bits* stacks,
+    bfloat16_bits* stack,
     float* scores) {
   const amx::Tiles tiles;
-  const int64_t scores_size = kRows * (p.words + p.gates);
-  float* result = scores + 2 * scores_size;
-  Group groups[2];
-  for (int i = 0; i < 2; ++i) {
-    groups[i] = {stacks + i * kRows * depth_of(p), scores + i * scores_size, scores + i * scores_size + kRows * p.words};
-  }
-  // The next group's scores are multiplied while this one's softmaxes are computed.
-  open(a, p, groups[0], features + first * a.channels, end - first);
-  int which = 0;
-  for (int64_t pixel = first; pixel < end; pixel += kRows, which ^= 1) {
-    if (pixel + kRows < end) {
-      open(a, p, groups[which ^ 1], features + (pixel + kRows) * a.channels, end - pixel - kRows);
+  const int64_t steps = p.channels / kDepth;
+  for (int64_t pixel = first; pixel < end; pixel += kPixels) {
+    const int64_t pixels = end - pixel < kPixels ? end - pixel : kPixels;
+    read_features(a, p, features + pixel * a.channels, pixels, stack);
+    add_shares(p, stack, steps, p.keys, p.padding, p.words, scores, p.channels);
+    if (p.gates > 0) {
+      add_shares(p, stack, 2 * steps, p.gate, p.padding + p.words, p.gates, scores, p.channels + p.words);
     }
-    close(a, p, groups[which], out + pixel * a.out_channels, end - pixel < kRows ? end - pixel : kRows, result);
+    mix(a, p, stack, out + pixel * a.out_channels, pixels, scores);
   }
 }
 
@@ -320,10 +298,10 @@ Panels pack_panels(const Arguments& a, const Sample& sample, bfloat16_bits* stor
 
 void attend_amx(const Arguments& a, const Panels& panels, const bfloat16_bits* features, bfloat16_bits* out, int64_t first,
                 int64_t end) {
-  static thread_local Workspace<bfloat16_bits> stacks;
+  static thread_local Workspace<bfloat16_bits> stack;
   static thread_local Workspace<float> scores;
-  attend(a, panels, features, out, first, end, stacks.at_least(2 * kRows * depth_of(panels)),
-         scores.at_least(2 * kRows * (panels.words + panels.gates) + kRows * 2 * kPair));
+  attend(a, panels, features, out, first, end, stack.at_least(kPixels * depth_of(panels)),
+         scores.at_least(kPixels * std::max(panels.words, panels.gates)));
 }
 
 }  // namespace mirrorgan::attention_mix
