@@ -17,6 +17,10 @@ namespace mirrorgan::convolution {
 namespace {
 
 constexpr int64_t kWindowBytes = 160 * 1024;  // beside the weights of a block in a second-level cache
+// Where the weights of all blocks are too many to stay there they come from further away for every strip: then rather fewer
+// strips, with windows that just stay there themselves.
+constexpr int64_t kManyWeightsBytes = 1024 * 1024;
+constexpr int64_t kLargeWindowBytes = 1024 * 1024;
 
 struct Strip {
   int64_t first_sample, samples, first_row, rows;
@@ -55,8 +59,15 @@ Cuts cuts_of(const Arguments& a, int64_t element_size, int64_t threads) {
   cuts.strips_per_sample = divide_up(a.height, rows_that_fit);
   cuts.rows = divide_up(a.height, cuts.strips_per_sample);
   cuts.strips_per_sample = divide_up(a.height, cuts.rows);
-  // Small maps: enough of them for two groups of pixels, the rows of a block.
-  cuts.samples = cuts.strips_per_sample > 1 ? 1 : divide_up(kPixels, a.height * a.width);
+  if (cuts.strips_per_sample == 1) {
+    // Small maps: enough of them for two groups of pixels, the rows of a block.
+    const int64_t weight_bytes = a.phases * a.blocks * a.steps * 2 * kTile * element_size;
+    const int64_t sample_bytes = (a.height + 2 * a.halo()) * row_bytes;
+    const int64_t samples_that_fit = weight_bytes > kManyWeightsBytes ? kLargeWindowBytes / sample_bytes : 1;
+    cuts.samples = std::max(divide_up(kPixels, a.height * a.width), samples_that_fit);
+  } else {
+    cuts.samples = 1;
+  }
   cuts.strips = cuts.samples > 1 ? divide_up(a.samples, cuts.samples) : a.samples * cuts.strips_per_sample;
   cuts.column_cuts = std::min(a.blocks, divide_up(threads, cuts.strips));
   return cuts;
