@@ -19,6 +19,15 @@ struct Biases {
 
 constexpr int64_t kTogether = 4;  // rows that are finished one right after the other
 constexpr int64_t kBlockRows = 2 * kGroup;
+constexpr int64_t kStepsAhead = 16;  // 32 KiB: as far ahead weights are called that come from beyond the second-level cache
+
+MIRRORGAN_INLINE void prefetch_step(const bfloat16_bits* weight) {
+  constexpr int64_t kLine = 32;  // bfloat16
+#pragma GCC unroll 32
+  for (int64_t i = 0; i < 2 * kTile; i += kLine) {
+    _mm_prefetch(reinterpret_cast<const char*>(weight + i), _MM_HINT_T1);
+  }
+}
 
 // What is left to do with a block's sums, while the next block is multiplied.
 struct Pending {
@@ -101,6 +110,7 @@ void convolve_strip(
   const int64_t pixel_bytes = window.channels * static_cast<int64_t>(sizeof(bfloat16_bits));
   // All of a block's rows are finished during the next block's steps.
   const int64_t a_turn = kBlockRows / kTogether, turns_a_step = (a_turn + a.steps - 1) / a.steps;
+  const bool once = group_count <= 2;  // each weight is read
   Pending pending;
   int which = 0;
   for (int64_t block = first_block; block < end_block; ++block) {
@@ -119,6 +129,9 @@ void convolve_strip(
       const bfloat16_bits* upper_pixels = window.taps[0] + upper.offset * window.channels;
       const bfloat16_bits* lower_pixels = window.taps[0] + lower.offset * window.channels;
       for (int64_t step = 0; step < a.steps; ++step) {
+        if (once) {
+          prefetch_step(weight + kStepsAhead * 2 * kTile);
+        }
         _tile_loadd(4, upper_pixels + offsets[step], pixel_bytes);
         _tile_loadd(6, weight, amx::kTileRowBytes);
         _tile_dpbf16ps(0, 4, 6);
