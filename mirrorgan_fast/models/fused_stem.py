@@ -1,4 +1,4 @@
-"""STEM for inference: one product for all words, then one op from word to word."""
+"""STEM for inference: what each word of the vocabulary contributes is known; one op does the rest."""
 
 import torch
 from torch import Tensor
@@ -10,12 +10,17 @@ from mirrorgan_fast.ops import Layout, bidirectional_lstm, conv_add, pack_lstm
 class FusedSTEM:
     """A text encoder's features in inference, the same bits for a caption in any company.
 
-    A copy: ``stem`` is not changed, and what it learns later is not in here.
+    A copy: ``stem`` is not changed, and what it learns later is not in here. The gates of all words
+    of the vocabulary, W x + b, are computed here once, and kept: 4 KiB a word for features of 256.
     """
 
     def __init__(self, stem: STEM, layout: Layout | None = None) -> None:
-        self.embedding = stem.embedding.weight.detach().float().clone()
-        self.lstm = pack_lstm(stem.lstm, layout)
+        lstm = pack_lstm(stem.lstm, layout)
+        vocabulary = stem.embedding.weight.detach().float().T[None, :, :, None]  # pixels of one map
+        gates = conv_add(vocabulary, lstm.weight, lstm.bias)[0, :, :, 0].T
+        self.gates = gates.unflatten(1, (2, -1))  # (V, 2, 4H')
+        self.recurrent = lstm.recurrent
+        self.units = lstm.units
 
     @torch.no_grad()
     def __call__(
@@ -24,10 +29,7 @@ class FusedSTEM:
         lengths: Tensor,  # (N,)
     ) -> tuple[Tensor, Tensor]:
         """Return words (N, T, D) and sentence (N, D); the arguments are those of ``STEM``."""
-        words = self.embedding[tokens.flatten()].T[None, :, :, None]  # the pixels of one map
-        gates = conv_add(words, self.lstm.weight, self.lstm.bias)[0, :, :, 0].T
         states, last = bidirectional_lstm(
-            gates.view(*tokens.shape, 2, -1), lengths.to(gates.device), self.lstm.recurrent
+            self.gates[tokens], lengths.to(self.gates.device), self.recurrent
         )
-        units = self.lstm.units
-        return states[..., :units].flatten(2), last[..., :units].flatten(1)
+        return states[..., : self.units].flatten(2), last[..., : self.units].flatten(1)
