@@ -43,17 +43,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         the exit status: 0, or 2 for bad input, 3 if some of many captions made no image, 130 for
-        Ctrl-C.
+        Ctrl-C, 141 if what it prints is not read to its end.
     """
     options = _parser().parse_args(arguments)
     try:
         status: int | None = options.run(options)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except InputError as error:
         print(f"mirrorgan-fast: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("mirrorgan-fast: stopped; the same command goes on from here", file=sys.stderr)
+        goes_on = options.goes_on and getattr(options, "walk", None) is None
+        advice = "; the same command goes on from here" if goes_on else ""
+        print(f"mirrorgan-fast: stopped{advice}", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # what is printed is not read any more, nor what Python flushes yet
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return status or 0
 
 
@@ -61,12 +68,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mirrorgan-fast", description=(__doc__ or ""))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> Any:
+    def command(
+        name: str,
+        run: Callable[[argparse.Namespace], int | None],
+        text: str,
+        goes_on: bool = False,  # where it was stopped
+    ) -> Any:
         added = commands.add_parser(name, help=text, description=text)
-        added.set_defaults(run=run)
+        added.set_defaults(run=run, goes_on=goes_on)
         return added
 
-    sample = command("sample", _sample, "make images from captions")
+    sample = command("sample", _sample, "make images from captions", goes_on=True)
     sample.add_argument("caption", nargs="*", help="what to paint")
     sample.add_argument(
         "--captions",
@@ -163,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true")
     _add_model(evaluate)
 
-    training = command("train", _train, "train on captioned images")
+    training = command("train", _train, "train on captioned images", goes_on=True)
     training.add_argument(
         "stage",
         choices=(*STAGES, "all", "attributes"),

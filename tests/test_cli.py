@@ -1,5 +1,6 @@
 """The command as people run it: its exit status, its files and its one line."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from shapes import SMALL
 
+from mirrorgan_fast import cli
 from mirrorgan_fast.cli import main
 from mirrorgan_fast.data.vocabulary import Vocabulary
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
@@ -383,3 +385,28 @@ def test_an_unknown_preset_is_refused_with_those_there_are(
 ) -> None:
     line = refusal(capsys, "train", "cnn", "--data", birds, "--run", tmp_path, "--preset", "bats")
     assert "birds-painted" in line
+
+
+def test_only_what_goes_on_says_so_when_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(options: argparse.Namespace) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("_sample", "_describe"):
+        monkeypatch.setattr(cli, name, stopped)
+    assert main(["describe", "bird.png"]) == 130
+    assert capsys.readouterr().err == "mirrorgan-fast: stopped\n"
+    assert main(["sample", "a bird", "-o", "out"]) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+    assert main(["sample", "a bird", "-o", "out.webp", "--walk", "3"]) == 130
+    assert capsys.readouterr().err == "mirrorgan-fast: stopped\n"
+
+
+def test_output_that_nobody_reads_is_no_error() -> None:
+    end, other = os.pipe()
+    os.close(end)
+    command = [sys.executable, "-m", "mirrorgan_fast", "info", "--words"]
+    run = subprocess.run(command, stdout=other, stderr=subprocess.PIPE, text=True)
+    os.close(other)
+    assert (run.returncode, run.stderr) == (141, "")

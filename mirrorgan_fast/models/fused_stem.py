@@ -1,4 +1,4 @@
-"""STEM for inference: what each word of the vocabulary contributes is known; one op does the rest."""
+"""STEM for inference: what each word contributes is known beforehand; one op does the rest."""
 
 import torch
 from torch import Tensor

@@ -1,9 +1,9 @@
 """Captions as a stream: text or JSON lines, from a file or a pipe, of any size."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 LONGEST_LINE = 65_536
 """Bytes; a longer line is refused without ever being in memory as a whole."""
@@ -82,25 +82,41 @@ def parse(
         return Refused(line, f"is not UTF-8 (byte {error.start + 1})", _beginning(data))
     beginning = text[:BEGINNING]
     number = (line - 1) * per_caption
-    index = number
-    caption = text
+    fields: Any = {"caption": text}
     if json_lines and text:
         try:
             fields = json.loads(text)
         except (ValueError, RecursionError) as error:
             return Refused(line, f"is not JSON ({error})", beginning)
-        if not isinstance(fields, dict) or not isinstance(fields.get("caption"), str):
-            return Refused(line, 'is no JSON object with a "caption" that is text', beginning)
-        caption = fields["caption"].strip()
-        if any("\ud800" <= letter <= "\udfff" for letter in caption):
-            return Refused(line, "has half a surrogate pair, which is no text", beginning)
-        seed, index = fields.get("seed", seed), fields.get("index", index)
-        for name, value in (("seed", seed), ("index", index)):
-            if type(value) is not int or not 0 <= value < 2**128:
-                return Refused(line, f'"{name}" is no whole number from 0 to 2^128', beginning)
+        if not isinstance(fields, dict):
+            fields = {}
+    first = request_of({"seed": seed, "index": number, **fields}, line, number, beginning)
+    return Line(first, per_caption) if isinstance(first, Request) else first
+
+
+def request_of(
+    fields: Mapping[str, Any], line: int, number: int, beginning: str
+) -> Request | Refused:
+    """Take a caption, a seed and an index for an image, if they can be taken.
+
+    Args:
+        fields: ``caption``, ``seed`` and ``index``, of whatever type.
+        line: where they come from.
+        number: of the image in the output.
+        beginning: what is told of a refused one.
+    """
+    caption = fields.get("caption")
+    if not isinstance(caption, str):
+        return Refused(line, 'has no "caption" that is text', beginning)
+    caption = caption.strip()
+    if any("\ud800" <= letter <= "\udfff" for letter in caption):
+        return Refused(line, "has half a surrogate pair, which is no text", beginning)
+    for name in ("seed", "index"):
+        if type(fields[name]) is not int or not 0 <= fields[name] < 2**128:
+            return Refused(line, f'"{name}" is no whole number from 0 to 2^128', beginning)
     if not caption:
         return Refused(line, "is empty", beginning)
-    return Line(Request(line, number, caption, seed, index), per_caption)
+    return Request(line, number, caption, fields["seed"], fields["index"])
 
 
 def no_known_word(request: Request, unknown: list[str]) -> Refused:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
-from mirrorgan_fast.sampling.captions import Refused, Request
+from mirrorgan_fast.sampling.captions import Refused, request_of
 from mirrorgan_fast.sampling.sampler import Sampler
 from mirrorgan_fast.training.precision import keep_memory
 
@@ -90,14 +90,15 @@ class SampleRows:
         indices = rows["index"].tolist()
         seeds = rows["seed"].tolist() if "seed" in rows else [self._seed] * len(captions)
         requests = [
-            Request(i + 1, i, *each)
-            for i, each in enumerate(zip(captions, seeds, indices, strict=True))
+            request_of({"caption": caption, "seed": seed, "index": index}, i + 1, i, "")
+            for i, (caption, seed, index) in enumerate(zip(captions, seeds, indices, strict=True))
         ]
-        results = list(self._sampler.stream(requests, self._psi))
         size = self._sampler.model.config.image_size
-        black = np.zeros((size, size, 3), np.uint8)
-        return {
-            **rows,
-            "image": np.stack([black if isinstance(r, Refused) else r.image for r in results]),
-            "error": np.array([r.reason if isinstance(r, Refused) else "" for r in results]),
-        }
+        images = np.zeros((len(requests), size, size, 3), np.uint8)
+        errors = [""] * len(requests)
+        for i, result in enumerate(self._sampler.stream(requests, self._psi)):
+            if isinstance(result, Refused):
+                errors[i] = result.reason
+            else:
+                images[i] = result.image
+        return {**rows, "image": images, "error": np.array(errors, dtype=str)}

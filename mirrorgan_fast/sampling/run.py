@@ -30,7 +30,7 @@ from mirrorgan_fast.sampling.interrupts import Interrupts
 from mirrorgan_fast.sampling.journal import Journal
 from mirrorgan_fast.sampling.processes import Processes
 from mirrorgan_fast.sampling.sampler import AHEAD, Result, Sampler, check_psi
-from mirrorgan_fast.sampling.sinks import Row, Sink, check_format, open_sink
+from mirrorgan_fast.sampling.sinks import LOSSY, Row, Sink, check_format, open_sink
 from mirrorgan_fast.sampling.writer import Shard, Writer
 
 
@@ -48,6 +48,7 @@ class Captions:
         self, name: str, stream: BinaryIO, json_lines: bool, size: int | None = None
     ) -> None:
         self.name, self.stream, self.json_lines, self.size = name, stream, json_lines, size
+        self._start: int | None = None  # where they begin, once they have been read
 
     def __enter__(self) -> Self:
         return self
@@ -56,12 +57,17 @@ class Captions:
         self.stream.close()
 
     def lines(self) -> Iterator[tuple[int, bytes | None]]:
-        """Yield what ``captions.lines`` does.
+        """Yield what ``captions.lines`` does, from the first line on.
 
         Raises:
-            InputError: they cannot be read on.
+            InputError: they cannot be read on; or once more, as they come from a pipe.
         """
         try:
+            if self._start is not None:
+                if not self.stream.seekable():
+                    raise InputError(f"{self.name}: was read already, and cannot be once more")
+                self.stream.seek(self._start)
+            self._start = self.stream.tell() if self.stream.seekable() else 0
             yield from lines(self.stream)
         except OSError as error:
             raise InputError(f"{self.name}: cannot be read ({error.strerror or error})") from error
@@ -197,9 +203,12 @@ def sample_to_folder(
     run = {
         "model": _fingerprint(sampler.model),
         "dtype": str(sampler.dtype).removeprefix("torch."),
+        "device": sampler.device.type,
         "sink": "" if sink is None else type(sink).__name__,
         **asdict(settings),
     }
+    if not settings.format.endswith(LOSSY):
+        del run["quality"]
     sink = sink or open_sink(settings.format, folder, flat=settings.flat, quality=settings.quality)
     processes = Processes()
     if processes.count > 1 and not captions.stream.seekable():
@@ -226,7 +235,6 @@ def sample_to_folder(
             if not (overwrite and processes.count == 1 and captions.stream.seekable()):
                 raise
             journal.begin_anew(run)
-            captions.stream.seek(0)
             writer = job.run(workers, quiet)
         (made,) = processes.total(writer.images)
         images, refused = processes.total(*(journal.assemble() if processes.rank == 0 else (0, 0)))

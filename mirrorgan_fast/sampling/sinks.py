@@ -31,6 +31,8 @@ _SAVE: dict[str, tuple[str, dict[str, Any]]] = {
 _SUFFIX = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 FORMATS = ("png", "jpeg", "webp", "tar", "tar-jpeg", "tar-webp", "npy")
 """What ``open_sink`` knows. In a tar are PNG files, or what its name says."""
+LOSSY = ("jpeg", "webp")
+"""What the names of formats end in that have a quality."""
 
 
 class Sink(Protocol):

@@ -35,6 +35,24 @@ def test_rows_may_have_seeds(model: MirrorGAN, tmp_path: Path) -> None:
         assert np.array_equal(made["image"][i], expected(model, row, seed))
 
 
+def test_rows_that_no_image_can_be_made_of_stop_nothing(model: MirrorGAN, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    rows = SampleRows(str(tmp_path), device="cpu")
+    captions = np.array(["a red bird", None, " ", "a red bird"], dtype=object)
+    made = rows({"caption": captions, "index": np.array([0, 1, 2, -3])})
+    assert np.array_equal(made["image"][0], expected(model, ROWS[0], 0))
+    assert not made["image"][1:].any()
+    assert made["error"].tolist() == [
+        "",
+        'has no "caption" that is text',
+        "is empty",
+        '"index" is no whole number from 0 to 2^128',
+    ]
+    none = rows({"caption": captions[:0], "index": np.arange(0)})
+    assert none["image"].shape == (0, 32, 32, 3)
+    assert none["error"].shape == (0,)
+
+
 def test_actors_give_the_same_bits(model: MirrorGAN, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
     pytest.importorskip("ray.data")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -336,6 +337,33 @@ def test_another_data_type_is_another_run(model: MirrorGAN, tmp_path: Path) -> N
         sample(Sampler(model, dtype=torch.bfloat16), ["a bird"], tmp_path)
 
 
+def test_quality_is_nothing_to_a_png(sampler: Sampler, texts: list[str], tmp_path: Path) -> None:
+    sample(sampler, texts, tmp_path, replace(SMALL, quality=50))
+    assert sample(sampler, texts, tmp_path, replace(SMALL, quality=60)).made == 0
+    lossy = replace(SMALL, format="jpeg")
+    sample(sampler, texts, tmp_path / "lossy", lossy)
+    with pytest.raises(InputError, match="quality 95, not 60"):
+        sample(sampler, texts, tmp_path / "lossy", replace(lossy, quality=60))
+
+
+def test_captions_can_be_read_again(sampler: Sampler, texts: list[str], tmp_path: Path) -> None:
+    file = written("\n".join(texts[:5]).encode(), tmp_path)
+    for i, captions in enumerate((Captions.open(file), Captions.of(texts[:5]))):
+        with captions:
+            for folder in (tmp_path / f"{i} once", tmp_path / f"{i} again"):
+                assert sample_to_folder(sampler, captions, folder, SMALL).made == 10
+
+
+def test_captions_of_a_pipe_cannot(sampler: Sampler, tmp_path: Path) -> None:
+    end, other = os.pipe()
+    os.write(other, b"a red bird\n")
+    os.close(other)
+    with Captions("a pipe", open(end, "rb"), json_lines=False) as captions:
+        assert sample_to_folder(sampler, captions, tmp_path / "1", SMALL).made == 2
+        with pytest.raises(InputError, match="a pipe: was read already, and cannot be once more"):
+            sample_to_folder(sampler, captions, tmp_path / "2", SMALL)
+
+
 def test_another_model_is_another_run(model: MirrorGAN, tmp_path: Path) -> None:
     sample(Sampler(model), ["a bird"], tmp_path)
     next(model.glam.parameters()).data += 1
@@ -488,3 +516,18 @@ def test_processes_divide_the_captions_and_give_the_output_of_one(
     # a single process goes on with what two have done
     shutil.rmtree(tmp_path / "out" / ".progress" / "00001.jsonl", ignore_errors=True)
     assert sample(loaded, captions, tmp_path / "out", settings).made == 0
+
+
+def test_processes_that_are_joined_already_stay_so(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from torch import distributed\n"
+        "from mirrorgan_fast.sampling.processes import Processes\n"
+        "distributed.init_process_group('gloo')\n"
+        "processes = Processes()\n"
+        "assert processes.total(1, processes.rank) == [2, 1]\n"
+        "processes.close()\n"
+        "distributed.barrier()\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    subprocess.run([*torchrun, str(script)], check=True, capture_output=True)
