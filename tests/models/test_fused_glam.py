@@ -108,6 +108,14 @@ def test_the_generator_is_left_alone_and_left_behind():
     assert torch.equal(fused(*inputs), images)
 
 
+def test_one_can_train_on_the_images():
+    """What inference mode makes could not be kept for a backward pass."""
+    images = FusedGLAM(glam_of(SIZES["whole tiles"]))(*inputs_of(2))
+    conv = torch.nn.Conv2d(3, 1, 3)
+    conv(images.permute(0, 3, 1, 2).float()).sum().backward()
+    assert conv.weight.grad.abs().sum() > 0
+
+
 def test_memory_is_kept_and_does_not_grow():
     fused = FusedGLAM(glam_of(SIZES["three stages"]))
     fused(*inputs_of(1))
