@@ -96,6 +96,18 @@ def test_samples_are_independent_to_the_bit(op, dtype, shapes):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_many_weights_and_small_maps(implementation, assert_result, dtype):
+    """More weights than stay in a cache, for more maps than go together there."""
+    shapes = Shapes(33, channels=256, height=4, width=4, out_channels=128, upsample=True)
+    called = call("conv_glu", shapes, dtype)
+    together = called.run()
+    assert_result(called, together)
+    if implementation == "cpu":
+        for n in (0, 13, 28, 32):
+            assert torch.equal(called.of_sample(n).run(), together[n : n + 1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shapes", [Shapes(height=40, width=19), WHOLE])
 @pytest.mark.parametrize("op", OPS)
 def test_threads_do_not_change_bits(op, dtype, shapes):

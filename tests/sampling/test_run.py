@@ -337,6 +337,14 @@ def test_another_data_type_is_another_run(model: MirrorGAN, tmp_path: Path) -> N
         sample(Sampler(model, dtype=torch.bfloat16), ["a bird"], tmp_path)
 
 
+def test_another_device_is_another_run(sampler: Sampler, tmp_path: Path) -> None:
+    sample(sampler, ["a bird"], tmp_path)
+    run = tmp_path / ".progress" / "run.json"
+    run.write_text(run.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    with pytest.raises(InputError, match="has images of device cuda, not cpu"):
+        sample(sampler, ["a bird"], tmp_path)
+
+
 def test_quality_is_nothing_to_a_png(sampler: Sampler, texts: list[str], tmp_path: Path) -> None:
     sample(sampler, texts, tmp_path, replace(SMALL, quality=50))
     assert sample(sampler, texts, tmp_path, replace(SMALL, quality=60)).made == 0
