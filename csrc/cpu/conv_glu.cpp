@@ -13,8 +13,7 @@ void conv_glu_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, Ten
   const Tensor dense_x = torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
   MIRRORGAN_CHECK(bias.numel() % 2 == 0, kOp, "bias", shape_text(bias.sizes()), "an even number");
   Arguments a = arguments_of(kOp, dense_x, weight, bias, Epilogue::glu);
-  const int64_t scale = a.phases == 4 ? 2 : 1;
-  check_map(kOp, "out", out, x.scalar_type(), {a.samples, a.out_channels, a.height * scale, a.width * scale});
+  check_map(kOp, "out", out, x.scalar_type(), {a.samples, a.out_channels, a.height * a.scale(), a.width * a.scale()});
   a.out = out.mutable_data_ptr();
   convolution::convolve(a, Epilogue::glu, x.scalar_type());
 }

@@ -140,14 +140,6 @@ void list_groups(const Arguments& a, const Cuts& cuts, const Strip& strip, std::
 
 // --- products in float32 ---------------------------------------------------------------------------------------------
 
-// (1 + tanh(x)) * 127.5
-template <int Lanes>
-MIRRORGAN_INLINE void grey_level(typename Vector<Lanes>::Float& x) {
-  typename Vector<Lanes>::Float s, rest;
-  sigmoid<Lanes>(x + x, s, rest);
-  x = s * 255.0f;
-}
-
 // The weights of a block in float32: from pairs of channels beside each other, (16, kHalf, 2), to (kDepth, kHalf).
 MIRRORGAN_INLINE void widen(const bfloat16_bits* pairs, float* wide, int64_t tiles) {
   for (int64_t tile = 0; tile < tiles; ++tile) {
@@ -156,50 +148,6 @@ MIRRORGAN_INLINE void widen(const bfloat16_bits* pairs, float* wide, int64_t til
     }
     pairs += kTile;
     wide += kTile;
-  }
-}
-
-template <typename scalar_t, int Lanes>
-MIRRORGAN_INLINE void write_half(
-    const Arguments& a, Epilogue epilogue, const float* sums, const float* bias, int64_t channel, int64_t at) {
-  using Float = typename Vector<Lanes>::Float;
-  const int64_t valid = a.out_channels - channel < kHalf ? a.out_channels - channel : kHalf;
-  for (int64_t c = 0; c < valid; c += Lanes) {
-    Float value, add;
-    load<Lanes>(sums + c, value);
-    load<Lanes>(bias + c, add);
-    value += add;
-    if (epilogue == Epilogue::glu) {
-      Float gate;
-      load<Lanes>(sums + kPixels * kHalf + c, gate);
-      load<Lanes>(bias + kHalf + c, add);
-      Float s, rest;
-      sigmoid<Lanes>(gate + add, s, rest);
-      value *= s;
-    }
-    if (epilogue == Epilogue::image) {
-      grey_level<Lanes>(value);
-      for (int64_t i = 0; i < Lanes && c + i < valid; ++i) {
-        const float level = value[i] + 0.5f;
-        static_cast<uint8_t*>(a.out)[at + channel + c + i] =
-            static_cast<uint8_t>(level >= 255.0f ? 255.0f : level >= 0.0f ? level : 0.0f);
-      }
-      continue;
-    }
-    scalar_t* out = static_cast<scalar_t*>(a.out) + at + channel + c;
-    const auto* residual =
-        a.residual == nullptr ? nullptr : static_cast<const scalar_t*>(a.residual) + at + channel + c;
-    if (c + Lanes <= valid) {
-      if (epilogue == Epilogue::add && a.residual != nullptr) {
-        load<Lanes>(residual, add);
-        value += add;
-      }
-      store<Lanes>(value, out);
-      continue;
-    }
-    for (int64_t i = 0; c + i < valid; ++i) {
-      store(a.residual == nullptr ? value[i] : value[i] + to_float(residual[i]), out + i);
-    }
   }
 }
 

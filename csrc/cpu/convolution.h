@@ -6,7 +6,8 @@
 // input, nor the convolution's own result, nor an upsampled map is ever written to memory.
 //
 // On the map upsampled by two (nearest), a 3x3 convolution is four 2x2 convolutions of the small map, one for each of the
-// four pixels that a pixel becomes: `phases` is 4, and the taps are 4 instead of 9.
+// four pixels that a pixel becomes: `phases` is 4, and the taps are 4 instead of 9. In float32, without a matrix unit, both
+// are computed with fewer products (winograd.cpp).
 
 #pragma once
 
@@ -33,13 +34,19 @@ enum class Epilogue {
 struct Arguments {
   const void* x;         // (N, H, W, C)
   const void* residual;  // (N, H, W, out_channels), for Epilogue::add, or null
-  const void* weight;    // (phases, blocks, steps, 2, kTile), as mirrorgan_fast/ops/packing.py packs it
+  const void* weight;    // (phases or products, blocks, steps, 2, kTile), as mirrorgan_fast/ops/packing.py packs it
   const float* bias;     // (2 * out_channels) with a GLU, else (out_channels)
   void* out;             // (N, H, W, out_channels), or (N, 2H, 2W, out_channels) of four phases
   int64_t samples, height, width, channels, out_channels;
   int64_t phases, blocks, steps;
   int64_t taps;       // of a phase: 9, 4 (of the four phases) or 1
+  int64_t products;   // of a tile of 2x2 results in Winograd's form: 16, 9 (of four phases); else 0
   int64_t out_pitch;  // pixels from a row of `out` (and `residual`) to the next
+
+  // The size of a result is that many times its map's.
+  int64_t scale() const {
+    return phases == 4 ? 2 : 1;
+  }
 
   // Pixels around a pixel that its taps reach.
   int64_t halo() const {
@@ -100,7 +107,7 @@ inline Phase phase_of(const Arguments& a, int64_t index) {
 
 inline Cursor cursor_of(const Arguments& a, int64_t first_row, const Group& group, const Phase& phase) {
   const int64_t row = first_row + group.pixel / a.width, column = group.pixel % a.width;
-  const int64_t scale = a.phases == 4 ? 2 : 1;
+  const int64_t scale = a.scale();
   const int64_t out_row = (group.sample * a.height + row) * scale + phase.index / 2;
   const int64_t out_column = column * scale + phase.index % 2;
   return {(out_row * a.out_pitch + out_column) * a.out_channels, column, scale * a.out_channels,
@@ -157,6 +164,9 @@ void multiply_pairs(
 // With the AMX unit's tiles, for bfloat16.
 ConvolveStrip<bfloat16_bits> convolve_strip_amx(Epilogue epilogue);
 #endif
+
+// Convolve in Winograd's form, with `products`; x and residual are of float.
+void convolve_winograd(const Arguments& a, Epilogue epilogue);
 
 // Convolve; scalar_t, of x and residual, is float or bfloat16_bits.
 template <typename scalar_t>

@@ -34,17 +34,21 @@ inline Arguments layer_of(
   a.weight = weight.const_data_ptr();
   a.bias = static_cast<const float*>(bias.const_data_ptr());
   a.channels = channels;
-  a.phases = weight.size(0);
   a.blocks = weight.size(1);
   a.steps = weight.size(2);
   a.out_channels = epilogue == Epilogue::glu ? bias.numel() / 2 : bias.numel();
   const int64_t of_block = epilogue == Epilogue::glu ? kHalf : kColumns;
   const int64_t blocks = (a.out_channels + of_block - 1) / of_block;
-  MIRRORGAN_CHECK(a.phases == 1 || a.phases == 4, op, "weight", shape_text(weight.sizes()), "1 or 4 phases");
   MIRRORGAN_CHECK(a.channels > 0, op, "x", "no channel", "at least one");
   const int64_t steps_of_tap = (a.channels + kDepth - 1) / kDepth;
-  a.taps = a.phases == 4 ? 4 : a.steps == steps_of_tap ? 1 : 9;
-  MIRRORGAN_CHECK_SHAPE(op, "weight", weight, {a.phases, blocks, a.taps * steps_of_tap, 2, kTile});
+  const int64_t parts = weight.size(0);
+  a.products = dtype == ScalarType::Float && (parts == 9 || parts == 16) ? parts : 0;
+  a.phases = a.products == 9 || parts == 4 ? 4 : 1;
+  a.taps = a.phases == 4 ? 4 : a.products == 0 && a.steps == steps_of_tap ? 1 : 9;
+  MIRRORGAN_CHECK(dtype == ScalarType::BFloat16 || a.products > 0 || a.taps == 1, op, "weight",
+                  shape_text(weight.sizes()), "Winograd's form in Float");
+  const int64_t steps = a.products > 0 ? steps_of_tap : a.taps * steps_of_tap;
+  MIRRORGAN_CHECK_SHAPE(op, "weight", weight, {a.products > 0 ? a.products : a.phases, blocks, steps, 2, kTile});
   return a;
 }
 
@@ -60,7 +64,7 @@ inline Arguments arguments_of(const char* op, const Tensor& x, const Tensor& wei
   a.samples = x.size(0);
   a.height = x.size(2);
   a.width = x.size(3);
-  a.out_pitch = a.width * (a.phases == 4 ? 2 : 1);
+  a.out_pitch = a.width * a.scale();
   return a;
 }
 
@@ -70,6 +74,8 @@ inline void convolve(const Arguments& a, Epilogue epilogue, ScalarType dtype) {
   }
   if (dtype == ScalarType::BFloat16) {
     convolve<bfloat16_bits>(a, epilogue);
+  } else if (a.products > 0) {
+    convolve_winograd(a, epilogue);
   } else {
     convolve<float>(a, epilogue);
   }

@@ -1,4 +1,5 @@
-// Products in float32 with weights as mirrorgan_fast/ops/packing.py packs them, on any processor.
+// Products in float32 with weights as mirrorgan_fast/ops/packing.py packs them, and what becomes of their sums, on any
+// processor.
 
 #pragma once
 
@@ -44,6 +45,59 @@ MIRRORGAN_INLINE void multiply(
 #pragma GCC unroll 8
     for (int v = 0; v < Halves * kVectors; ++v) {
       store<Lanes>(total[r][v], sums + v / kVectors * kPixels * kHalf + r * kHalf + v % kVectors * Lanes);
+    }
+  }
+}
+
+// (1 + tanh(x)) * 127.5
+template <int Lanes>
+MIRRORGAN_INLINE void grey_level(typename Vector<Lanes>::Float& x) {
+  typename Vector<Lanes>::Float s, rest;
+  sigmoid<Lanes>(x + x, s, rest);
+  x = s * 255.0f;
+}
+
+// The result of one pixel, and of the channels of a half: what its sums (and those of their gates) become.
+template <typename scalar_t, int Lanes>
+MIRRORGAN_INLINE void write_half(
+    const Arguments& a, Epilogue epilogue, const float* sums, const float* bias, int64_t channel, int64_t at) {
+  using Float = typename Vector<Lanes>::Float;
+  const int64_t valid = a.out_channels - channel < kHalf ? a.out_channels - channel : kHalf;
+  for (int64_t c = 0; c < valid; c += Lanes) {
+    Float value, add;
+    load<Lanes>(sums + c, value);
+    load<Lanes>(bias + c, add);
+    value += add;
+    if (epilogue == Epilogue::glu) {
+      Float gate;
+      load<Lanes>(sums + kPixels * kHalf + c, gate);
+      load<Lanes>(bias + kHalf + c, add);
+      Float s, rest;
+      sigmoid<Lanes>(gate + add, s, rest);
+      value *= s;
+    }
+    if (epilogue == Epilogue::image) {
+      grey_level<Lanes>(value);
+      for (int64_t i = 0; i < Lanes && c + i < valid; ++i) {
+        const float level = value[i] + 0.5f;
+        static_cast<uint8_t*>(a.out)[at + channel + c + i] =
+            static_cast<uint8_t>(level >= 255.0f ? 255.0f : level >= 0.0f ? level : 0.0f);
+      }
+      continue;
+    }
+    scalar_t* out = static_cast<scalar_t*>(a.out) + at + channel + c;
+    const auto* residual =
+        a.residual == nullptr ? nullptr : static_cast<const scalar_t*>(a.residual) + at + channel + c;
+    if (c + Lanes <= valid) {
+      if (epilogue == Epilogue::add && a.residual != nullptr) {
+        load<Lanes>(residual, add);
+        value += add;
+      }
+      store<Lanes>(value, out);
+      continue;
+    }
+    for (int64_t i = 0; c + i < valid; ++i) {
+      store(a.residual == nullptr ? value[i] : value[i] + to_float(residual[i]), out + i);
     }
   }
 }

@@ -267,15 +267,17 @@ class KeptMemory:
 
 def fastest_dtype(device: str = "cpu") -> torch.dtype:
     """Return the data type in which a fused generator is fastest on a device of this type."""
-    built = build_info()
-    products = built is not None and built.instruction_set in ("avx512_bf16", "amx")
-    return BF16 if device == "cuda" or (device == "cpu" and products) else torch.float32
+    return BF16 if device == "cuda" or (device == "cpu" and _has_tiles()) else torch.float32
 
 
 def _stages_at_once(dtype: torch.dtype) -> bool:
     """Whether a whole stage is one op on the CPU, in which each image has a thread."""
+    return dtype == BF16 and _has_tiles()
+
+
+def _has_tiles() -> bool:
     built = build_info()
-    return dtype == BF16 and built is not None and built.instruction_set == "amx"
+    return built is not None and built.instruction_set == "amx"
 
 
 class Packing(NamedTuple):

@@ -5,6 +5,11 @@ is first upsampled by two (nearest) a 3x3 one is four phases of four taps on the
 phase for each of the four pixels that a pixel becomes: rows of the kernel that meet the same pixel
 are summed.
 
+In float32 on a processor a 3x3 convolution is in Winograd's form (Lavin and Gray, "Fast Algorithms
+for Convolutional Neural Networks", 2016): 2x2 results take 16 products instead of 36, and on the
+upsampled map 9 instead of 16. Each product is a 1x1 convolution of a sum of inputs, and its weight
+a sum of taps.
+
 On a processor the weights lie in tiles: blocks of 32 output channels and steps of 32 input channels
 of a tap, each block and step as two tiles of 16 output channels. In bfloat16 a tile holds pairs of
 input channels side by side (16, 16, 2), as AMX multiplies them; in float32 it is (32, 16). With a
@@ -15,7 +20,7 @@ On a GPU they lie in rows (phases, taps, C, N), a row for each input channel of 
 each value has its gate beside it.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +38,23 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _DIMS: dict[Layout, int] = {"tiles": 5, "rows": 4}
 _LAYOUTS: dict[str, Layout] = {"cpu": "tiles", "triton": "rows", "cuda": "rows"}
 """The layout that each implementation of a convolution takes."""
+
+
+class _Winograd(NamedTuple):
+    """One dimension of Winograd's form."""
+
+    weights: tuple[tuple[float, ...], ...]
+    """What the weights of the products are, of three taps."""
+    taps: tuple[tuple[float, ...], ...]
+    """How the taps come back."""
+
+
+_PLAIN = _Winograd(
+    ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)),
+    ((1, 0, 0, 0), (0, 1, -1, 0), (0, 0, 0, 1)),
+)
+_UPSAMPLED = _Winograd(((1, 0, 0), (1, 1, 1), (0, 0, 1)), ((1, 0, 0), (-1, 1, -1), (0, 0, 1)))
+_OF_PRODUCTS = {16: _PLAIN, 9: _UPSAMPLED}
 
 
 def pack(
@@ -53,7 +75,8 @@ def pack(
         layout: default: ``tiles`` on a CPU, ``rows`` elsewhere.
 
     Returns:
-        tiles (phases, blocks, steps, 2, 512) or rows (phases, taps, C, N), of ``dtype``.
+        tiles (phases or products, blocks, steps, 2, 512) or rows (phases, taps, C, N), of
+        ``dtype``.
 
     Raises:
         InputError: other shapes or data types.
@@ -66,6 +89,8 @@ def pack(
         )
     if layout is None:
         layout = "tiles" if weight.device.type == "cpu" else "rows"
+    if layout not in _DIMS:
+        raise InputError(f"pack: layout: found {layout!r}, wanted {' or '.join(_DIMS)}")
     dtypes = _DTYPES if layout == "rows" else _DTYPES[:2]
     if dtype not in dtypes:
         raise InputError(f"pack: dtype: found {dtype}, wanted {' or '.join(map(str, dtypes))}")
@@ -75,7 +100,11 @@ def pack(
             "an even number of them before a GLU"
         )
     wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-    phases = _phases(wide) if upsample else wide[None]  # (P, N, C, h, w)
+    if layout == "tiles" and dtype == torch.float32 and weight.shape[2] == 3:
+        products = _nested((_UPSAMPLED if upsample else _PLAIN).weights, wide)  # (N, C, p, q)
+        phases = products.flatten(2).permute(2, 0, 1)[..., None, None]  # (P, N, C, 1, 1)
+    else:
+        phases = _phases(wide) if upsample else wide[None]  # (P, N, C, h, w)
     taps = phases.flatten(3).permute(0, 3, 2, 1)  # (P, taps, C, N)
     if layout == "rows":
         if glu:
@@ -136,13 +165,12 @@ def check_packed(
     channels = x.shape[1] if channels is None else channels
     if bias.dim() != 1 or bias.dtype != torch.float32 or (glu and len(bias) % 2):
         refuse(op, "bias", bias, f"float32 of shape ({'2C' if glu else 'C'},)")
-    phases = weight.shape[0] if weight.dim() in _DIMS.values() else 0
     blocks = -(-(len(bias) // 2 if glu else len(bias)) // _block(glu))
     depth = -(-channels // _DEPTH)
-    shapes = [(1, blocks, 9 * depth), (1, blocks, depth), (4, blocks, 4 * depth)]
-    tiles = [(*shape, 2, _DEPTH * _HALF) for shape in shapes]
+    parts = ((1, 1), (16, 1), (9, 1)) if weight.dtype == torch.float32 else ((1, 1), (1, 9), (4, 4))
+    tiles = [(part, blocks, taps * depth, 2, _DEPTH * _HALF) for part, taps in parts]
     rows = [(phases, taps, channels, len(bias)) for phases, taps in ((1, 9), (1, 1), (4, 4))]
-    if phases == 0 or weight.shape not in [*tiles, *rows]:
+    if weight.shape not in [*tiles, *rows]:
         refuse(op, "weight", weight, f"what pack() makes for {channels} channels and this bias")
     if weight.dtype != x.dtype:
         refuse(op, "weight", weight, f"{x.dtype}, that of x")
@@ -151,7 +179,7 @@ def check_packed(
             refuse(op, name, tensor, f"device {x.device}, that of x")
         if not tensor.is_contiguous():
             refuse(op, name, tensor, "a contiguous tensor")
-    return 2 if phases == 4 else 1
+    return 2 if weight.shape[0] in (4, 9) else 1
 
 
 def choose_packed(op: str, x: Tensor, weight: Tensor, *, needs_grad: bool) -> str:
@@ -178,10 +206,19 @@ def _pairs(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return torch.stack(even, dim), torch.stack(odd, dim)
 
 
+def _nested(matrix: tuple[tuple[float, ...], ...], kernels: Tensor) -> Tensor:
+    """Apply the matrix to the rows and to the columns of kernels (N, C, h, w), in float64."""
+    m = torch.tensor(matrix, dtype=torch.float64, device=kernels.device)
+    return m @ kernels.double() @ m.T
+
+
 def taps_of(weight: Tensor, channels: int) -> int:
     """Return how many taps (of a phase) a packed convolution of so many channels has."""
     if weight.dim() == _DIMS["rows"]:
         return weight.shape[1]
+    form = _OF_PRODUCTS.get(weight.shape[0])
+    if form is not None:
+        return 4 if form is _UPSAMPLED else 9
     return weight.shape[2] // -(-channels // _DEPTH)
 
 
@@ -206,6 +243,11 @@ def unpack(weight: Tensor, channels: int, out_channels: int, *, glu: bool) -> Te
         columns = torch.cat(halves, dim=2)
     else:
         columns = tiles.flatten(2)[:, :, :out_channels]
+    form = _OF_PRODUCTS.get(len(weight))
+    if form is not None:
+        products = columns[:, :channels].permute(2, 1, 0)  # (N, C, P)
+        whole = _nested(form.taps, products.unflatten(2, (len(form.weights), -1)))
+        return (_phases(whole) if form is _UPSAMPLED else whole[None]).to(weight.dtype)
     kernels = columns.unflatten(1, (taps, -1))[:, :, :channels]  # (P, taps, C, N)
     unpacked: Tensor = kernels.permute(0, 3, 2, 1).unflatten(3, (side, side))
     return unpacked

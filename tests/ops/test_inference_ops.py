@@ -36,6 +36,7 @@ def shapes() -> st.SearchStrategy[Shapes]:
         upsample=st.booleans(),
         form=st.sampled_from(["authors", "paper", "words"]),
         head=st.booleans(),
+        layout=st.just("tiles"),
     )
 
 

@@ -105,6 +105,7 @@ def test_refuses_to_write_into_what_it_reads(implementation):
         (ONES(3, 5, 3, 3), {"glu": True}, "an even number"),
         (ONES(0, 5, 3, 3), {}, "some channels"),
         (ONES(3, 5, 3, 3), {"dtype": torch.float16}, "torch.float32 or torch.bfloat16"),
+        (ONES(3, 5, 3, 3), {"layout": "columns"}, "layout: found 'columns', wanted tiles or rows"),
     ],
 )
 def test_pack_refuses(weight, options, wanted):
