@@ -231,8 +231,9 @@ def _word_similarity(words: int) -> None:
 def _bidirectional_lstm(units: int) -> None:
     lstm = pack_lstm(torch.nn.LSTM(300, units, bidirectional=True), layout="rows")
     states = torch.empty(32, 18, 2, units)
-    gates, lengths = torch.ones(32, 18, 2, 4 * units), torch.full((32,), 18)
-    bidirectional_lstm_triton(gates, lengths, lstm.recurrent, states, states[:, 0].clone())
+    gates, tokens = torch.ones(5450, 2, 4 * units), torch.ones(32, 18, dtype=torch.int64)
+    lengths = torch.full((32,), 18)
+    bidirectional_lstm_triton(gates, tokens, lengths, lstm.recurrent, states, states[:, 0].clone())
 
 
 def table() -> dict[str, dict[str, int]]:

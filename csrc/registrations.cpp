@@ -35,7 +35,12 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_glu_backward_cpu(
     double eps);
 
 void bidirectional_lstm_cpu(
-    const Tensor& gates, const Tensor& lengths, const Tensor& recurrent, Tensor states, Tensor last);
+    const Tensor& gates,
+    const Tensor& tokens,
+    const Tensor& lengths,
+    const Tensor& recurrent,
+    Tensor states,
+    Tensor last);
 
 void conv_add_cpu(
     const Tensor& x,

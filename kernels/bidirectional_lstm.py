@@ -14,11 +14,13 @@ from mirrorgan_fast.kernels.settings import lstm, power_of_two
 
 @triton.jit
 def bidirectional_lstm_kernel(
-    gates_ptr,  # (captions, words, 2, 4 UNITS)
+    gates_ptr,  # (vocabulary, 2, 4 UNITS)
+    tokens_ptr,  # (captions, words)
     lengths_ptr,  # (captions,)
     recurrent_ptr,  # (2, UNITS, 4 UNITS)
     states_ptr,  # (captions, words, 2, UNITS)
     last_ptr,  # (captions, 2, UNITS)
+    vocabulary,
     captions,
     words,
     UNITS: tl.constexpr,
@@ -39,16 +41,19 @@ def bidirectional_lstm_kernel(
         on = step < length
         # Behind a caption's words the backward direction, too, writes zeros where they stand.
         word = tl.where(on & (direction == 1), length - 1 - step, step)
-        row = (caption * words + word) * 2 + direction
-        i = gate(0, gates_ptr, recurrent_ptr, row, on, hidden, unit, direction, UNITS, B, H)
-        f = gate(1, gates_ptr, recurrent_ptr, row, on, hidden, unit, direction, UNITS, B, H)
-        g = gate(2, gates_ptr, recurrent_ptr, row, on, hidden, unit, direction, UNITS, B, H)
-        o = gate(3, gates_ptr, recurrent_ptr, row, on, hidden, unit, direction, UNITS, B, H)
+        place = caption * words + word
+        token = tl.load(tokens_ptr + place, mask=on, other=0)
+        known = on & (token >= 0) & (token < vocabulary)  # no check without waiting for the GPU
+        row = token * 2 + direction
+        i = gate(0, gates_ptr, recurrent_ptr, row, known, hidden, unit, direction, UNITS, B, H)
+        f = gate(1, gates_ptr, recurrent_ptr, row, known, hidden, unit, direction, UNITS, B, H)
+        g = gate(2, gates_ptr, recurrent_ptr, row, known, hidden, unit, direction, UNITS, B, H)
+        o = gate(3, gates_ptr, recurrent_ptr, row, known, hidden, unit, direction, UNITS, B, H)
         new = tl.sigmoid(f) * cell + tl.sigmoid(i) * tanh(g)
         cell = tl.where(on[:, None], new, cell)
         hidden = tl.where(on[:, None], tl.sigmoid(o) * tanh(new), hidden)
         tl.store(
-            states_ptr + row[:, None] * UNITS + unit[None, :],
+            states_ptr + (place * 2 + direction)[:, None] * UNITS + unit[None, :],
             tl.where(on[:, None], hidden, 0.0),
             mask=inside,
         )
@@ -63,7 +68,7 @@ def gate(
     gates_ptr,
     recurrent_ptr,
     row,
-    on,
+    known,
     hidden,
     unit,
     direction,
@@ -76,7 +81,7 @@ def gate(
     present = unit < UNITS
     word = tl.load(
         gates_ptr + row[:, None] * (4 * UNITS) + column[None, :],
-        mask=on[:, None] & present[None, :],
+        mask=known[:, None] & present[None, :],
         other=0.0,
     )
     weight = tl.load(
@@ -95,18 +100,20 @@ def tanh(x):
 
 @triton_op("mirrorgan::bidirectional_lstm_triton", mutates_args=("states", "last"))
 def bidirectional_lstm_triton(
-    gates: Tensor, lengths: Tensor, recurrent: Tensor, states: Tensor, last: Tensor
+    gates: Tensor, tokens: Tensor, lengths: Tensor, recurrent: Tensor, states: Tensor, last: Tensor
 ) -> None:
     """Do what `mirrorgan_fast.ops.bidirectional_lstm` does, with weights in rows, into both."""
-    captions, words, _, columns = gates.shape
+    (captions, words), (vocabulary, _, columns) = tokens.shape, gates.shape
     setting = lstm()
     if captions:
         wrap_triton(bidirectional_lstm_kernel)[(2 * triton.cdiv(captions, setting.rows),)](
             gates.contiguous(),
+            tokens.contiguous(),
             lengths.contiguous(),
             recurrent,
             states,
             last,
+            vocabulary,
             captions,
             words,
             UNITS=columns // 4,

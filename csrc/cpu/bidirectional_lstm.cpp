@@ -25,7 +25,8 @@ constexpr int64_t kGates = 4;      // input, forget, cell, output
 constexpr int64_t kUnits = kHalf;  // whose gates lie together, in two blocks of columns
 
 struct Lstm {
-  const float* gates;      // (N, T, 2, 4H), units in groups of 16, the four gates of a group after each other
+  const float* gates;      // (V, 2, 4H), units in groups of 16, the four gates of a group after each other
+  const int64_t* tokens;   // (N, T)
   const int64_t* lengths;  // (N)
   const float* recurrent;  // (2, 4H / 32, H / 32, 2, kTile)
   float* states;           // (N, T, 2, H)
@@ -95,8 +96,9 @@ MIRRORGAN_INLINE void read_captions(const Lstm& a, int64_t first, int64_t count,
         }
         const int64_t word = direction == 0 ? step : length - 1 - step, unit = group * kUnits;
         const int64_t at = (sample * a.words + word) * 2 + direction;
+        const int64_t of_word = a.tokens[sample * a.words + word] * 2 + direction;
         float* state = next + r * a.units + unit;
-        update<Lanes>(sums + r * kHalf, a.gates + (at * a.units + unit) * kGates, cell + r * a.units + unit, state);
+        update<Lanes>(sums + r * kHalf, a.gates + (of_word * a.units + unit) * kGates, cell + r * a.units + unit, state);
         for (int64_t i = 0; i < kUnits; ++i) {
           a.states[at * a.units + unit + i] = state[i];
         }
@@ -142,36 +144,48 @@ auto read_function() {
 }  // namespace
 
 void bidirectional_lstm_cpu(
-    const Tensor& gates, const Tensor& lengths, const Tensor& recurrent, Tensor states, Tensor last) {
+    const Tensor& gates,
+    const Tensor& tokens,
+    const Tensor& lengths,
+    const Tensor& recurrent,
+    Tensor states,
+    Tensor last) {
   constexpr const char* kOp = "bidirectional_lstm";
   const auto check = [](const char* argument, const Tensor& tensor, ScalarType dtype) {
     MIRRORGAN_CHECK(tensor.scalar_type() == dtype, kOp, argument, tensor.scalar_type(), dtype);
     MIRRORGAN_CHECK(tensor.is_contiguous(), kOp, argument, "gaps", "a contiguous tensor");
   };
-  const Tensor dense_gates = torch::stable::contiguous(gates), dense_lengths = torch::stable::contiguous(lengths);
+  const Tensor dense_gates = torch::stable::contiguous(gates), dense_tokens = torch::stable::contiguous(tokens);
+  const Tensor dense_lengths = torch::stable::contiguous(lengths);
   check("gates", dense_gates, ScalarType::Float);
+  check("tokens", dense_tokens, ScalarType::Long);
   check("lengths", dense_lengths, ScalarType::Long);
   check("recurrent", recurrent, ScalarType::Float);
   check("states", states, ScalarType::Float);
   check("last", last, ScalarType::Float);
-  MIRRORGAN_CHECK(gates.dim() == 4, kOp, "gates", shape_text(gates.sizes()), "(N, T, 2, 4H)");
+  MIRRORGAN_CHECK(gates.dim() == 3, kOp, "gates", shape_text(gates.sizes()), "(V, 2, 4H)");
+  MIRRORGAN_CHECK(tokens.dim() == 2, kOp, "tokens", shape_text(tokens.sizes()), "(N, T)");
   Lstm a{};
-  a.samples = gates.size(0);
-  a.words = gates.size(1);
-  a.units = gates.size(3) / kGates;
+  a.samples = tokens.size(0);
+  a.words = tokens.size(1);
+  a.units = gates.size(2) / kGates;
   MIRRORGAN_CHECK(a.units > 0 && a.units % kDepth == 0, kOp, "gates", shape_text(gates.sizes()), "whole tiles of units");
-  MIRRORGAN_CHECK_SHAPE(kOp, "gates", gates, {a.samples, a.words, 2, kGates * a.units});
+  MIRRORGAN_CHECK_SHAPE(kOp, "gates", gates, {gates.size(0), 2, kGates * a.units});
   MIRRORGAN_CHECK_SHAPE(kOp, "lengths", lengths, {a.samples});
   MIRRORGAN_CHECK_SHAPE(kOp, "recurrent", recurrent, {2, kGates * a.units / kColumns, a.units / kDepth, 2, kTile});
   MIRRORGAN_CHECK_SHAPE(kOp, "states", states, {a.samples, a.words, 2, a.units});
   MIRRORGAN_CHECK_SHAPE(kOp, "last", last, {a.samples, 2, a.units});
   a.gates = static_cast<const float*>(dense_gates.const_data_ptr());
+  a.tokens = static_cast<const int64_t*>(dense_tokens.const_data_ptr());
   a.lengths = static_cast<const int64_t*>(dense_lengths.const_data_ptr());
   a.recurrent = static_cast<const float*>(recurrent.const_data_ptr());
   a.states = static_cast<float*>(states.mutable_data_ptr());
   a.last = static_cast<float*>(last.mutable_data_ptr());
   for (int64_t n = 0; n < a.samples; ++n) {
     MIRRORGAN_CHECK(a.lengths[n] >= 0 && a.lengths[n] <= a.words, kOp, "lengths", a.lengths[n], "0 to T");
+    for (int64_t i = n * a.words; i < n * a.words + a.lengths[n]; ++i) {
+      MIRRORGAN_CHECK(a.tokens[i] >= 0 && a.tokens[i] < gates.size(0), kOp, "tokens", a.tokens[i], "0 to V - 1");
+    }
   }
   std::fill_n(a.states, states.numel(), 0.0f);
   std::fill_n(a.last, last.numel(), 0.0f);

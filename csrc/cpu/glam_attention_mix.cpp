@@ -36,7 +36,7 @@ int64_t sample_floats(const Arguments& a) {
 }
 
 template <typename scalar_t>
-Sample prepare(const Arguments& a, int64_t index, float* storage) {
+MIRRORGAN_INLINE Sample prepare(const Arguments& a, int64_t index, float* storage) {
   const int64_t channels = a.channels, out_channels = a.out_channels;
   float* keys = storage;
   float* sentence = keys + a.words_per_sample * channels;
@@ -56,22 +56,21 @@ Sample prepare(const Arguments& a, int64_t index, float* storage) {
 
   const auto* of_mix = static_cast<const scalar_t*>(a.mix);
   const int64_t columns = channels * (a.sentence == nullptr ? 2 : 3);
-  std::fill(mix, mix + (channels + words) * out_channels, 0.0f);
+  float* mix_w = mix + (channels + words) * out_channels;  // the next part's place, for now
   for (int64_t o = 0; o < out_channels; ++o) {
     for (int64_t c = 0; c < channels; ++c) {
       mix[c * out_channels + o] = to_float(of_mix[o * columns + c]);
+      mix_w[c * out_channels + o] = to_float(of_mix[o * columns + channels + c]);
     }
   }
-  for (int64_t c = 0; c < channels; ++c) {
-    float* column = mix + (channels + words) * out_channels;  // the next part's place, for now
+  for (int64_t t = 0; t < words; ++t) {
+    float* row = mix + (channels + t) * out_channels;
     for (int64_t o = 0; o < out_channels; ++o) {
-      column[o] = to_float(of_mix[o * columns + channels + c]);
+      row[o] = 0.0f;
     }
-    for (int64_t t = 0; t < words; ++t) {
-      const float key = keys[t * channels + c];
-      float* row = mix + (channels + t) * out_channels;
+    for (int64_t c = 0; c < channels; ++c) {
       for (int64_t o = 0; o < out_channels; ++o) {
-        row[o] += key * column[o];
+        row[o] += keys[t * channels + c] * mix_w[c * out_channels + o];
       }
     }
   }
@@ -141,35 +140,44 @@ MIRRORGAN_INLINE void attend(
   }
 }
 
-using Attend = void (*)(const Arguments&, const Sample&, const void*, void*, int64_t, int64_t, float*);
+struct Form {
+  Sample (*prepare)(const Arguments&, int64_t, float*);
+  void (*attend)(const Arguments&, const Sample&, const void*, void*, int64_t, int64_t, float*);
+};
 
-#define MIRRORGAN_ATTEND(name, scalar_t, lanes, target)                                                       \
-  target void name(const Arguments& a, const Sample& sample, const void* features, void* out, int64_t first,  \
-                   int64_t end, float* scratch) {                                                             \
-    attend<scalar_t, lanes>(a, sample, features, out, first, end, scratch);                                   \
-  }
+#define MIRRORGAN_FORM(name, scalar_t, lanes, target)                                                              \
+  target Sample prepare_##name(const Arguments& a, int64_t index, float* storage) {                                \
+    return prepare<scalar_t>(a, index, storage);                                                                   \
+  }                                                                                                                \
+  target void attend_##name(const Arguments& a, const Sample& sample, const void* features, void* out,             \
+                            int64_t first, int64_t end, float* scratch) {                                          \
+    attend<scalar_t, lanes>(a, sample, features, out, first, end, scratch);                                        \
+  }                                                                                                                \
+  constexpr Form name{prepare_##name, attend_##name};
 
-MIRRORGAN_ATTEND(attend_float_baseline, float, 4, )
-MIRRORGAN_ATTEND(attend_bfloat16_baseline, bfloat16_bits, 4, )
+MIRRORGAN_FORM(float_baseline, float, 4, )
+MIRRORGAN_FORM(bfloat16_baseline, bfloat16_bits, 4, )
 #if defined(MIRRORGAN_X86)
-MIRRORGAN_ATTEND(attend_float_avx2, float, 8, MIRRORGAN_TARGET_AVX2)
-MIRRORGAN_ATTEND(attend_bfloat16_avx2, bfloat16_bits, 8, MIRRORGAN_TARGET_AVX2)
-MIRRORGAN_ATTEND(attend_float_avx512, float, 16, MIRRORGAN_TARGET_AVX512)
-MIRRORGAN_ATTEND(attend_bfloat16_avx512, bfloat16_bits, 16, MIRRORGAN_TARGET_AVX512)
+MIRRORGAN_FORM(float_avx2, float, 8, MIRRORGAN_TARGET_AVX2)
+MIRRORGAN_FORM(bfloat16_avx2, bfloat16_bits, 8, MIRRORGAN_TARGET_AVX2)
+MIRRORGAN_FORM(float_avx512, float, 16, MIRRORGAN_TARGET_AVX512)
+MIRRORGAN_FORM(bfloat16_avx512, bfloat16_bits, 16, MIRRORGAN_TARGET_AVX512)
 #endif
 
-Attend attend_for(bool is_float) {
+template <typename scalar_t>
+Form chosen_form() {
+  constexpr bool is_float = std::is_same_v<scalar_t, float>;
   switch (chosen_instruction_set()) {
 #if defined(MIRRORGAN_X86)
     case InstructionSet::amx:
     case InstructionSet::avx512_bf16:
     case InstructionSet::avx512:
-      return is_float ? attend_float_avx512 : attend_bfloat16_avx512;
+      return is_float ? float_avx512 : bfloat16_avx512;
     case InstructionSet::avx2:
-      return is_float ? attend_float_avx2 : attend_bfloat16_avx2;
+      return is_float ? float_avx2 : bfloat16_avx2;
 #endif
     default:
-      return is_float ? attend_float_baseline : attend_bfloat16_baseline;
+      return is_float ? float_baseline : bfloat16_baseline;
   }
 }
 
@@ -196,9 +204,10 @@ void prepare_all(const Arguments& a, const Use& use) {
   static thread_local Workspace<float> workspace;
   const int64_t size = sample_floats(a);
   float* storage = workspace.at_least(a.samples * size);
+  const auto prepare = chosen_form<scalar_t>().prepare;
   torch::stable::parallel_for(0, a.samples, 1, [&](int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) {
-      use(index, prepare<scalar_t>(a, index, storage + index * size));
+      use(index, prepare(a, index, storage + index * size));
     }
   });
 }
@@ -221,7 +230,7 @@ void run(const Arguments& a) {
   of_this_thread.resize(static_cast<size_t>(a.samples));
   Sample* samples = of_this_thread.data();  // the workers have a variable of that name of their own
   prepare_all<scalar_t>(a, [&](int64_t index, const Sample& sample) { samples[index] = sample; });
-  const Attend attend = attend_for(std::is_same_v<scalar_t, float>);
+  const auto attend = chosen_form<scalar_t>().attend;
   for_tasks<scalar_t>(a, [&](int64_t sample, const scalar_t* features, scalar_t* out, int64_t first, int64_t end) {
     static thread_local Workspace<float> workspace;
     const int64_t rows = 2 * a.channels + a.words_per_sample + a.out_channels;

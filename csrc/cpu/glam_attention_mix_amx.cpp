@@ -32,6 +32,17 @@ int64_t depth_of(const Panels& p) {
   return p.channels + p.words + p.gates;
 }
 
+MIRRORGAN_BEGIN_AMX
+
+typedef uint32_t Pair __attribute__((may_alias));  // two bfloat16, one above the other in a matrix
+
+MIRRORGAN_INLINE Pair pair_of(float above, float below) {
+  bfloat16_bits bits[2];
+  store(above, &bits[0]);
+  store(below, &bits[1]);
+  return bits[0] | static_cast<Pair>(bits[1]) << 16;
+}
+
 // matrix (rows, columns) into steps [first_step, ...) of a panel (pairs, steps, 2, kTile).
 void pack(
     bfloat16_bits* panel,
@@ -43,20 +54,38 @@ void pack(
     int64_t column_stride,
     int64_t rows,
     int64_t columns) {
-  for (int64_t pair = 0; pair < pairs; ++pair) {
-    for (int64_t row = 0; row < filled(rows); ++row) {
-      bfloat16_bits* tiles = panel + (pair * steps + first_step + row / kDepth) * 2 * kTile;
-      for (int64_t c = 0; c < kPair; ++c) {
-        const int64_t column = pair * kPair + c;
-        const bool inside = row < rows && column < columns;
-        store(inside ? matrix[row * row_stride + column * column_stride] : 0.0f,
-              tiles + c / 16 * kTile + row % kDepth / 2 * kDepth + c % 16 * 2 + row % 2);
+  for (int64_t tile = 0; tile < 2 * pairs; ++tile) {
+    const int64_t left = columns - tile * 16, valid = left < 0 ? 0 : left < 16 ? left : 16;
+    const float* first = matrix + tile * 16 * column_stride;
+    for (int64_t row = 0; row < filled(rows); row += 2) {
+      bfloat16_bits* of_step = panel + ((tile / 2 * steps + first_step + row / kDepth) * 2 + tile % 2) * kTile;
+      Pair* out = reinterpret_cast<Pair*>(of_step) + row % kDepth / 2 * 16;
+      const float* above = first + row * row_stride;
+      const int64_t inside = row < rows ? valid : 0;
+      if (row + 1 < rows) {
+        for (int64_t c = 0; c < inside; ++c) {
+          out[c] = pair_of(above[c * column_stride], above[c * column_stride + row_stride]);
+        }
+      } else {
+        for (int64_t c = 0; c < inside; ++c) {
+          out[c] = pair_of(above[c * column_stride], 0.0f);
+        }
+      }
+      for (int64_t c = inside; c < 16; ++c) {
+        out[c] = 0;
       }
     }
   }
 }
 
-MIRRORGAN_BEGIN_AMX
+// What rounding to bfloat16 leaves of `count` numbers.
+void round_off(const float* numbers, float* rest, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    bfloat16_bits rounded;
+    store(numbers[i], &rounded);
+    rest[i] = numbers[i] - to_float(rounded);
+  }
+}
 
 // out (32, kPair) = left (32, steps * kDepth) @ a panel's pair of columns; `initial` is the sums' start, zero if null. The left
 // tiles begin again after left_steps.
@@ -270,11 +299,7 @@ Panels pack_panels(const Arguments& a, const Sample& sample, bfloat16_bits* stor
     const int64_t size = a.channels * a.channels;
     static thread_local Workspace<float> workspace;
     float* rest = workspace.at_least(size);
-    for (int64_t i = 0; i < size; ++i) {
-      bfloat16_bits rounded;
-      store(sample.gate[i], &rounded);
-      rest[i] = sample.gate[i] - to_float(rounded);
-    }
+    round_off(sample.gate, rest, size);
     pack(gate, p.gates / kPair, 2 * steps, 0, sample.gate, 1, a.channels, a.channels, a.channels);
     pack(gate, p.gates / kPair, 2 * steps, steps, rest, 1, a.channels, a.channels, a.channels);
   }

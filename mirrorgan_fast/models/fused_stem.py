@@ -29,7 +29,8 @@ class FusedSTEM:
         lengths: Tensor,  # (N,)
     ) -> tuple[Tensor, Tensor]:
         """Return words (N, T, D) and sentence (N, D); the arguments are those of ``STEM``."""
+        device = self.gates.device
         states, last = bidirectional_lstm(
-            self.gates[tokens], lengths.to(self.gates.device), self.recurrent
+            self.gates, tokens.to(device, torch.int64), lengths.to(device), self.recurrent
         )
         return states[..., : self.units].flatten(2), last[..., : self.units].flatten(1)

@@ -4,8 +4,8 @@
     c = f c + i g,   h = o tanh(c)
 
 from the first word of each caption to its last, and from its last to its first (PyTorch's LSTM).
-What the words contribute, W x + b, is one product for all words and comes ready; U h is one small
-product a word, which takes little but calls.
+What a word contributes, W x + b, is known for each word of a vocabulary and is only looked up; U h
+is one small product a word, which takes little but calls.
 """
 
 from typing import Any, NamedTuple
@@ -70,7 +70,8 @@ def pack_lstm(lstm: nn.LSTM, layout: Layout | None = None) -> PackedLSTM:
 
 
 def bidirectional_lstm(
-    gates: Tensor,  # (N, T, 2, 4H)
+    gates: Tensor,  # (V, 2, 4H)
+    tokens: Tensor,  # (N, T)
     lengths: Tensor,  # (N,)
     recurrent: Tensor,  # packed
 ) -> tuple[Tensor, Tensor]:
@@ -80,7 +81,9 @@ def bidirectional_lstm(
     caption alone. On a GPU the products are of tf32, as those of PyTorch's LSTM are by default.
 
     Args:
-        gates: W x + b of each word in both directions, float32, ordered as by `pack_lstm`.
+        gates: W x + b of each word of a vocabulary in both directions, float32, ordered as by
+            `pack_lstm`.
+        tokens: int64, the words of captions, 0 to V - 1.
         lengths: int64, the words of each caption, 0 to T; what stands behind them is not read.
         recurrent: from `pack_lstm`; it has H, a multiple of 32.
 
@@ -92,17 +95,19 @@ def bidirectional_lstm(
         InputError: shapes, data types or devices do not fit together.
     """
     units = gates.shape[-1] // 4
-    if gates.dim() != 4 or gates.dtype != torch.float32 or gates.shape[2:] != (2, 4 * units):
-        refuse(_NAME, "gates", gates, "float32 of shape (N, T, 2, 4H)")
+    if gates.dim() != 3 or gates.dtype != torch.float32 or gates.shape[1:] != (2, 4 * units):
+        refuse(_NAME, "gates", gates, "float32 of shape (V, 2, 4H)")
     if units == 0 or units % _TILE:
         refuse(_NAME, "gates", gates, f"a multiple of {_TILE} units, as pack_lstm() makes them")
-    if lengths.shape != gates.shape[:1] or lengths.dtype != torch.int64:
-        refuse(_NAME, "lengths", lengths, f"int64 of shape ({len(gates)},)")
+    if tokens.dim() != 2 or tokens.dtype != torch.int64:
+        refuse(_NAME, "tokens", tokens, "int64 of shape (N, T)")
+    if lengths.shape != tokens.shape[:1] or lengths.dtype != torch.int64:
+        refuse(_NAME, "lengths", lengths, f"int64 of shape ({len(tokens)},)")
     tiles = (2, 4 * units // _TILE, units // _TILE, 2, _TILE * _TOGETHER)
     rows = (2, 1, units, 4 * units)
     if recurrent.shape not in (tiles, rows) or recurrent.dtype != torch.float32:
         refuse(_NAME, "recurrent", recurrent, f"float32, what pack_lstm() makes for {units} units")
-    for name, tensor in (("lengths", lengths), ("recurrent", recurrent)):
+    for name, tensor in (("tokens", tokens), ("lengths", lengths), ("recurrent", recurrent)):
         if tensor.device != gates.device:
             refuse(_NAME, name, tensor, f"device {gates.device}, that of gates")
     if not recurrent.is_contiguous():
@@ -112,30 +117,33 @@ def bidirectional_lstm(
     implementation = choose_packed(_NAME, gates, recurrent, needs_grad=needs_grad)
     if implementation == REFERENCE:
         with torch.autocast(gates.device.type, enabled=False):
-            return reference(gates, lengths, recurrent)
-    states = gates.new_empty(*gates.shape[:3], units)
-    last = gates.new_empty(len(gates), 2, units)
+            return reference(gates, tokens, lengths, recurrent)
+    states = gates.new_empty(*tokens.shape, 2, units)
+    last = gates.new_empty(len(tokens), 2, units)
     if implementation == TRITON:
         from mirrorgan_fast.kernels.bidirectional_lstm import bidirectional_lstm_triton
 
-        bidirectional_lstm_triton(gates, lengths, recurrent, states, last)
+        bidirectional_lstm_triton(gates, tokens, lengths, recurrent, states, last)
     else:
-        _op(gates, lengths, recurrent, states, last)
+        _op(gates, tokens, lengths, recurrent, states, last)
     return states, last
 
 
 def reference(
-    gates: Tensor,  # (N, T, 2, 4H)
+    gates: Tensor,  # (V, 2, 4H)
+    tokens: Tensor,  # (N, T)
     lengths: Tensor,  # (N,)
     recurrent: Tensor,  # packed
 ) -> tuple[Tensor, Tensor]:
     """What `bidirectional_lstm` means, in plain PyTorch; same arguments, trusted."""
-    batch, words, _, columns = gates.shape
+    (batch, words), columns = tokens.shape, gates.shape[2]
     units = columns // 4
     U = unpack(recurrent, units, columns, glu=False).to(gates.dtype).flatten(2)  # (2, 4H, H)
     hidden = cell = gates.new_zeros(batch, 2, units)
     places = torch.arange(words, device=gates.device)
     states = gates.new_zeros(batch, words, 2, units)
+    # Behind a caption's words may stand anything.
+    gates = gates[torch.where(places < lengths[:, None], tokens, 0)]  # (N, T, 2, 4H)
     for step in range(words):
         reads = (
             torch.full_like(lengths, step),
@@ -163,12 +171,17 @@ def _by_groups(rows: Tensor) -> Tensor:
 
 
 @torch.library.custom_op(f"mirrorgan::{_NAME}", mutates_args=("states", "last"))
-def _op(gates: Tensor, lengths: Tensor, recurrent: Tensor, states: Tensor, last: Tensor) -> None:
+def _op(
+    gates: Tensor, tokens: Tensor, lengths: Tensor, recurrent: Tensor, states: Tensor, last: Tensor
+) -> None:
     # The CPU implementation is csrc/cpu/bidirectional_lstm.cpp.
-    for out, result in zip((states, last), reference(gates, lengths, recurrent), strict=True):
+    results = reference(gates, tokens, lengths, recurrent)
+    for out, result in zip((states, last), results, strict=True):
         out.copy_(result)
 
 
 @_op.register_fake
-def _(gates: Tensor, lengths: Tensor, recurrent: Tensor, states: Tensor, last: Tensor) -> None:
+def _(
+    gates: Tensor, tokens: Tensor, lengths: Tensor, recurrent: Tensor, states: Tensor, last: Tensor
+) -> None:
     pass

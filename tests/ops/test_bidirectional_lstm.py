@@ -35,10 +35,10 @@ def gates_of(lstm: nn.LSTM, x: Tensor) -> Tensor:
         W, b, b_h = (
             getattr(lstm, f"{name}_l0{suffix}") for name in ("weight_ih", "bias_ih", "bias_hh")
         )
-        gates = torch.zeros(*x.shape[:2], 4, filled, dtype=x.dtype)
-        gates[..., :units] = (x @ W.T + b + b_h).unflatten(2, (4, units))
-        directions.append(gates.unflatten(3, (-1, 16)).transpose(2, 3).flatten(2))
-    return torch.stack(directions, dim=2)
+        gates = torch.zeros(len(x), 4, filled, dtype=x.dtype)
+        gates[..., :units] = (x @ W.T + b + b_h).unflatten(1, (4, units))
+        directions.append(gates.unflatten(2, (-1, 16)).transpose(1, 2).flatten(1))
+    return torch.stack(directions, dim=1)
 
 
 @pytest.fixture
@@ -47,20 +47,21 @@ def case():
 
     def make(batch: int, words: int, units: int, seed: int = 0):
         rng = torch.Generator().manual_seed(seed)
-        x = torch.randn(batch, words, 5, generator=rng)
+        vocabulary = torch.randn(11, 5, generator=rng)
+        tokens = torch.randint(0, 11, (batch, words), generator=rng)
         lengths = torch.randint(0, words + 1, (batch,), generator=rng)
         lstm = lstm_of(5, units)
         with torch.no_grad():
-            gates = gates_of(lstm, x)
+            gates = gates_of(lstm, vocabulary)
             states = torch.zeros(batch, words, 2, units, dtype=torch.float64)
             last = torch.zeros(batch, 2, units, dtype=torch.float64)
             wide = lstm_of(5, units).double()
             for n, length in enumerate(lengths.tolist()):
                 if length:
-                    out, (h, _) = wide(x[n : n + 1, :length].double())
+                    out, (h, _) = wide(vocabulary[tokens[n : n + 1, :length]].double())
                     states[n, :length] = out[0].unflatten(1, (2, units))
                     last[n] = h[:, 0]
-        return (gates, lengths, pack_lstm(lstm).recurrent), (states, last)
+        return (gates, tokens, lengths, pack_lstm(lstm).recurrent), (states, last)
 
     return make
 
@@ -92,43 +93,46 @@ def test_matches_float64_on_any_shape(implementation, case, batch, words, units,
 
 
 def test_strided_inputs(implementation, case):
-    (gates, lengths, recurrent), expected = case(5, 6, 32)
-    strided = gates.permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0)
+    (gates, tokens, lengths, recurrent), expected = case(5, 6, 32)
+    strided = gates.permute(2, 1, 0).contiguous().permute(2, 1, 0)
     every_other = lengths.repeat_interleave(2)[::2]
-    assert_close(bidirectional_lstm(strided, every_other, recurrent), expected)
+    assert_close(
+        bidirectional_lstm(strided, tokens.T.contiguous().T, every_other, recurrent), expected
+    )
 
 
 def test_captions_and_threads_do_not_change_bits(case):
     with use("cpu"):
-        (gates, lengths, recurrent), _ = case(21, 9, 64)
-        together = bidirectional_lstm(gates, lengths, recurrent)
+        (gates, tokens, lengths, recurrent), _ = case(21, 9, 64)
+        together = bidirectional_lstm(gates, tokens, lengths, recurrent)
         before = torch.get_num_threads()
         try:
             for threads in (1, 3):
                 torch.set_num_threads(threads)
-                again = bidirectional_lstm(gates, lengths, recurrent)
+                again = bidirectional_lstm(gates, tokens, lengths, recurrent)
                 assert all(map(torch.equal, again, together))
         finally:
             torch.set_num_threads(before)
         for n in range(21):
-            alone = bidirectional_lstm(gates[n : n + 1], lengths[n : n + 1], recurrent)
+            alone = bidirectional_lstm(gates, tokens[n : n + 1], lengths[n : n + 1], recurrent)
             assert all(torch.equal(a[0], b[n]) for a, b in zip(alone, together, strict=True))
 
 
 def test_what_stands_behind_a_caption_is_not_read(implementation, case):
-    (gates, lengths, recurrent), _ = case(6, 7, 32)
-    clean = bidirectional_lstm(gates, lengths, recurrent)
+    (gates, tokens, lengths, recurrent), _ = case(6, 7, 32)
+    clean = bidirectional_lstm(gates, tokens, lengths, recurrent)
     for n, length in enumerate(lengths.tolist()):
-        gates[n, length:] = torch.nan
-    assert all(map(torch.equal, bidirectional_lstm(gates, lengths, recurrent), clean))
+        tokens[n, length:] = 1 << 40
+    assert all(map(torch.equal, bidirectional_lstm(gates, tokens, lengths, recurrent), clean))
 
 
 def test_nan_stays_in_its_caption(implementation, case):
-    (gates, lengths, recurrent), _ = case(4, 3, 32)
-    lengths[1] = 3
-    clean = bidirectional_lstm(gates, lengths, recurrent)
-    gates[1, 1, 0, 7] = torch.nan
-    states, last = bidirectional_lstm(gates, lengths, recurrent)
+    (gates, tokens, lengths, recurrent), _ = case(4, 3, 32)
+    tokens[tokens == 0] = 1
+    tokens[1, 1], lengths[1] = 0, 3
+    clean = bidirectional_lstm(gates, tokens, lengths, recurrent)
+    gates[0, 0, 7] = torch.nan
+    states, last = bidirectional_lstm(gates, tokens, lengths, recurrent)
     assert states[1, 2, 0].isnan().any()
     assert last[1, 0].isnan().any()
     others = [0, 2, 3]
@@ -187,27 +191,31 @@ def test_opcheck(case):
 
 
 def test_gradients_are_those_of_the_reference(implementation, case):
-    (gates, lengths, recurrent), _ = case(3, 4, 32)
+    (gates, tokens, lengths, recurrent), _ = case(3, 4, 32)
     wide = gates.double().requires_grad_()
-    states, last = reference(wide, lengths, recurrent)
+    states, last = reference(wide, tokens, lengths, recurrent)
     exact = torch.autograd.grad(states.sum() + last.sum(), wide)[0]
     narrow = gates.requires_grad_()
-    states, last = bidirectional_lstm(narrow, lengths, recurrent)
+    states, last = bidirectional_lstm(narrow, tokens, lengths, recurrent)
     gradient = torch.autograd.grad(states.sum() + last.sum(), narrow)[0]
     assert (gradient - exact).abs().max() <= 1e-5
 
 
 ONES, INTS = torch.ones, torch.ones(2, dtype=torch.int64)
+GATES, TOKENS = ONES(5, 2, 128), torch.ones(2, 3, dtype=torch.int64)
 PACKED = pack_lstm(nn.LSTM(5, 32, bidirectional=True)).recurrent
 REFUSED = [
-    ("gates", (ONES(2, 3, 2, 100), INTS, PACKED), "a multiple of 32 units"),
-    ("gates", (ONES(2, 3, 1, 128), INTS, PACKED), "(N, T, 2, 4H)"),
-    ("gates", (ONES(2, 3, 2, 128).double(), INTS, PACKED), "float32 of shape"),
-    ("lengths", (ONES(2, 3, 2, 128), INTS[:1], PACKED), "int64 of shape (2,)"),
-    ("lengths", (ONES(2, 3, 2, 128), INTS.int(), PACKED), "int64"),
-    ("lengths", (ONES(2, 3, 2, 128), INTS.to("meta"), PACKED), "device cpu"),
-    ("recurrent", (ONES(2, 3, 2, 128), INTS, PACKED[:1]), "pack_lstm() makes for 32 units"),
-    ("recurrent", (ONES(2, 3, 2, 128), INTS, PACKED.mT.contiguous().mT), "contiguous"),
+    ("gates", (ONES(5, 2, 100), TOKENS, INTS, PACKED), "a multiple of 32 units"),
+    ("gates", (ONES(5, 1, 128), TOKENS, INTS, PACKED), "(V, 2, 4H)"),
+    ("gates", (GATES.double(), TOKENS, INTS, PACKED), "float32 of shape"),
+    ("tokens", (GATES, TOKENS[0], INTS, PACKED), "int64 of shape (N, T)"),
+    ("tokens", (GATES, TOKENS.int(), INTS, PACKED), "int64"),
+    ("tokens", (GATES, TOKENS.to("meta"), INTS, PACKED), "device cpu"),
+    ("lengths", (GATES, TOKENS, INTS[:1], PACKED), "int64 of shape (2,)"),
+    ("lengths", (GATES, TOKENS, INTS.int(), PACKED), "int64"),
+    ("lengths", (GATES, TOKENS, INTS.to("meta"), PACKED), "device cpu"),
+    ("recurrent", (GATES, TOKENS, INTS, PACKED[:1]), "pack_lstm() makes for 32 units"),
+    ("recurrent", (GATES, TOKENS, INTS, PACKED.mT.contiguous().mT), "contiguous"),
 ]
 
 
@@ -224,7 +232,15 @@ def test_refuses(implementation, argument, arguments, wanted):
 def test_compiled_op_refuses_lengths_outside(length):
     lengths = torch.tensor([2, length])
     with use("cpu"), pytest.raises((ValueError, RuntimeError), match="lengths: found"):
-        bidirectional_lstm(ONES(2, 3, 2, 128), lengths, PACKED)
+        bidirectional_lstm(GATES, TOKENS, lengths, PACKED)
+
+
+@compiled
+@pytest.mark.parametrize("token", [-1, 5])
+def test_compiled_op_refuses_words_outside(token):
+    tokens = torch.tensor([[0, 4, 0], [1, token, 2]])
+    with use("cpu"), pytest.raises((ValueError, RuntimeError), match="tokens: found"):
+        bidirectional_lstm(GATES, tokens, torch.tensor([3, 2]), PACKED)
 
 
 @compiled

@@ -253,14 +253,22 @@ def test_no_captions_and_no_images():
 
 
 def test_lengths_end_with_the_words():
-    gates = torch.randn(2, 3, 2, 128).to(DEVICE)
+    gates, tokens = torch.randn(6, 2, 128).to(DEVICE), torch.arange(6).view(2, 3).to(DEVICE)
     recurrent = pack_lstm(nn.LSTM(4, 32, bidirectional=True), layout="rows").recurrent.to(DEVICE)
     lengths = torch.tensor([3, 3]).to(DEVICE)
-    expected = bidirectional_lstm(gates, lengths, recurrent)
-    for tensor, right in zip(
-        bidirectional_lstm(gates, lengths + 2, recurrent), expected, strict=True
-    ):
-        assert torch.equal(tensor, right)
+    expected = bidirectional_lstm(gates, tokens, lengths, recurrent)
+    longer = bidirectional_lstm(gates, tokens, lengths + 2, recurrent)
+    assert all(map(torch.equal, longer, expected))
+
+
+def test_words_outside_of_the_vocabulary_are_not_read():
+    """What they give is not said, but nothing else's memory shall be read for them."""
+    recurrent = pack_lstm(nn.LSTM(4, 32, bidirectional=True), layout="rows").recurrent.to(DEVICE)
+    gates = torch.full((8, 2, 128), torch.nan)
+    gates[2:5] = 1  # of a vocabulary of three words, with others' memory around it
+    tokens, lengths = torch.tensor([[-1, 3], [3, -2]]).to(DEVICE), torch.tensor([2, 2]).to(DEVICE)
+    states, _ = bidirectional_lstm(gates.to(DEVICE)[2:5], tokens, lengths, recurrent)
+    assert states.isfinite().all()
 
 
 def test_means_far_from_zero(assert_matches):
@@ -294,14 +302,15 @@ def test_word_similarity(assert_matches, captions, words, images, regions, depth
 def test_bidirectional_lstm(captions, words, units):
     torch.manual_seed(0)
     lstm = nn.LSTM(9, units, batch_first=True, bidirectional=True).to(DEVICE)
-    x = torch.randn(captions, words, 9).to(DEVICE)
+    vocabulary, tokens = torch.randn(7, 9).to(DEVICE), torch.randint(0, 7, (captions, words))
+    x, tokens = vocabulary[tokens], tokens.to(DEVICE)
     lengths = torch.randint(0, words + 1, (captions,)).to(DEVICE)
     packed = pack_lstm(lstm, layout="rows")
-    gates = conv_add(x.flatten(0, 1).T[None, :, :, None], packed.weight, packed.bias)
-    gates = gates[0, :, :, 0].T.view(captions, words, 2, -1)
+    gates = conv_add(vocabulary.T[None, :, :, None], packed.weight, packed.bias)
+    gates = gates[0, :, :, 0].T.unflatten(1, (2, -1))
     behind = torch.arange(words, device=DEVICE) >= lengths[:, None]
-    gates = gates.masked_fill(behind[..., None, None], 9)
-    states, last = bidirectional_lstm(gates, lengths, packed.recurrent)
+    tokens = tokens.masked_fill(behind, 3)
+    states, last = bidirectional_lstm(gates, tokens, lengths, packed.recurrent)
     for n, length in enumerate(lengths.tolist()):
         expected = torch.zeros(words, 2, units, dtype=torch.float64)
         ends = torch.zeros(2, units, dtype=torch.float64)
