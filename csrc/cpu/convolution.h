@@ -6,8 +6,8 @@
 // input, nor the convolution's own result, nor an upsampled map is ever written to memory.
 //
 // On the map upsampled by two (nearest), a 3x3 convolution is four 2x2 convolutions of the small map, one for each of the
-// four pixels that a pixel becomes: `phases` is 4, and the taps are 4 instead of 9. In float32, without a matrix unit, both
-// are computed with fewer products (winograd.cpp).
+// four pixels that a pixel becomes: `phases` is 4, and the taps are 4 instead of 9. In float32, and in bfloat16 where many
+// channels are upsampled, they are computed with fewer products (winograd.cpp).
 
 #pragma once
 
@@ -163,13 +163,25 @@ void multiply_pairs(
 
 // With the AMX unit's tiles, for bfloat16.
 ConvolveStrip<bfloat16_bits> convolve_strip_amx(Epilogue epilogue);
+// Products of the first `rows` of 32 rows with matrices of 32 columns: of each product the matrix on the left is
+// `left_distance` after that of the one before, with `channels` in a row, and the panel `right_distance`. The sums of a
+// product are a block (2, kPixels, kHalf), and so those of the next.
+void multiply_products_amx(
+    const bfloat16_bits* left,
+    int64_t left_distance,
+    int64_t channels,
+    int64_t rows,
+    int64_t products,
+    const bfloat16_bits* right,
+    int64_t right_distance,
+    float* sums);
 #endif
-
-// Convolve in Winograd's form, with `products`; x and residual are of float.
-void convolve_winograd(const Arguments& a, Epilogue epilogue);
 
 // Convolve; scalar_t, of x and residual, is float or bfloat16_bits.
 template <typename scalar_t>
 void convolve(const Arguments& a, Epilogue epilogue);
+// With `products`.
+template <typename scalar_t>
+void convolve_winograd(const Arguments& a, Epilogue epilogue);
 
 }  // namespace mirrorgan::convolution

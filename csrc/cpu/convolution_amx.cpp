@@ -169,6 +169,51 @@ void convolve_strip(
 
 }  // namespace
 
+void multiply_products_amx(
+    const bfloat16_bits* left,
+    int64_t left_distance,
+    int64_t channels,
+    int64_t rows,
+    int64_t products,
+    const bfloat16_bits* right,
+    int64_t right_distance,
+    float* sums) {
+  const amx::Tiles tiles;
+  const int64_t row_bytes = channels * static_cast<int64_t>(sizeof(bfloat16_bits));
+  const bool lower = rows > kGroup;
+  for (int64_t product = 0; product < products; ++product) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    const bfloat16_bits* weight = right;
+    for (int64_t channel = 0; channel < channels; channel += kDepth, weight += 2 * kTile) {
+      if (!lower) {  // or the weights of the next product stay in the second-level cache from group to group
+        prefetch_step(weight + right_distance);
+      }
+      _tile_loadd(4, left + channel, row_bytes);
+      _tile_loadd(6, weight, amx::kTileRowBytes);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, weight + kTile, amx::kTileRowBytes);
+      _tile_dpbf16ps(1, 4, 7);
+      if (lower) {
+        _tile_loadd(5, left + kGroup * channels + channel, row_bytes);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+    }
+    _tile_stored(0, sums, amx::kTileRowBytes);
+    _tile_stored(1, sums + kPixels * kHalf, amx::kTileRowBytes);
+    if (lower) {
+      _tile_stored(2, sums + kGroup * kHalf, amx::kTileRowBytes);
+      _tile_stored(3, sums + kPixels * kHalf + kGroup * kHalf, amx::kTileRowBytes);
+    }
+    left += left_distance;
+    right += right_distance;
+    sums += 2 * kPixels * kHalf;
+  }
+}
+
 ConvolveStrip<bfloat16_bits> convolve_strip_amx(Epilogue epilogue) {
   switch (epilogue) {
     case Epilogue::glu:

@@ -42,11 +42,9 @@ inline Arguments layer_of(
   MIRRORGAN_CHECK(a.channels > 0, op, "x", "no channel", "at least one");
   const int64_t steps_of_tap = (a.channels + kDepth - 1) / kDepth;
   const int64_t parts = weight.size(0);
-  a.products = dtype == ScalarType::Float && (parts == 9 || parts == 16) ? parts : 0;
+  a.products = parts == 9 || parts == 16 ? parts : 0;
   a.phases = a.products == 9 || parts == 4 ? 4 : 1;
   a.taps = a.phases == 4 ? 4 : a.products == 0 && a.steps == steps_of_tap ? 1 : 9;
-  MIRRORGAN_CHECK(dtype == ScalarType::BFloat16 || a.products > 0 || a.taps == 1, op, "weight",
-                  shape_text(weight.sizes()), "Winograd's form in Float");
   const int64_t steps = a.products > 0 ? steps_of_tap : a.taps * steps_of_tap;
   MIRRORGAN_CHECK_SHAPE(op, "weight", weight, {a.products > 0 ? a.products : a.phases, blocks, steps, 2, kTile});
   return a;
@@ -74,8 +72,6 @@ inline void convolve(const Arguments& a, Epilogue epilogue, ScalarType dtype) {
   }
   if (dtype == ScalarType::BFloat16) {
     convolve<bfloat16_bits>(a, epilogue);
-  } else if (a.products > 0) {
-    convolve_winograd(a, epilogue);
   } else {
     convolve<float>(a, epilogue);
   }

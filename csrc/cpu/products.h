@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "convolution.h"
 #include "instruction_sets.h"
@@ -48,6 +49,62 @@ MIRRORGAN_INLINE void multiply(
     }
   }
 }
+
+// The weights of a block in float32: from pairs of channels beside each other, (16, kHalf, 2), to (kDepth, kHalf).
+MIRRORGAN_INLINE void widen(const bfloat16_bits* pairs, float* wide, int64_t tiles) {
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    for (int64_t i = 0; i < kTile; ++i) {
+      wide[(i / kColumns * 2 + i % 2) * kHalf + i % kColumns / 2] = to_float(pairs[i]);
+    }
+    pairs += kTile;
+    wide += kTile;
+  }
+}
+
+// How products are computed: the type of the window, pixels and halves at a time, and the weights of a block.
+template <typename scalar_t, int Lanes, int Rows, int Halves>
+struct InFloats {
+  using compute_t = float;
+  static constexpr int kRows = Rows, kHalves = Halves;
+  static constexpr bool kWidens = !std::is_same_v<scalar_t, float>;
+
+  static MIRRORGAN_INLINE const float* panel(const scalar_t* weight, float* wide, int64_t tiles) {
+    if constexpr (kWidens) {
+      widen(weight, wide, tiles);
+      return wide;
+    } else {
+      return weight;
+    }
+  }
+
+  template <int OfHalves>
+  static MIRRORGAN_INLINE void multiply(
+      const Window<float>& window, int64_t offset, const Phase& phase, const float* columns, float* sums) {
+    convolution::multiply<Lanes, Rows, OfHalves>(window, offset, phase, columns, sums);
+  }
+};
+
+#if defined(MIRRORGAN_X86)
+struct InPairs {
+  using compute_t = bfloat16_bits;
+  static constexpr int kRows = kPairRows, kHalves = 2;
+  static constexpr bool kWidens = false;
+
+  static MIRRORGAN_INLINE const bfloat16_bits* panel(const bfloat16_bits* weight, bfloat16_bits*, int64_t) {
+    return weight;
+  }
+
+  template <int OfHalves>
+  static MIRRORGAN_INLINE void multiply(
+      const Window<bfloat16_bits>& window,
+      int64_t offset,
+      const Phase& phase,
+      const bfloat16_bits* columns,
+      float* sums) {
+    multiply_pairs(window, offset, phase, columns, OfHalves, sums);
+  }
+};
+#endif
 
 // (1 + tanh(x)) * 127.5
 template <int Lanes>

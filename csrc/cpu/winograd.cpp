@@ -1,4 +1,4 @@
-// 3x3 convolutions in float32 with fewer products: Winograd's minimal filtering (Lavin and Gray, "Fast Algorithms for
+// 3x3 convolutions with fewer products: Winograd's minimal filtering (Lavin and Gray, "Fast Algorithms for
 // Convolutional Neural Networks", 2016), and the same idea on the map upsampled by two.
 //
 // Two results side by side are, in one dimension, sums of a few products of differences of the inputs with sums of the taps;
@@ -13,6 +13,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "instruction_sets.h"
 #include "products.h"
@@ -26,8 +27,8 @@ constexpr int64_t kSpreadBytes = 128 * 1024;  // of a task's inputs, beside the 
 // Where the weights of all blocks are too many to stay there, fewer tasks are better, whose inputs just stay there themselves.
 constexpr int64_t kManyWeightsBytes = 1024 * 1024;
 constexpr int64_t kLargeSpreadBytes = 1024 * 1024;
-// Floats between the matrices of two products: a tile writes to all of them in turn, in other sets of the first-level cache.
-constexpr int64_t kPadding = 16;
+// Numbers between the matrices of two products: a tile writes to all of them in turn, in other sets of the first-level cache.
+constexpr int64_t kPadding = 32;
 
 // Three taps with zeros around the map: results 0 and 1 from the inputs -1 to 2.
 struct Plain {
@@ -74,20 +75,17 @@ struct Tiles {
 };
 
 // What the products of some tiles take: of each product a matrix (tiles, channels filled up to whole steps).
+template <typename compute_t>
 struct Spread {
-  float* start;
+  compute_t* start;
   int64_t channels;
   int64_t product;  // from a product's matrix to the next
-
-  static int64_t channels_of(const Arguments& a) {
-    return a.steps * kDepth;
-  }
 };
 
 // One column of `Inputs` pixels of the map, as products take it. `channels` are left from the first that is loaded.
-template <int Lanes, typename Form>
+template <int Lanes, typename Form, typename scalar_t>
 MIRRORGAN_INLINE void spread_column(
-    const float* const (&rows)[Form::kInputs],
+    const scalar_t* const (&rows)[Form::kInputs],
     int64_t offset,
     bool inside,
     int64_t channels,
@@ -102,7 +100,7 @@ MIRRORGAN_INLINE void spread_column(
         load<Lanes>(rows[i] + offset, d[i]);
       } else {
         for (int64_t c = 0; c < channels; ++c) {
-          d[i][c] = rows[i][offset + c];
+          d[i][c] = to_float(rows[i][offset + c]);
         }
       }
     }
@@ -111,10 +109,14 @@ MIRRORGAN_INLINE void spread_column(
 }
 
 // `count` tiles of one row, from `first` on, into the matrices from `out` on.
-template <int Lanes, typename Form>
+template <int Lanes, typename Form, typename scalar_t, typename compute_t>
 MIRRORGAN_INLINE void spread_row(
-    const Arguments& a, const float* const (&rows)[Form::kInputs], int64_t first, int64_t count, const Spread& spread,
-    float* out) {
+    const Arguments& a,
+    const scalar_t* const (&rows)[Form::kInputs],
+    int64_t first,
+    int64_t count,
+    const Spread<compute_t>& spread,
+    compute_t* out) {
   using Float = typename Vector<Lanes>::Float;
   for (int64_t c = 0; c < spread.channels; c += Lanes) {
     const int64_t channels = a.channels - c;
@@ -124,7 +126,7 @@ MIRRORGAN_INLINE void spread_row(
     for (int i = Form::kStep; i < Form::kInputs; ++i, ++column) {
       spread_column<Lanes, Form>(rows, column * a.channels + c, column >= 0 && column < a.width, channels, columns[i]);
     }
-    float* tile = out + c;
+    compute_t* tile = out + c;
     for (int64_t t = 0; t < count; ++t, tile += spread.channels) {
 #pragma GCC unroll 4
       for (int i = 0; i + Form::kStep < Form::kInputs; ++i) {
@@ -155,15 +157,15 @@ MIRRORGAN_INLINE void spread_row(
 }
 
 // The tiles [first, first + count).
-template <int Lanes, typename Form>
-MIRRORGAN_INLINE void spread_tiles(const Arguments& a, int64_t first, int64_t count, const Spread& spread) {
+template <int Lanes, typename Form, typename scalar_t, typename compute_t>
+MIRRORGAN_INLINE void spread_tiles(const Arguments& a, int64_t first, int64_t count, const Spread<compute_t>& spread) {
   const Tiles tiles(a);
-  float* out = spread.start;
+  compute_t* out = spread.start;
   while (count > 0) {
     const int64_t column = first % tiles.columns, row = first / tiles.columns % tiles.rows;
     const int64_t of_row = count < tiles.columns - column ? count : tiles.columns - column;
-    const float* map = static_cast<const float*>(a.x) + first / tiles.columns / tiles.rows * a.height * a.width * a.channels;
-    const float* rows[Form::kInputs];
+    const scalar_t* map = static_cast<const scalar_t*>(a.x) + first / tiles.columns / tiles.rows * a.height * a.width * a.channels;
+    const scalar_t* rows[Form::kInputs];
     for (int64_t i = 0; i < Form::kInputs; ++i) {
       const int64_t y = row * Form::kStep - 1 + i;
       rows[i] = y >= 0 && y < a.height ? map + y * a.width * a.channels : nullptr;
@@ -175,14 +177,83 @@ MIRRORGAN_INLINE void spread_tiles(const Arguments& a, int64_t first, int64_t co
   }
 }
 
-// Where the sums of a product are, in the block of all of them: that of values or first channels; the other half is as far
-// from there as everywhere.
+// Where the sums of a product of `group` tiles are, in the block of all of them: those of values or first channels; those of
+// the other half are kSums further.
+template <int64_t group>
 MIRRORGAN_INLINE int64_t sums_of(int64_t product) {
-  return product / 2 * 2 * kSums + product % 2 * kGroup * kHalf;
+  constexpr int64_t kTogether = kPixels / group;
+  return product / kTogether * 2 * kSums + product % kTogether * group * kHalf;
 }
 
+// How a group's products are computed: `count` tiles from `offset` on with the weights of a block, of which the panels of two
+// products are `panel` apart.
+template <typename scalar_type, int Lanes, typename Product>
+struct InVectors {
+  using scalar_t = scalar_type;
+  using compute_t = typename Product::compute_t;
+  static constexpr int kLanes = Lanes;
+  static constexpr int64_t kGroup = 16;
+  static constexpr bool kWidens = Product::kWidens;
+
+  static MIRRORGAN_INLINE void widen(const scalar_t* weight, float* wide, int64_t tiles) {
+    if constexpr (kWidens) {
+      Product::panel(weight, wide, tiles);
+    }
+  }
+
+  static MIRRORGAN_INLINE void multiply(
+      const Spread<compute_t>& spread,
+      int64_t offset,
+      int64_t count,
+      int64_t products,
+      const compute_t* weight,
+      int64_t panel,
+      bool one_half,
+      float* sums) {
+    const Phase phase{0, 1, {}, {}};
+    for (int64_t product = 0; product < products; ++product, weight += panel) {
+      const compute_t* matrix = spread.start + product * spread.product;
+      const Window<compute_t> window{{matrix, matrix, matrix}, 0, 0, spread.channels};
+      float* of_product = sums + sums_of<kGroup>(product);
+      for (int64_t row = 0; row < count; row += Product::kRows) {
+        if (one_half) {
+          Product::template multiply<1>(window, offset + row, phase, weight, of_product + row * kHalf);
+          continue;
+        }
+        for (int64_t half = 0; half < 2; half += Product::kHalves) {
+          Product::template multiply<Product::kHalves>(
+              window, offset + row, phase, weight + half * kTile, of_product + half * kSums + row * kHalf);
+        }
+      }
+    }
+  }
+};
+
+#if defined(MIRRORGAN_X86)
+struct InMatrixTiles {
+  using scalar_t = bfloat16_bits;
+  using compute_t = bfloat16_bits;
+  static constexpr int kLanes = 16;
+  static constexpr int64_t kGroup = kPixels;
+  static constexpr bool kWidens = false;
+
+  static MIRRORGAN_INLINE void multiply(
+      const Spread<bfloat16_bits>& spread,
+      int64_t offset,
+      int64_t count,
+      int64_t products,
+      const bfloat16_bits* weight,
+      int64_t panel,
+      bool,
+      float* sums) {
+    multiply_products_amx(spread.start + offset * spread.channels, spread.product, spread.channels, count, products, weight,
+                          panel, sums);
+  }
+};
+#endif
+
 // The four results of a tile from its products, into the places of the first four.
-template <int Lanes, typename Form>
+template <int Lanes, int64_t group, typename Form>
 MIRRORGAN_INLINE void gather_tile(float* sums, int64_t halves) {
   using Float = typename Vector<Lanes>::Float;
   for (int64_t half = 0; half < halves; ++half, sums += kSums) {
@@ -193,7 +264,7 @@ MIRRORGAN_INLINE void gather_tile(float* sums, int64_t halves) {
         Float m[Form::kProducts];
 #pragma GCC unroll 4
         for (int q = 0; q < Form::kProducts; ++q) {
-          load<Lanes>(sums + sums_of(p * Form::kProducts + q) + c, m[q]);
+          load<Lanes>(sums + sums_of<group>(p * Form::kProducts + q) + c, m[q]);
         }
         Form::gather(m, rows[p]);
       }
@@ -205,49 +276,25 @@ MIRRORGAN_INLINE void gather_tile(float* sums, int64_t halves) {
           m[p] = rows[p][right];
         }
         Form::gather(m, y);
-        store<Lanes>(y[0], sums + sums_of(right) + c);
-        store<Lanes>(y[1], sums + sums_of(2 + right) + c);
+        store<Lanes>(y[0], sums + sums_of<group>(right) + c);
+        store<Lanes>(y[1], sums + sums_of<group>(2 + right) + c);
       }
     }
   }
 }
 
-// A group of tiles: the products of a block, and the results of each tile.
-template <int Lanes, int Rows, int Halves, typename Form>
-MIRRORGAN_INLINE void convolve_group(
-    const Arguments& a,
-    Epilogue epilogue,
-    const Spread& spread,
-    int64_t offset,
-    int64_t first,
-    int64_t count,
-    int64_t block,
-    const float* bias) {
-  constexpr int64_t kAll = Form::kProducts * Form::kProducts;
-  alignas(64) float sums[(kAll + 1) / 2 * 2 * kSums];
-  const bool one_half = epilogue != Epilogue::glu && a.out_channels - block * kColumns <= kHalf;
-  const int64_t panel = a.steps * 2 * kTile;
-  const Phase phase{0, 1, {}, {}};
-  for (int64_t product = 0; product < kAll; ++product) {
-    const float* columns = static_cast<const float*>(a.weight) + (product * a.blocks + block) * panel;
-    float* matrix = spread.start + product * spread.product;
-    const Window<float> window{{matrix, matrix, matrix}, 0, 0, spread.channels};
-    float* sums_here = sums + sums_of(product);
-    for (int64_t row = 0; row < count; row += Rows) {
-      if (one_half) {
-        multiply<Lanes, Rows, 1>(window, offset + row, phase, columns, sums_here + row * kHalf);
-        continue;
-      }
-      for (int64_t half = 0; half < 2; half += Halves) {
-        multiply<Lanes, Rows, Halves>(
-            window, offset + row, phase, columns + half * kTile, sums_here + half * kSums + row * kHalf);
-      }
-    }
-  }
+// The results of a group of tiles, and of the channels of a block.
+template <typename Products, typename Form>
+MIRRORGAN_INLINE void write_tiles(
+    const Arguments& a, Epilogue epilogue, int64_t first, int64_t count, int64_t block, bool one_half, float* sums) {
+  using scalar_t = typename Products::scalar_t;
+  constexpr int Lanes = Products::kLanes;
   const Tiles tiles(a);
   const int64_t height = a.scale() * a.height, width = a.scale() * a.width;
+  float bias[kColumns];
+  read_bias(a, epilogue, block, bias);
   for (int64_t t = 0; t < count; ++t) {
-    gather_tile<Lanes, Form>(sums + t * kHalf, one_half ? 1 : 2);
+    gather_tile<Lanes, Products::kGroup, Form>(sums + t * kHalf, one_half ? 1 : 2);
     const int64_t tile = first + t, row = tile / tiles.columns % tiles.rows * 2, column = tile % tiles.columns * 2;
     const int64_t sample = tile / tiles.columns / tiles.rows;
     for (int64_t of_tile = 0; of_tile < 4; ++of_tile) {
@@ -256,67 +303,107 @@ MIRRORGAN_INLINE void convolve_group(
         continue;
       }
       const int64_t at = ((sample * height + y) * a.out_pitch + x) * a.out_channels;
-      const float* values = sums + sums_of(of_tile) + t * kHalf;
-      if (epilogue == Epilogue::glu) {
-        write_half<float, Lanes>(a, epilogue, values, bias, block * kHalf, at);
-        continue;
-      }
-      write_half<float, Lanes>(a, epilogue, values, bias, block * kColumns, at);
-      if (!one_half) {
-        write_half<float, Lanes>(a, epilogue, values + kSums, bias + kHalf, block * kColumns + kHalf, at);
+      const float* values = sums + sums_of<Products::kGroup>(of_tile) + t * kHalf;
+      const int64_t channel = block * (epilogue == Epilogue::glu ? kHalf : kColumns);
+      write_half<scalar_t, Lanes>(a, epilogue, values, bias, channel, at);
+      if (epilogue != Epilogue::glu && !one_half) {
+        write_half<scalar_t, Lanes>(a, epilogue, values + kSums, bias + kHalf, channel + kHalf, at);
       }
     }
   }
 }
 
-template <int Lanes, int Rows, int Halves, typename Form>
+// Memory of a thread, for what is multiplied and for the weights of a block in float32.
+struct Memory {
+  void* spread;
+  float* wide;
+  int64_t product;  // elements from a product's matrix to the next
+};
+
+// The tiles [first, first + count), the blocks [first_block, end_block).
+template <typename Products, typename Form>
 MIRRORGAN_INLINE void convolve_tiles(
     const Arguments& a,
     Epilogue epilogue,
-    const Spread& spread,
+    const Memory& memory,
     int64_t first,
     int64_t count,
     int64_t first_block,
     int64_t end_block) {
-  spread_tiles<Lanes, Form>(a, first, count, spread);
+  using compute_t = typename Products::compute_t;
+  constexpr int64_t kAll = Form::kProducts * Form::kProducts, kGroup = Products::kGroup, kTogether = kPixels / kGroup;
+  alignas(64) float sums[(kAll + kTogether - 1) / kTogether * 2 * kSums];
+  const Spread<compute_t> spread{static_cast<compute_t*>(memory.spread), a.steps * kDepth, memory.product};
+  spread_tiles<Products::kLanes, Form, typename Products::scalar_t>(a, first, count, spread);
+  const int64_t panel = a.steps * 2 * kTile;
   for (int64_t block = first_block; block < end_block; ++block) {
-    float bias[kColumns];
-    read_bias(a, epilogue, block, bias);
+    const auto* weight = static_cast<const typename Products::scalar_t*>(a.weight) + block * panel;
+    const compute_t* columns;
+    int64_t distance;
+    if constexpr (Products::kWidens) {
+      for (int64_t product = 0; product < kAll; ++product) {
+        Products::widen(weight + product * a.blocks * panel, memory.wide + product * panel, a.steps * 2);
+      }
+      columns = memory.wide;
+      distance = panel;
+    } else {
+      columns = weight;
+      distance = a.blocks * panel;
+    }
+    const bool one_half = epilogue != Epilogue::glu && a.out_channels - block * kColumns <= kHalf;
     for (int64_t t = 0; t < count; t += kGroup) {
-      convolve_group<Lanes, Rows, Halves, Form>(a, epilogue, spread, t, first + t, count - t < kGroup ? count - t : kGroup,
-                                                block, bias);
+      const int64_t tiles = count - t < kGroup ? count - t : kGroup;
+      Products::multiply(spread, t, tiles, kAll, columns, distance, one_half, sums);
+      write_tiles<Products, Form>(a, epilogue, first + t, tiles, block, one_half, sums);
     }
   }
 }
 
-using TilesFunction = void (*)(const Arguments&, Epilogue, const Spread&, int64_t, int64_t, int64_t, int64_t);
+struct Kernel {
+  void (*convolve_tiles)(const Arguments&, Epilogue, const Memory&, int64_t, int64_t, int64_t, int64_t);
+  int64_t element_bytes;  // of what is multiplied
+  bool widens;
+};
 
-#define MIRRORGAN_TILES(name, lanes, rows, halves, target)                                                           \
-  template <typename Form>                                                                                           \
-  target void name(const Arguments& a, Epilogue epilogue, const Spread& spread, int64_t first, int64_t count,        \
-                   int64_t first_block, int64_t end_block) {                                                         \
-    convolve_tiles<lanes, rows, halves, Form>(a, epilogue, spread, first, count, first_block, end_block);            \
-  }
+#define MIRRORGAN_KERNEL(name, target, ...)                                                                             \
+  template <typename Form>                                                                                              \
+  target void tiles_##name(const Arguments& a, Epilogue epilogue, const Memory& memory, int64_t first, int64_t count,   \
+                           int64_t first_block, int64_t end_block) {                                                    \
+    convolve_tiles<__VA_ARGS__, Form>(a, epilogue, memory, first, count, first_block, end_block);                       \
+  }                                                                                                                     \
+  template <typename Form>                                                                                              \
+  constexpr Kernel name{tiles_##name<Form>, sizeof(__VA_ARGS__::compute_t), __VA_ARGS__::kWidens};
 
-MIRRORGAN_TILES(tiles_baseline, 4, 2, 1, )
+#define MIRRORGAN_FLOATS(name, scalar_t, lanes, rows, halves, target) \
+  MIRRORGAN_KERNEL(name, target, InVectors<scalar_t, lanes, InFloats<scalar_t, lanes, rows, halves>>)
+
+MIRRORGAN_FLOATS(float_baseline, float, 4, 2, 1, )
+MIRRORGAN_FLOATS(bfloat16_baseline, bfloat16_bits, 4, 2, 1, )
 #if defined(MIRRORGAN_X86)
-MIRRORGAN_TILES(tiles_avx2, 8, 4, 1, MIRRORGAN_TARGET_AVX2)
-MIRRORGAN_TILES(tiles_avx512, 16, 8, 2, MIRRORGAN_TARGET_AVX512)
+MIRRORGAN_FLOATS(float_avx2, float, 8, 4, 1, MIRRORGAN_TARGET_AVX2)
+MIRRORGAN_FLOATS(bfloat16_avx2, bfloat16_bits, 8, 4, 1, MIRRORGAN_TARGET_AVX2)
+MIRRORGAN_FLOATS(float_avx512, float, 16, 8, 2, MIRRORGAN_TARGET_AVX512)
+MIRRORGAN_FLOATS(bfloat16_avx512, bfloat16_bits, 16, 8, 2, MIRRORGAN_TARGET_AVX512)
+MIRRORGAN_KERNEL(pairs_avx512, MIRRORGAN_TARGET_AVX512, InVectors<bfloat16_bits, 16, InPairs>)
+MIRRORGAN_KERNEL(matrix_tiles, MIRRORGAN_TARGET_AVX512, InMatrixTiles)
 #endif
 
-template <typename Form>
-TilesFunction tiles_function() {
+template <typename scalar_t, typename Form>
+Kernel chosen_kernel() {
+  constexpr bool is_float = std::is_same_v<scalar_t, float>;
   switch (chosen_instruction_set()) {
 #if defined(MIRRORGAN_X86)
     case InstructionSet::amx:
+      return is_float ? float_avx512<Form> : matrix_tiles<Form>;
     case InstructionSet::avx512_bf16:
+      return is_float ? float_avx512<Form> : pairs_avx512<Form>;
     case InstructionSet::avx512:
-      return tiles_avx512<Form>;
+      return is_float ? float_avx512<Form> : bfloat16_avx512<Form>;
     case InstructionSet::avx2:
-      return tiles_avx2<Form>;
+      return is_float ? float_avx2<Form> : bfloat16_avx2<Form>;
 #endif
     default:
-      return tiles_baseline<Form>;
+      return is_float ? float_baseline<Form> : bfloat16_baseline<Form>;
   }
 }
 
@@ -326,31 +413,37 @@ int64_t divide_up(int64_t value, int64_t by) {
 
 }  // namespace
 
+template <typename scalar_t>
 void convolve_winograd(const Arguments& a, Epilogue epilogue) {
-  const TilesFunction convolve_tiles = a.phases == 4 ? tiles_function<Upsampled>() : tiles_function<Plain>();
+  const Kernel kernel = a.phases == 4 ? chosen_kernel<scalar_t, Upsampled>() : chosen_kernel<scalar_t, Plain>();
   const Tiles tiles(a);
   const int64_t threads = torch::stable::get_num_threads(), total = a.samples * tiles.rows * tiles.columns;
-  const bool many_weights = a.products * a.blocks * a.steps * 2 * kTile * 4 > kManyWeightsBytes;
-  const int64_t tile_bytes = a.products * Spread::channels_of(a) * 4;
+  const int64_t weights_of_block = a.products * a.steps * 2 * kTile;
+  const bool many_weights = a.blocks * weights_of_block * kernel.element_bytes > kManyWeightsBytes;
+  const int64_t tile_bytes = a.products * a.steps * kDepth * kernel.element_bytes;
   const int64_t groups_that_fit =
-      std::max<int64_t>(1, (many_weights ? kLargeSpreadBytes : kSpreadBytes) / (tile_bytes * kGroup));
+      std::max<int64_t>(1, (many_weights ? kLargeSpreadBytes : kSpreadBytes) / (tile_bytes * kPixels));
   // Many weights are rather cut between the threads than read by each.
-  int64_t tasks = divide_up(total, groups_that_fit * kGroup);
+  int64_t tasks = divide_up(total, groups_that_fit * kPixels);
   tasks = many_weights ? tasks : divide_up(tasks, threads) * threads;
-  const int64_t count = divide_up(divide_up(total, tasks), kGroup) * kGroup;
+  const int64_t count = divide_up(divide_up(total, tasks), kPixels) * kPixels;
   tasks = divide_up(total, count);
   const int64_t column_cuts = std::min(a.blocks, divide_up(threads, tasks));
   const int64_t blocks = divide_up(a.blocks, column_cuts);
   torch::stable::parallel_for(0, tasks * column_cuts, 1, [&](int64_t begin, int64_t end) {
-    static thread_local Workspace<float> workspace;
-    const int64_t channels = Spread::channels_of(a), product = count * channels + kPadding;
-    const Spread spread{workspace.at_least(a.products * product), channels, product};
+    static thread_local Workspace<float> spread, wide;
+    const int64_t product = count * a.steps * kDepth + kPadding;
+    const Memory memory{spread.at_least(divide_up(a.products * product * kernel.element_bytes, sizeof(float))),
+                        kernel.widens ? wide.at_least(weights_of_block) : nullptr, product};
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first = task / column_cuts * count, first_block = task % column_cuts * blocks;
-      convolve_tiles(a, epilogue, spread, first, std::min(count, total - first), first_block,
-                     std::min(a.blocks, first_block + blocks));
+      kernel.convolve_tiles(a, epilogue, memory, first, std::min(count, total - first), first_block,
+                            std::min(a.blocks, first_block + blocks));
     }
   });
 }
+
+template void convolve_winograd<float>(const Arguments&, Epilogue);
+template void convolve_winograd<bfloat16_bits>(const Arguments&, Epilogue);
 
 }  // namespace mirrorgan::convolution

@@ -91,7 +91,9 @@ def glam_stage(
     choice = choose(_NAME, features.device.type, features.dtype, needs_grad=False)
     layers = list(zip(weights, biases, strict=True))
     head = None if head_weight is None or head_bias is None else (head_weight, head_bias)
-    if choice.implementation == REFERENCE or not _goes_at_once(features, mix, biases, head_bias):
+    if choice.implementation == REFERENCE or not _goes_at_once(
+        features, mix, weights, biases, head_bias
+    ):
         with torch.autocast(features.device.type, enabled=False):
             return _one_by_one(attention, layers, head, out)
     _op(*attention, weights, biases, head_weight, head_bias, out)
@@ -143,9 +145,15 @@ def _one_by_one(
 
 
 def _goes_at_once(
-    features: Tensor, mix: Tensor, biases: list[Tensor], head_bias: Tensor | None
+    features: Tensor,
+    mix: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    head_bias: Tensor | None,
 ) -> bool:
     """Whether rows and channels are whole tiles, which spares the kernel every filling up."""
+    if weights[-1].shape[0] != 4:  # not in phases
+        return False
     channels = (len(mix), *(len(bias) // 2 for bias in biases[::2]))
     images = 0 if head_bias is None else len(head_bias)
     return features.shape[3] % 16 == 0 and not any(n % 32 for n in channels) and images <= 5

@@ -8,7 +8,7 @@ are summed.
 In float32 on a processor a 3x3 convolution is in Winograd's form (Lavin and Gray, "Fast Algorithms
 for Convolutional Neural Networks", 2016): 2x2 results take 16 products instead of 36, and on the
 upsampled map 9 instead of 16. Each product is a 1x1 convolution of a sum of inputs, and its weight
-a sum of taps.
+a sum of taps. In bfloat16 that pays on the upsampled map, where there are many channels.
 
 On a processor the weights lie in tiles: blocks of 32 output channels and steps of 32 input channels
 of a tap, each block and step as two tiles of 16 output channels. In bfloat16 a tile holds pairs of
@@ -33,6 +33,7 @@ from mirrorgan_fast.ops.choice import CUDA, REFERENCE, TRITON, choose
 Layout = Literal["tiles", "rows"]
 
 _HALF, _DEPTH = 16, 32
+_DEEP = 512  # channels from which on products take longer than what is done with their sums
 _PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _DIMS: dict[Layout, int] = {"tiles": 5, "rows": 4}
@@ -100,7 +101,7 @@ def pack(
             "an even number of them before a GLU"
         )
     wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-    if layout == "tiles" and dtype == torch.float32 and weight.shape[2] == 3:
+    if layout == "tiles" and _in_winograd_form(weight, dtype, upsample=upsample):
         products = _nested((_UPSAMPLED if upsample else _PLAIN).weights, wide)  # (N, C, p, q)
         phases = products.flatten(2).permute(2, 0, 1)[..., None, None]  # (P, N, C, 1, 1)
     else:
@@ -167,10 +168,13 @@ def check_packed(
         refuse(op, "bias", bias, f"float32 of shape ({'2C' if glu else 'C'},)")
     blocks = -(-(len(bias) // 2 if glu else len(bias)) // _block(glu))
     depth = -(-channels // _DEPTH)
-    parts = ((1, 1), (16, 1), (9, 1)) if weight.dtype == torch.float32 else ((1, 1), (1, 9), (4, 4))
-    tiles = [(part, blocks, taps * depth, 2, _DEPTH * _HALF) for part, taps in parts]
-    rows = [(phases, taps, channels, len(bias)) for phases, taps in ((1, 9), (1, 1), (4, 4))]
-    if weight.shape not in [*tiles, *rows]:
+    wanted: list[tuple[int, ...]]
+    if weight.dim() == _DIMS["tiles"]:
+        parts = ((1, 1), (1, 9), (4, 4), (16, 1), (9, 1))
+        wanted = [(part, blocks, taps * depth, 2, _DEPTH * _HALF) for part, taps in parts]
+    else:
+        wanted = [(phases, taps, channels, len(bias)) for phases, taps in ((1, 9), (1, 1), (4, 4))]
+    if tuple(weight.shape) not in wanted:
         refuse(op, "weight", weight, f"what pack() makes for {channels} channels and this bias")
     if weight.dtype != x.dtype:
         refuse(op, "weight", weight, f"{x.dtype}, that of x")
@@ -191,6 +195,11 @@ def choose_packed(op: str, x: Tensor, weight: Tensor, *, needs_grad: bool) -> st
     if implementation == CUDA and taps_of(weight, x.shape[1]) == 1:
         return TRITON  # a linear layer is no map, of which several taps are read
     return implementation
+
+
+def _in_winograd_form(weight: Tensor, dtype: torch.dtype, *, upsample: bool) -> bool:
+    deep = upsample and weight.shape[1] >= _DEEP
+    return weight.shape[2] == 3 and (dtype == torch.float32 or deep)
 
 
 def _phases(weight: Tensor) -> Tensor:

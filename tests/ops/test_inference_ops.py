@@ -97,9 +97,10 @@ def test_samples_are_independent_to_the_bit(op, dtype, shapes):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_many_weights_and_small_maps(implementation, assert_result, dtype):
+@pytest.mark.parametrize("channels", [256, 512])
+def test_many_weights_and_small_maps(implementation, assert_result, channels, dtype):
     """More weights than stay in a cache, for more maps than go together there."""
-    shapes = Shapes(33, channels=256, height=4, width=4, out_channels=128, upsample=True)
+    shapes = Shapes(33, channels, height=4, width=4, out_channels=128, upsample=True)
     called = call("conv_glu", shapes, dtype)
     together = called.run()
     assert_result(called, together)
@@ -157,7 +158,11 @@ def test_narrower_instruction_sets(assert_result, tmp_path, capability):
         call(op, shapes, dtype)
         for op in OPS
         for dtype in DTYPES
-        for shapes in (WHOLE, Shapes(channels=33, width=17, upsample=True, out_channels=17))
+        for shapes in (
+            WHOLE,
+            Shapes(channels=33, width=17, upsample=True, out_channels=17),
+            Shapes(channels=512, width=17, upsample=True, out_channels=17),
+        )
     ]
     torch.save([(c.op.__name__, c.arguments) for c in cases], tmp_path / "cases.pt")
     script = """
