@@ -1,10 +1,13 @@
 // 3x3 convolutions with fewer products: Winograd's minimal filtering (Lavin and Gray, "Fast Algorithms for
 // Convolutional Neural Networks", 2016), and the same idea on the map upsampled by two.
 //
-// Two results side by side are, in one dimension, sums of a few products of differences of the inputs with sums of the taps;
-// in two dimensions, that of rows is nested in that of columns. A tile of 2x2 results takes 16 products for each pair of
-// channels instead of 36, and 9 instead of 16 on the upsampled map. Each of the 16 or 9 is a matrix product of tiles by
-// channels, all of them together the work of a multiplication unit; the sums of inputs and of results around it are few.
+// In one dimension two neighbouring results are sums of a few products, each of a sum of inputs and a sum of taps; in two
+// dimensions the same is done to rows and then to columns. A tile of 2x2 results takes 16 products for each pair of channels
+// instead of 36, and 9 instead of 16 on the upsampled map. Over all tiles and channels, each of the 16 or 9 is a matrix product:
+//
+//     spread     each tile's inputs to sums of them, one for each product
+//     multiply   tiles by channels, channels by columns
+//     gather     products to results, and what follows a convolution
 //
 // A result is computed from its own tile alone, always in the same order: no cut of the work changes a bit of it.
 
@@ -22,7 +25,7 @@
 namespace mirrorgan::convolution {
 namespace {
 
-constexpr int64_t kSums = kPixels * kHalf;    // of one half: two products of a group of tiles
+constexpr int64_t kSums = kPixels * kHalf;    // from the sums of a block's first half to those of its second
 constexpr int64_t kSpreadBytes = 128 * 1024;  // of a task's inputs, beside the weights of a block in a second-level cache
 // Where the weights of all blocks are too many to stay there, fewer tasks are better, whose inputs just stay there themselves.
 constexpr int64_t kManyWeightsBytes = 1024 * 1024;
@@ -82,7 +85,7 @@ struct Spread {
   int64_t product;  // from a product's matrix to the next
 };
 
-// One column of `Inputs` pixels of the map, as products take it. `channels` are left from the first that is loaded.
+// One column of a tile's inputs, spread. `channels` are left from the first that is loaded.
 template <int Lanes, typename Form, typename scalar_t>
 MIRRORGAN_INLINE void spread_column(
     const scalar_t* const (&rows)[Form::kInputs],
@@ -164,7 +167,8 @@ MIRRORGAN_INLINE void spread_tiles(const Arguments& a, int64_t first, int64_t co
   while (count > 0) {
     const int64_t column = first % tiles.columns, row = first / tiles.columns % tiles.rows;
     const int64_t of_row = count < tiles.columns - column ? count : tiles.columns - column;
-    const scalar_t* map = static_cast<const scalar_t*>(a.x) + first / tiles.columns / tiles.rows * a.height * a.width * a.channels;
+    const int64_t sample = first / tiles.columns / tiles.rows;
+    const scalar_t* map = static_cast<const scalar_t*>(a.x) + sample * a.height * a.width * a.channels;
     const scalar_t* rows[Form::kInputs];
     for (int64_t i = 0; i < Form::kInputs; ++i) {
       const int64_t y = row * Form::kStep - 1 + i;
