@@ -130,11 +130,11 @@ def statistics(x: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
 
 def launch(rows: Tensor, channels: int, setting: Setting) -> tuple[tuple[int, int], dict[str, int]]:
     """Return the grid over rows (R, *) and channels, and what the kernels are told of tiles."""
-    programs = triton.cdiv(len(rows), setting.rows * setting.depth)
+    programs = triton.cdiv(len(rows), setting.rows * setting.turns)
     return (programs, triton.cdiv(channels, setting.columns)), {
         "R": setting.rows,
         "C": setting.columns,
-        "STEPS": setting.depth,
+        "STEPS": setting.turns,
         "num_warps": setting.warps,
         "num_stages": setting.stages,
     }

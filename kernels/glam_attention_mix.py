@@ -409,8 +409,7 @@ def glam_attention_mix_triton_backward(
     batch, channels, height, width = features.shape
     pixels, count = height * width, words.shape[1]
     setting = attention_backward(channels, len(mix), count)
-    steps = 8
-    chunks = triton.cdiv(pixels, setting.rows * steps)
+    chunks = triton.cdiv(pixels, setting.rows * setting.turns)
     programs = batch * chunks
     of_features = torch.empty_like(features, memory_format=torch.channels_last)
     has_sentence, has_weight = sentence is not None, sentence_weight is not None
@@ -435,7 +434,7 @@ def glam_attention_mix_triton_backward(
             "N": setting.columns,
             "K": power_of_two(channels),
             "T": setting.depth,
-            "STEPS": steps,
+            "STEPS": setting.turns,
             "num_warps": setting.warps,
             "num_stages": setting.stages,
         }

@@ -1,7 +1,7 @@
 """How each Triton kernel is launched: blocks, warps and stages by shape, in one place.
 
 Chosen so that nothing spills and two blocks or more fit on a multiprocessor of an A100, H100 or
-B200, which `tests/kernels/resources.json` records. None has been timed on a GPU yet.
+B200, which `benchmarks/results/triton-resources.json` records. None has been timed on a GPU yet.
 """
 
 from typing import NamedTuple
@@ -20,6 +20,8 @@ class Setting(NamedTuple):
     """Channels that go into a product at a time."""
     warps: int = 4
     stages: int = 3
+    turns: int = 1
+    """Blocks that a program has one after the other."""
 
 
 def power_of_two(n: int, least: int = 16) -> int:
@@ -48,17 +50,23 @@ def attention_forward(channels: int, columns: int, words: int) -> Setting:
 
 def attention_backward(channels: int, columns: int, words: int) -> Setting:
     """Return the setting of its backward, which has all words at once."""
-    return Setting(64, power_of_two(columns), power_of_two(words), warps=8, stages=1)
+    wide = power_of_two(columns)
+    return Setting(64, wide, power_of_two(words), warps=8, stages=1, turns=8)
 
 
 def batch_norm(channels: int) -> Setting:
-    """Return the setting of the batch norms; ``depth`` is how many blocks of rows go in turn."""
-    return Setting(rows=32, columns=min(64, power_of_two(channels)), depth=16, stages=2)
+    """Return the setting of the batch norms."""
+    columns = min(64, power_of_two(channels))
+    return Setting(rows=32, columns=columns, depth=0, stages=2, turns=16)
 
 
 def word_similarity(words: int) -> Setting:
-    """Return the setting of DAMSM's similarity; ``columns`` is how many regions go at a time."""
-    return Setting(rows=power_of_two(words), columns=32, depth=0, warps=8, stages=1)
+    """Return the setting of DAMSM's similarity; ``columns`` is how many regions go at a time.
+
+    ``turns`` are the images that a program of the backward goes over: at batch 48 there are 288
+    programs, two a multiprocessor.
+    """
+    return Setting(rows=power_of_two(words), columns=32, depth=0, warps=8, stages=1, turns=8)
 
 
 def lstm() -> Setting:

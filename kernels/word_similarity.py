@@ -289,8 +289,8 @@ def word_similarity_triton_backward(
     """Return the gradients of words and regions."""
     captions, count, depth = words.shape
     images, places, _ = regions.shape
-    shapes = _shapes(count, depth)
-    chunks = triton.cdiv(images, _IMAGES)
+    shapes, turns = _shapes(count, depth), word_similarity(count).turns
+    chunks = triton.cdiv(images, turns)
     words, mask, regions = words.contiguous(), mask.contiguous(), regions.contiguous()
     of_words = words.new_empty((chunks, *words.shape), dtype=torch.float32)
     of_seen = words.new_empty((images, *words.shape))
@@ -299,17 +299,13 @@ def word_similarity_triton_backward(
     if images * captions:
         wrap_triton(of_words_kernel)[(chunks * captions,)](
             gradient.contiguous(), words, mask, regions, of_words, of_seen, looks,
-            images, captions, count, places, gamma1, gamma2, STEPS=_IMAGES, **shapes,
+            images, captions, count, places, gamma1, gamma2, STEPS=turns, **shapes,
         )  # fmt: skip
         wrap_triton(of_regions_kernel)[(images * triton.cdiv(places, shapes["R"]),)](
             words, mask, regions, of_seen, looks, of_regions,
             captions, count, places, gamma1, **shapes,
         )  # fmt: skip
     return of_words.sum(dim=0).to(words.dtype), of_regions
-
-
-_IMAGES = 8
-"""That a program of the backward goes over: at batch 48 there are 288 programs, two a processor."""
 
 
 def _shapes(words: int, depth: int) -> dict[str, int]:
