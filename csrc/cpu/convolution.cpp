@@ -17,10 +17,7 @@ namespace mirrorgan::convolution {
 namespace {
 
 constexpr int64_t kWindowBytes = 160 * 1024;  // beside the weights of a block in a second-level cache
-// Where the weights of all blocks are too many to stay there they come from further away for every strip: then rather fewer
-// strips, with windows that just stay there themselves.
-constexpr int64_t kManyWeightsBytes = 1024 * 1024;
-constexpr int64_t kLargeWindowBytes = 1024 * 1024;
+constexpr int64_t kLargeWindowBytes = 1024 * 1024;  // where there are many weights: windows just stay there themselves
 
 struct Strip {
   int64_t first_sample, samples, first_row, rows;
@@ -43,10 +40,6 @@ struct Cuts {
     return {index / strips_per_sample, 1, first_row, std::min(rows, a.height - first_row)};
   }
 };
-
-int64_t divide_up(int64_t value, int64_t by) {
-  return (value + by - 1) / by;
-}
 
 Cuts cuts_of(const Arguments& a, int64_t element_size, int64_t threads) {
   Cuts cuts{};

@@ -24,6 +24,13 @@ constexpr int64_t kHalf = 16;     // columns of a half: values or gates, or the 
 constexpr int64_t kColumns = 32;  // of a block: two halves
 constexpr int64_t kDepth = 32;    // channels of a step: a row of a matrix tile in bfloat16
 constexpr int64_t kTile = kDepth * kHalf;
+// Weights of all blocks that are too many to stay in a second-level cache come from further away for every part of the work:
+// then rather fewer parts.
+constexpr int64_t kManyWeightsBytes = 1024 * 1024;
+
+inline int64_t divide_up(int64_t value, int64_t by) {
+  return (value + by - 1) / by;
+}
 
 enum class Epilogue {
   glu,    // (values + bias) * sigmoid(gates + bias)
@@ -40,7 +47,7 @@ struct Arguments {
   int64_t samples, height, width, channels, out_channels;
   int64_t phases, blocks, steps;
   int64_t taps;       // of a phase: 9, 4 (of the four phases) or 1
-  int64_t products;   // of a tile of 2x2 results in Winograd's form: 16, 9 (of four phases); else 0
+  int64_t products;   // of a tile of 2x2 results in Winograd's form: 16 (in float32), 9 (of four phases); else 0
   int64_t out_pitch;  // pixels from a row of `out` (and `residual`) to the next
 
   // The size of a result is that many times its map's.

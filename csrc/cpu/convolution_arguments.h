@@ -38,13 +38,15 @@ inline Arguments layer_of(
   a.steps = weight.size(2);
   a.out_channels = epilogue == Epilogue::glu ? bias.numel() / 2 : bias.numel();
   const int64_t of_block = epilogue == Epilogue::glu ? kHalf : kColumns;
-  const int64_t blocks = (a.out_channels + of_block - 1) / of_block;
+  const int64_t blocks = divide_up(a.out_channels, of_block);
   MIRRORGAN_CHECK(a.channels > 0, op, "x", "no channel", "at least one");
-  const int64_t steps_of_tap = (a.channels + kDepth - 1) / kDepth;
+  const int64_t steps_of_tap = divide_up(a.channels, kDepth);
   const int64_t parts = weight.size(0);
-  a.products = parts == 9 || parts == 16 ? parts : 0;
+  a.products = parts == 9 || (parts == 16 && dtype == ScalarType::Float) ? parts : 0;
   a.phases = a.products == 9 || parts == 4 ? 4 : 1;
   a.taps = a.phases == 4 ? 4 : a.products == 0 && a.steps == steps_of_tap ? 1 : 9;
+  MIRRORGAN_CHECK(dtype == ScalarType::BFloat16 || a.products > 0 || a.taps == 1, op, "weight",
+                  shape_text(weight.sizes()), "Winograd's form in Float");
   const int64_t steps = a.products > 0 ? steps_of_tap : a.taps * steps_of_tap;
   MIRRORGAN_CHECK_SHAPE(op, "weight", weight, {a.products > 0 ? a.products : a.phases, blocks, steps, 2, kTile});
   return a;

@@ -27,9 +27,7 @@ namespace {
 
 constexpr int64_t kSums = kPixels * kHalf;    // from the sums of a block's first half to those of its second
 constexpr int64_t kSpreadBytes = 128 * 1024;  // of a task's inputs, beside the weights of a block in a second-level cache
-// Where the weights of all blocks are too many to stay there, fewer tasks are better, whose inputs just stay there themselves.
-constexpr int64_t kManyWeightsBytes = 1024 * 1024;
-constexpr int64_t kLargeSpreadBytes = 1024 * 1024;
+constexpr int64_t kLargeSpreadBytes = 1024 * 1024;  // where there are many weights: the inputs just stay there themselves
 // Numbers between the matrices of two products: a tile writes to all of them in turn, in other sets of the first-level cache.
 constexpr int64_t kPadding = 32;
 
@@ -411,15 +409,14 @@ Kernel chosen_kernel() {
   }
 }
 
-int64_t divide_up(int64_t value, int64_t by) {
-  return (value + by - 1) / by;
-}
-
 }  // namespace
 
 template <typename scalar_t>
 void convolve_winograd(const Arguments& a, Epilogue epilogue) {
-  const Kernel kernel = a.phases == 4 ? chosen_kernel<scalar_t, Upsampled>() : chosen_kernel<scalar_t, Plain>();
+  Kernel kernel = chosen_kernel<scalar_t, Upsampled>();
+  if constexpr (std::is_same_v<scalar_t, float>) {
+    kernel = a.phases == 4 ? kernel : chosen_kernel<scalar_t, Plain>();
+  }
   const Tiles tiles(a);
   const int64_t threads = torch::stable::get_num_threads(), total = a.samples * tiles.rows * tiles.columns;
   const int64_t weights_of_block = a.products * a.steps * 2 * kTile;

@@ -151,8 +151,8 @@ def _goes_at_once(
     biases: list[Tensor],
     head_bias: Tensor | None,
 ) -> bool:
-    """Whether rows and channels are whole tiles, which spares the kernel every filling up."""
-    if weights[-1].shape[0] != 4:  # not in phases
+    """Whether rows and channels are whole tiles, and the up-block is in phases: all it knows."""
+    if weights[-1].shape[0] != 4:
         return False
     channels = (len(mix), *(len(bias) // 2 for bias in biases[::2]))
     images = 0 if head_bias is None else len(head_bias)

@@ -56,6 +56,8 @@ _PLAIN = _Winograd(
 )
 _UPSAMPLED = _Winograd(((1, 0, 0), (1, 1, 1), (0, 0, 1)), ((1, 0, 0), (-1, 1, -1), (0, 0, 1)))
 _OF_PRODUCTS = {16: _PLAIN, 9: _UPSAMPLED}
+_PARTS_OF = {True: ((16, 1),), False: ((1, 9), (4, 4))}
+"""Phases or products, and taps, that are of float32 alone and of what is narrower alone."""
 
 
 def pack(
@@ -170,7 +172,7 @@ def check_packed(
     depth = -(-channels // _DEPTH)
     wanted: list[tuple[int, ...]]
     if weight.dim() == _DIMS["tiles"]:
-        parts = ((1, 1), (1, 9), (4, 4), (16, 1), (9, 1))
+        parts = ((1, 1), (9, 1), *_PARTS_OF[weight.dtype == torch.float32])
         wanted = [(part, blocks, taps * depth, 2, _DEPTH * _HALF) for part, taps in parts]
     else:
         wanted = [(phases, taps, channels, len(bias)) for phases, taps in ((1, 9), (1, 1), (4, 4))]

@@ -134,6 +134,16 @@ def test_a_stage_at_once_is_its_ops_one_by_one():
             assert torch.equal(called.run(), _one_by_one(odd))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_stage_of_so_many_channels_that_it_cannot_go_at_once(
+    implementation, assert_result, dtype
+):
+    """The up-block's weights are in another form then."""
+    shapes = Shapes(channels=32, height=3, width=16, out_channels=512, blocks=0)
+    called = call("glam_stage", shapes, dtype)
+    assert_result(called, called.run())
+
+
 def _one_by_one(called: Call) -> Tensor:
     """Run a stage in the form for processors without AMX, by ops that have it."""
     from mirrorgan_fast.ops import conv_add, conv_glu, glam_attention_mix, image_head

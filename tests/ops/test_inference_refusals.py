@@ -25,6 +25,7 @@ REFUSED = [
     ("conv_glu", "weight", 1, packed(6, 70, glu=True), "makes for 5 channels"),
     ("conv_glu", "weight", 1, ONES(6, 5, 3, 3), "what pack() makes"),
     ("conv_glu", "weight", 1, packed(6, glu=True, dtype=torch.bfloat16), "torch.float32, that of"),
+    ("conv_glu", "weight", 1, packed(6, glu=True, dtype=torch.bfloat16).float(), "pack() makes"),
     ("conv_glu", "weight", 1, packed(6, glu=True).to("meta"), "device cpu"),
     ("conv_glu", "weight", 1, packed(6, glu=True).mT.contiguous().mT, "a contiguous tensor"),
     ("conv_glu", "bias", 2, ONES(5), "float32 of shape (2C,)"),
