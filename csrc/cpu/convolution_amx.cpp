@@ -4,6 +4,9 @@
 
 #if defined(MIRRORGAN_X86)
 
+#include <type_traits>
+#include <vector>
+
 #include "amx.h"
 
 MIRRORGAN_BEGIN_AMX
@@ -13,12 +16,8 @@ namespace {
 
 static_assert(kGroup == amx::kRows && kDepth == amx::kDepth && kTile == amx::kTile);
 
-struct Biases {
-  __m512 first, second;
-};
-
-constexpr int64_t kTogether = 4;  // rows that are finished one right after the other
 constexpr int64_t kBlockRows = 2 * kGroup;
+constexpr int64_t kManySteps = 12;  // 24 KiB: half a first-level cache
 constexpr int64_t kStepsAhead = 16;  // 32 KiB: as far ahead weights are called that come from beyond the second-level cache
 
 MIRRORGAN_INLINE void prefetch_step(const bfloat16_bits* weight) {
@@ -29,68 +28,186 @@ MIRRORGAN_INLINE void prefetch_step(const bfloat16_bits* weight) {
   }
 }
 
-// What is left to do with a block's sums, while the next block is multiplied.
-struct Pending {
-  const float* sums = nullptr;
-  Cursor cursors[2] = {};
-  int64_t counts[2] = {};
-  int64_t channel = 0;  // of the result, the first half's first
-  Biases biases = {};
-  int64_t row = kBlockRows;  // next to be written
+constexpr int64_t kNowhere = -1;
+
+// Two groups whose pixels are the rows of a block.
+struct Pair {
+  const bfloat16_bits *upper, *lower;  // what the steps' offsets count from
+  bool backwards;                      // are its steps taken
+  int64_t places[kBlockRows];          // of the rows in the result, of which kNowhere go
 };
 
-// One pixel: `at` is where it goes, `left` how many channels there are from there on.
+// What is left to do with a block's sums, while the next block is multiplied.
 template <Epilogue epilogue>
-MIRRORGAN_INLINE void write_pixel(const Arguments& a, const float* sums, const Biases& biases, int64_t at, int64_t left) {
-  const __m512 first = _mm512_add_ps(_mm512_load_ps(sums), biases.first);
-  const __m512 second = _mm512_add_ps(_mm512_load_ps(sums + kPixels * kHalf), biases.second);
+struct Pending {
+  using result_t = std::conditional_t<epilogue == Epilogue::image, uint8_t, bfloat16_bits>;
+
+  const float* sums = nullptr;      // of the next row
+  const int64_t* places = nullptr;  // of the next row and those after it
+  int64_t rows = 0;                 // left
+  result_t* out = nullptr;          // from the block's first channel on
+  const result_t* residual = nullptr;
+  __mmask16 low = 0, high = 0;  // channels of the halves
+  __m512 first_bias = {}, second_bias = {};
+};
+
+template <Epilogue epilogue>
+MIRRORGAN_INLINE void write_pixel(
+    const Pending<epilogue>& p, const amx::Sigmoid& sigmoid, const float* sums, int64_t place) {
+  const __m512 first = _mm512_add_ps(_mm512_load_ps(sums), p.first_bias);
+  auto* out = p.out + place;
+  if constexpr (epilogue == Epilogue::image) {
+    _mm_mask_storeu_epi8(out, p.low, amx::grey_levels(first));
+    return;
+  }
+  const __m512 second = _mm512_add_ps(_mm512_load_ps(sums + kPixels * kHalf), p.second_bias);
   if constexpr (epilogue == Epilogue::glu) {
-    const __m512 value = _mm512_mul_ps(first, amx::sigmoid(second));
-    _mm256_mask_storeu_epi16(static_cast<bfloat16_bits*>(a.out) + at, amx::first_of(left),
-                             (__m256i)_mm512_cvtneps_pbh(value));
+    const __m512 value = _mm512_mul_ps(first, sigmoid(second));
+    _mm256_mask_storeu_epi16(out, p.low, (__m256i)_mm512_cvtneps_pbh(value));
   } else if constexpr (epilogue == Epilogue::add) {
-    auto* out = static_cast<bfloat16_bits*>(a.out) + at;
-    const __mmask16 low = amx::first_of(left), high = amx::first_of(left - kHalf);
     __m512 add_low = _mm512_setzero_ps(), add_high = add_low;
-    if (a.residual != nullptr) {
-      const auto* residual = static_cast<const bfloat16_bits*>(a.residual) + at;
-      add_low = amx::widen(_mm256_maskz_loadu_epi16(low, residual));
-      add_high = amx::widen(_mm256_maskz_loadu_epi16(high, residual + kHalf));
+    if (p.residual != nullptr) {
+      add_low = amx::widen(_mm256_maskz_loadu_epi16(p.low, p.residual + place));
+      add_high = amx::widen(_mm256_maskz_loadu_epi16(p.high, p.residual + place + kHalf));
     }
-    _mm256_mask_storeu_epi16(out, low, (__m256i)_mm512_cvtneps_pbh(_mm512_add_ps(first, add_low)));
-    _mm256_mask_storeu_epi16(out + kHalf, high, (__m256i)_mm512_cvtneps_pbh(_mm512_add_ps(second, add_high)));
-  } else {
-    _mm_mask_storeu_epi8(static_cast<uint8_t*>(a.out) + at, amx::first_of(left), amx::grey_levels(first));
+    _mm256_mask_storeu_epi16(out, p.low, (__m256i)_mm512_cvtneps_pbh(_mm512_add_ps(first, add_low)));
+    _mm256_mask_storeu_epi16(out + kHalf, p.high, (__m256i)_mm512_cvtneps_pbh(_mm512_add_ps(second, add_high)));
   }
 }
 
-// The next kTogether rows of a block, which are of one group.
-template <Epilogue epilogue>
-MIRRORGAN_INLINE void write_rows(const Arguments& a, Pending& pending) {
-  const int64_t group = pending.row / kGroup, row = pending.row % kGroup;
-  const float* sums = pending.sums + pending.row * kHalf;
-  const int64_t left = a.out_channels - pending.channel, count = pending.counts[group] - row;
-  const Biases biases = pending.biases;
-  Cursor cursor = pending.cursors[group];
-  pending.row += kTogether;
-  if (count >= kTogether && cursor.column + kTogether <= cursor.width) {
-    const int64_t at = cursor.at + pending.channel, step = cursor.step;
-#pragma GCC unroll 4
-    for (int64_t i = 0; i < kTogether; ++i) {
-      write_pixel<epilogue>(a, sums + i * kHalf, biases, at + i * step, left);
-    }
-    cursor.at += kTogether * step;
-    cursor.column += kTogether;
-    if (cursor.column == cursor.width) {
-      cursor.column = 0;
-      cursor.at += cursor.jump;
-    }
-  } else {
-    for (int64_t i = 0; i < kTogether && i < count; ++i, cursor.advance()) {
-      write_pixel<epilogue>(a, sums + i * kHalf, biases, cursor.at + pending.channel, left);
+// The next Rows rows, if there are any: their number is divisible by it.
+template <int Rows, Epilogue epilogue>
+MIRRORGAN_INLINE void write_rows(Pending<epilogue>& p, const amx::Sigmoid& sigmoid) {
+  if (p.rows == 0) {
+    return;
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < Rows; ++i) {
+    const int64_t place = p.places[i];
+    if (place != kNowhere) {
+      write_pixel<epilogue>(p, sigmoid, p.sums + i * kHalf, place);
     }
   }
-  pending.cursors[group] = cursor;
+  p.sums += Rows * kHalf;
+  p.places += Rows;
+  p.rows -= Rows;
+}
+
+// Where the rows of a group go, of which `count` do.
+void list_places(
+    const Arguments& a, const Group& group, int64_t count, int64_t first_row, const Phase& phase, int64_t* places) {
+  Cursor cursor = cursor_of(a, first_row, group, phase);
+  if (count == kGroup && cursor.column + kGroup <= cursor.width) {
+    for (int64_t i = 0; i < kGroup; ++i) {
+      places[i] = cursor.at + i * cursor.step;
+    }
+    return;
+  }
+  for (int64_t i = 0; i < kGroup; ++i, cursor.advance()) {
+    places[i] = i < count ? cursor.at : kNowhere;
+  }
+}
+
+void list_pairs(
+    const Arguments& a,
+    const Window<bfloat16_bits>& window,
+    const Group* groups,
+    int64_t group_count,
+    int64_t first_row,
+    const Phase& phase,
+    std::vector<Pair>& pairs) {
+  // Many weights and the pixels do not fit into the first-level cache together. So every second pair takes the steps
+  // backwards, and begins with the weights that are there still. (Which does, its place in the map says alone.)
+  const bool turns = a.steps > kManySteps && a.width % kBlockRows == 0;
+  pairs.resize(static_cast<size_t>(divide_up(group_count, 2)));
+  for (int64_t g = 0; g < group_count; g += 2) {
+    const Group &upper = groups[g], &lower = groups[g + 1 < group_count ? g + 1 : g];
+    Pair& pair = pairs[g / 2];
+    pair.upper = window.taps[0] + upper.offset * window.channels;
+    pair.lower = window.taps[0] + lower.offset * window.channels;
+    pair.backwards = turns && (first_row + upper.pixel / a.width + upper.pixel % a.width / kBlockRows) % 2 == 1;
+    list_places(a, upper, upper.count, first_row, phase, pair.places);
+    list_places(a, lower, g + 1 < group_count ? lower.count : 0, first_row, phase, pair.places + kGroup);
+  }
+}
+
+// `Rows` rows of a block are finished twice a step of the next.
+template <Epilogue epilogue, int Rows>
+void convolve_strip(
+    const Arguments& a,
+    const Window<bfloat16_bits>& window,
+    const int64_t* offsets,
+    const Group* groups,
+    int64_t group_count,
+    int64_t first_row,
+    const Phase& phase,
+    int64_t first_block,
+    int64_t end_block) {
+  using result_t = typename Pending<epilogue>::result_t;
+  static thread_local std::vector<Pair> pairs;
+  list_pairs(a, window, groups, group_count, first_row, phase, pairs);
+  const amx::Tiles tiles;
+  alignas(64) float sums[2][2 * kPixels * kHalf];
+  alignas(64) float bias[kColumns];
+  const int64_t pixel_bytes = window.channels * static_cast<int64_t>(sizeof(bfloat16_bits)), steps = a.steps;
+  const bool once = pairs.size() == 1;  // each weight is read
+  Pending<epilogue> pending;
+  int which = 0;
+  for (int64_t block = first_block; block < end_block; ++block) {
+    const auto* panel = static_cast<const bfloat16_bits*>(a.weight) + (phase.index * a.blocks + block) * steps * 2 * kTile;
+    const int64_t channel = block * (epilogue == Epilogue::glu ? kHalf : kColumns);
+    read_bias(a, epilogue, block, bias);
+    for (const Pair& pair : pairs) {
+      const bfloat16_bits *upper = pair.upper, *lower = pair.lower;
+      const int64_t first_step = pair.backwards ? steps - 1 : 0, direction = pair.backwards ? -1 : 1;
+      const int64_t* offset = offsets + first_step;
+      const bfloat16_bits* weight = panel + first_step * 2 * kTile;
+      amx::Sigmoid sigmoid;
+      sigmoid.keep();
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+      for (int64_t left = steps; left > 0; --left, offset += direction, weight += direction * 2 * kTile) {
+        if (once) {
+          prefetch_step(weight + kStepsAhead * 2 * kTile);
+        }
+        // The unit multiplies on its own: meanwhile the last block is finished, in small parts.
+        _tile_loadd(4, upper + *offset, pixel_bytes);
+        _tile_loadd(6, weight, amx::kTileRowBytes);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, weight + kTile, amx::kTileRowBytes);
+        _tile_dpbf16ps(1, 4, 7);
+        write_rows<Rows, epilogue>(pending, sigmoid);
+        _tile_loadd(5, lower + *offset, pixel_bytes);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+        write_rows<Rows, epilogue>(pending, sigmoid);
+      }
+      while (pending.rows > 0) {
+        write_rows<2 * Rows, epilogue>(pending, sigmoid);
+      }
+      float* target = sums[which];
+      which ^= 1;
+      _tile_stored(0, target, amx::kTileRowBytes);
+      _tile_stored(1, target + kPixels * kHalf, amx::kTileRowBytes);
+      _tile_stored(2, target + kGroup * kHalf, amx::kTileRowBytes);
+      _tile_stored(3, target + kPixels * kHalf + kGroup * kHalf, amx::kTileRowBytes);
+      pending.sums = target;
+      pending.places = pair.places;
+      pending.rows = kBlockRows;
+      pending.out = static_cast<result_t*>(a.out) + channel;
+      pending.residual = a.residual == nullptr ? nullptr : static_cast<const result_t*>(a.residual) + channel;
+      pending.low = amx::first_of(a.out_channels - channel);
+      pending.high = amx::first_of(a.out_channels - channel - kHalf);
+      pending.first_bias = _mm512_load_ps(bias);
+      pending.second_bias = _mm512_load_ps(bias + kHalf);
+    }
+  }
+  const amx::Sigmoid sigmoid;
+  while (pending.rows > 0) {
+    write_rows<2 * Rows, epilogue>(pending, sigmoid);
+  }
 }
 
 template <Epilogue epilogue>
@@ -104,67 +221,10 @@ void convolve_strip(
     const Phase& phase,
     int64_t first_block,
     int64_t end_block) {
-  const amx::Tiles tiles;
-  alignas(64) float sums[2][2 * kPixels * kHalf];
-  alignas(64) float bias[kColumns];
-  const int64_t pixel_bytes = window.channels * static_cast<int64_t>(sizeof(bfloat16_bits));
-  // All of a block's rows are finished during the next block's steps.
-  const int64_t a_turn = kBlockRows / kTogether, turns_a_step = (a_turn + a.steps - 1) / a.steps;
-  const bool once = group_count <= 2;  // each weight is read
-  Pending pending;
-  int which = 0;
-  for (int64_t block = first_block; block < end_block; ++block) {
-    const auto* panel =
-        static_cast<const bfloat16_bits*>(a.weight) + (phase.index * a.blocks + block) * a.steps * 2 * kTile;
-    read_bias(a, epilogue, block, bias);
-    const Biases biases{_mm512_load_ps(bias), _mm512_load_ps(bias + kHalf)};
-    for (int64_t g = 0; g < group_count; g += 2) {
-      const Group& upper = groups[g];
-      const Group& lower = groups[g + 1 < group_count ? g + 1 : g];
-      const bfloat16_bits* weight = panel;
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
-      const bfloat16_bits* upper_pixels = window.taps[0] + upper.offset * window.channels;
-      const bfloat16_bits* lower_pixels = window.taps[0] + lower.offset * window.channels;
-      for (int64_t step = 0; step < a.steps; ++step) {
-        if (once) {
-          prefetch_step(weight + kStepsAhead * 2 * kTile);
-        }
-        _tile_loadd(4, upper_pixels + offsets[step], pixel_bytes);
-        _tile_loadd(6, weight, amx::kTileRowBytes);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, weight + kTile, amx::kTileRowBytes);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, lower_pixels + offsets[step], pixel_bytes);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-        weight += 2 * kTile;
-        // The unit multiplies on its own: meanwhile the last block is finished.
-        for (int64_t i = 0; i < turns_a_step && pending.row < kBlockRows; ++i) {
-          write_rows<epilogue>(a, pending);
-        }
-      }
-      float* target = sums[which];
-      which ^= 1;
-      _tile_stored(0, target, amx::kTileRowBytes);
-      _tile_stored(1, target + kPixels * kHalf, amx::kTileRowBytes);
-      _tile_stored(2, target + kGroup * kHalf, amx::kTileRowBytes);
-      _tile_stored(3, target + kPixels * kHalf + kGroup * kHalf, amx::kTileRowBytes);
-      pending.sums = target;
-      pending.cursors[0] = cursor_of(a, first_row, upper, phase);
-      pending.cursors[1] = cursor_of(a, first_row, lower, phase);
-      pending.counts[0] = upper.count;
-      pending.counts[1] = g + 1 < group_count ? lower.count : 0;
-      pending.channel = block * (epilogue == Epilogue::glu ? kHalf : kColumns);
-      pending.biases = biases;
-      pending.row = 0;
-    }
-  }
-  while (pending.row < kBlockRows) {
-    write_rows<epilogue>(a, pending);
-  }
+  const auto convolve = a.steps * 2 >= kBlockRows  ? convolve_strip<epilogue, 1>
+                        : a.steps * 4 >= kBlockRows ? convolve_strip<epilogue, 2>
+                                                    : convolve_strip<epilogue, 4>;
+  convolve(a, window, offsets, groups, group_count, first_row, phase, first_block, end_block);
 }
 
 }  // namespace

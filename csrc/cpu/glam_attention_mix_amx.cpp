@@ -179,7 +179,7 @@ MIRRORGAN_INLINE void softmax(float* scores, int64_t columns, bfloat16_bits* out
     for (int64_t c = 0; c < columns; c += 16) {
       float* at = scores + r * columns + c;
       const __m512 below = _mm512_sub_ps(_mm512_load_ps(at), largest);
-      const __m512 share = amx::power_of_two(_mm512_mul_ps(below, log_of_e));
+      const __m512 share = amx::PowerOfTwo()(_mm512_mul_ps(below, log_of_e));
       _mm512_store_ps(at, share);
       sum = _mm512_add_ps(sum, share);
     }

@@ -36,6 +36,7 @@ using convolution::Arguments;
 using convolution::Epilogue;
 using convolution::Group;
 using convolution::kGroup;
+using convolution::kPixels;
 
 constexpr const char* kOp = "glam_stage";
 constexpr int64_t kRowsAtOnce = 8;
@@ -146,11 +147,15 @@ void convolve_rows(const Arguments& layer, Epilogue epilogue, const RowWindow& i
   static thread_local std::vector<int64_t> offsets;
   const convolution::Window<bfloat16_bits> window = input.window();
   groups.clear();
-  for (int64_t row = begin; row < end; ++row) {
-    // A tap of dy = -1 begins in the row above, which is where offsets count from.
-    const int64_t start = (row - 1 - input.first()) * window.pitch;
-    for (int64_t column = 0; column < layer.width; column += kGroup) {
-      groups.push_back({0, (row - begin) * layer.width + column, kGroup, start + column});
+  // Pairs of groups, downwards: two of three rows of what the next one reads are in the first-level cache then.
+  const int64_t pair = layer.width % kPixels == 0 ? kPixels : kGroup;
+  for (int64_t first = 0; first < layer.width; first += pair) {
+    for (int64_t row = begin; row < end; ++row) {
+      // A tap of dy = -1 begins in the row above, which is where offsets count from.
+      const int64_t start = (row - 1 - input.first()) * window.pitch;
+      for (int64_t column = first; column < first + pair; column += kGroup) {
+        groups.push_back({0, (row - begin) * layer.width + column, kGroup, start + column});
+      }
     }
   }
   for (int64_t index = 0; index < layer.phases; ++index) {
