@@ -315,7 +315,7 @@ void glam_stage_cpu(
     stage.head->height = 2 * stage.height;
     stage.head->width = 2 * stage.width;
     MIRRORGAN_CHECK(image_head::takes_amx(*stage.head), kOp, "head_weight", shape_text(head_weight->sizes()),
-                    "3x3, of whole 32 channels to at most 5");
+                    "3x3, of whole 32 channels to at most 4");
     MIRRORGAN_CHECK(out.scalar_type() == ScalarType::Byte, kOp, "out", out.scalar_type(), ScalarType::Byte);
     MIRRORGAN_CHECK_SHAPE(kOp, "out", out, {samples, 2 * stage.height, 2 * stage.width, stage.head->out_channels});
     MIRRORGAN_CHECK(out.is_contiguous(), kOp, "out", "gaps", "a contiguous tensor");

@@ -1,8 +1,11 @@
 // The form of mirrorgan::image_head that multiplies with AMX.
 //
 // An image has three channels, and a right tile sixteen columns: there the three taps of a row of the kernel stand side by
-// side. So 16 pixels take a product a row of the kernel and 32 channels, a third of what a convolution takes; the sums of a
-// pixel and its two neighbours are added afterwards. Rows are read where they lie.
+// side, four columns for each. So 16 pixels take a product a row of the kernel and 32 channels, a third of what a convolution
+// takes; the sums of a pixel and its two neighbours are added afterwards, those of four pixels at once.
+//
+// Strips of 16 columns are multiplied downwards: a row that is read takes part in three rows of sums, which are in three
+// tiles.
 
 #include "image_head.h"
 
@@ -20,8 +23,14 @@ using amx::kTile;
 using amx::kTileRowBytes;
 using convolution::Arguments;
 
-constexpr int64_t kSums = 16;        // of a pixel: (3 taps, channels of the image), filled up
-constexpr int64_t kGroups = 4;       // of 16 pixels, multiplied together
+constexpr int64_t kLanes = 4;   // of a tap: the channels of the image, filled up
+constexpr int64_t kSums = 16;   // of a pixel: (3 taps, kLanes), filled up
+constexpr int64_t kQuad = 4;    // pixels that are finished together
+constexpr int64_t kStrip = kRows;
+constexpr int64_t kPlace = (1 + kStrip + 1) * kSums;  // of a row of a strip's sums, with a pixel before it and one after it
+constexpr int64_t kPitch = 2 * kPlace;                // of two strips that take turns
+constexpr int64_t kRowsAtOnce = 8;
+constexpr int64_t kRowsBehind = 1;  // is what is finished, so that its sums are in the cache
 
 // Packed weights (steps, 2, kTile), a tap a row of the kernel after the other, to (3, channels / kDepth, kTile).
 void put_taps_side_by_side(const Arguments& a, bfloat16_bits* panel) {
@@ -36,7 +45,7 @@ void put_taps_side_by_side(const Arguments& a, bfloat16_bits* panel) {
       bfloat16_bits* target = panel + (tap / 3 * depth_steps + step) * kTile;
       for (int64_t pair = 0; pair < kDepth / 2; ++pair) {
         for (int64_t i = 0; i < 2 * a.out_channels; ++i) {
-          target[pair * kDepth + tap % 3 * 2 * a.out_channels + i] = source[pair * kDepth + i];
+          target[pair * kDepth + tap % 3 * 2 * kLanes + i] = source[pair * kDepth + i];
         }
       }
     }
@@ -45,62 +54,59 @@ void put_taps_side_by_side(const Arguments& a, bfloat16_bits* panel) {
 
 MIRRORGAN_BEGIN_AMX
 
-// sums (count * 16, kSums) of neighbouring pixels of a row; the rows above and below are null outside the map.
-template <int Count>
-MIRRORGAN_INLINE void multiply(
-    const Arguments& a, const bfloat16_bits* const* rows, int64_t pixel, const bfloat16_bits* panel, float* sums) {
-  const int64_t stride = a.channels * static_cast<int64_t>(sizeof(bfloat16_bits)), depth_steps = a.channels / kDepth;
-  const int64_t group = kRows * a.channels;
-  _tile_zero(0);
-  if constexpr (Count == kGroups) {
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  }
-  for (int64_t dy = 0; dy < 3; ++dy) {
-    if (rows[dy] == nullptr) {
-      continue;
-    }
-    for (int64_t step = 0; step < depth_steps; ++step) {
-      const bfloat16_bits* left = rows[dy] + pixel * a.channels + step * kDepth;
-      _tile_loadd(6, panel + (dy * depth_steps + step) * kTile, kTileRowBytes);
-      _tile_loadd(4, left, stride);
-      _tile_dpbf16ps(0, 4, 6);
-      if constexpr (Count == kGroups) {
-        _tile_loadd(5, left + group, stride);
-        _tile_dpbf16ps(1, 5, 6);
-        _tile_loadd(4, left + 2 * group, stride);
-        _tile_dpbf16ps(2, 4, 6);
-        _tile_loadd(5, left + 3 * group, stride);
-        _tile_dpbf16ps(3, 5, 6);
+// What the neighbours' taps and a pixel's own make together.
+MIRRORGAN_INLINE __m128 of_pixel(const float* sums) {
+  const __m128 sides = _mm_add_ps(_mm_load_ps(sums - kSums), _mm_load_ps(sums + kSums + 2 * kLanes));
+  return _mm_add_ps(sides, _mm_load_ps(sums + kLanes));
+}
+
+// What four pixels' sums become.
+struct Finish {
+  __m512 bias;
+  __m128i order;  // of the bytes of four pixels, from four lanes a pixel
+  int64_t bytes;
+
+  MIRRORGAN_INLINE explicit Finish(const Arguments& a) : bytes(kQuad * a.out_channels) {
+    alignas(64) float biases[kQuad * kLanes] = {};
+    alignas(16) int8_t lanes[kQuad * kLanes] = {};
+    for (int64_t p = 0; p < kQuad; ++p) {
+      for (int64_t c = 0; c < a.out_channels; ++c) {
+        biases[p * kLanes + c] = a.bias[c];
+        lanes[p * a.out_channels + c] = static_cast<int8_t>(p * kLanes + c);
       }
     }
+    bias = _mm512_load_ps(biases);
+    order = _mm_load_si128(reinterpret_cast<const __m128i*>(lanes));
   }
-  _tile_stored(0, sums, kTileRowBytes);
-  if constexpr (Count == kGroups) {
-    _tile_stored(1, sums + kRows * kSums, kTileRowBytes);
-    _tile_stored(2, sums + 2 * kRows * kSums, kTileRowBytes);
-    _tile_stored(3, sums + 3 * kRows * kSums, kTileRowBytes);
-  }
-}
 
-// Grey levels of `pixels` pixels; `sums` is the first's, with the row's neighbours (or zeros) around it.
-MIRRORGAN_INLINE void write_pixels(
-    const Arguments& a, const float* sums, __m512 bias, int64_t pixels, float* levels, uint8_t* out) {
-  const int64_t channels = a.out_channels;
-  for (int64_t p = 0; p < pixels; ++p) {
-    const float* own = sums + p * kSums;
-    // Each tap's sums are moved to lane 0 by where they are loaded from; what is in the other lanes is overwritten.
-    const __m512 sides = _mm512_add_ps(_mm512_loadu_ps(own - kSums), _mm512_loadu_ps(own + kSums + 2 * channels));
-    const __m512 middle = _mm512_add_ps(_mm512_loadu_ps(own + channels), bias);
-    _mm512_storeu_ps(levels + p * channels, _mm512_add_ps(sides, middle));
+  MIRRORGAN_INLINE void operator()(const float* sums, uint8_t* out) const {
+    __m512 quad = _mm512_castps128_ps512(of_pixel(sums));
+    quad = _mm512_insertf32x4(quad, of_pixel(sums + kSums), 1);
+    quad = _mm512_insertf32x4(quad, of_pixel(sums + 2 * kSums), 2);
+    quad = _mm512_insertf32x4(quad, of_pixel(sums + 3 * kSums), 3);
+    const __m128i levels = amx::grey_levels(_mm512_add_ps(quad, bias));
+    _mm_mask_storeu_epi8(out, amx::first_of(bytes), _mm_shuffle_epi8(levels, order));
   }
-  for (int64_t i = 0; i < pixels * channels; i += 16) {
-    _mm_mask_storeu_epi8(out + i, amx::first_of(pixels * channels - i), amx::grey_levels(_mm512_loadu_ps(levels + i)));
-  }
-}
+};
 
-// While a piece of a row is multiplied, the piece before it is finished.
+// Of a row that is read: it is the row above `below`, the middle of `own` and the row below `above`. (The intrinsics want
+// tiles by their names.)
+#define MIRRORGAN_MULTIPLY(above, own, below)                        \
+  _tile_zero(below);                                                 \
+  for (int64_t step = 0; step < steps && inside; ++step) {           \
+    _tile_loadd(4, left + step * kDepth, stride);                    \
+    _tile_loadd(5, panel + (2 * steps + step) * kTile, kTileRowBytes); \
+    _tile_dpbf16ps(above, 4, 5);                                     \
+    _tile_loadd(6, panel + (steps + step) * kTile, kTileRowBytes);   \
+    _tile_dpbf16ps(own, 4, 6);                                       \
+    _tile_loadd(7, panel + step * kTile, kTileRowBytes);             \
+    _tile_dpbf16ps(below, 4, 7);                                     \
+  }                                                                  \
+  if (row > first) {                                                 \
+    _tile_stored(above, target, kTileRowBytes);                      \
+  }
+
+// At most kRowsAtOnce rows.
 void write_rows(
     const Arguments& a,
     const bfloat16_bits* panel,
@@ -108,47 +114,57 @@ void write_rows(
     uint8_t* out,
     int64_t first,
     int64_t end,
-    float* sums,
-    float* levels) {
+    float* sums) {
   const amx::Tiles tiles;
-  const int64_t buffer = (a.width + 3) * kSums;
-  alignas(64) float biases[16] = {};
-  for (int64_t c = 0; c < a.out_channels; ++c) {
-    biases[c] = a.bias[c];
-  }
-  const __m512 bias = _mm512_load_ps(biases);
-  constexpr int64_t kPiece = kGroups * kRows;
-  for (int64_t row = first; row <= end; ++row) {
-    float* of_row = sums + row % 2 * buffer + kSums;
-    const float* of_last = sums + (row + 1) % 2 * buffer + kSums;
-    const bfloat16_bits* rows[3];
-    for (int64_t dy = 0; dy < 3; ++dy) {
-      const int64_t seen = row + dy - 1;
-      rows[dy] = seen < 0 || seen >= a.height ? nullptr : x + seen * a.width * a.channels;
-    }
-    for (int64_t pixel = 0; pixel < a.width; pixel += kPiece) {
-      const int64_t pixels = a.width - pixel < kPiece ? a.width - pixel : kPiece;
-      if (row < end && pixels == kPiece) {
-        multiply<kGroups>(a, rows, pixel, panel, of_row + pixel * kSums);
-      } else if (row < end) {
-        for (int64_t p = pixel; p < a.width; p += kRows) {
-          multiply<1>(a, rows, p, panel, of_row + p * kSums);
+  const Finish finish(a);
+  const int64_t stride = a.channels * static_cast<int64_t>(sizeof(bfloat16_bits)), steps = a.channels / kDepth;
+  const int64_t strips = a.width / kStrip;
+  const __m512 zero = _mm512_setzero_ps();
+  for (int64_t strip = 0; strip <= strips; ++strip) {
+    float *own = sums + strip % 2 * kPlace, *last = sums + (strip + 1) % 2 * kPlace;
+    for (int64_t row = first - 1; row <= end + kRowsBehind; ++row) {
+      if (strip < strips && row <= end) {
+        const bool inside = row >= 0 && row < a.height;
+        const bfloat16_bits* left = x + (row * a.width + strip * kStrip) * a.channels;
+        float* target = own + (row - 1 - first) * kPitch + kSums;
+        switch ((row + 1) % 3) {
+          case 0:
+            MIRRORGAN_MULTIPLY(0, 1, 2)
+            break;
+          case 1:
+            MIRRORGAN_MULTIPLY(1, 2, 0)
+            break;
+          default:
+            MIRRORGAN_MULTIPLY(2, 0, 1)
         }
       }
-      if (row > first) {
-        write_pixels(a, of_last + pixel * kSums, bias, pixels, levels,
-                     out + ((row - 1) * a.width + pixel) * a.out_channels);
+      const int64_t finished = row - 1 - kRowsBehind;
+      if (finished < first) {
+        continue;
       }
+      float *of_own = own + (finished - first) * kPitch, *of_last = last + (finished - first) * kPitch;
+      if (strip > 0) {
+        _mm512_store_ps(of_last + (1 + kStrip) * kSums, strip < strips ? _mm512_load_ps(of_own + kSums) : zero);
+        for (int64_t p = 0; p < kStrip; p += kQuad) {
+          const int64_t pixel = (strip - 1) * kStrip + p;
+          finish(of_last + (1 + p) * kSums, out + (finished * a.width + pixel) * a.out_channels);
+        }
+      } else {
+        _mm512_store_ps(of_own, zero);
+      }
+      _mm512_store_ps(of_last, _mm512_load_ps(of_own + kStrip * kSums));  // where the next strip will be
     }
   }
 }
+
+#undef MIRRORGAN_MULTIPLY
 
 MIRRORGAN_END_AMX
 
 }  // namespace
 
 bool takes_amx(const Arguments& a) {
-  return a.taps == 9 && a.out_channels * 3 <= kSums && a.channels % kDepth == 0 && a.width % kRows == 0;
+  return a.taps == 9 && a.out_channels <= kLanes && a.channels % kDepth == 0 && a.width % kRows == 0;
 }
 
 const bfloat16_bits* prepare_amx(const Arguments& a) {
@@ -161,14 +177,10 @@ const bfloat16_bits* prepare_amx(const Arguments& a) {
 void write_rows_amx(
     const Arguments& a, const bfloat16_bits* panel, const bfloat16_bits* x, uint8_t* out, int64_t first, int64_t end) {
   static thread_local Workspace<float> workspace;
-  const int64_t buffer = (a.width + 3) * kSums;  // a pixel before a row, one after it, and what a load reads beyond
-  float* sums = workspace.at_least(2 * buffer + (kGroups * kRows + 1) * kSums);
-  for (float* of_row : {sums, sums + buffer}) {
-    for (int64_t i = 0; i < kSums; ++i) {
-      of_row[i] = of_row[(a.width + 1) * kSums + i] = of_row[(a.width + 2) * kSums + i] = 0.0f;
-    }
+  float* sums = workspace.at_least(kRowsAtOnce * kPitch);
+  for (int64_t row = first; row < end; row += kRowsAtOnce) {
+    write_rows(a, panel, x, out, row, row + kRowsAtOnce < end ? row + kRowsAtOnce : end, sums);
   }
-  write_rows(a, panel, x, out, first, end, sums, sums + 2 * buffer);
 }
 
 }  // namespace mirrorgan::image_head

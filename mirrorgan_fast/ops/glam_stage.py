@@ -156,7 +156,7 @@ def _goes_at_once(
         return False
     channels = (len(mix), *(len(bias) // 2 for bias in biases[::2]))
     images = 0 if head_bias is None else len(head_bias)
-    return features.shape[3] % 16 == 0 and not any(n % 32 for n in channels) and images <= 5
+    return features.shape[3] % 16 == 0 and not any(n % 32 for n in channels) and images <= 4
 
 
 def _check(
