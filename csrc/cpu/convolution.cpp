@@ -125,8 +125,9 @@ void list_groups(const Arguments& a, const Cuts& cuts, const Strip& strip, std::
   for (int64_t s = 0; s < strip.samples; ++s) {
     const int64_t start = s * (strip.rows + 2 * a.halo()) * cuts.pitch;
     for (int64_t pixel = 0; pixel < pixels; pixel += kGroup) {
-      const int64_t offset = cuts.padded ? pixel / a.width * cuts.pitch + pixel % a.width : pixel;
-      groups.push_back({strip.first_sample + s, pixel, std::min(kGroup, pixels - pixel), start + offset});
+      const int64_t row = pixel / a.width, column = pixel % a.width;
+      groups.push_back({strip.first_sample + s, strip.first_row + row, column, std::min(kGroup, pixels - pixel),
+                        start + (cuts.padded ? row * cuts.pitch + column : pixel)});
     }
   }
 }
@@ -137,13 +138,12 @@ template <typename scalar_t, int Lanes>
 MIRRORGAN_INLINE void write_group(
     const Arguments& a,
     Epilogue epilogue,
-    int64_t first_row,
     const Group& group,
     const Phase& phase,
     int64_t block,
     const float* sums,
     const float* bias) {
-  Cursor cursor = cursor_of(a, first_row, group, phase);
+  Cursor cursor = cursor_of(a, group, phase);
   for (int64_t p = 0; p < group.count; ++p, sums += kHalf, cursor.advance()) {
     if (epilogue == Epilogue::glu) {
       write_half<scalar_t, Lanes>(a, epilogue, sums, bias, block * kHalf, cursor.at);
@@ -164,7 +164,6 @@ MIRRORGAN_INLINE void convolve_strip(
     const Window<typename Product::compute_t>& window,
     const Group* groups,
     int64_t group_count,
-    int64_t first_row,
     const Phase& phase,
     int64_t first_block,
     int64_t end_block,
@@ -188,7 +187,7 @@ MIRRORGAN_INLINE void convolve_strip(
               window, offset, phase, columns + half * kTile, sums + (half * kPixels + row) * kHalf);
         }
       }
-      write_group<scalar_t, Lanes>(a, epilogue, first_row, groups[g], phase, block, sums, bias);
+      write_group<scalar_t, Lanes>(a, epilogue, groups[g], phase, block, sums, bias);
     }
   }
 }
@@ -200,7 +199,6 @@ using StripFunction = void (*)(
     const Window<compute_t>&,
     const Group*,
     int64_t,
-    int64_t,
     const Phase&,
     int64_t,
     int64_t,
@@ -208,10 +206,10 @@ using StripFunction = void (*)(
 
 #define MIRRORGAN_STRIP_OF(name, scalar_t, lanes, target, ...)                                                           \
   target void name(const Arguments& a, Epilogue epilogue, const Window<__VA_ARGS__::compute_t>& window,                  \
-                   const Group* groups, int64_t group_count, int64_t first_row, const Phase& phase, int64_t first_block, \
-                   int64_t end_block, __VA_ARGS__::compute_t* wide) {                                                    \
-    convolve_strip<scalar_t, lanes, __VA_ARGS__>(a, epilogue, window, groups, group_count, first_row, phase,             \
-                                                 first_block, end_block, wide);                                          \
+                   const Group* groups, int64_t group_count, const Phase& phase, int64_t first_block, int64_t end_block, \
+                   __VA_ARGS__::compute_t* wide) {                                                                       \
+    convolve_strip<scalar_t, lanes, __VA_ARGS__>(a, epilogue, window, groups, group_count, phase, first_block,           \
+                                                 end_block, wide);                                                       \
   }
 
 #define MIRRORGAN_STRIP(name, scalar_t, lanes, rows, halves, target) \
@@ -247,7 +245,7 @@ StripFunction<float> strip_function() {
 
 // --- the whole ------------------------------------------------------------------------------------------------------
 
-// Cut the work, and give each piece its window: work(window, groups, first_row, first_block, end_block).
+// Cut the work, and give each piece its window: work(window, groups, first_block, end_block).
 template <typename compute_t, typename scalar_t, typename Work>
 void for_strips(const Arguments& a, const Work& work) {
   const Cuts cuts = cuts_of(a, sizeof(compute_t), torch::stable::get_num_threads());
@@ -263,7 +261,7 @@ void for_strips(const Arguments& a, const Work& work) {
       }
       const Window<compute_t> window = fill_window<compute_t, scalar_t>(a, cuts, strip, workspace);
       list_groups(a, cuts, strip, groups);
-      work(window, groups, strip.first_row, first_block, end_block);
+      work(window, groups, first_block, end_block);
     }
   });
 }
@@ -281,22 +279,22 @@ void convolve(const Arguments& a, Epilogue epilogue) {
     if (chosen_instruction_set() == InstructionSet::amx) {
       const ConvolveStrip<bfloat16_bits> convolve_strip = convolve_strip_amx(epilogue);
       for_strips<bfloat16_bits, bfloat16_bits>(
-          a, [&](const auto& window, const auto& groups, int64_t first_row, int64_t first_block, int64_t end_block) {
+          a, [&](const auto& window, const auto& groups, int64_t first_block, int64_t end_block) {
             static thread_local std::vector<int64_t> offsets;
             for (int64_t index = 0; index < a.phases; ++index) {
               const Phase phase = phase_of(a, index);
               list_offsets(window, phase, offsets);
-              convolve_strip(a, window, offsets.data(), groups.data(), static_cast<int64_t>(groups.size()), first_row,
-                             phase, first_block, end_block);
+              convolve_strip(a, window, offsets.data(), groups.data(), static_cast<int64_t>(groups.size()), phase,
+                             first_block, end_block);
             }
           });
       return;
     }
     if (chosen_instruction_set() == InstructionSet::avx512_bf16) {
       for_strips<bfloat16_bits, bfloat16_bits>(
-          a, [&](const auto& window, const auto& groups, int64_t first_row, int64_t first_block, int64_t end_block) {
+          a, [&](const auto& window, const auto& groups, int64_t first_block, int64_t end_block) {
             for (int64_t phase = 0; phase < a.phases; ++phase) {
-              strip_pairs_avx512(a, epilogue, window, groups.data(), static_cast<int64_t>(groups.size()), first_row,
+              strip_pairs_avx512(a, epilogue, window, groups.data(), static_cast<int64_t>(groups.size()),
                                  phase_of(a, phase), first_block, end_block, nullptr);
             }
           });
@@ -306,11 +304,11 @@ void convolve(const Arguments& a, Epilogue epilogue) {
 #endif
   const StripFunction<float> convolve_strip = strip_function<scalar_t>();
   for_strips<float, scalar_t>(
-      a, [&](const auto& window, const auto& groups, int64_t first_row, int64_t first_block, int64_t end_block) {
+      a, [&](const auto& window, const auto& groups, int64_t first_block, int64_t end_block) {
         static thread_local Workspace<float> wide;
         float* panel = std::is_same_v<scalar_t, float> ? nullptr : wide.at_least(a.steps * 2 * kTile);
         for (int64_t phase = 0; phase < a.phases; ++phase) {
-          convolve_strip(a, epilogue, window, groups.data(), static_cast<int64_t>(groups.size()), first_row,
+          convolve_strip(a, epilogue, window, groups.data(), static_cast<int64_t>(groups.size()),
                          phase_of(a, phase), first_block, end_block, panel);
         }
       });

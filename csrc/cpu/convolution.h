@@ -61,9 +61,9 @@ struct Arguments {
   }
 };
 
-// Sixteen neighbouring pixels of a strip; `pixel` counts from the strip's first row of that sample.
+// Sixteen neighbouring pixels of a strip, from one on; what is left of a strip may be fewer.
 struct Group {
-  int64_t sample, pixel, count;
+  int64_t sample, row, column, count;
   int64_t offset;  // in pixels, from the strip's window
 };
 
@@ -112,12 +112,11 @@ inline Phase phase_of(const Arguments& a, int64_t index) {
   return phase;
 }
 
-inline Cursor cursor_of(const Arguments& a, int64_t first_row, const Group& group, const Phase& phase) {
-  const int64_t row = first_row + group.pixel / a.width, column = group.pixel % a.width;
+inline Cursor cursor_of(const Arguments& a, const Group& group, const Phase& phase) {
   const int64_t scale = a.scale();
-  const int64_t out_row = (group.sample * a.height + row) * scale + phase.index / 2;
-  const int64_t out_column = column * scale + phase.index % 2;
-  return {(out_row * a.out_pitch + out_column) * a.out_channels, column, scale * a.out_channels,
+  const int64_t out_row = (group.sample * a.height + group.row) * scale + phase.index / 2;
+  const int64_t out_column = group.column * scale + phase.index % 2;
+  return {(out_row * a.out_pitch + out_column) * a.out_channels, group.column, scale * a.out_channels,
           scale * (a.out_pitch - a.width) * a.out_channels, a.width};
 }
 
@@ -139,7 +138,6 @@ using ConvolveStrip = void (*)(
     const int64_t* offsets,
     const Group* groups,
     int64_t group_count,
-    int64_t first_row,
     const Phase& phase,
     int64_t first_block,
     int64_t end_block);

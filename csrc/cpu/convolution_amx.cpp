@@ -94,9 +94,8 @@ MIRRORGAN_INLINE void write_rows(Pending<epilogue>& p, const amx::Sigmoid& sigmo
 }
 
 // Where the rows of a group go, of which `count` do.
-void list_places(
-    const Arguments& a, const Group& group, int64_t count, int64_t first_row, const Phase& phase, int64_t* places) {
-  Cursor cursor = cursor_of(a, first_row, group, phase);
+void list_places(const Arguments& a, const Group& group, int64_t count, const Phase& phase, int64_t* places) {
+  Cursor cursor = cursor_of(a, group, phase);
   if (count == kGroup && cursor.column + kGroup <= cursor.width) {
     for (int64_t i = 0; i < kGroup; ++i) {
       places[i] = cursor.at + i * cursor.step;
@@ -113,7 +112,6 @@ void list_pairs(
     const Window<bfloat16_bits>& window,
     const Group* groups,
     int64_t group_count,
-    int64_t first_row,
     const Phase& phase,
     std::vector<Pair>& pairs) {
   // Many weights and the pixels do not fit into the first-level cache together. So every second pair takes the steps
@@ -125,9 +123,9 @@ void list_pairs(
     Pair& pair = pairs[g / 2];
     pair.upper = window.taps[0] + upper.offset * window.channels;
     pair.lower = window.taps[0] + lower.offset * window.channels;
-    pair.backwards = turns && (first_row + upper.pixel / a.width + upper.pixel % a.width / kBlockRows) % 2 == 1;
-    list_places(a, upper, upper.count, first_row, phase, pair.places);
-    list_places(a, lower, g + 1 < group_count ? lower.count : 0, first_row, phase, pair.places + kGroup);
+    pair.backwards = turns && (upper.row + upper.column / kBlockRows) % 2 == 1;
+    list_places(a, upper, upper.count, phase, pair.places);
+    list_places(a, lower, g + 1 < group_count ? lower.count : 0, phase, pair.places + kGroup);
   }
 }
 
@@ -139,13 +137,12 @@ void convolve_strip(
     const int64_t* offsets,
     const Group* groups,
     int64_t group_count,
-    int64_t first_row,
     const Phase& phase,
     int64_t first_block,
     int64_t end_block) {
   using result_t = typename Pending<epilogue>::result_t;
   static thread_local std::vector<Pair> pairs;
-  list_pairs(a, window, groups, group_count, first_row, phase, pairs);
+  list_pairs(a, window, groups, group_count, phase, pairs);
   const amx::Tiles tiles;
   alignas(64) float sums[2][2 * kPixels * kHalf];
   alignas(64) float bias[kColumns];
@@ -217,14 +214,13 @@ void convolve_strip(
     const int64_t* offsets,
     const Group* groups,
     int64_t group_count,
-    int64_t first_row,
     const Phase& phase,
     int64_t first_block,
     int64_t end_block) {
   const auto convolve = a.steps * 2 >= kBlockRows  ? convolve_strip<epilogue, 1>
                         : a.steps * 4 >= kBlockRows ? convolve_strip<epilogue, 2>
                                                     : convolve_strip<epilogue, 4>;
-  convolve(a, window, offsets, groups, group_count, first_row, phase, first_block, end_block);
+  convolve(a, window, offsets, groups, group_count, phase, first_block, end_block);
 }
 
 }  // namespace

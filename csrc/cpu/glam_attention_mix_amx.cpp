@@ -23,6 +23,8 @@ using amx::kTileRowBytes;
 
 constexpr int64_t kPair = 32;    // columns of two right tiles
 constexpr int64_t kPixels = 32;  // rows of two left tiles
+// Softmaxes of more columns take so long that the AMX unit goes to sleep, from which it wakes for a third of a microsecond.
+constexpr int64_t kManyColumns = 64;
 
 int64_t filled(int64_t count) {
   return (count + kPair - 1) / kPair * kPair;
@@ -174,6 +176,9 @@ MIRRORGAN_INLINE void softmax(float* scores, int64_t columns, bfloat16_bits* out
   _mm512_store_ps(all, reduce(of_row, Largest()));
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
+    if (columns > kManyColumns && r % 8 == 0) {
+      _tile_dpbf16ps(3, 6, 7);  // nobody reads the sums: it only stays awake
+    }
     const __m512 largest = _mm512_set1_ps(all[r]);
     __m512 sum = _mm512_setzero_ps();
     for (int64_t c = 0; c < columns; c += 16) {

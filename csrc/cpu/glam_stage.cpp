@@ -154,15 +154,15 @@ void convolve_rows(const Arguments& layer, Epilogue epilogue, const RowWindow& i
       // A tap of dy = -1 begins in the row above, which is where offsets count from.
       const int64_t start = (row - 1 - input.first()) * window.pitch;
       for (int64_t column = first; column < first + pair; column += kGroup) {
-        groups.push_back({0, (row - begin) * layer.width + column, kGroup, start + column});
+        groups.push_back({0, row, column, kGroup, start + column});
       }
     }
   }
   for (int64_t index = 0; index < layer.phases; ++index) {
     const convolution::Phase phase = phase_of(layer, index);
     list_offsets(window, phase, offsets);
-    convolve_strip_amx(epilogue)(layer, window, offsets.data(), groups.data(), static_cast<int64_t>(groups.size()), begin,
-                                 phase, 0, layer.blocks);
+    convolve_strip_amx(epilogue)(layer, window, offsets.data(), groups.data(), static_cast<int64_t>(groups.size()), phase, 0,
+                                 layer.blocks);
   }
 }
 
