@@ -1,19 +1,16 @@
 """What every benchmark shares: the machine, its limits, the model, no gradients, the table."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from contest import Contest
 from limits import Limits
+from model_of_cub import model_of_cub
 from pytest_benchmark.fixture import BenchmarkFixture
 from table import HEADER, rows
-from torch import nn
 
-from mirrorgan_fast.data.vocabulary import END, Vocabulary
-from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.ops import build_info
 from mirrorgan_fast.training.precision import keep_memory
@@ -75,18 +72,7 @@ def contest(benchmark: BenchmarkFixture, limits: Limits) -> Contest:
 
 @pytest.fixture(scope="session")
 def model() -> MirrorGAN:
-    """MirrorGAN for birds as in the paper, with batch norms as after some training."""
-    torch.manual_seed(0)
-    # the encoders of images have no part in what is measured, and hundreds of megabytes
-    config = replace(ModelConfig.preset("cub"), image_encoder="small", stream_encoder="small")
-    model = MirrorGAN(config, Vocabulary([END, *(f"word{i}" for i in range(5449))])).eval()
-    for module in model.glam.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 2)
-    return model
+    return model_of_cub()
 
 
 @pytest.fixture(autouse=True)

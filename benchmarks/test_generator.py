@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 from contest import Contest
+from elsewhere import Elsewhere
+from model_of_cub import inputs_of, plain_call
 from rivals import work
 from torch import Tensor, nn
 
@@ -34,12 +36,8 @@ CASES = [
 def test_generator(
     contest: Contest, model: MirrorGAN, batch: int, words: int, dtype: torch.dtype
 ) -> None:
-    rng = torch.Generator().manual_seed(0)
-    tokens = torch.randint(1, len(model.vocabulary), (batch, words), generator=rng)
-    lengths = torch.full((batch,), words)
-    noise = torch.randn(batch, model.config.noise_size, generator=rng)
-    condition_noise = torch.randn(batch, model.config.condition_size, generator=rng)
-    inputs = (tokens, lengths, noise, condition_noise)
+    inputs = inputs_of(model, batch, words)
+    tokens, lengths, noise, condition_noise = inputs
     fused, plain = model.fused(dtype), Renders(model)
     narrow = copy.copy(model)
     narrow._modules = dict(model._modules)  # STEM's LSTM is not compiled, nor does it take long
@@ -58,12 +56,13 @@ def test_generator(
 
     result = fused.render(*inputs)
     read = [*model.glam.parameters(), noise, condition_noise, result]
-    contest.run(
-        lambda: fused.render(*inputs),
-        {"eager": eager, "compiled": compiled},
-        work(plain, dtype, read, *inputs),
-        images=batch,
-    )
+    with Elsewhere(plain_call, batch, words) as as_it_comes:
+        contest.run(
+            lambda: fused.render(*inputs),
+            {"eager": eager, "compiled": compiled, "eager_as_it_comes": as_it_comes},
+            work(plain, dtype, read, *inputs),
+            images=batch,
+        )
 
 
 class Renders(nn.Module):
