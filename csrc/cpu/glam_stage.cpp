@@ -294,7 +294,8 @@ void glam_stage_cpu(
     const Epilogue epilogue = last || i % 2 == 0 ? Epilogue::glu : Epilogue::add;
     Arguments layer =
         convolution::layer_of(kOp, weights[i], biases[i], epilogue, ScalarType::BFloat16, channels);
-    MIRRORGAN_CHECK(layer.products == 0 && layer.taps == (last ? 4 : 9), kOp, "weights", shape_text(weights[i].sizes()), "3x3, the last upsampled");
+    MIRRORGAN_CHECK(layer.products == 0 && layer.taps == (last ? 4 : 9), kOp, "weights", shape_text(weights[i].sizes()),
+                    "3x3, the last upsampled");
     MIRRORGAN_CHECK(last || layer.out_channels == stage.attention.out_channels, kOp, "weights",
                     shape_text(weights[i].sizes()), "blocks of as many channels as the mix gives");
     layer.height = stage.height;
