@@ -166,16 +166,17 @@ def check_packed(
     if x.dim() != 4 or x.shape[1] == 0 or x.dtype not in _DTYPES:
         refuse(op, "x", x, "float32 or bfloat16 (or float16) of shape (N, C, H, W), C > 0")
     channels = x.shape[1] if channels is None else channels
-    if bias.dim() != 1 or bias.dtype != torch.float32 or (glu and len(bias) % 2):
+    size = bias.numel()
+    if bias.dim() != 1 or bias.dtype != torch.float32 or (glu and size % 2):
         refuse(op, "bias", bias, f"float32 of shape ({'2C' if glu else 'C'},)")
-    blocks = -(-(len(bias) // 2 if glu else len(bias)) // _block(glu))
+    blocks = -(-(size // 2 if glu else size) // _block(glu))
     depth = -(-channels // _DEPTH)
     wanted: list[tuple[int, ...]]
     if weight.dim() == _DIMS["tiles"]:
         parts = ((1, 1), (9, 1), *_PARTS_OF[weight.dtype == torch.float32])
         wanted = [(part, blocks, taps * depth, 2, _DEPTH * _HALF) for part, taps in parts]
     else:
-        wanted = [(phases, taps, channels, len(bias)) for phases, taps in ((1, 9), (1, 1), (4, 4))]
+        wanted = [(phases, taps, channels, size) for phases, taps in ((1, 9), (1, 1), (4, 4))]
     if tuple(weight.shape) not in wanted:
         refuse(op, "weight", weight, f"what pack() makes for {channels} channels and this bias")
     if weight.dtype != x.dtype:
