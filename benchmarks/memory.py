@@ -8,10 +8,8 @@ import ctypes
 from pathlib import Path
 
 import torch
+from model_of_cub import inputs_of, model_of_cub
 
-from mirrorgan_fast.data.vocabulary import END, Vocabulary
-from mirrorgan_fast.models.config import ModelConfig
-from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.training.precision import keep_memory
 
 STATUS = Path("/proc/self/status")
@@ -29,18 +27,15 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--batch", type=int, default=8)
     options = parser.parse_args()
-    config = ModelConfig.preset("cub")
-    vocabulary = Vocabulary([END, *(f"word{i}" for i in range(5449))])
-    model = MirrorGAN(config, vocabulary).eval().fused(getattr(torch, options.dtype))
-    tokens = torch.randint(1, 5000, (options.batch, config.caption_length))
-    lengths = torch.full((options.batch,), config.caption_length)
-    noise = torch.randn(options.batch, config.noise_size)
-    condition_noise = torch.randn(options.batch, config.condition_size)
+    plain = model_of_cub()
+    inputs = inputs_of(plain, options.batch, plain.config.caption_length)
+    model = plain.fused(getattr(torch, options.dtype))
+    del plain
     ctypes.CDLL(None).malloc_trim(0)  # what building the model has left
     keep_memory()
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak is now
     before = kilobytes("VmRSS")
-    images = [model.render(tokens, lengths, noise, condition_noise) for _ in range(2)]
+    images = [model.render(*inputs) for _ in range(2)]
     taken = (kilobytes("VmHWM") - before) * 1024 - sum(image.nbytes for image in images)
     print(f"{options.dtype}, batch {options.batch}: {taken / 1e6:.0f} MB")
 
