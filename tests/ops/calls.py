@@ -74,6 +74,7 @@ class Shapes(NamedTuple):
     height: int = 4
     width: int = 6
     out_channels: int = 3
+    image_channels: int = 3
     words: int = 3
     blocks: int = 1
     side: int = 3  # of the kernel
@@ -200,7 +201,7 @@ def _glam_stage(s: Shapes, random: _Random) -> Call:
     f = _gated(_convolved(x, *up, upsample=True))
     if not s.head:
         return Call(glam_stage, (*attention, weights, biases, None, None), f)
-    weight, bias = random.conv(3, channels, 3)
+    weight, bias = random.conv(s.image_channels, channels, 3)
     packed = pack(weight, glu=False, upsample=False, dtype=random.dtype, layout=s.layout)
     arguments = (*attention, weights, biases, packed, bias)
     return Call(glam_stage, arguments, _levels(_convolved(f, weight, bias)))

@@ -144,6 +144,18 @@ def test_a_stage_of_so_many_channels_that_it_cannot_go_at_once(
     assert_result(called, called.run())
 
 
+@pytest.mark.parametrize("image_channels", [1, 4, 5])
+def test_a_stage_of_images_with_few_and_many_channels(
+    implementation, assert_result, image_channels
+):
+    """With tiles, four go at once, and five by the ops."""
+    shapes = Shapes(
+        channels=32, height=5, width=32, out_channels=32, head=True, image_channels=image_channels
+    )
+    called = call("glam_stage", shapes, torch.bfloat16)
+    assert_result(called, called.run())
+
+
 def _one_by_one(called: Call) -> Tensor:
     """Run a stage in the form for processors without AMX, by ops that have it."""
     from mirrorgan_fast.ops import conv_add, conv_glu, glam_attention_mix, image_head
