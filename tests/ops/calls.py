@@ -74,7 +74,6 @@ class Shapes(NamedTuple):
     height: int = 4
     width: int = 6
     out_channels: int = 3
-    image_channels: int = 3
     words: int = 3
     blocks: int = 1
     side: int = 3  # of the kernel
@@ -82,6 +81,7 @@ class Shapes(NamedTuple):
     form: str = "authors"
     head: bool = False
     layout: str = "tiles"  # of packed weights
+    image_channels: int = 3
 
 
 class _Random:
