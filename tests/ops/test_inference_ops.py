@@ -37,6 +37,7 @@ def shapes() -> st.SearchStrategy[Shapes]:
         form=st.sampled_from(["authors", "paper", "words"]),
         head=st.booleans(),
         layout=st.just("tiles"),
+        image_channels=st.integers(1, 6),
     )
 
 
