@@ -37,7 +37,7 @@ struct Pair {
   int64_t places[kBlockRows];          // of the rows in the result, of which kNowhere go
 };
 
-// What is left to do with a block's sums, while the next block is multiplied.
+// What is left to do with a block's sums, while the next blocks are multiplied.
 template <Epilogue epilogue>
 struct Pending {
   using result_t = std::conditional_t<epilogue == Epilogue::image, uint8_t, bfloat16_bits>;
@@ -49,6 +49,20 @@ struct Pending {
   const result_t* residual = nullptr;
   __mmask16 low = 0, high = 0;  // channels of the halves
   __m512 first_bias = {}, second_bias = {};
+
+  MIRRORGAN_INLINE Pending() {}
+
+  MIRRORGAN_INLINE Pending(
+      const Arguments& a, const float* sums, const int64_t* places, const float* bias, int64_t channel)
+      : sums(sums),
+        places(places),
+        rows(places == nullptr ? 0 : kBlockRows),
+        out(static_cast<result_t*>(a.out) + channel),
+        residual(a.residual == nullptr ? nullptr : static_cast<const result_t*>(a.residual) + channel),
+        low(amx::first_of(a.out_channels - channel)),
+        high(amx::first_of(a.out_channels - channel - kHalf)),
+        first_bias(_mm512_load_ps(bias)),
+        second_bias(_mm512_load_ps(bias + kHalf)) {}
 };
 
 template <Epilogue epilogue>
@@ -93,6 +107,13 @@ MIRRORGAN_INLINE void write_rows(Pending<epilogue>& p, const amx::Sigmoid& sigmo
   p.rows -= Rows;
 }
 
+template <int Rows, Epilogue epilogue>
+MIRRORGAN_INLINE void write_rest(Pending<epilogue>& p, const amx::Sigmoid& sigmoid) {
+  while (p.rows > 0) {
+    write_rows<Rows, epilogue>(p, sigmoid);
+  }
+}
+
 // Where the rows of a group go, of which `count` do.
 void list_places(const Arguments& a, const Group& group, int64_t count, const Phase& phase, int64_t* places) {
   Cursor cursor = cursor_of(a, group, phase);
@@ -129,7 +150,8 @@ void list_pairs(
   }
 }
 
-// `Rows` rows of a block are finished twice a step of the next.
+// The unit multiplies on its own: meanwhile the block before is finished, `Rows` rows twice a step. Its sums leave each tile
+// only where the next block needs it, because the unit waits while four tiles leave together.
 template <Epilogue epilogue, int Rows>
 void convolve_strip(
     const Arguments& a,
@@ -140,20 +162,24 @@ void convolve_strip(
     const Phase& phase,
     int64_t first_block,
     int64_t end_block) {
-  using result_t = typename Pending<epilogue>::result_t;
   static thread_local std::vector<Pair> pairs;
   list_pairs(a, window, groups, group_count, phase, pairs);
   const amx::Tiles tiles;
   alignas(64) float sums[2][2 * kPixels * kHalf];
-  alignas(64) float bias[kColumns];
+  alignas(64) float biases[2][kColumns];
   const int64_t pixel_bytes = window.channels * static_cast<int64_t>(sizeof(bfloat16_bits)), steps = a.steps;
   const bool once = pairs.size() == 1;  // each weight is read
+  const int64_t taken = steps > 1 ? 1 : 0;  // in which step; right behind the first one the sums would not be there yet
   Pending<epilogue> pending;
-  int which = 0;
+  // Of the block that was multiplied last:
+  float* target = sums[0];
+  const int64_t* places = nullptr;
+  const float* bias = biases[0];
+  int64_t channel = 0;
   for (int64_t block = first_block; block < end_block; ++block) {
     const auto* panel = static_cast<const bfloat16_bits*>(a.weight) + (phase.index * a.blocks + block) * steps * 2 * kTile;
-    const int64_t channel = block * (epilogue == Epilogue::glu ? kHalf : kColumns);
-    read_bias(a, epilogue, block, bias);
+    float* own_bias = biases[block % 2];
+    read_bias(a, epilogue, block, own_bias);
     for (const Pair& pair : pairs) {
       const bfloat16_bits *upper = pair.upper, *lower = pair.lower;
       const int64_t first_step = pair.backwards ? steps - 1 : 0, direction = pair.backwards ? -1 : 1;
@@ -161,50 +187,55 @@ void convolve_strip(
       const bfloat16_bits* weight = panel + first_step * 2 * kTile;
       amx::Sigmoid sigmoid;
       sigmoid.keep();
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
-      for (int64_t left = steps; left > 0; --left, offset += direction, weight += direction * 2 * kTile) {
+      for (int64_t step = 0; step < steps; ++step, offset += direction, weight += direction * 2 * kTile) {
         if (once) {
           prefetch_step(weight + kStepsAhead * 2 * kTile);
         }
-        // The unit multiplies on its own: meanwhile the last block is finished, in small parts.
         _tile_loadd(4, upper + *offset, pixel_bytes);
         _tile_loadd(6, weight, amx::kTileRowBytes);
+        if (step == 0) {
+          _tile_stored(0, target, amx::kTileRowBytes);
+          _tile_zero(0);
+        }
         _tile_dpbf16ps(0, 4, 6);
         _tile_loadd(7, weight + kTile, amx::kTileRowBytes);
+        if (step == 0) {
+          _tile_stored(1, target + kPixels * kHalf, amx::kTileRowBytes);
+          _tile_zero(1);
+        }
         _tile_dpbf16ps(1, 4, 7);
         write_rows<Rows, epilogue>(pending, sigmoid);
         _tile_loadd(5, lower + *offset, pixel_bytes);
+        if (step == 0) {
+          _tile_stored(2, target + kGroup * kHalf, amx::kTileRowBytes);
+          _tile_zero(2);
+        }
         _tile_dpbf16ps(2, 5, 6);
+        if (step == 0) {
+          _tile_stored(3, target + kPixels * kHalf + kGroup * kHalf, amx::kTileRowBytes);
+          _tile_zero(3);
+        }
         _tile_dpbf16ps(3, 5, 7);
         write_rows<Rows, epilogue>(pending, sigmoid);
+        if (step == taken) {
+          write_rest<2 * Rows, epilogue>(pending, sigmoid);
+          pending = Pending<epilogue>(a, target, places, bias, channel);
+          target = target == sums[0] ? sums[1] : sums[0];
+        }
       }
-      while (pending.rows > 0) {
-        write_rows<2 * Rows, epilogue>(pending, sigmoid);
-      }
-      float* target = sums[which];
-      which ^= 1;
-      _tile_stored(0, target, amx::kTileRowBytes);
-      _tile_stored(1, target + kPixels * kHalf, amx::kTileRowBytes);
-      _tile_stored(2, target + kGroup * kHalf, amx::kTileRowBytes);
-      _tile_stored(3, target + kPixels * kHalf + kGroup * kHalf, amx::kTileRowBytes);
-      pending.sums = target;
-      pending.places = pair.places;
-      pending.rows = kBlockRows;
-      pending.out = static_cast<result_t*>(a.out) + channel;
-      pending.residual = a.residual == nullptr ? nullptr : static_cast<const result_t*>(a.residual) + channel;
-      pending.low = amx::first_of(a.out_channels - channel);
-      pending.high = amx::first_of(a.out_channels - channel - kHalf);
-      pending.first_bias = _mm512_load_ps(bias);
-      pending.second_bias = _mm512_load_ps(bias + kHalf);
+      places = pair.places;
+      bias = own_bias;
+      channel = block * (epilogue == Epilogue::glu ? kHalf : kColumns);
     }
   }
   const amx::Sigmoid sigmoid;
-  while (pending.rows > 0) {
-    write_rows<2 * Rows, epilogue>(pending, sigmoid);
-  }
+  write_rest<2 * Rows, epilogue>(pending, sigmoid);
+  _tile_stored(0, target, amx::kTileRowBytes);
+  _tile_stored(1, target + kPixels * kHalf, amx::kTileRowBytes);
+  _tile_stored(2, target + kGroup * kHalf, amx::kTileRowBytes);
+  _tile_stored(3, target + kPixels * kHalf + kGroup * kHalf, amx::kTileRowBytes);
+  pending = Pending<epilogue>(a, target, places, bias, channel);
+  write_rest<2 * Rows, epilogue>(pending, sigmoid);
 }
 
 template <Epilogue epilogue>
