@@ -1,8 +1,8 @@
 // The form of mirrorgan::glam_attention_mix that multiplies with AMX: 32 pixels are the rows of two tiles, so that what the
 // second-level cache gives of the weights is used twice.
 //
-// The three things that are mixed stand side by side in a row of `stack`: features, shares of words, gates. So the features
-// are the left tiles of both scores, and the whole row is that of the result.
+// The features are the left tiles of both scores, straight from the map where they fill tiles, and the first ones of the
+// result; its other ones are what the softmaxes make, shares of words and gates side by side.
 
 #include "glam_attention_mix.h"
 
@@ -89,46 +89,43 @@ void round_off(const float* numbers, float* rest, int64_t count) {
   }
 }
 
-// out (32, kPair) = left (32, steps * kDepth) @ a panel's pair of columns; `initial` is the sums' start, zero if null. The left
-// tiles begin again after left_steps.
-MIRRORGAN_INLINE void multiply(
-    const bfloat16_bits* left,
-    int64_t left_columns,
-    int64_t left_steps,
-    int64_t steps,
-    const bfloat16_bits* panel,
-    const float* initial,
-    float* out,
-    int64_t columns) {
-  const int64_t left_stride = left_columns * static_cast<int64_t>(sizeof(bfloat16_bits));
-  const bfloat16_bits* lower = left + kRows * left_columns;
-  if (initial != nullptr) {
-    _tile_loadd(0, initial, 0);
-    _tile_loadd(1, initial + 16, 0);
-    _tile_loadd(2, initial, 0);
-    _tile_loadd(3, initial + 16, 0);
-  } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  }
-  for (int64_t step = 0, left_step = 0; step < steps; ++step) {
-    _tile_loadd(4, left + left_step * kDepth, left_stride);
-    _tile_loadd(6, panel + step * 2 * kTile, kTileRowBytes);
+// Rows of left tiles; the second tile's are those after the first one's.
+struct Left {
+  const bfloat16_bits* rows;
+  int64_t columns;  // from a row to the next
+  int64_t steps;
+};
+
+// Add left @ panel to the sums, of 32 rows in tiles 0 to 3 or (both = false) of 16 rows in 0 and 1. The next step of the
+// panel is returned.
+template <bool both>
+MIRRORGAN_INLINE const bfloat16_bits* add_products(const Left& left, const bfloat16_bits* panel) {
+  const int64_t stride = left.columns * static_cast<int64_t>(sizeof(bfloat16_bits));
+  const bfloat16_bits *upper = left.rows, *lower = upper + kRows * left.columns;
+  for (int64_t step = 0; step < left.steps; ++step, panel += 2 * kTile) {
+    _tile_loadd(4, upper + step * kDepth, stride);
+    _tile_loadd(6, panel, kTileRowBytes);
     _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, panel + (step * 2 + 1) * kTile, kTileRowBytes);
+    _tile_loadd(7, panel + kTile, kTileRowBytes);
     _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, lower + left_step * kDepth, left_stride);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-    left_step = left_step + 1 == left_steps ? 0 : left_step + 1;
+    if constexpr (both) {
+      _tile_loadd(5, lower + step * kDepth, stride);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
   }
+  return panel;
+}
+
+template <bool both>
+MIRRORGAN_INLINE void store_sums(float* out, int64_t columns) {
   const int64_t stride = columns * static_cast<int64_t>(sizeof(float));
   _tile_stored(0, out, stride);
   _tile_stored(1, out + 16, stride);
-  _tile_stored(2, out + kRows * columns, stride);
-  _tile_stored(3, out + kRows * columns + 16, stride);
+  if constexpr (both) {
+    _tile_stored(2, out + kRows * columns, stride);
+    _tile_stored(3, out + kRows * columns + 16, stride);
+  }
 }
 
 struct Largest {
@@ -173,18 +170,17 @@ MIRRORGAN_INLINE void softmax(float* scores, int64_t columns, bfloat16_bits* out
     }
   }
   const __m512 log_of_e = _mm512_set1_ps(amx::kLogOfE);
-  _mm512_store_ps(all, reduce(of_row, Largest()));
+  _mm512_store_ps(all, _mm512_mul_ps(reduce(of_row, Largest()), log_of_e));
+  if (columns > kManyColumns) {
+    _tile_dpbf16ps(3, 6, 7);  // nobody reads the sums: it only stays awake
+  }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
-    if (columns > kManyColumns && r % 8 == 0) {
-      _tile_dpbf16ps(3, 6, 7);  // nobody reads the sums: it only stays awake
-    }
     const __m512 largest = _mm512_set1_ps(all[r]);
     __m512 sum = _mm512_setzero_ps();
     for (int64_t c = 0; c < columns; c += 16) {
       float* at = scores + r * columns + c;
-      const __m512 below = _mm512_sub_ps(_mm512_load_ps(at), largest);
-      const __m512 share = amx::PowerOfTwo()(_mm512_mul_ps(below, log_of_e));
+      const __m512 share = amx::PowerOfTwo()(_mm512_fmsub_ps(_mm512_load_ps(at), log_of_e, largest));
       _mm512_store_ps(at, share);
       sum = _mm512_add_ps(sum, share);
     }
@@ -203,43 +199,86 @@ MIRRORGAN_INLINE void softmax(float* scores, int64_t columns, bfloat16_bits* out
   }
 }
 
-// Read the features of up to 32 pixels, zeros past the last pixel and channel.
-MIRRORGAN_INLINE void read_features(
-    const Arguments& a, const Panels& p, const bfloat16_bits* features, int64_t pixels, bfloat16_bits* stack) {
-  const int64_t depth = depth_of(p);
+// The features of up to 32 pixels; in a copy, if there have to be zeros past the last pixel and channel.
+MIRRORGAN_INLINE Left features_of(
+    const Arguments& a, const Panels& p, const bfloat16_bits* features, int64_t pixels, bfloat16_bits* copy) {
+  const int64_t steps = p.channels / kDepth;
+  if (pixels == kPixels && a.channels == p.channels) {
+    return {features, a.channels, steps};
+  }
   for (int64_t r = 0; r < kPixels; ++r) {
     for (int64_t c = 0; c < p.channels; c += kDepth) {
       const __mmask32 inside = r < pixels ? amx::first_of_32(a.channels - c) : 0;
-      _mm512_store_si512(stack + r * depth + c, _mm512_maskz_loadu_epi16(inside, features + r * a.channels + c));
+      _mm512_store_si512(copy + r * p.channels + c, _mm512_maskz_loadu_epi16(inside, features + r * a.channels + c));
     }
+  }
+  return {copy, p.channels, steps};
+}
+
+template <bool both>
+MIRRORGAN_INLINE void score(
+    const Left& left,
+    int64_t parts,
+    const bfloat16_bits* panel,
+    const float* padding,
+    int64_t columns,
+    float* scores) {
+  for (int64_t c = 0; c < columns; c += kPair) {
+    _tile_loadd(0, padding + c, 0);
+    _tile_loadd(1, padding + c + 16, 0);
+    if constexpr (both) {
+      _tile_loadd(2, padding + c, 0);
+      _tile_loadd(3, padding + c + 16, 0);
+    }
+    for (int64_t part = 0; part < parts; ++part) {
+      panel = add_products<both>(left, panel);
+    }
+    store_sums<both>(scores + c, columns);
   }
 }
 
-// Softmaxes over words or gates, beside the features in `stack`. The scores' products take `steps`.
-MIRRORGAN_INLINE void add_shares(
-    const Panels& p,
-    bfloat16_bits* stack,
-    int64_t steps,
+// Softmaxes over words or gates: `columns` of the rows of `shares`, which are `depth` apart. The scores are sums of so many
+// parts, each a product of the features.
+MIRRORGAN_INLINE void share(
+    const Left& features,
+    int64_t parts,
     const bfloat16_bits* panel,
     const float* padding,
     int64_t columns,
     float* scores,
-    int64_t first) {
-  const int64_t depth = depth_of(p);
-  for (int64_t c = 0; c < columns; c += kPair) {
-    multiply(stack, depth, p.channels / kDepth, steps, panel + c * steps * kDepth, padding + c, scores + c, columns);
+    bfloat16_bits* shares,
+    int64_t depth) {
+  if (columns == kPair) {
+    score<true>(features, parts, panel, padding, kPair, scores);
+    softmax(scores, kPair, shares, depth);
+    softmax(scores + kRows * kPair, kPair, shares + kRows * depth, depth);
+    return;
   }
+  // More of them are too many for the first-level cache, beside the panels.
   for (int64_t r = 0; r < kPixels; r += kRows) {
-    softmax(scores + r * columns, columns, stack + r * depth + first, depth);
+    score<false>({features.rows + r * features.columns, features.columns, features.steps}, parts, panel, padding, columns,
+                 scores);
+    softmax(scores, columns, shares + r * depth, depth);
   }
 }
 
 MIRRORGAN_INLINE void mix(
-    const Arguments& a, const Panels& p, const bfloat16_bits* stack, bfloat16_bits* out, int64_t pixels, float* sums) {
-  const int64_t depth = depth_of(p), steps = depth / kDepth;
+    const Arguments& a,
+    const Panels& p,
+    const Left& features,
+    const Left& shares,
+    bfloat16_bits* out,
+    int64_t pixels,
+    float* sums) {
   for (int64_t column = 0; column < p.out_channels; column += kPair) {
-    multiply(stack, depth, steps, steps, p.mix + column * depth, nullptr, sums, kPair);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    add_products<true>(shares, add_products<true>(features, p.mix + column * depth_of(p)));
+    store_sums<true>(sums, kPair);
     const __mmask32 inside = amx::first_of_32(a.out_channels - column);
+#pragma GCC unroll 4
     for (int64_t r = 0; r < pixels; ++r) {
       const float* row = sums + r * kPair;
       _mm512_mask_storeu_epi16(out + r * a.out_channels + column, inside,
@@ -248,6 +287,12 @@ MIRRORGAN_INLINE void mix(
   }
 }
 
+// What a block of pixels needs.
+struct Space {
+  bfloat16_bits *features, *shares;
+  float* sums;  // and scores
+};
+
 void attend(
     const Arguments& a,
     const Panels& p,
@@ -255,18 +300,18 @@ void attend(
     bfloat16_bits* out,
     int64_t first,
     int64_t end,
-    bfloat16_bits* stack,
-    float* scores) {
+    const Space& space) {
   const amx::Tiles tiles;
-  const int64_t steps = p.channels / kDepth;
+  const int64_t depth = p.words + p.gates;
+  const Left shares{space.shares, depth, depth / kDepth};
   for (int64_t pixel = first; pixel < end; pixel += kPixels) {
     const int64_t pixels = end - pixel < kPixels ? end - pixel : kPixels;
-    read_features(a, p, features + pixel * a.channels, pixels, stack);
-    add_shares(p, stack, steps, p.keys, p.padding, p.words, scores, p.channels);
+    const Left left = features_of(a, p, features + pixel * a.channels, pixels, space.features);
+    share(left, 1, p.keys, p.padding, p.words, space.sums, space.shares, depth);
     if (p.gates > 0) {
-      add_shares(p, stack, 2 * steps, p.gate, p.padding + p.words, p.gates, scores, p.channels + p.words);
+      share(left, 2, p.gate, p.padding + p.words, p.gates, space.sums, space.shares + p.words, depth);
     }
-    mix(a, p, stack, out + pixel * a.out_channels, pixels, scores);
+    mix(a, p, left, shares, out + pixel * a.out_channels, pixels, space.sums);
   }
 }
 
@@ -293,7 +338,7 @@ Panels pack_panels(const Arguments& a, const Sample& sample, bfloat16_bits* stor
   bfloat16_bits* mix = gate + 2 * p.channels * p.gates;
   const int64_t steps = p.channels / kDepth, depth_steps = depth_of(p) / kDepth, pairs = p.out_channels / kPair;
   for (int64_t t = 0; t < p.words; ++t) {
-    padding[t] = t < sample.words ? 0.0f : kOutOfSight;
+    padding[t] = t < sample.words || sample.words == 0 ? 0.0f : kOutOfSight;  // something has to be in sight
   }
   for (int64_t c = 0; c < p.gates; ++c) {
     padding[p.words + c] = c < a.channels ? 0.0f : kOutOfSight;
@@ -328,10 +373,12 @@ Panels pack_panels(const Arguments& a, const Sample& sample, bfloat16_bits* stor
 
 void attend_amx(const Arguments& a, const Panels& panels, const bfloat16_bits* features, bfloat16_bits* out, int64_t first,
                 int64_t end) {
-  static thread_local Workspace<bfloat16_bits> stack;
-  static thread_local Workspace<float> scores;
-  attend(a, panels, features, out, first, end, stack.at_least(kPixels * depth_of(panels)),
-         scores.at_least(kPixels * std::max(panels.words, panels.gates)));
+  static thread_local Workspace<bfloat16_bits> rows;
+  static thread_local Workspace<float> sums;
+  bfloat16_bits* shares = rows.at_least(kPixels * depth_of(panels));
+  bfloat16_bits* copy = shares + kPixels * (panels.words + panels.gates);
+  attend(a, panels, features, out, first, end,
+         {copy, shares, sums.at_least(std::max(kPixels * kPair, kRows * std::max(panels.words, panels.gates)))});
 }
 
 }  // namespace mirrorgan::attention_mix
