@@ -30,7 +30,7 @@ def shapes() -> st.SearchStrategy[Shapes]:
         height=st.integers(1, 9),
         width=st.one_of(st.integers(1, 40), st.sampled_from([16, 32])),
         out_channels=channels,
-        words=st.integers(1, 40),
+        words=st.one_of(st.integers(1, 40), st.sampled_from([70, 130])),
         blocks=st.integers(0, 2),
         side=st.sampled_from([1, 3]),
         upsample=st.booleans(),
