@@ -30,7 +30,6 @@ constexpr int64_t kStrip = kRows;
 constexpr int64_t kPlace = (1 + kStrip + 1) * kSums;  // of a row of a strip's sums, with a pixel before it and one after it
 constexpr int64_t kPitch = 2 * kPlace;                // of two strips that take turns
 constexpr int64_t kRowsAtOnce = 8;
-constexpr int64_t kRowsBehind = 1;  // is what is finished, so that its sums are in the cache
 
 // Packed weights (steps, 2, kTile), a tap a row of the kernel after the other, to (3, channels / kDepth, kTile).
 void put_taps_side_by_side(const Arguments& a, bfloat16_bits* panel) {
@@ -89,22 +88,31 @@ struct Finish {
   }
 };
 
-// Of a row that is read: it is the row above `below`, the middle of `own` and the row below `above`. (The intrinsics want
-// tiles by their names.)
-#define MIRRORGAN_MULTIPLY(above, own, below)                        \
-  _tile_zero(below);                                                 \
-  for (int64_t step = 0; step < steps && inside; ++step) {           \
-    _tile_loadd(4, left + step * kDepth, stride);                    \
+// Of a row that is read: it is the row above `below`, the middle of `own` and the row below `above`. Before, the tile of
+// `below` has the sums of the last row's `above`; they leave it only here, because the unit waits for sums that have just been
+// multiplied. (The intrinsics want tiles by their names.)
+#define MIRRORGAN_MULTIPLY(above, own, below)                          \
+  for (int64_t step = 0; step < steps && inside; ++step) {             \
+    _tile_loadd(4, left + step * kDepth, stride);                      \
     _tile_loadd(5, panel + (2 * steps + step) * kTile, kTileRowBytes); \
-    _tile_dpbf16ps(above, 4, 5);                                     \
-    _tile_loadd(6, panel + (steps + step) * kTile, kTileRowBytes);   \
-    _tile_dpbf16ps(own, 4, 6);                                       \
-    _tile_loadd(7, panel + step * kTile, kTileRowBytes);             \
-    _tile_dpbf16ps(below, 4, 7);                                     \
-  }                                                                  \
-  if (row > first) {                                                 \
-    _tile_stored(above, target, kTileRowBytes);                      \
+    _tile_dpbf16ps(above, 4, 5);                                       \
+    _tile_loadd(6, panel + (steps + step) * kTile, kTileRowBytes);     \
+    _tile_dpbf16ps(own, 4, 6);                                         \
+    if (step == 0) {                                                   \
+      MIRRORGAN_BEGIN(below)                                           \
+    }                                                                  \
+    _tile_loadd(7, panel + step * kTile, kTileRowBytes);               \
+    _tile_dpbf16ps(below, 4, 7);                                       \
+  }                                                                    \
+  if (!inside) {                                                       \
+    MIRRORGAN_BEGIN(below)                                             \
   }
+
+#define MIRRORGAN_BEGIN(tile)                            \
+  if (finished >= first) {                               \
+    _tile_stored(tile, of_own + kSums, kTileRowBytes);   \
+  }                                                      \
+  _tile_zero(tile);
 
 // At most kRowsAtOnce rows.
 void write_rows(
@@ -122,11 +130,12 @@ void write_rows(
   const __m512 zero = _mm512_setzero_ps();
   for (int64_t strip = 0; strip <= strips; ++strip) {
     float *own = sums + strip % 2 * kPlace, *last = sums + (strip + 1) % 2 * kPlace;
-    for (int64_t row = first - 1; row <= end + kRowsBehind; ++row) {
-      if (strip < strips && row <= end) {
-        const bool inside = row >= 0 && row < a.height;
+    for (int64_t row = first - 1; row <= end + 1; ++row) {
+      const int64_t finished = row - 2;
+      float *of_own = own + (finished - first) * kPitch, *of_last = last + (finished - first) * kPitch;
+      if (strip < strips) {
+        const bool inside = row >= 0 && row < a.height && row <= end;
         const bfloat16_bits* left = x + (row * a.width + strip * kStrip) * a.channels;
-        float* target = own + (row - 1 - first) * kPitch + kSums;
         switch ((row + 1) % 3) {
           case 0:
             MIRRORGAN_MULTIPLY(0, 1, 2)
@@ -138,11 +147,9 @@ void write_rows(
             MIRRORGAN_MULTIPLY(2, 0, 1)
         }
       }
-      const int64_t finished = row - 1 - kRowsBehind;
       if (finished < first) {
         continue;
       }
-      float *of_own = own + (finished - first) * kPitch, *of_last = last + (finished - first) * kPitch;
       if (strip > 0) {
         _mm512_store_ps(of_last + (1 + kStrip) * kSums, strip < strips ? _mm512_load_ps(of_own + kSums) : zero);
         for (int64_t p = 0; p < kStrip; p += kQuad) {
@@ -158,6 +165,7 @@ void write_rows(
 }
 
 #undef MIRRORGAN_MULTIPLY
+#undef MIRRORGAN_BEGIN
 
 MIRRORGAN_END_AMX
 
