@@ -72,18 +72,15 @@ struct PowerOfTwo {
 
   MIRRORGAN_INLINE __m512 operator()(__m512 x) const {
     x = _mm512_max_ps(lowest, x);  // in this order NaN stays NaN
+    return _mm512_scalef_ps(of_rest(x), x);  // which takes the whole number below x
+  }
+
+  // 2^r alone.
+  MIRRORGAN_INLINE __m512 of_rest(__m512 x) const {
     const __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     __m512 series = _mm512_fmadd_ps(factors[3], r, factors[2]);
     series = _mm512_fmadd_ps(series, r, factors[1]);
-    series = _mm512_fmadd_ps(series, r, factors[0]);
-    return _mm512_scalef_ps(series, x);  // which takes the whole number below x
-  }
-
-  MIRRORGAN_INLINE void keep() {
-    amx::keep(lowest);
-    for (__m512& factor : factors) {
-      amx::keep(factor);
-    }
+    return _mm512_fmadd_ps(series, r, factors[0]);
   }
 };
 
@@ -92,19 +89,28 @@ constexpr float kLogOfE = 1.44269504f;  // to the base of two
 // 1 / (1 + e^-x) within 2e-4 of its value; NaN stays NaN.
 struct Sigmoid {
   PowerOfTwo power_of_two;
-  __m512 scale = _mm512_set1_ps(-kLogOfE), highest = _mm512_set1_ps(126.0f), one = _mm512_set1_ps(1.0f);
+  __m512 scale = _mm512_set1_ps(-kLogOfE), furthest = _mm512_set1_ps(100.0f), one = _mm512_set1_ps(1.0f);
 
   MIRRORGAN_INLINE Sigmoid() {}
 
   MIRRORGAN_INLINE __m512 operator()(__m512 x) const {
-    const __m512 power = power_of_two(_mm512_min_ps(highest, _mm512_mul_ps(x, scale)));
+    return of_exponent(_mm512_mul_ps(x, scale));
+  }
+
+  // 1 / (1 + 2^exponent), the exponent being x scale.
+  MIRRORGAN_INLINE __m512 of_exponent(__m512 exponent) const {
+    constexpr int kSmallerOne = 2;  // of both without their signs, with the first one's sign
+    const __m512 inside = _mm512_range_ps(exponent, furthest, kSmallerOne);
+    const __m512 power = _mm512_scalef_ps(power_of_two.of_rest(exponent), inside);
     return _mm512_rcp14_ps(_mm512_add_ps(power, one));
   }
 
   MIRRORGAN_INLINE void keep() {
-    power_of_two.keep();
+    for (__m512& factor : power_of_two.factors) {
+      amx::keep(factor);
+    }
     amx::keep(scale);
-    amx::keep(highest);
+    amx::keep(furthest);
     amx::keep(one);
   }
 };

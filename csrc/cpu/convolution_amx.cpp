@@ -48,7 +48,7 @@ struct Pending {
   result_t* out = nullptr;          // from the block's first channel on
   const result_t* residual = nullptr;
   __mmask16 low = 0, high = 0;  // channels of the halves
-  __m512 first_bias = {}, second_bias = {};
+  __m512 first_bias = {}, second_bias = {};  // that of gates as part of an exponent
 
   MIRRORGAN_INLINE Pending() {}
 
@@ -62,7 +62,11 @@ struct Pending {
         low(amx::first_of(a.out_channels - channel)),
         high(amx::first_of(a.out_channels - channel - kHalf)),
         first_bias(_mm512_load_ps(bias)),
-        second_bias(_mm512_load_ps(bias + kHalf)) {}
+        second_bias(_mm512_load_ps(bias + kHalf)) {
+    if constexpr (epilogue == Epilogue::glu) {
+      second_bias = _mm512_mul_ps(second_bias, _mm512_set1_ps(-amx::kLogOfE));
+    }
+  }
 };
 
 template <Epilogue epilogue>
@@ -72,13 +76,12 @@ MIRRORGAN_INLINE void write_pixel(
   auto* out = p.out + place;
   if constexpr (epilogue == Epilogue::image) {
     _mm_mask_storeu_epi8(out, p.low, amx::grey_levels(first));
-    return;
-  }
-  const __m512 second = _mm512_add_ps(_mm512_load_ps(sums + kPixels * kHalf), p.second_bias);
-  if constexpr (epilogue == Epilogue::glu) {
-    const __m512 value = _mm512_mul_ps(first, sigmoid(second));
+  } else if constexpr (epilogue == Epilogue::glu) {
+    const __m512 exponent = _mm512_fmadd_ps(_mm512_load_ps(sums + kPixels * kHalf), sigmoid.scale, p.second_bias);
+    const __m512 value = _mm512_mul_ps(first, sigmoid.of_exponent(exponent));
     _mm256_mask_storeu_epi16(out, p.low, (__m256i)_mm512_cvtneps_pbh(value));
-  } else if constexpr (epilogue == Epilogue::add) {
+  } else {
+    const __m512 second = _mm512_add_ps(_mm512_load_ps(sums + kPixels * kHalf), p.second_bias);
     __m512 add_low = _mm512_setzero_ps(), add_high = add_low;
     if (p.residual != nullptr) {
       add_low = amx::widen(_mm256_maskz_loadu_epi16(p.low, p.residual + place));
