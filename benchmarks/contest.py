@@ -18,6 +18,13 @@ Call = Callable[[], object]
 
 MOST_OF_OTHERS = 0.05
 """Share of the cores that other processes may take during a contest."""
+LEAST_OF_ITS_BEST, PATIENCE = 0.75, 60.0
+"""Share of the products a second that the machine reached before, below which a turn waits, and for
+how many seconds all turns together do: what another machine on the same processor takes is in no
+list of processes, and it comes and goes."""
+SPINNING = 0.02
+"""Seconds for which the threads of a call look for more work, on the cores that the next one, maybe
+in another process, needs."""
 SECONDS, LEAST_ROUNDS, MOST_ROUNDS = 5.0, 7, 50
 
 
@@ -37,12 +44,13 @@ class Contest:
     """One benchmark of ours, with a turn of every rival and of the machine before each of its own.
 
     A turn is a call that is not measured, so that nobody meets what the one before left in the
-    caches, and one that is.
+    caches, and one that is. It begins when nobody disturbs the machine.
     """
 
     def __init__(self, benchmark: BenchmarkFixture, limits: Limits) -> None:
         self._benchmark = benchmark
         self._limits = limits
+        self._patience = PATIENCE
 
     def run(self, ours: Call, rivals: dict[str, Call], work: Work, images: int = 0) -> None:
         """Measure; what was found is in the benchmark's ``extra_info``.
@@ -63,16 +71,16 @@ class Contest:
         at_best: list[float] = []
 
         def others() -> None:
-            time.sleep(0.02)  # until the threads of the call before have stopped waiting for work
-            at_best.append(
-                max(
-                    work.operations / self._limits.operations(work.dtype),
-                    work.nbytes / self._limits.copied(),
-                )
-            )
             for name, call in rivals.items():
+                self._operations(work.dtype)
                 call()
                 turns[name].append(_seconds(call))
+            at_best.append(
+                max(
+                    work.nbytes / self._limits.copied(),
+                    work.operations / self._operations(work.dtype),
+                )
+            )
             ours()
 
         before = OfOthers()
@@ -95,6 +103,16 @@ class Contest:
         info["threads"] = torch.get_num_threads()
         if images:
             info["images_per_second"] = images / statistics.median(mine)
+
+    def _operations(self, dtype: torch.dtype) -> float:
+        """Return what the machine can do in a second, if need be once it is undisturbed."""
+        while True:
+            time.sleep(SPINNING)
+            start = time.monotonic()
+            now = self._limits.operations(dtype)
+            if now >= LEAST_OF_ITS_BEST * self._limits.fastest[dtype] or self._patience <= 0:
+                return now
+            self._patience -= SPINNING + time.monotonic() - start
 
 
 def _seconds(call: Call) -> float:

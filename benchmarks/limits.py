@@ -40,6 +40,8 @@ class Limits:
             loop.argtypes = (ctypes.c_int, ctypes.c_long)
         self._loops.has_amx.restype = self._loops.has_pairs.restype = ctypes.c_bool
         self._has_amx, self._has_pairs = self._loops.has_amx(), self._loops.has_pairs()
+        self.fastest: dict[torch.dtype, float] = {}
+        """The most that ``operations`` has found."""
         self._from, self._to = torch.ones(2, _COPIED, dtype=torch.uint8)
 
     def operations(self, dtype: torch.dtype) -> float:
@@ -57,7 +59,9 @@ class Limits:
             done = _MULTIPLY_ADDS * _PAIRS
         else:
             done = _MULTIPLY_ADDS * self._loops.fma_loop(threads, _MULTIPLY_ADDS)
-        return threads * done / (time.perf_counter() - start)
+        found = threads * done / (time.perf_counter() - start)
+        self.fastest[dtype] = max(found, self.fastest.get(dtype, 0.0))
+        return found
 
     def copied(self) -> float:
         """Return bytes a second that are read or written when memory is copied."""
