@@ -7,32 +7,20 @@
 #include <algorithm>
 
 #include "../checks.h"
-#include "convolution.h"
+#include "bidirectional_lstm.h"
 #include "instruction_sets.h"
 #include "products.h"
 #include "vectors.h"
 #include "workspace.h"
 
 namespace mirrorgan {
+
+namespace lstm {
 namespace {
 
 using namespace convolution;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
-constexpr int64_t kCaptions = 8;   // that go through a direction together: its weights are read once a word for all
-constexpr int64_t kGates = 4;      // input, forget, cell, output
-constexpr int64_t kUnits = kHalf;  // whose gates lie together, in two blocks of columns
-
-struct Lstm {
-  const float* gates;      // (V, 2, 4H), units in groups of 16, the four gates of a group after each other
-  const int64_t* tokens;   // (N, T)
-  const int64_t* lengths;  // (N)
-  const float* recurrent;  // (2, 4H / 32, H / 32, 2, kTile)
-  float* states;           // (N, T, 2, H)
-  float* last;             // (N, 2, H)
-  int64_t samples, words, units;
-};
+constexpr int64_t kCaptions = 8;  // that go through a direction together: its weights are read once a word for all
 
 template <int Lanes>
 MIRRORGAN_INLINE void tanh(typename Vector<Lanes>::Float& x) {
@@ -67,22 +55,21 @@ MIRRORGAN_INLINE void update(const float* sums, const float* gates, float* cell,
 
 // Some captions in one direction. `memory` has room for three times their units.
 template <int Lanes, int Rows, int Halves>
-MIRRORGAN_INLINE void read_captions(const Lstm& a, int64_t first, int64_t count, int64_t direction, float* memory) {
+MIRRORGAN_INLINE void read_captions(
+    const Arguments& a, int64_t first, int64_t count, int64_t direction, float* memory) {
   const int64_t size = kCaptions * a.units, panel = a.units / kDepth * 2 * kTile;
+  const auto* recurrent = static_cast<const float*>(a.recurrent);
   float *hidden = memory, *next = memory + size, *cell = memory + 2 * size;
   for (int64_t i = 0; i < 3 * size; ++i) {
     memory[i] = 0.0f;
   }
   const Phase phase{0, 1, {0}, {0}};
   float sums[kGates * kPixels * kHalf];
-  int64_t longest = 0;
-  for (int64_t r = 0; r < count; ++r) {
-    longest = a.lengths[first + r] > longest ? a.lengths[first + r] : longest;
-  }
+  const int64_t longest = a.longest(first, count);
   for (int64_t step = 0; step < longest; ++step) {
     const Window<float> window{{hidden, hidden, hidden}, 0, 0, a.units};
     for (int64_t group = 0; group < a.units / kUnits; ++group) {
-      const float* weight = a.recurrent + (direction * a.units / kUnits + group) * 2 * panel;
+      const float* weight = recurrent + (direction * a.units / kUnits + group) * 2 * panel;
       for (int64_t row = 0; row < count; row += Rows) {
         for (int64_t half = 0; half < kGates; half += Halves) {
           multiply<Lanes, Rows, Halves>(window, row, phase, weight + half / 2 * panel + half % 2 * kTile,
@@ -90,21 +77,20 @@ MIRRORGAN_INLINE void read_captions(const Lstm& a, int64_t first, int64_t count,
         }
       }
       for (int64_t r = 0; r < count; ++r) {
-        const int64_t sample = first + r, length = a.lengths[sample];
-        if (step >= length) {
+        const int64_t sample = first + r;
+        if (step >= a.lengths[sample]) {
           continue;
         }
-        const int64_t word = direction == 0 ? step : length - 1 - step, unit = group * kUnits;
-        const int64_t at = (sample * a.words + word) * 2 + direction;
-        const int64_t of_word = a.tokens[sample * a.words + word] * 2 + direction;
-        float* state = next + r * a.units + unit;
-        update<Lanes>(sums + r * kHalf, a.gates + (of_word * a.units + unit) * kGates, cell + r * a.units + unit, state);
+        const int64_t word = a.word(sample, step, direction), unit = group * kUnits;
+        float *state = next + r * a.units + unit, *of_word = a.states_of(word, direction, unit);
+        update<Lanes>(sums + r * kHalf, a.gates_of(word, direction, unit), cell + r * a.units + unit, state);
         for (int64_t i = 0; i < kUnits; ++i) {
-          a.states[at * a.units + unit + i] = state[i];
+          of_word[i] = state[i];
         }
-        if (step == length - 1) {
+        if (step == a.lengths[sample] - 1) {
+          float* last = a.last_of(sample, direction, unit);
           for (int64_t i = 0; i < kUnits; ++i) {
-            a.last[(sample * 2 + direction) * a.units + unit + i] = state[i];
+            last[i] = state[i];
           }
         }
       }
@@ -116,7 +102,7 @@ MIRRORGAN_INLINE void read_captions(const Lstm& a, int64_t first, int64_t count,
 }
 
 #define MIRRORGAN_READ(name, lanes, rows, halves, target)                                                    \
-  target void name(const Lstm& a, int64_t first, int64_t count, int64_t direction, float* memory) {          \
+  target void name(const Arguments& a, int64_t first, int64_t count, int64_t direction, float* memory) {     \
     read_captions<lanes, rows, halves>(a, first, count, direction, memory);                                  \
   }
 
@@ -141,7 +127,16 @@ auto read_function() {
   }
 }
 
+void read_captions_in_floats(const Arguments& a, int64_t first, int64_t count, int64_t direction) {
+  static thread_local Workspace<float> memory;
+  read_function()(a, first, count, direction, memory.at_least(3 * kCaptions * a.units));
+}
+
 }  // namespace
+}  // namespace lstm
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
 
 void bidirectional_lstm_cpu(
     const Tensor& gates,
@@ -160,12 +155,15 @@ void bidirectional_lstm_cpu(
   check("gates", dense_gates, ScalarType::Float);
   check("tokens", dense_tokens, ScalarType::Long);
   check("lengths", dense_lengths, ScalarType::Long);
-  check("recurrent", recurrent, ScalarType::Float);
+  const bool narrow = recurrent.scalar_type() == ScalarType::BFloat16;
+  check("recurrent", recurrent, narrow ? ScalarType::BFloat16 : ScalarType::Float);
   check("states", states, ScalarType::Float);
   check("last", last, ScalarType::Float);
   MIRRORGAN_CHECK(gates.dim() == 3, kOp, "gates", shape_text(gates.sizes()), "(V, 2, 4H)");
   MIRRORGAN_CHECK(tokens.dim() == 2, kOp, "tokens", shape_text(tokens.sizes()), "(N, T)");
-  Lstm a{};
+  using namespace lstm;
+  using convolution::kColumns, convolution::kDepth, convolution::kTile;
+  lstm::Arguments a{};
   a.samples = tokens.size(0);
   a.words = tokens.size(1);
   a.units = gates.size(2) / kGates;
@@ -178,7 +176,7 @@ void bidirectional_lstm_cpu(
   a.gates = static_cast<const float*>(dense_gates.const_data_ptr());
   a.tokens = static_cast<const int64_t*>(dense_tokens.const_data_ptr());
   a.lengths = static_cast<const int64_t*>(dense_lengths.const_data_ptr());
-  a.recurrent = static_cast<const float*>(recurrent.const_data_ptr());
+  a.recurrent = recurrent.const_data_ptr();
   a.states = static_cast<float*>(states.mutable_data_ptr());
   a.last = static_cast<float*>(last.mutable_data_ptr());
   for (int64_t n = 0; n < a.samples; ++n) {
@@ -189,13 +187,24 @@ void bidirectional_lstm_cpu(
   }
   std::fill_n(a.states, states.numel(), 0.0f);
   std::fill_n(a.last, last.numel(), 0.0f);
-  const auto read = read_function();
-  const int64_t groups = (a.samples + kCaptions - 1) / kCaptions;
+  auto read = read_captions_in_floats;
+  int64_t together = kCaptions;
+  if (narrow && chosen_instruction_set() == InstructionSet::amx) {
+#if defined(MIRRORGAN_X86)
+    read = read_captions_amx;
+    together = kCaptionsAmx;
+#endif
+  } else if (narrow) {
+    static thread_local Workspace<float> workspace;
+    float* wide = workspace.at_least(recurrent.numel());
+    convolution::widen(static_cast<const bfloat16_bits*>(a.recurrent), wide, recurrent.numel() / kTile);
+    a.recurrent = wide;
+  }
+  const int64_t groups = convolution::divide_up(a.samples, together);
   torch::stable::parallel_for(0, 2 * groups, 1, [&](int64_t begin, int64_t end) {
-    static thread_local Workspace<float> memory;
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t first = task / 2 * kCaptions;
-      read(a, first, std::min(kCaptions, a.samples - first), task % 2, memory.at_least(3 * kCaptions * a.units));
+      const int64_t first = task / 2 * together;
+      read(a, first, std::min(together, a.samples - first), task % 2);
     }
   });
 }

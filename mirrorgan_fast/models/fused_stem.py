@@ -12,10 +12,13 @@ class FusedSTEM:
 
     A copy: ``stem`` is not changed, and what it learns later is not in here. The gates of all words
     of the vocabulary, W x + b, are computed here once, and kept: 4 KiB a word for features of 256.
+    With a ``dtype`` of bfloat16 the products from word to word are of it, on a CPU.
     """
 
-    def __init__(self, stem: STEM, layout: Layout | None = None) -> None:
-        lstm = pack_lstm(stem.lstm, layout)
+    def __init__(
+        self, stem: STEM, layout: Layout | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
+        lstm = pack_lstm(stem.lstm, layout, dtype)
         vocabulary = stem.embedding.weight.detach().float().T[None, :, :, None]  # pixels of one map
         gates = conv_add(vocabulary, lstm.weight, lstm.bias)[0, :, :, 0].T
         self.gates = gates.unflatten(1, (2, -1))  # (V, 2, 4H')

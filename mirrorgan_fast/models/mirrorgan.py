@@ -58,7 +58,7 @@ class MirrorGAN(nn.Module):
         model is not changed; what it learns later the fused parts do not know.
 
         Args:
-            dtype: in which the fused generator computes, float32 or bfloat16, on a GPU also float16
+            dtype: in which the fused parts compute, float32 or bfloat16, on a GPU also float16
                 (default: what is fastest on the device that this model is on). Images of bfloat16
                 are less than a grey level from those of float32 in the mean.
 
@@ -67,8 +67,8 @@ class MirrorGAN(nn.Module):
         """
         model = copy.copy(self)
         model._modules = dict(self._modules)  # a copy of a module shares even this
-        model.fused_stem = FusedSTEM(self.stem)
         model.fused_glam = FusedGLAM(self.glam, dtype)
+        model.fused_stem = FusedSTEM(self.stem, dtype=model.fused_glam.dtype)
         if next(self.parameters()).device.type == "cuda":
             model.graphs = Graphs(model._render_fused)
         return model

@@ -17,7 +17,7 @@ from torch.nn import functional
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.ops.checks import refuse
 from mirrorgan_fast.ops.choice import REFERENCE, TRITON
-from mirrorgan_fast.ops.packing import Layout, choose_packed, pack, unpack
+from mirrorgan_fast.ops.packing import Layout, choose_packed, layout_on, pack, unpack
 
 _NAME = "bidirectional_lstm"
 _TOGETHER, _TILE = 16, 32
@@ -36,8 +36,10 @@ class PackedLSTM(NamedTuple):
     """H."""
 
 
-def pack_lstm(lstm: nn.LSTM, layout: Layout | None = None) -> PackedLSTM:
-    """Pack the weights of an LSTM in float32, in a layout of ``pack``.
+def pack_lstm(
+    lstm: nn.LSTM, layout: Layout | None = None, dtype: torch.dtype = torch.float32
+) -> PackedLSTM:
+    """Pack the weights of an LSTM in a layout of ``pack``, in float32; in tiles U in ``dtype``.
 
     The gates are ordered by units in groups of 16: input, forget, cell and output gate of the first
     group, then those of the next.
@@ -49,7 +51,9 @@ def pack_lstm(lstm: nn.LSTM, layout: Layout | None = None) -> PackedLSTM:
         raise InputError(
             f"pack_lstm: lstm: found {lstm}, wanted one layer of two directions with biases"
         )
-    options: Any = {"glu": False, "upsample": False, "dtype": torch.float32, "layout": layout}
+    if layout is None:
+        layout = layout_on(next(lstm.parameters()).device)
+    options: Any = {"glu": False, "upsample": False, "layout": layout}
     weights, biases, recurrents = [], [], []
     for suffix in ("", "_reverse"):
         W, U, b, b_h = (
@@ -59,10 +63,10 @@ def pack_lstm(lstm: nn.LSTM, layout: Layout | None = None) -> PackedLSTM:
         weights.append(_by_groups(W))
         biases.append(_by_groups((b + b_h)[:, None])[:, 0])
         U = functional.pad(_by_groups(U), (0, -U.shape[1] % _TILE))[:, :, None, None]
-        recurrents.append(pack(U, **options))
+        recurrents.append(pack(U, dtype=dtype if layout == "tiles" else torch.float32, **options))
     weight = torch.cat(weights)[:, :, None, None]
     return PackedLSTM(
-        pack(weight, **options),
+        pack(weight, dtype=torch.float32, **options),
         torch.cat(biases),
         torch.cat(recurrents),
         lstm.hidden_size,
@@ -78,14 +82,15 @@ def bidirectional_lstm(
     """Run both directions of an LSTM over captions of several lengths.
 
     For inference; where a gradient is needed the reference runs. A caption's result depends on that
-    caption alone. On a GPU the products are of tf32, as those of PyTorch's LSTM are by default.
+    caption alone. Products U h are of U's data type and summed in float32, in which everything else
+    is; on a GPU they are of tf32, as those of PyTorch's LSTM are by default.
 
     Args:
         gates: W x + b of each word of a vocabulary in both directions, float32, ordered as by
             `pack_lstm`.
         tokens: int64, the words of captions, 0 to V - 1.
         lengths: int64, the words of each caption, 0 to T; what stands behind them is not read.
-        recurrent: from `pack_lstm`; it has H, a multiple of 32.
+        recurrent: from `pack_lstm`, float32 or, in tiles, bfloat16; it has H, a multiple of 32.
 
     Returns:
         states h of each word (N, T, 2, H), zero behind a caption's words, and each direction's last
@@ -105,8 +110,14 @@ def bidirectional_lstm(
         refuse(_NAME, "lengths", lengths, f"int64 of shape ({len(tokens)},)")
     tiles = (2, 4 * units // _TILE, units // _TILE, 2, _TILE * _TOGETHER)
     rows = (2, 1, units, 4 * units)
-    if recurrent.shape not in (tiles, rows) or recurrent.dtype != torch.float32:
-        refuse(_NAME, "recurrent", recurrent, f"float32, what pack_lstm() makes for {units} units")
+    dtypes = (torch.float32, torch.bfloat16) if recurrent.shape == tiles else (torch.float32,)
+    if recurrent.shape not in (tiles, rows) or recurrent.dtype not in dtypes:
+        refuse(
+            _NAME,
+            "recurrent",
+            recurrent,
+            f"float32 (in tiles: or bfloat16), what pack_lstm() makes for {units} units",
+        )
     for name, tensor in (("tokens", tokens), ("lengths", lengths), ("recurrent", recurrent)):
         if tensor.device != gates.device:
             refuse(_NAME, name, tensor, f"device {gates.device}, that of gates")

@@ -60,6 +60,11 @@ _PARTS_OF = {True: ((16, 1),), False: ((1, 9), (4, 4))}
 """Phases or products, and taps, that are of float32 alone and of what is narrower alone."""
 
 
+def layout_on(device: torch.device) -> Layout:
+    """Return the layout that the implementations for a device take."""
+    return "tiles" if device.type == "cpu" else "rows"
+
+
 def pack(
     weight: Tensor,  # (N, C, 3, 3) or (N, C, 1, 1)
     *,
@@ -91,7 +96,7 @@ def pack(
             f"point of shape (N, C, 3, 3){'' if upsample else ' or (N, C, 1, 1)'}"
         )
     if layout is None:
-        layout = "tiles" if weight.device.type == "cpu" else "rows"
+        layout = layout_on(weight.device)
     if layout not in _DIMS:
         raise InputError(f"pack: layout: found {layout!r}, wanted {' or '.join(_DIMS)}")
     dtypes = _DTYPES if layout == "rows" else _DTYPES[:2]

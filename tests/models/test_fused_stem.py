@@ -20,16 +20,17 @@ def stem_and_captions(size: int) -> tuple[STEM, torch.Tensor, torch.Tensor]:
     return stem, tokens * (torch.arange(9) < lengths[:, None]), lengths
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 @pytest.mark.parametrize("size", [12, 64])
 @pytest.mark.parametrize("implementation", ["reference", "cpu"])
-def test_features_are_those_of_the_encoder(implementation, size):
+def test_features_are_those_of_the_encoder(implementation, size, dtype, tolerance):
     stem, tokens, lengths = stem_and_captions(size)
     with use(implementation):
-        words, sentence = FusedSTEM(stem)(tokens, lengths)
+        words, sentence = FusedSTEM(stem, dtype=dtype)(tokens, lengths)
     with torch.no_grad():
         exact_words, exact_sentence = stem.double()(tokens, lengths)
-    assert (words - exact_words).abs().max() < 1e-5
-    assert (sentence - exact_sentence).abs().max() < 1e-5
+    assert (words - exact_words).abs().max() < tolerance
+    assert (sentence - exact_sentence).abs().max() < tolerance
 
 
 def test_features_are_the_same_bits_in_any_company():

@@ -17,6 +17,9 @@ from mirrorgan_fast.ops.bidirectional_lstm import reference
 
 from .conftest import compiled
 
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+of_each_dtype = pytest.mark.parametrize("dtype", TOLERANCE)
+
 
 def lstm_of(inputs: int, units: int) -> nn.LSTM:
     torch.manual_seed(3)
@@ -45,7 +48,7 @@ def gates_of(lstm: nn.LSTM, x: Tensor) -> Tensor:
 def case():
     """Arguments for some sizes, with what float64 gives."""
 
-    def make(batch: int, words: int, units: int, seed: int = 0):
+    def make(batch: int, words: int, units: int, seed: int = 0, dtype=torch.float32):
         rng = torch.Generator().manual_seed(seed)
         vocabulary = torch.randn(11, 5, generator=rng)
         tokens = torch.randint(0, 11, (batch, words), generator=rng)
@@ -61,19 +64,23 @@ def case():
                     out, (h, _) = wide(vocabulary[tokens[n : n + 1, :length]].double())
                     states[n, :length] = out[0].unflatten(1, (2, units))
                     last[n] = h[:, 0]
-        return (gates, tokens, lengths, pack_lstm(lstm).recurrent), (states, last)
+        return (gates, tokens, lengths, pack_lstm(lstm, dtype=dtype).recurrent), (states, last)
 
     return make
 
 
-def assert_close(actual: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
+def assert_close(
+    actual: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], dtype=torch.float32
+) -> None:
     for result, exact in zip(actual, expected, strict=True):
         units = exact.shape[-1]
         assert result.dtype == torch.float32
-        assert (result[..., :units] - exact).abs().max().item() <= 1e-5 if exact.numel() else True
+        if exact.numel():
+            assert (result[..., :units] - exact).abs().max() <= TOLERANCE[dtype]
         assert (result[..., units:] == 0).all()
 
 
+@of_each_dtype
 @settings(
     deadline=None,
     max_examples=40,
@@ -87,9 +94,9 @@ def assert_close(actual: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor])
     units=st.one_of(st.integers(1, 70), st.just(128)),
     seed=st.integers(0, 2**31),
 )
-def test_matches_float64_on_any_shape(implementation, case, batch, words, units, seed):
-    arguments, expected = case(batch, words, units, seed)
-    assert_close(bidirectional_lstm(*arguments), expected)
+def test_matches_float64_on_any_shape(implementation, case, dtype, batch, words, units, seed):
+    arguments, expected = case(batch, words, units, seed, dtype)
+    assert_close(bidirectional_lstm(*arguments), expected, dtype)
 
 
 def test_strided_inputs(implementation, case):
@@ -101,9 +108,10 @@ def test_strided_inputs(implementation, case):
     )
 
 
-def test_captions_and_threads_do_not_change_bits(case):
+@of_each_dtype
+def test_captions_and_threads_do_not_change_bits(case, dtype):
     with use("cpu"):
-        (gates, tokens, lengths, recurrent), _ = case(21, 9, 64)
+        (gates, tokens, lengths, recurrent), _ = case(21, 9, 64, dtype=dtype)
         together = bidirectional_lstm(gates, tokens, lengths, recurrent)
         before = torch.get_num_threads()
         try:
@@ -118,16 +126,18 @@ def test_captions_and_threads_do_not_change_bits(case):
             assert all(torch.equal(a[0], b[n]) for a, b in zip(alone, together, strict=True))
 
 
-def test_what_stands_behind_a_caption_is_not_read(implementation, case):
-    (gates, tokens, lengths, recurrent), _ = case(6, 7, 32)
+@of_each_dtype
+def test_what_stands_behind_a_caption_is_not_read(implementation, case, dtype):
+    (gates, tokens, lengths, recurrent), _ = case(6, 7, 32, dtype=dtype)
     clean = bidirectional_lstm(gates, tokens, lengths, recurrent)
     for n, length in enumerate(lengths.tolist()):
         tokens[n, length:] = 1 << 40
     assert all(map(torch.equal, bidirectional_lstm(gates, tokens, lengths, recurrent), clean))
 
 
-def test_nan_stays_in_its_caption(implementation, case):
-    (gates, tokens, lengths, recurrent), _ = case(4, 3, 32)
+@of_each_dtype
+def test_nan_stays_in_its_caption(implementation, case, dtype):
+    (gates, tokens, lengths, recurrent), _ = case(4, 3, 32, dtype=dtype)
     tokens[tokens == 0] = 1
     tokens[1, 1], lengths[1] = 0, 3
     clean = bidirectional_lstm(gates, tokens, lengths, recurrent)
@@ -141,13 +151,14 @@ def test_nan_stays_in_its_caption(implementation, case):
 
 
 @compiled
-@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
-def test_narrower_instruction_sets(case, tmp_path, capability):
+@of_each_dtype
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512", "avx512_bf16"])
+def test_narrower_instruction_sets(case, tmp_path, capability, dtype):
     """The choice is made once a process, hence another process."""
     wanted = {"default": "baseline"}.get(capability, capability)
     if wanted not in build_info().processor_instruction_sets:
         pytest.skip(f"this processor has no {wanted}")
-    arguments, expected = case(11, 5, 40)
+    arguments, expected = case(11, 5, 40, dtype=dtype)
     torch.save(arguments, tmp_path / "arguments.pt")
     script = """
         import sys, torch
@@ -163,7 +174,7 @@ def test_narrower_instruction_sets(case, tmp_path, capability):
         env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
         check=True,
     )
-    assert_close(torch.load(tmp_path / "results.pt"), expected)
+    assert_close(torch.load(tmp_path / "results.pt"), expected, dtype)
 
 
 def test_compiles_as_one_graph_and_exports(implementation, case):

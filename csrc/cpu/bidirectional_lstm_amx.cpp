@@ -1,0 +1,140 @@
+// The form of mirrorgan::bidirectional_lstm that multiplies with AMX: sixteen captions are the rows of a tile, and the four
+// gates of sixteen units four tiles of sums.
+
+#include "bidirectional_lstm.h"
+
+#if defined(MIRRORGAN_X86)
+
+#include <algorithm>
+
+#include "amx.h"
+#include "workspace.h"
+
+namespace mirrorgan::lstm {
+namespace {
+
+using amx::kDepth;
+using amx::kTile;
+using amx::kTileRowBytes;
+
+static_assert(kCaptionsAmx == amx::kRows && kUnits == amx::kRows && kGates == 4);
+
+constexpr int64_t kSums = kCaptionsAmx * kUnits;  // of a gate
+
+MIRRORGAN_BEGIN_AMX
+
+// Sums of a group of units: (kGates, kCaptionsAmx, kUnits).
+MIRRORGAN_INLINE void multiply(const bfloat16_bits* hidden, int64_t units, const bfloat16_bits* weight, float* sums) {
+  const int64_t stride = units * static_cast<int64_t>(sizeof(bfloat16_bits)), block = units / kDepth * 2 * kTile;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t unit = 0; unit < units; unit += kDepth, weight += 2 * kTile) {
+    _tile_loadd(4, hidden + unit, stride);
+    _tile_loadd(5, weight, kTileRowBytes);
+    _tile_dpbf16ps(0, 4, 5);
+    _tile_loadd(6, weight + kTile, kTileRowBytes);
+    _tile_dpbf16ps(1, 4, 6);
+    _tile_loadd(5, weight + block, kTileRowBytes);
+    _tile_dpbf16ps(2, 4, 5);
+    _tile_loadd(6, weight + block + kTile, kTileRowBytes);
+    _tile_dpbf16ps(3, 4, 6);
+  }
+  _tile_stored(0, sums, kTileRowBytes);
+  _tile_stored(1, sums + kSums, kTileRowBytes);
+  _tile_stored(2, sums + 2 * kSums, kTileRowBytes);
+  _tile_stored(3, sums + 3 * kSums, kTileRowBytes);
+}
+
+struct Functions {
+  amx::Sigmoid sigmoid;
+  __m512 middle = sigmoid(_mm512_setzero_ps());
+
+  MIRRORGAN_INLINE Functions() {}
+
+  // 2 sigmoid(2x) - 1 within 5e-4; 0 of 0, which units that only fill a tile stay at.
+  MIRRORGAN_INLINE __m512 tanh(__m512 x) const {
+    const __m512 s = _mm512_sub_ps(sigmoid(_mm512_add_ps(x, x)), middle);
+    return _mm512_add_ps(s, s);
+  }
+
+  MIRRORGAN_INLINE void keep() {
+    sigmoid.keep();
+    amx::keep(middle);
+  }
+};
+
+// A caption's states of sixteen units after a word; what they remember is changed.
+MIRRORGAN_INLINE __m512 update(const Functions& f, const float* sums, const float* gates, float* cell) {
+  __m512 gate[kGates];
+#pragma GCC unroll 4
+  for (int i = 0; i < kGates; ++i) {
+    gate[i] = _mm512_add_ps(_mm512_load_ps(sums + i * kSums), _mm512_loadu_ps(gates + i * kUnits));
+  }
+  const __m512 added = _mm512_mul_ps(f.sigmoid(gate[0]), f.tanh(gate[2]));
+  const __m512 memory = _mm512_fmadd_ps(f.sigmoid(gate[1]), _mm512_load_ps(cell), added);
+  _mm512_store_ps(cell, memory);
+  return _mm512_mul_ps(f.sigmoid(gate[3]), f.tanh(memory));
+}
+
+void read(
+    const Arguments& a,
+    int64_t first,
+    int64_t count,
+    int64_t direction,
+    bfloat16_bits* hidden,
+    bfloat16_bits* next,
+    float* cells) {
+  const amx::Tiles tiles;
+  const int64_t groups = a.units / kUnits, panel = a.units * kGates * kUnits;
+  const auto* weight = static_cast<const bfloat16_bits*>(a.recurrent) + direction * groups * panel;
+  const int64_t longest = a.longest(first, count);
+  alignas(64) float sums[2][kGates * kSums];
+  Functions functions;
+  functions.keep();
+  for (int64_t step = 0; step < longest; ++step) {
+    // A group is multiplied while the one before is finished.
+    multiply(hidden, a.units, weight, sums[0]);
+    for (int64_t group = 0; group < groups; ++group) {
+      if (group + 1 < groups) {
+        multiply(hidden, a.units, weight + (group + 1) * panel, sums[(group + 1) % 2]);
+      }
+      const int64_t unit = group * kUnits;
+      for (int64_t r = 0; r < count; ++r) {
+        const int64_t sample = first + r;
+        if (step >= a.lengths[sample]) {
+          continue;
+        }
+        const int64_t word = a.word(sample, step, direction);
+        const __m512 state = update(functions, sums[group % 2] + r * kUnits, a.gates_of(word, direction, unit),
+                                    cells + r * a.units + unit);
+        _mm512_storeu_ps(a.states_of(word, direction, unit), state);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(next + r * a.units + unit), (__m256i)_mm512_cvtneps_pbh(state));
+        if (step == a.lengths[sample] - 1) {
+          _mm512_storeu_ps(a.last_of(sample, direction, unit), state);
+        }
+      }
+    }
+    std::swap(hidden, next);
+  }
+}
+
+MIRRORGAN_END_AMX
+
+}  // namespace
+
+void read_captions_amx(const Arguments& a, int64_t first, int64_t count, int64_t direction) {
+  static thread_local Workspace<bfloat16_bits> states;
+  static thread_local Workspace<float> memory;
+  const int64_t size = kCaptionsAmx * a.units;
+  bfloat16_bits* hidden = states.at_least(2 * size);
+  float* cells = memory.at_least(size);
+  std::fill_n(hidden, 2 * size, bfloat16_bits{0});
+  std::fill_n(cells, size, 0.0f);
+  read(a, first, count, direction, hidden, hidden + size, cells);
+}
+
+}  // namespace mirrorgan::lstm
+
+#endif
