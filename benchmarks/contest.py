@@ -107,12 +107,12 @@ class Contest:
     def _operations(self, dtype: torch.dtype) -> float:
         """Return what the machine can do in a second, if need be once it is undisturbed."""
         while True:
-            time.sleep(SPINNING)
             start = time.monotonic()
+            time.sleep(SPINNING)
             now = self._limits.operations(dtype)
             if now >= LEAST_OF_ITS_BEST * self._limits.fastest[dtype] or self._patience <= 0:
                 return now
-            self._patience -= SPINNING + time.monotonic() - start
+            self._patience -= time.monotonic() - start
 
 
 def _seconds(call: Call) -> float:
