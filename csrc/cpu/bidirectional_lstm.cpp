@@ -127,6 +127,18 @@ auto read_function() {
   }
 }
 
+// Zeros where there are no words.
+void clear_padding(const Arguments& a, int64_t first, int64_t count, int64_t direction) {
+  for (int64_t sample = first; sample < first + count; ++sample) {
+    for (int64_t word = a.lengths[sample]; word < a.words; ++word) {
+      std::fill_n(a.states_of(sample * a.words + word, direction, 0), a.units, 0.0f);
+    }
+    if (a.lengths[sample] == 0) {
+      std::fill_n(a.last_of(sample, direction, 0), a.units, 0.0f);
+    }
+  }
+}
+
 void read_captions_in_floats(const Arguments& a, int64_t first, int64_t count, int64_t direction) {
   static thread_local Workspace<float> memory;
   read_function()(a, first, count, direction, memory.at_least(3 * kCaptions * a.units));
@@ -185,8 +197,6 @@ void bidirectional_lstm_cpu(
       MIRRORGAN_CHECK(a.tokens[i] >= 0 && a.tokens[i] < gates.size(0), kOp, "tokens", a.tokens[i], "0 to V - 1");
     }
   }
-  std::fill_n(a.states, states.numel(), 0.0f);
-  std::fill_n(a.last, last.numel(), 0.0f);
   auto read = read_captions_in_floats;
   int64_t together = kCaptions;
   if (narrow && chosen_instruction_set() == InstructionSet::amx) {
@@ -203,8 +213,9 @@ void bidirectional_lstm_cpu(
   const int64_t groups = convolution::divide_up(a.samples, together);
   torch::stable::parallel_for(0, 2 * groups, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t first = task / 2 * together;
-      read(a, first, std::min(together, a.samples - first), task % 2);
+      const int64_t first = task / 2 * together, count = std::min(together, a.samples - first), direction = task % 2;
+      read(a, first, count, direction);
+      clear_padding(a, first, count, direction);
     }
   });
 }
