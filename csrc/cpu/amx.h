@@ -9,6 +9,7 @@
 
 #include "intrinsics.h"
 
+#include <cmath>
 #include <cstdint>
 
 #include "vectors.h"
@@ -25,6 +26,31 @@
   _Pragma("GCC target(\"avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16\")")
 #define MIRRORGAN_END_AMX _Pragma("GCC pop_options")
 #endif
+
+namespace mirrorgan::amx {
+
+// What approaches a sigmoid: a parabola around every whole number of x kScale. (While tiles are in use, one of the vector
+// unit's two ports neither multiplies nor compares floats, but it adds them and it looks up.)
+struct alignas(64) SigmoidParabolas {
+  static constexpr float kScale = 1.7f, kFurthest = 15.49f;
+
+  float factors[3][32];  // of 1, x and x^2, that of the whole number n at n modulo 32
+
+  SigmoidParabolas() {
+    const double node = std::sqrt(3.0) / 4;  // they meet the sigmoid where Chebyshev's polynomial of third degree is 0
+    const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x / kScale)); };
+    for (int n = -15; n <= 15; ++n) {
+      const double before = sigmoid(n - node), at = sigmoid(n), after = sigmoid(n + node);
+      const double slope = (after - before) / (2 * node), curve = (before - 2 * at + after) / (2 * node * node);
+      factors[0][n & 31] = static_cast<float>(at - (slope - curve * n) * n);
+      factors[1][n & 31] = static_cast<float>(slope - 2 * curve * n);
+      factors[2][n & 31] = static_cast<float>(curve);
+    }
+  }
+};
+inline const SigmoidParabolas kSigmoidParabolas;
+
+}  // namespace mirrorgan::amx
 
 MIRRORGAN_BEGIN_AMX
 
@@ -72,46 +98,52 @@ struct PowerOfTwo {
 
   MIRRORGAN_INLINE __m512 operator()(__m512 x) const {
     x = _mm512_max_ps(lowest, x);  // in this order NaN stays NaN
-    return _mm512_scalef_ps(of_rest(x), x);  // which takes the whole number below x
-  }
-
-  // 2^r alone.
-  MIRRORGAN_INLINE __m512 of_rest(__m512 x) const {
     const __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     __m512 series = _mm512_fmadd_ps(factors[3], r, factors[2]);
     series = _mm512_fmadd_ps(series, r, factors[1]);
-    return _mm512_fmadd_ps(series, r, factors[0]);
+    series = _mm512_fmadd_ps(series, r, factors[0]);
+    return _mm512_scalef_ps(series, x);  // which takes the whole number below x
   }
 };
 
 constexpr float kLogOfE = 1.44269504f;  // to the base of two
 
-// 1 / (1 + e^-x) within 2e-4 of its value; NaN stays NaN.
+// 1 / (1 + e^-x) within 1.4e-4 of its value; NaN stays NaN.
 struct Sigmoid {
-  PowerOfTwo power_of_two;
-  __m512 scale = _mm512_set1_ps(-kLogOfE), furthest = _mm512_set1_ps(100.0f), one = _mm512_set1_ps(1.0f);
+  static constexpr float kScale = SigmoidParabolas::kScale;
 
-  MIRRORGAN_INLINE Sigmoid() {}
+  __m512 low[3], high[3];  // the parabolas' factors
+  __m512 lowest = _mm512_set1_ps(-SigmoidParabolas::kFurthest), highest = _mm512_set1_ps(SigmoidParabolas::kFurthest);
+  __m512 whole = _mm512_set1_ps(12582912.0f);  // 1.5 2^23: a sum with it is rounded to a whole number, its lowest bits
 
-  MIRRORGAN_INLINE __m512 operator()(__m512 x) const {
-    return of_exponent(_mm512_mul_ps(x, scale));
+  MIRRORGAN_INLINE Sigmoid() {
+    for (int i = 0; i < 3; ++i) {
+      low[i] = _mm512_load_ps(kSigmoidParabolas.factors[i]);
+      high[i] = _mm512_load_ps(kSigmoidParabolas.factors[i] + 16);
+    }
   }
 
-  // 1 / (1 + 2^exponent), the exponent being x scale.
-  MIRRORGAN_INLINE __m512 of_exponent(__m512 exponent) const {
-    constexpr int kSmallerOne = 2;  // of both without their signs, with the first one's sign
-    const __m512 inside = _mm512_range_ps(exponent, furthest, kSmallerOne);
-    const __m512 power = _mm512_scalef_ps(power_of_two.of_rest(exponent), inside);
-    return _mm512_rcp14_ps(_mm512_add_ps(power, one));
+  MIRRORGAN_INLINE __m512 operator()(__m512 x) const {
+    return of_scaled(_mm512_mul_ps(x, _mm512_set1_ps(kScale)));
+  }
+
+  // The sigmoid of x / kScale.
+  MIRRORGAN_INLINE __m512 of_scaled(__m512 x) const {
+    x = _mm512_max_ps(lowest, _mm512_min_ps(highest, x));  // in this order NaN stays NaN
+    const __m512i parabola = _mm512_castps_si512(_mm512_add_ps(x, whole));
+    const __m512 curve = _mm512_permutex2var_ps(low[2], parabola, high[2]);
+    const __m512 slope = _mm512_permutex2var_ps(low[1], parabola, high[1]);
+    return _mm512_fmadd_ps(_mm512_fmadd_ps(curve, x, slope), x, _mm512_permutex2var_ps(low[0], parabola, high[0]));
   }
 
   MIRRORGAN_INLINE void keep() {
-    for (__m512& factor : power_of_two.factors) {
-      amx::keep(factor);
+    for (int i = 0; i < 3; ++i) {
+      amx::keep(low[i]);
+      amx::keep(high[i]);
     }
-    amx::keep(scale);
-    amx::keep(furthest);
-    amx::keep(one);
+    amx::keep(lowest);
+    amx::keep(highest);
+    amx::keep(whole);
   }
 };
 

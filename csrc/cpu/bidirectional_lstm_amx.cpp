@@ -53,7 +53,7 @@ struct Functions {
 
   MIRRORGAN_INLINE Functions() {}
 
-  // 2 sigmoid(2x) - 1 within 5e-4; 0 of 0, which units that only fill a tile stay at.
+  // 2 sigmoid(2x) - 1 within 3e-4; 0 of 0, which units that only fill a tile stay at.
   MIRRORGAN_INLINE __m512 tanh(__m512 x) const {
     const __m512 s = _mm512_sub_ps(sigmoid(_mm512_add_ps(x, x)), middle);
     return _mm512_add_ps(s, s);

@@ -48,7 +48,7 @@ struct Pending {
   result_t* out = nullptr;          // from the block's first channel on
   const result_t* residual = nullptr;
   __mmask16 low = 0, high = 0;  // channels of the halves
-  __m512 first_bias = {}, second_bias = {};  // that of gates as part of an exponent
+  __m512 first_bias = {}, second_bias = {};  // that of gates scaled as the sigmoid takes them
 
   MIRRORGAN_INLINE Pending() {}
 
@@ -64,7 +64,7 @@ struct Pending {
         first_bias(_mm512_load_ps(bias)),
         second_bias(_mm512_load_ps(bias + kHalf)) {
     if constexpr (epilogue == Epilogue::glu) {
-      second_bias = _mm512_mul_ps(second_bias, _mm512_set1_ps(-amx::kLogOfE));
+      second_bias = _mm512_mul_ps(second_bias, _mm512_set1_ps(amx::Sigmoid::kScale));
     }
   }
 };
@@ -77,8 +77,9 @@ MIRRORGAN_INLINE void write_pixel(
   if constexpr (epilogue == Epilogue::image) {
     _mm_mask_storeu_epi8(out, p.low, amx::grey_levels(first));
   } else if constexpr (epilogue == Epilogue::glu) {
-    const __m512 exponent = _mm512_fmadd_ps(_mm512_load_ps(sums + kPixels * kHalf), sigmoid.scale, p.second_bias);
-    const __m512 value = _mm512_mul_ps(first, sigmoid.of_exponent(exponent));
+    const __m512 gate =
+        _mm512_fmadd_ps(_mm512_load_ps(sums + kPixels * kHalf), _mm512_set1_ps(amx::Sigmoid::kScale), p.second_bias);
+    const __m512 value = _mm512_mul_ps(first, sigmoid.of_scaled(gate));
     _mm256_mask_storeu_epi16(out, p.low, (__m256i)_mm512_cvtneps_pbh(value));
   } else {
     const __m512 second = _mm512_add_ps(_mm512_load_ps(sums + kPixels * kHalf), p.second_bias);
