@@ -262,6 +262,49 @@ MIRRORGAN_INLINE void share(
   }
 }
 
+// New sums of 32 rows, after their first step. What the tiles hold goes to `before`, if that is somewhere, and leaves each
+// tile only where it has to: the unit waits while four tiles leave together.
+MIRRORGAN_INLINE void begin_sums(const Left& left, const bfloat16_bits* panel, float* before) {
+  constexpr int64_t kRowBytes = kPair * static_cast<int64_t>(sizeof(float));
+  const int64_t stride = left.columns * static_cast<int64_t>(sizeof(bfloat16_bits));
+  const bool leave = before != nullptr;
+  _tile_loadd(4, left.rows, stride);
+  _tile_loadd(6, panel, kTileRowBytes);
+  if (leave) {
+    _tile_stored(0, before, kRowBytes);
+  }
+  _tile_zero(0);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_loadd(7, panel + kTile, kTileRowBytes);
+  if (leave) {
+    _tile_stored(1, before + 16, kRowBytes);
+  }
+  _tile_zero(1);
+  _tile_dpbf16ps(1, 4, 7);
+  _tile_loadd(5, left.rows + kRows * left.columns, stride);
+  if (leave) {
+    _tile_stored(2, before + kRows * kPair, kRowBytes);
+  }
+  _tile_zero(2);
+  _tile_dpbf16ps(2, 5, 6);
+  if (leave) {
+    _tile_stored(3, before + kRows * kPair + 16, kRowBytes);
+  }
+  _tile_zero(3);
+  _tile_dpbf16ps(3, 5, 7);
+}
+
+MIRRORGAN_INLINE void write_columns(
+    const Arguments& a, const float* sums, int64_t column, int64_t pixels, bfloat16_bits* out) {
+  const __mmask32 inside = amx::first_of_32(a.out_channels - column);
+#pragma GCC unroll 4
+  for (int64_t r = 0; r < pixels; ++r) {
+    const float* row = sums + r * kPair;
+    _mm512_mask_storeu_epi16(out + r * a.out_channels + column, inside,
+                             (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(row + 16), _mm512_load_ps(row)));
+  }
+}
+
 MIRRORGAN_INLINE void mix(
     const Arguments& a,
     const Panels& p,
@@ -270,21 +313,19 @@ MIRRORGAN_INLINE void mix(
     bfloat16_bits* out,
     int64_t pixels,
     float* sums) {
+  const Left rest{features.rows + kDepth, features.columns, features.steps - 1};
+  float* before = nullptr;  // of the pair of columns before
   for (int64_t column = 0; column < p.out_channels; column += kPair) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    add_products<true>(shares, add_products<true>(features, p.mix + column * depth_of(p)));
-    store_sums<true>(sums, kPair);
-    const __mmask32 inside = amx::first_of_32(a.out_channels - column);
-#pragma GCC unroll 4
-    for (int64_t r = 0; r < pixels; ++r) {
-      const float* row = sums + r * kPair;
-      _mm512_mask_storeu_epi16(out + r * a.out_channels + column, inside,
-                               (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(row + 16), _mm512_load_ps(row)));
+    const bfloat16_bits* panel = p.mix + column * depth_of(p);
+    begin_sums(features, panel, before);
+    add_products<true>(shares, add_products<true>(rest, panel + 2 * kTile));
+    if (before != nullptr) {
+      write_columns(a, before, column - kPair, pixels, out);
     }
+    before = before == sums ? sums + kPixels * kPair : sums;
   }
+  store_sums<true>(before, kPair);
+  write_columns(a, before, p.out_channels - kPair, pixels, out);
 }
 
 // What a block of pixels needs.
@@ -378,7 +419,7 @@ void attend_amx(const Arguments& a, const Panels& panels, const bfloat16_bits* f
   bfloat16_bits* shares = rows.at_least(kPixels * depth_of(panels));
   bfloat16_bits* copy = shares + kPixels * (panels.words + panels.gates);
   attend(a, panels, features, out, first, end,
-         {copy, shares, sums.at_least(std::max(kPixels * kPair, kRows * std::max(panels.words, panels.gates)))});
+         {copy, shares, sums.at_least(std::max(2 * kPixels * kPair, kRows * std::max(panels.words, panels.gates)))});
 }
 
 }  // namespace mirrorgan::attention_mix
