@@ -195,8 +195,8 @@ def check_packed(
 
 
 def choose_packed(op: str, x: Tensor, weight: Tensor, *, needs_grad: bool) -> str:
-    """Return the implementation that a convolution takes, one that reads this layout."""
-    implementation = choose(op, x.device.type, x.dtype, needs_grad=needs_grad).implementation
+    """Return the implementation that takes a layer's packed weight, one that reads its layout."""
+    implementation = choose(op, x.device.type, weight.dtype, needs_grad=needs_grad).implementation
     layout = _LAYOUTS.get(implementation)
     if layout is not None and weight.dim() != _DIMS[layout]:
         return REFERENCE
