@@ -277,16 +277,9 @@ void convolve(const Arguments& a, Epilogue epilogue) {
 #if defined(MIRRORGAN_X86)
   if constexpr (std::is_same_v<scalar_t, bfloat16_bits>) {
     if (chosen_instruction_set() == InstructionSet::amx) {
-      const ConvolveStrip<bfloat16_bits> convolve_strip = convolve_strip_amx(epilogue);
       for_strips<bfloat16_bits, bfloat16_bits>(
           a, [&](const auto& window, const auto& groups, int64_t first_block, int64_t end_block) {
-            static thread_local std::vector<int64_t> offsets;
-            for (int64_t index = 0; index < a.phases; ++index) {
-              const Phase phase = phase_of(a, index);
-              list_offsets(window, phase, offsets);
-              convolve_strip(a, window, offsets.data(), groups.data(), static_cast<int64_t>(groups.size()), phase,
-                             first_block, end_block);
-            }
+            convolve_strip_amx(a, epilogue, window, groups, first_block, end_block);
           });
       return;
     }

@@ -129,30 +129,6 @@ inline void read_bias(const Arguments& a, Epilogue epilogue, int64_t block, floa
   }
 }
 
-// Convolve a strip whose window is filled: of one phase, the blocks of columns [first_block, end_block). `offsets` is as
-// from list_offsets.
-template <typename compute_t>
-using ConvolveStrip = void (*)(
-    const Arguments& a,
-    const Window<compute_t>& window,
-    const int64_t* offsets,
-    const Group* groups,
-    int64_t group_count,
-    const Phase& phase,
-    int64_t first_block,
-    int64_t end_block);
-
-// How far from a group's first pixel each step's first channel is.
-template <typename compute_t>
-void list_offsets(const Window<compute_t>& window, const Phase& phase, std::vector<int64_t>& offsets) {
-  offsets.clear();
-  for (int64_t tap = 0; tap < phase.taps; ++tap) {
-    for (int64_t channel = 0; channel < window.channels; channel += kDepth) {
-      offsets.push_back(window.at(0, phase.dy[tap], phase.dx[tap]) - window.taps[0] + channel);
-    }
-  }
-}
-
 #if defined(MIRRORGAN_X86)
 constexpr int kPairRows = 8;
 
@@ -166,8 +142,14 @@ void multiply_pairs(
     int halves,
     float* sums);
 
-// With the AMX unit's tiles, for bfloat16.
-ConvolveStrip<bfloat16_bits> convolve_strip_amx(Epilogue epilogue);
+// With the AMX unit's tiles: convolve a strip whose window is filled, the blocks of columns [first_block, end_block).
+void convolve_strip_amx(
+    const Arguments& a,
+    Epilogue epilogue,
+    const Window<bfloat16_bits>& window,
+    const std::vector<Group>& groups,
+    int64_t first_block,
+    int64_t end_block);
 // Products of the first `rows` of 32 rows with matrices of 32 columns: of each product the matrix on the left is
 // `left_distance` after that of the one before, with `channels` in a row, and the panel `right_distance`. The sums of a
 // product are a block (2, kPixels, kHalf), and so those of the next.

@@ -34,7 +34,7 @@ constexpr int64_t kNowhere = -1;
 struct Pair {
   const bfloat16_bits *upper, *lower;  // what the steps' offsets count from
   bool backwards;                      // are its steps taken
-  int64_t places[kBlockRows];          // of the rows in the result, of which kNowhere go
+  int64_t places[kBlockRows];          // of the rows in the result of the first phase, of which kNowhere go
 };
 
 // What is left to do with a block's sums, while the next blocks are multiplied.
@@ -118,6 +118,16 @@ MIRRORGAN_INLINE void write_rest(Pending<epilogue>& p, const amx::Sigmoid& sigmo
   }
 }
 
+// How far from a group's first pixel each step's first channel is.
+void list_offsets(const Window<bfloat16_bits>& window, const Phase& phase, std::vector<int64_t>& offsets) {
+  offsets.clear();
+  for (int64_t tap = 0; tap < phase.taps; ++tap) {
+    for (int64_t channel = 0; channel < window.channels; channel += kDepth) {
+      offsets.push_back(window.at(0, phase.dy[tap], phase.dx[tap]) - window.taps[0] + channel);
+    }
+  }
+}
+
 // Where the rows of a group go, of which `count` do.
 void list_places(const Arguments& a, const Group& group, int64_t count, const Phase& phase, int64_t* places) {
   Cursor cursor = cursor_of(a, group, phase);
@@ -135,39 +145,36 @@ void list_places(const Arguments& a, const Group& group, int64_t count, const Ph
 void list_pairs(
     const Arguments& a,
     const Window<bfloat16_bits>& window,
-    const Group* groups,
-    int64_t group_count,
+    const std::vector<Group>& groups,
     const Phase& phase,
     std::vector<Pair>& pairs) {
   // Many weights and the pixels do not fit into the first-level cache together. So every second pair takes the steps
   // backwards, and begins with the weights that are there still. (Which does, its place in the map says alone.)
   const bool turns = a.steps > kManySteps && a.width % kBlockRows == 0;
-  pairs.resize(static_cast<size_t>(divide_up(group_count, 2)));
-  for (int64_t g = 0; g < group_count; g += 2) {
-    const Group &upper = groups[g], &lower = groups[g + 1 < group_count ? g + 1 : g];
+  pairs.resize((groups.size() + 1) / 2);
+  for (size_t g = 0; g < groups.size(); g += 2) {
+    const bool two = g + 1 < groups.size();
+    const Group &upper = groups[g], &lower = groups[two ? g + 1 : g];
     Pair& pair = pairs[g / 2];
     pair.upper = window.taps[0] + upper.offset * window.channels;
     pair.lower = window.taps[0] + lower.offset * window.channels;
     pair.backwards = turns && (upper.row + upper.column / kBlockRows) % 2 == 1;
     list_places(a, upper, upper.count, phase, pair.places);
-    list_places(a, lower, g + 1 < group_count ? lower.count : 0, phase, pair.places + kGroup);
+    list_places(a, lower, two ? lower.count : 0, phase, pair.places + kGroup);
   }
 }
 
 // The unit multiplies on its own: meanwhile the block before is finished, `Rows` rows twice a step. Its sums leave each tile
 // only where the next block needs it, because the unit waits while four tiles leave together.
 template <Epilogue epilogue, int Rows>
-void convolve_strip(
+void convolve_phase(
     const Arguments& a,
     const Window<bfloat16_bits>& window,
+    const std::vector<Pair>& pairs,
     const int64_t* offsets,
-    const Group* groups,
-    int64_t group_count,
-    const Phase& phase,
+    int64_t phase,
     int64_t first_block,
     int64_t end_block) {
-  static thread_local std::vector<Pair> pairs;
-  list_pairs(a, window, groups, group_count, phase, pairs);
   const amx::Tiles tiles;
   alignas(64) float sums[2][2 * kPixels * kHalf];
   alignas(64) float biases[2][kColumns];
@@ -181,7 +188,7 @@ void convolve_strip(
   const float* bias = biases[0];
   int64_t channel = 0;
   for (int64_t block = first_block; block < end_block; ++block) {
-    const auto* panel = static_cast<const bfloat16_bits*>(a.weight) + (phase.index * a.blocks + block) * steps * 2 * kTile;
+    const auto* panel = static_cast<const bfloat16_bits*>(a.weight) + (phase * a.blocks + block) * steps * 2 * kTile;
     float* own_bias = biases[block % 2];
     read_bias(a, epilogue, block, own_bias);
     for (const Pair& pair : pairs) {
@@ -246,16 +253,22 @@ template <Epilogue epilogue>
 void convolve_strip(
     const Arguments& a,
     const Window<bfloat16_bits>& window,
-    const int64_t* offsets,
-    const Group* groups,
-    int64_t group_count,
-    const Phase& phase,
+    const std::vector<Group>& groups,
     int64_t first_block,
     int64_t end_block) {
-  const auto convolve = a.steps * 2 >= kBlockRows  ? convolve_strip<epilogue, 1>
-                        : a.steps * 4 >= kBlockRows ? convolve_strip<epilogue, 2>
-                                                    : convolve_strip<epilogue, 4>;
-  convolve(a, window, offsets, groups, group_count, phase, first_block, end_block);
+  const auto convolve = a.steps * 2 >= kBlockRows  ? convolve_phase<epilogue, 1>
+                        : a.steps * 4 >= kBlockRows ? convolve_phase<epilogue, 2>
+                                                    : convolve_phase<epilogue, 4>;
+  static thread_local std::vector<Pair> pairs;
+  static thread_local std::vector<int64_t> offsets;
+  list_pairs(a, window, groups, phase_of(a, 0), pairs);
+  Arguments of_phase = a;  // whose places are those of the first one, further on
+  for (int64_t phase = 0; phase < a.phases; ++phase) {
+    list_offsets(window, phase_of(a, phase), offsets);
+    of_phase.out = static_cast<typename Pending<epilogue>::result_t*>(a.out) +
+                   (phase / 2 * a.out_pitch + phase % 2) * a.out_channels;
+    convolve(of_phase, window, pairs, offsets.data(), phase, first_block, end_block);
+  }
 }
 
 }  // namespace
@@ -305,14 +318,20 @@ void multiply_products_amx(
   }
 }
 
-ConvolveStrip<bfloat16_bits> convolve_strip_amx(Epilogue epilogue) {
+void convolve_strip_amx(
+    const Arguments& a,
+    Epilogue epilogue,
+    const Window<bfloat16_bits>& window,
+    const std::vector<Group>& groups,
+    int64_t first_block,
+    int64_t end_block) {
   switch (epilogue) {
     case Epilogue::glu:
-      return convolve_strip<Epilogue::glu>;
+      return convolve_strip<Epilogue::glu>(a, window, groups, first_block, end_block);
     case Epilogue::add:
-      return convolve_strip<Epilogue::add>;
+      return convolve_strip<Epilogue::add>(a, window, groups, first_block, end_block);
     default:
-      return convolve_strip<Epilogue::image>;
+      return convolve_strip<Epilogue::image>(a, window, groups, first_block, end_block);
   }
 }
 

@@ -220,7 +220,8 @@ void run(const Arguments& a) {
       const attention_mix::Panels* panels = attention_mix::prepare_panels(a);
       for_tasks<bfloat16_bits>(
           a, [&](int64_t sample, const bfloat16_bits* features, bfloat16_bits* out, int64_t first, int64_t end) {
-            attention_mix::attend_amx(a, panels[sample], features, out, first, end);
+            attention_mix::attend_amx(a, panels[sample], features + first * a.channels, out + first * a.out_channels, 1,
+                                      end - first, 0);
           });
       return;
     }

@@ -48,9 +48,9 @@ int64_t panels_size(const Arguments& a);
 Panels pack_panels(const Arguments& a, const Sample& sample, bfloat16_bits* storage);
 // The panels of all samples, in memory of this thread that the next call takes again.
 const Panels* prepare_panels(const Arguments& a);
-// Pixels [first, end) of a sample; features and out are the sample's.
-void attend_amx(const Arguments& a, const Panels& panels, const bfloat16_bits* features, bfloat16_bits* out, int64_t first,
-                int64_t end);
+// Rows of so many pixels of a sample, without gaps in the features; a row's result is `pitch` after that of the row before.
+void attend_amx(const Arguments& a, const Panels& panels, const bfloat16_bits* features, bfloat16_bits* out, int64_t rows,
+                int64_t pixels, int64_t pitch);
 #endif
 
 }  // namespace mirrorgan::attention_mix

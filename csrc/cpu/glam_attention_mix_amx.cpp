@@ -339,20 +339,23 @@ void attend(
     const Panels& p,
     const bfloat16_bits* features,
     bfloat16_bits* out,
-    int64_t first,
-    int64_t end,
+    int64_t rows,
+    int64_t width,
+    int64_t pitch,
     const Space& space) {
   const amx::Tiles tiles;
   const int64_t depth = p.words + p.gates;
   const Left shares{space.shares, depth, depth / kDepth};
-  for (int64_t pixel = first; pixel < end; pixel += kPixels) {
-    const int64_t pixels = end - pixel < kPixels ? end - pixel : kPixels;
-    const Left left = features_of(a, p, features + pixel * a.channels, pixels, space.features);
-    share(left, 1, p.keys, p.padding, p.words, space.sums, space.shares, depth);
-    if (p.gates > 0) {
-      share(left, 2, p.gate, p.padding + p.words, p.gates, space.sums, space.shares + p.words, depth);
+  for (int64_t row = 0; row < rows; ++row, features += width * a.channels, out += pitch) {
+    for (int64_t pixel = 0; pixel < width; pixel += kPixels) {
+      const int64_t pixels = width - pixel < kPixels ? width - pixel : kPixels;
+      const Left left = features_of(a, p, features + pixel * a.channels, pixels, space.features);
+      share(left, 1, p.keys, p.padding, p.words, space.sums, space.shares, depth);
+      if (p.gates > 0) {
+        share(left, 2, p.gate, p.padding + p.words, p.gates, space.sums, space.shares + p.words, depth);
+      }
+      mix(a, p, left, shares, out + pixel * a.out_channels, pixels, space.sums);
     }
-    mix(a, p, left, shares, out + pixel * a.out_channels, pixels, space.sums);
   }
 }
 
@@ -412,13 +415,13 @@ Panels pack_panels(const Arguments& a, const Sample& sample, bfloat16_bits* stor
   return p;
 }
 
-void attend_amx(const Arguments& a, const Panels& panels, const bfloat16_bits* features, bfloat16_bits* out, int64_t first,
-                int64_t end) {
-  static thread_local Workspace<bfloat16_bits> rows;
+void attend_amx(const Arguments& a, const Panels& panels, const bfloat16_bits* features, bfloat16_bits* out, int64_t rows,
+                int64_t pixels, int64_t pitch) {
+  static thread_local Workspace<bfloat16_bits> tiles;
   static thread_local Workspace<float> sums;
-  bfloat16_bits* shares = rows.at_least(kPixels * depth_of(panels));
+  bfloat16_bits* shares = tiles.at_least(kPixels * depth_of(panels));
   bfloat16_bits* copy = shares + kPixels * (panels.words + panels.gates);
-  attend(a, panels, features, out, first, end,
+  attend(a, panels, features, out, rows, pixels, pitch,
          {copy, shares, sums.at_least(std::max(2 * kPixels * kPair, kRows * std::max(panels.words, panels.gates)))});
 }
 

@@ -144,7 +144,6 @@ int64_t windows_size(const Stage& stage) {
 
 void convolve_rows(const Arguments& layer, Epilogue epilogue, const RowWindow& input, int64_t begin, int64_t end) {
   static thread_local std::vector<Group> groups;
-  static thread_local std::vector<int64_t> offsets;
   const convolution::Window<bfloat16_bits> window = input.window();
   groups.clear();
   // Pairs of groups, downwards: two of three rows of what the next one reads are in the first-level cache then.
@@ -158,12 +157,7 @@ void convolve_rows(const Arguments& layer, Epilogue epilogue, const RowWindow& i
       }
     }
   }
-  for (int64_t index = 0; index < layer.phases; ++index) {
-    const convolution::Phase phase = phase_of(layer, index);
-    list_offsets(window, phase, offsets);
-    convolve_strip_amx(epilogue)(layer, window, offsets.data(), groups.data(), static_cast<int64_t>(groups.size()), phase, 0,
-                                 layer.blocks);
-  }
+  convolution::convolve_strip_amx(layer, epilogue, window, groups, 0, layer.blocks);
 }
 
 // Rows [2 * rows.begin, 2 * rows.end) of a sample's result.
@@ -207,10 +201,8 @@ void run_rows(const Stage& stage, const attention_mix::Panels& panels, int64_t s
     if (attended < of_attention.end) {
       const int64_t end = std::min(attended + kRowsAtOnce, of_attention.end);
       residual.reserve(done[last] - 1, end + 1);
-      for (int64_t row = attended; row < end; ++row) {
-        attention_mix::attend_amx(stage.attention, panels, features + row * width * stage.attention.channels,
-                                  residual.map(row), 0, width);
-      }
+      attention_mix::attend_amx(stage.attention, panels, features + attended * width * stage.attention.channels,
+                                residual.map(attended), end - attended, width, residual.pitch());
       attended = end;
       residual.written(end);
       if (end == height) {
