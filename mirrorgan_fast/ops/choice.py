@@ -180,7 +180,7 @@ def choose(op: str, device: str, dtype: torch.dtype, *, needs_grad: bool) -> Cho
     Args:
         op: Name of the op, a key of `TABLE`.
         device: Device type of the inputs, e.g. ``cpu``.
-        dtype: Data type of the inputs.
+        dtype: Data type of the inputs; of a layer with packed weights, of those.
         needs_grad: Whether a gradient will be asked for.
 
     Raises:

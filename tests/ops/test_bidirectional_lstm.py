@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.ops import bidirectional_lstm, build_info, pack_lstm, use
+from mirrorgan_fast.ops import bidirectional_lstm, build_info, pack_lstm, report, use
 from mirrorgan_fast.ops.bidirectional_lstm import reference
 
 from .conftest import compiled
@@ -133,6 +133,25 @@ def test_what_stands_behind_a_caption_is_not_read(implementation, case, dtype):
     for n, length in enumerate(lengths.tolist()):
         tokens[n, length:] = 1 << 40
     assert all(map(torch.equal, bidirectional_lstm(gates, tokens, lengths, recurrent), clean))
+
+
+@of_each_dtype
+def test_zeros_are_written_where_there_are_no_words(implementation, case, dtype):
+    arguments, expected = case(21, 9, 40, dtype=dtype)
+    assert (arguments[2] == 0).any()
+    torch.use_deterministic_algorithms(True)  # new tensors are full of NaN then
+    try:
+        assert torch.empty(3).isnan().all()
+        assert_close(bidirectional_lstm(*arguments), expected, dtype)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@compiled
+@of_each_dtype
+def test_what_takes_it_goes_by_the_products(dtype):
+    name = str(dtype).removeprefix("torch.")
+    assert report()["bidirectional_lstm", "cpu", name].implementation == "cpu"
 
 
 @of_each_dtype

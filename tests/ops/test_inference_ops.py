@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mirrorgan_fast.ops import build_info, use
+from mirrorgan_fast.ops import build_info, conv_glu, use
 
 from .calls import OPS, Call, Shapes, call
 from .conftest import compiled
@@ -226,6 +226,29 @@ def test_nan_stays_near_its_pixel(implementation, op, reach, shapes, dtype):
     near[(1, rows, columns) if image else (1, slice(None), rows, columns)] = True
     assert ((dirty == 0) if image else dirty.isnan())[near].all()
     assert torch.equal(dirty[~near], clean[~near])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gate", [torch.nan, torch.inf, -torch.inf, 1e30, -300.0])
+def test_gates_beyond_any_table(implementation, gate, dtype):
+    x, weight, bias = call("conv_glu", WHOLE, dtype).arguments
+    clean = conv_glu(x, weight, bias)
+    values = len(bias) // 2
+    bias[values + 3] = gate
+
+    gated = conv_glu(x, weight, bias)
+
+    open_gate = bias.clone()
+    open_gate[values + 3] = 300.0
+    with use("reference"):
+        value = conv_glu(x, weight, open_gate)[:, 3].double()
+    if gate != gate:
+        assert gated[:, 3].isnan().all()
+    else:
+        expected = value if gate > 0 else torch.zeros_like(value)
+        assert (gated[:, 3] - expected).abs().max() <= 1e-2 * value.abs().max()
+    others = [channel for channel in range(values) if channel != 3]
+    assert torch.equal(gated[:, others], clean[:, others])
 
 
 class Module(nn.Module):
