@@ -1,4 +1,4 @@
-"""The ops for inference at the sizes that the last stage of `cub` has, and that stage as one."""
+"""The ops for inference at the sizes of the last stage of `cub`; it and all of GLAM as one op."""
 
 import copy
 from typing import NamedTuple
@@ -11,9 +11,17 @@ from shapes import LAST_STAGE
 from torch import Tensor, nn
 
 from mirrorgan_fast.models.fused_glam import FusedGLAM
-from mirrorgan_fast.models.glam import Attention, ResidualBlock
+from mirrorgan_fast.models.glam import GLAM, ResidualBlock
 from mirrorgan_fast.models.mirrorgan import MirrorGAN, to_uint8
-from mirrorgan_fast.ops import conv_add, conv_glu, glam_attention_mix, glam_stage, image_head
+from mirrorgan_fast.ops import (
+    PackedGLAM,
+    conv_add,
+    conv_glu,
+    glam,
+    glam_attention_mix,
+    glam_stage,
+    image_head,
+)
 
 
 class Residual(nn.Module):
@@ -49,6 +57,20 @@ class Stage(nn.Module):
         return image
 
 
+class Generator(nn.Module):
+    """All of GLAM, to the last image."""
+
+    def __init__(self, generator: GLAM) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(
+        self, noise: Tensor, condition_noise: Tensor, words: Tensor, mask: Tensor, sentence: Tensor
+    ) -> Tensor:
+        generated = self.generator(noise, condition_noise, words, mask, sentence)
+        return to_uint8(generated.images[-1])
+
+
 class Parts(NamedTuple):
     """An op's arguments, and the module of the model that it stands for, with its inputs."""
 
@@ -59,11 +81,10 @@ class Parts(NamedTuple):
 
 
 def parts_of(name: str, model: MirrorGAN, dtype: torch.dtype, batch: int) -> Parts:
-    glam = copy.deepcopy(model.glam)
-    F_att_i, F_i, G_i = glam.F_att[-1], glam.F[-1], glam.G[-1]
-    assert isinstance(F_att_i, Attention)
-    fused = FusedGLAM(glam, dtype)
-    stage = fused.stages[-1]
+    generator = copy.deepcopy(model.glam)
+    F_att_i, F_i, G_i = generator.F_att[-1], generator.F[-1], generator.G[-1]
+    packed = FusedGLAM(generator, dtype).packed
+    stage = packed.stages[-1]
     block = F_i[0]
     channels, size, words = LAST_STAGE
     rng = torch.Generator().manual_seed(0)
@@ -76,13 +97,15 @@ def parts_of(name: str, model: MirrorGAN, dtype: torch.dtype, batch: int) -> Par
         normal(batch, 2 * channels, size, size),
         normal(batch, channels, 2 * size, 2 * size),
     )
-    w, s_ca = normal(batch, words, glam.F_att[-1].U.in_features), normal(batch, 100)
+    sizes = model.config.embedding_size, model.config.condition_size, model.config.noise_size
+    w, s_ca, z = normal(batch, words, sizes[0]), normal(batch, sizes[1]), normal(batch, sizes[2])
     mask = torch.ones(batch, words, dtype=torch.bool)
-    keys, v = stage.project(w.to(dtype), s_ca.to(dtype))
+    text = (z, s_ca, w, mask, w[:, 0].contiguous())
+    keys, v = normal(batch, words, channels).to(dtype), normal(batch, channels).to(dtype)
     attention = (as_map(f, dtype), keys, mask, v, stage.sentence_weight, stage.mix)
     x = as_map(wide, dtype)
-    layers = list(zip(stage.weights, stage.biases, strict=True))
-    head = (fused.head.weight, fused.head.bias)
+    layers, head = stage.layers, packed.head
+    weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
     return {
         "glam_attention_mix": Parts(glam_attention_mix, attention, F_att_i, (f, w, mask, s_ca)),
         "conv_glu": Parts(conv_glu, (x, *layers[0]), block.block[:2], (wide,)),
@@ -91,11 +114,21 @@ def parts_of(name: str, model: MirrorGAN, dtype: torch.dtype, batch: int) -> Par
         "image_head": Parts(image_head, (as_map(grown, dtype), *head), Grey(G_i), (grown,)),
         "glam_stage": Parts(
             glam_stage,
-            (*attention, stage.weights, stage.biases, *head),
+            (*attention, weights, biases, *head),
             Stage(F_att_i, F_i, G_i),
             (f, w, mask, s_ca),
         ),
+        "glam": Parts(glam, (*text, packed), Generator(generator), text),
     }[name]
+
+
+def tensors_of(given: object) -> list[Tensor]:
+    """Return all tensors in the arguments of an op."""
+    if isinstance(given, PackedGLAM):
+        given = given.flat
+    if isinstance(given, list | tuple):
+        return [tensor for part in given for tensor in tensors_of(part)]
+    return [given] if isinstance(given, Tensor) else []
 
 
 NAMES = (
@@ -105,6 +138,7 @@ NAMES = (
     "conv_add",
     "image_head",
     "glam_stage",
+    "glam",
 )
 
 
@@ -116,12 +150,7 @@ NAMES = (
 def test_op(contest: Contest, model: MirrorGAN, name: str, dtype: torch.dtype, batch: int) -> None:
     op, arguments, module, inputs = parts_of(name, model, dtype, batch)
     out = op(*arguments)
-    read = [
-        tensor
-        for given in (*arguments, out)
-        for tensor in (given if isinstance(given, list) else [given])
-        if tensor is not None
-    ]
+    read = [*tensors_of(arguments), out]
     contest.run(
         lambda: op(*arguments, out=out),
         rivals(module, *inputs),

@@ -51,6 +51,19 @@ void conv_add_cpu(
 
 void conv_glu_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor out);
 
+void glam_cpu(
+    const Tensor& noise,
+    const Tensor& condition_noise,
+    const Tensor& words,
+    const Tensor& mask,
+    const Tensor& sentence,
+    const std::vector<Tensor>& weights,
+    const std::vector<Tensor>& biases,
+    const std::vector<Tensor>& mixes,
+    const std::vector<Tensor>& sentence_weights,
+    int64_t upsamples,
+    Tensor out);
+
 void glam_attention_mix_cpu(
     const Tensor& features,
     const Tensor& words,
@@ -96,6 +109,7 @@ STABLE_TORCH_LIBRARY_IMPL(mirrorgan, CPU, library) {
   library.impl("bidirectional_lstm", TORCH_BOX(&mirrorgan::bidirectional_lstm_cpu));
   library.impl("conv_add", TORCH_BOX(&mirrorgan::conv_add_cpu));
   library.impl("conv_glu", TORCH_BOX(&mirrorgan::conv_glu_cpu));
+  library.impl("glam", TORCH_BOX(&mirrorgan::glam_cpu));
   library.impl("glam_attention", TORCH_BOX(&mirrorgan::glam_attention_cpu));
   library.impl("glam_attention_mix", TORCH_BOX(&mirrorgan::glam_attention_mix_cpu));
   library.impl("glam_stage", TORCH_BOX(&mirrorgan::glam_stage_cpu));

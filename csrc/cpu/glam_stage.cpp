@@ -6,19 +6,16 @@
 //
 // Only with AMX tiles, and only for maps that need no filling up; on others the ops run one by one.
 
+#include "glam_stage.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <cstring>
-#include <optional>
-#include <vector>
 
 #include "../checks.h"
-#include "convolution.h"
-#include "convolution_arguments.h"
-#include "glam_attention_mix.h"
 #include "glam_attention_mix_inputs.h"
 #include "image_head.h"
 #include "instruction_sets.h"
@@ -30,6 +27,7 @@ using torch::stable::Tensor;
 
 #if defined(MIRRORGAN_X86)
 
+namespace glam {
 namespace {
 
 using convolution::Arguments;
@@ -38,7 +36,6 @@ using convolution::Group;
 using convolution::kGroup;
 using convolution::kPixels;
 
-constexpr const char* kOp = "glam_stage";
 constexpr int64_t kRowsAtOnce = 8;
 
 // Rows of a map, with a column of zeros at either side or without. What nobody reads any more makes place for what comes.
@@ -111,15 +108,6 @@ struct Range {
   Range around(int64_t height) const {
     return {std::max<int64_t>(0, begin - 1), std::min(height, end + 1)};
   }
-};
-
-struct Stage {
-  attention_mix::Arguments attention;
-  std::vector<Arguments> layers;  // of each block: with GLU, with residual; the last one is the up-convolution
-  int64_t height, width;
-  bfloat16_bits* out;  // features, or null where the head makes images of them
-  std::optional<Arguments> head;
-  const bfloat16_bits* head_panel;
 };
 
 int64_t blocks_of(const Stage& stage) {
@@ -257,6 +245,68 @@ void run_rows(const Stage& stage, const attention_mix::Panels& panels, int64_t s
 
 }  // namespace
 
+void add_layers(
+    const char* op,
+    const std::vector<Tensor>& weights,
+    const std::vector<Tensor>& biases,
+    size_t first,
+    size_t count,
+    Stage& stage) {
+  MIRRORGAN_CHECK(count % 2 == 1 && weights.size() >= first + count && biases.size() == weights.size(), op, "weights",
+                  weights.size(), "two of each block and one, and as many biases");
+  MIRRORGAN_CHECK(stage.width % kGroup == 0, op, "features", stage.width, "a width of whole 16 pixels");
+  MIRRORGAN_CHECK(stage.attention.out_channels % convolution::kDepth == 0, op, "mix", stage.attention.out_channels,
+                  "whole 32 channels");
+  for (size_t i = 0; i < count; ++i) {
+    const bool last = i + 1 == count;
+    const Tensor& weight = weights[first + i];
+    Arguments layer = convolution::layer_of(
+        op, weight, biases[first + i], last || i % 2 == 0 ? Epilogue::glu : Epilogue::add,
+        torch::headeronly::ScalarType::BFloat16,
+        i == 0 ? stage.attention.out_channels : stage.layers.back().out_channels);
+    MIRRORGAN_CHECK(layer.products == 0 && layer.taps == (last ? 4 : 9), op, "weights", shape_text(weight.sizes()),
+                    "3x3, the last upsampled");
+    MIRRORGAN_CHECK(last || layer.out_channels == stage.attention.out_channels, op, "weights",
+                    shape_text(weight.sizes()), "blocks of as many channels as the mix gives");
+    layer.height = stage.height;
+    layer.width = stage.width;
+    layer.samples = 1;
+    layer.out_pitch = last ? 2 * stage.width : stage.width + 2;
+    stage.layers.push_back(layer);
+  }
+}
+
+void add_head(const char* op, const Tensor& weight, const Tensor& bias, uint8_t* out, Stage& stage) {
+  stage.head = convolution::layer_of(op, weight, bias, Epilogue::image, torch::headeronly::ScalarType::BFloat16,
+                                     stage.layers.back().out_channels);
+  stage.head->height = 2 * stage.height;
+  stage.head->width = 2 * stage.width;
+  MIRRORGAN_CHECK(image_head::takes_amx(*stage.head), op, "head_weight", shape_text(weight.sizes()),
+                  "3x3, of whole 32 channels to at most 4");
+  stage.head->out = out;
+  stage.head_panel = image_head::prepare_amx(*stage.head);
+}
+
+void run_stage(const Stage& stage, int64_t threads) {
+  const attention_mix::Panels* panels = attention_mix::prepare_panels(stage.attention);
+  // As many parts of a sample as it takes to give every thread as much.
+  const int64_t samples = stage.attention.samples;
+  int64_t parts = 1;
+  while (samples * parts % threads != 0 && samples * parts < 8 * threads) {
+    ++parts;
+  }
+  parts = std::min(parts, stage.height);
+  torch::stable::parallel_for(0, samples * parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t part = task % parts;
+      const Range rows{stage.height * part / parts, stage.height * (part + 1) / parts};
+      run_rows(stage, panels[task / parts], task / parts, rows);
+    }
+  });
+}
+
+}  // namespace glam
+
 void glam_stage_cpu(
     const Tensor& features,
     const Tensor& words,
@@ -270,77 +320,32 @@ void glam_stage_cpu(
     const std::optional<Tensor>& head_bias,
     Tensor out) {
   using torch::headeronly::ScalarType;
+  constexpr const char* kOp = "glam_stage";
   MIRRORGAN_CHECK(chosen_instruction_set() == InstructionSet::amx, kOp, "the processor",
                   name_of(chosen_instruction_set()), "amx");
   MIRRORGAN_CHECK(features.scalar_type() == ScalarType::BFloat16, kOp, "features", features.scalar_type(), "BFloat16");
   attention_mix::Inputs inputs(kOp, features, words, mask, sentence, sentence_weight, mix);
-  MIRRORGAN_CHECK(weights.size() % 2 == 1 && weights.size() == biases.size(), kOp, "weights", weights.size(),
-                  "two of each block and one, and as many biases");
-  Stage stage{};
+  glam::Stage stage{};
   stage.attention = inputs.arguments;
   stage.height = features.size(2);
   stage.width = features.size(3);
-  int64_t channels = stage.attention.out_channels;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    const bool last = i + 1 == weights.size();
-    const Epilogue epilogue = last || i % 2 == 0 ? Epilogue::glu : Epilogue::add;
-    Arguments layer =
-        convolution::layer_of(kOp, weights[i], biases[i], epilogue, ScalarType::BFloat16, channels);
-    MIRRORGAN_CHECK(layer.products == 0 && layer.taps == (last ? 4 : 9), kOp, "weights", shape_text(weights[i].sizes()),
-                    "3x3, the last upsampled");
-    MIRRORGAN_CHECK(last || layer.out_channels == stage.attention.out_channels, kOp, "weights",
-                    shape_text(weights[i].sizes()), "blocks of as many channels as the mix gives");
-    layer.height = stage.height;
-    layer.width = stage.width;
-    layer.samples = 1;
-    layer.out_pitch = last ? 2 * stage.width : stage.width + 2;
-    channels = layer.out_channels;
-    stage.layers.push_back(layer);
-  }
-  MIRRORGAN_CHECK(stage.width % kGroup == 0, kOp, "features", shape_text(features.sizes()), "a width of whole 16 pixels");
-  MIRRORGAN_CHECK(stage.attention.out_channels % convolution::kDepth == 0, kOp, "mix", shape_text(mix.sizes()),
-                  "whole 32 channels");
+  glam::add_layers(kOp, weights, biases, 0, weights.size(), stage);
   const int64_t samples = stage.attention.samples;
   MIRRORGAN_CHECK(head_weight.has_value() == head_bias.has_value(), kOp, "head_bias", "only one of weight and bias",
                   "both or none");
   if (head_weight) {
-    stage.head = convolution::layer_of(kOp, *head_weight, *head_bias, Epilogue::image, ScalarType::BFloat16, channels);
-    stage.head->height = 2 * stage.height;
-    stage.head->width = 2 * stage.width;
-    MIRRORGAN_CHECK(image_head::takes_amx(*stage.head), kOp, "head_weight", shape_text(head_weight->sizes()),
-                    "3x3, of whole 32 channels to at most 4");
     MIRRORGAN_CHECK(out.scalar_type() == ScalarType::Byte, kOp, "out", out.scalar_type(), ScalarType::Byte);
-    MIRRORGAN_CHECK_SHAPE(kOp, "out", out, {samples, 2 * stage.height, 2 * stage.width, stage.head->out_channels});
+    MIRRORGAN_CHECK_SHAPE(kOp, "out", out, {samples, 2 * stage.height, 2 * stage.width, head_bias->numel()});
     MIRRORGAN_CHECK(out.is_contiguous(), kOp, "out", "gaps", "a contiguous tensor");
+    glam::add_head(kOp, *head_weight, *head_bias, static_cast<uint8_t*>(out.mutable_data_ptr()), stage);
   } else {
     convolution::check_map(kOp, "out", out, ScalarType::BFloat16,
-                           {samples, channels, 2 * stage.height, 2 * stage.width});
-  }
-  if (out.numel() == 0) {
-    return;
-  }
-  if (head_weight) {
-    stage.head->out = out.mutable_data_ptr();
-    stage.head_panel = image_head::prepare_amx(*stage.head);
-  } else {
+                           {samples, stage.layers.back().out_channels, 2 * stage.height, 2 * stage.width});
     stage.out = static_cast<bfloat16_bits*>(out.mutable_data_ptr());
   }
-
-  const attention_mix::Panels* panels = attention_mix::prepare_panels(stage.attention);
-  // As many parts of a sample as it takes to give every thread as much.
-  const int64_t threads = torch::stable::get_num_threads();
-  int64_t parts = 1;
-  while (samples * parts % threads != 0 && samples * parts < 8 * threads) {
-    ++parts;
+  if (out.numel() > 0) {
+    glam::run_stage(stage, torch::stable::get_num_threads());
   }
-  parts = std::min(parts, stage.height);
-  torch::stable::parallel_for(0, samples * parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t part = task % parts;
-      const Range rows{stage.height * part / parts, stage.height * (part + 1) / parts};
-      run_rows(stage, panels[task / parts], task / parts, rows);
-    }
-  });
 }
 
 #else

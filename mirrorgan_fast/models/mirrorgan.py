@@ -22,6 +22,7 @@ from mirrorgan_fast.models.glam import GLAM, Generated
 from mirrorgan_fast.models.graphs import Graphs
 from mirrorgan_fast.models.stem import STEM, word_mask
 from mirrorgan_fast.models.stream import STREAM
+from mirrorgan_fast.ops.parts import in_parts
 from mirrorgan_fast.weights import (
     find_pretrained,
     load_description,
@@ -172,11 +173,10 @@ class MirrorGAN(nn.Module):
         size = self.config.image_size
         images = torch.empty(len(tokens), size, size, 3, dtype=torch.uint8, device=tokens.device)
         mask = word_mask(lengths, tokens.shape[1])
-        for start in range(0, len(tokens), _TOGETHER):
-            rows = slice(start, start + _TOGETHER)
-            words, sentence = self.fused_stem(tokens[rows], lengths[rows])
-            inputs = (noise[rows], condition_noise[rows], words, mask[rows], sentence)
-            self.fused_glam(*inputs, out=images[rows])
+        for rows in in_parts((tokens, lengths, noise, condition_noise, mask, images), _TOGETHER):
+            some_tokens, some_lengths, z, eps, some_mask, out = rows
+            words, sentence = self.fused_stem(some_tokens, some_lengths)
+            self.fused_glam(z, eps, words, some_mask, sentence, out=out)
         return images
 
     def noise(self, seed: int | Sequence[int], indices: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from mirrorgan_fast.ops.build_info import BuildInfo, build_info, why_not_compile
 from mirrorgan_fast.ops.choice import Choice, asked_for, report, use
 from mirrorgan_fast.ops.conv_add import conv_add
 from mirrorgan_fast.ops.conv_glu import conv_glu
+from mirrorgan_fast.ops.glam import PackedGLAM, PackedLayer, PackedStage, glam
 from mirrorgan_fast.ops.glam_attention import glam_attention, word_attention_map
 from mirrorgan_fast.ops.glam_attention_mix import glam_attention_mix
 from mirrorgan_fast.ops.glam_stage import glam_stage
@@ -18,7 +19,10 @@ __all__ = [
     "BuildInfo",
     "Choice",
     "Layout",
+    "PackedGLAM",
     "PackedLSTM",
+    "PackedLayer",
+    "PackedStage",
     "asked_for",
     "batch_norm_glu",
     "batch_norm_leaky_relu",
@@ -26,6 +30,7 @@ __all__ = [
     "build_info",
     "conv_add",
     "conv_glu",
+    "glam",
     "glam_attention",
     "glam_attention_mix",
     "glam_stage",

@@ -17,6 +17,7 @@ from torch.nn import functional
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.ops.checks import refuse
 from mirrorgan_fast.ops.choice import REFERENCE, TRITON
+from mirrorgan_fast.ops.inference_op import inference_op
 from mirrorgan_fast.ops.packing import Layout, choose_packed, layout_on, pack, unpack
 
 _NAME = "bidirectional_lstm"
@@ -181,7 +182,7 @@ def _by_groups(rows: Tensor) -> Tensor:
     return ordered
 
 
-@torch.library.custom_op(f"mirrorgan::{_NAME}", mutates_args=("states", "last"))
+@inference_op(_NAME, writes=("states", "last"))
 def _op(
     gates: Tensor, tokens: Tensor, lengths: Tensor, recurrent: Tensor, states: Tensor, last: Tensor
 ) -> None:
@@ -189,10 +190,3 @@ def _op(
     results = reference(gates, tokens, lengths, recurrent)
     for out, result in zip((states, last), results, strict=True):
         out.copy_(result)
-
-
-@_op.register_fake
-def _(
-    gates: Tensor, tokens: Tensor, lengths: Tensor, recurrent: Tensor, states: Tensor, last: Tensor
-) -> None:
-    pass

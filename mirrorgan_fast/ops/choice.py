@@ -98,6 +98,16 @@ TABLE: dict[str, tuple[Row, ...]] = {
         _FOR_INFERENCE._replace(dtypes=_ANY),
         _IN_CUDA,
     ),
+    "glam": (
+        Row(
+            "cpu",
+            "cpu",
+            (torch.bfloat16,),
+            "6.0 to 6.1 times",
+            needs="amx",
+            differentiable=False,
+        ),
+    ),
     # Its backward recomputes the reference, so that it does not win where it trains
     "glam_attention": (
         Row("cpu", "cpu", _BOTH, "1.7 to 3.1 times in bfloat16, 2.3 to 5.1 in float32"),

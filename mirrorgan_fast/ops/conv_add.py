@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mirrorgan_fast.ops.checks import check_map, check_out, refuse
 from mirrorgan_fast.ops.choice import REFERENCE, TRITON
+from mirrorgan_fast.ops.inference_op import inference_op
 from mirrorgan_fast.ops.packing import check_packed, choose_packed, convolve_packed
 
 _NAME = "conv_add"
@@ -81,12 +82,7 @@ def reference(
     return out.to(x.dtype).contiguous(memory_format=torch.channels_last)
 
 
-@torch.library.custom_op(f"mirrorgan::{_NAME}", mutates_args=("out",))
+@inference_op(_NAME)
 def _op(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, out: Tensor) -> None:
     # The CPU implementation is csrc/cpu/conv_add.cpp.
     out.copy_(reference(x, weight, bias, residual))
-
-
-@_op.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, out: Tensor) -> None:
-    pass

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mirrorgan_fast.ops.checks import check_out
 from mirrorgan_fast.ops.choice import REFERENCE, TRITON
+from mirrorgan_fast.ops.inference_op import inference_op
 from mirrorgan_fast.ops.packing import check_packed, choose_packed, convolve_packed
 
 _NAME = "conv_glu"
@@ -75,12 +76,7 @@ def reference(
     return out.contiguous(memory_format=torch.channels_last)
 
 
-@torch.library.custom_op(f"mirrorgan::{_NAME}", mutates_args=("out",))
+@inference_op(_NAME)
 def _op(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
     # The compiled implementations are csrc/cpu/conv_glu.cpp and csrc/cuda/conv_glu.cu.
     out.copy_(reference(x, weight, bias))
-
-
-@_op.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
-    pass

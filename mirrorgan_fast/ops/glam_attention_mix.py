@@ -15,6 +15,7 @@ from mirrorgan_fast.ops.checks import check_out, refuse
 from mirrorgan_fast.ops.choice import CUDA, REFERENCE, TRITON, choose
 from mirrorgan_fast.ops.glam_attention import autocast, check_attention, glam_attention
 from mirrorgan_fast.ops.glam_attention import reference as attention_reference
+from mirrorgan_fast.ops.inference_op import inference_op
 
 _NAME = "glam_attention_mix"
 
@@ -157,7 +158,7 @@ def reference(
     return mixed.contiguous(memory_format=torch.channels_last)
 
 
-@torch.library.custom_op(f"mirrorgan::{_NAME}", mutates_args=("out",))
+@inference_op(_NAME)
 def _op(
     features: Tensor,
     words: Tensor,
@@ -169,16 +170,3 @@ def _op(
 ) -> None:
     # Compiled: csrc/cpu/glam_attention_mix.cpp and csrc/cuda/glam_attention_mix.cu.
     out.copy_(reference(features, words, mask, sentence, sentence_weight, mix))
-
-
-@_op.register_fake
-def _(
-    features: Tensor,
-    words: Tensor,
-    mask: Tensor,
-    sentence: Tensor | None,
-    sentence_weight: Tensor | None,
-    mix: Tensor,
-    out: Tensor,
-) -> None:
-    pass

@@ -20,6 +20,7 @@ from mirrorgan_fast.ops.glam_attention_mix import check_attention_mix, glam_atte
 from mirrorgan_fast.ops.glam_attention_mix import reference as attention_reference
 from mirrorgan_fast.ops.image_head import image_head
 from mirrorgan_fast.ops.image_head import reference as image_reference
+from mirrorgan_fast.ops.inference_op import inference_op
 from mirrorgan_fast.ops.packing import check_packed, taps_of
 
 _NAME = "glam_stage"
@@ -91,8 +92,8 @@ def glam_stage(
     choice = choose(_NAME, features.device.type, features.dtype, needs_grad=False)
     layers = list(zip(weights, biases, strict=True))
     head = None if head_weight is None or head_bias is None else (head_weight, head_bias)
-    if choice.implementation == REFERENCE or not _goes_at_once(
-        features, mix, weights, biases, head_bias
+    if choice.implementation == REFERENCE or not goes_at_once(
+        width, mix, weights, biases, head_bias
     ):
         with torch.autocast(features.device.type, enabled=False):
             return _one_by_one(attention, layers, head, out)
@@ -144,8 +145,8 @@ def _one_by_one(
     return image_head(conv_glu(x, *up), *head, out=out)
 
 
-def _goes_at_once(
-    features: Tensor,
+def goes_at_once(
+    width: int,
     mix: Tensor,
     weights: list[Tensor],
     biases: list[Tensor],
@@ -156,7 +157,7 @@ def _goes_at_once(
         return False
     channels = (len(mix), *(len(bias) // 2 for bias in biases[::2]))
     images = 0 if head_bias is None else len(head_bias)
-    return features.shape[3] % 16 == 0 and not any(n % 32 for n in channels) and images <= 4
+    return width % 16 == 0 and not any(n % 32 for n in channels) and images <= 4
 
 
 def _check(
@@ -185,7 +186,7 @@ def _check(
     return channels
 
 
-@torch.library.custom_op(f"mirrorgan::{_NAME}", mutates_args=("out",))
+@inference_op(_NAME)
 def _op(
     features: Tensor,
     words: Tensor,
@@ -202,20 +203,3 @@ def _op(
     # The CPU implementation is csrc/cpu/glam_stage.cpp.
     given = (features, words, mask, sentence, sentence_weight, mix)
     out.copy_(reference(*given, weights, biases, head_weight, head_bias))
-
-
-@_op.register_fake
-def _(
-    features: Tensor,
-    words: Tensor,
-    mask: Tensor,
-    sentence: Tensor | None,
-    sentence_weight: Tensor | None,
-    mix: Tensor,
-    weights: list[Tensor],
-    biases: list[Tensor],
-    head_weight: Tensor | None,
-    head_bias: Tensor | None,
-    out: Tensor,
-) -> None:
-    pass

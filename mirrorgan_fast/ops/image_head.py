@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mirrorgan_fast.ops.checks import check_out, refuse
 from mirrorgan_fast.ops.choice import REFERENCE, TRITON
+from mirrorgan_fast.ops.inference_op import inference_op
 from mirrorgan_fast.ops.packing import check_packed, choose_packed, convolve_packed
 
 _NAME = "image_head"
@@ -71,12 +72,7 @@ def reference(
     return image.add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-@torch.library.custom_op(f"mirrorgan::{_NAME}", mutates_args=("out",))
+@inference_op(_NAME)
 def _op(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
     # The CPU implementation is csrc/cpu/image_head.cpp.
     out.copy_(reference(x, weight, bias))
-
-
-@_op.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
-    pass

@@ -1,0 +1,289 @@
+"""The whole generator as one op; tests/models compares it with the models' own."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.ops import (
+    PackedGLAM,
+    PackedLayer,
+    PackedStage,
+    build_info,
+    conv_glu,
+    glam,
+    pack,
+    use,
+)
+from mirrorgan_fast.ops.glam import of_flat
+
+BF16 = torch.bfloat16
+Z, K, D = 7, 10, 12
+TILES = build_info() is not None and build_info().instruction_set == "amx"
+with_tiles = pytest.mark.skipif(not TILES, reason="this processor has no AMX")
+
+
+def generator(
+    form: str = "authors",
+    channels: int = 32,
+    blocks: int = 2,
+    stages: int = 2,
+    image_channels: int = 3,
+    dtype: torch.dtype = BF16,
+) -> PackedGLAM:
+    """Return one of random layers, that makes images of 16 pixels times 2 to the later stages."""
+    rng = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=rng)
+
+    def layer(
+        out: int, size: int, side: int, *, glu: bool = False, up: bool = False
+    ) -> PackedLayer:
+        weight = normal(out, size, side, side) / (size * side * side) ** 0.5
+        return PackedLayer(pack(weight, glu=glu, upsample=up, dtype=dtype), 0.3 * normal(out))
+
+    def stage() -> PackedStage:
+        parts = 2 if form == "words" else 3
+        wide = 2 * channels
+        layers = []
+        for _ in range(blocks):
+            layers += [layer(2 * wide, wide, 3, glu=True), layer(wide, wide, 3)]
+        return PackedStage(
+            layer(channels, D, 1),
+            layer(channels, K, 1) if parts == 3 else None,
+            normal(channels, channels).to(dtype) if form == "authors" else None,
+            (normal(wide, parts * channels) / (parts * channels) ** 0.5).to(dtype),
+            [*layers, layer(2 * channels, wide, 3, glu=True, up=True)],
+        )
+
+    return PackedGLAM(
+        layer(4 * K, D, 1, glu=True),
+        layer(2 * 16 * 4 * channels, K + Z, 1, glu=True),
+        [
+            layer(4 * channels, 4 * channels, 3, glu=True, up=True),
+            layer(2 * channels, 2 * channels, 3, glu=True, up=True),
+        ],
+        [stage() for _ in range(stages)],
+        PackedLayer(*(4 * tensor for tensor in layer(image_channels, channels, 3))),
+    )
+
+
+def inputs_of(batch: int, words: int = 5, seed: int = 1) -> list[Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    sizes = (batch, Z), (batch, K), (batch, words, D), (batch, D)
+    noise, condition_noise, w, s = (torch.randn(size, generator=rng) for size in sizes)
+    mask = torch.rand((batch, words), generator=rng) > 0.3
+    return [noise, condition_noise, w, mask, s]
+
+
+def one_by_one(inputs: list[Tensor], packed: PackedGLAM) -> Tensor:
+    """Return what the ops of the generator make."""
+    at_once, packed.at_once = packed.at_once, False
+    result = glam(*inputs, packed)
+    packed.at_once = at_once
+    return result
+
+
+@with_tiles
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {"form": "paper"},
+        {"form": "words", "stages": 1},
+        {"blocks": 0, "image_channels": 1},
+        {"stages": 3, "blocks": 1, "image_channels": 4},
+    ],
+)
+def test_at_once_and_one_by_one_are_the_same_bits(sizes):
+    packed = generator(**sizes)
+    assert packed.at_once
+    for batch, words in ((1, 1), (2, 18), (5, 130), (19, 3)):
+        inputs = inputs_of(batch, words, seed=batch)
+        expected = one_by_one(inputs, packed)
+        assert expected.float().std() > 20
+        assert torch.equal(glam(*inputs, packed), expected)
+
+
+@with_tiles
+@pytest.mark.parametrize("threads", [1, 3, 4])
+def test_whoever_takes_which_image_it_is_the_same_bits(threads):
+    packed, inputs = generator(), inputs_of(7)
+    together = glam(*inputs, packed)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(glam(*inputs, packed), together)
+        assert torch.equal(glam(*(t[4:6] for t in inputs), packed), together[4:6])
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+@pytest.mark.parametrize("implementation", ["reference", "cpu"])
+def test_nan_stays_in_its_image(implementation, dtype):
+    packed, inputs = generator(dtype=dtype), inputs_of(3)
+    with use(implementation):
+        clean = glam(*inputs, packed)
+        for argument in (0, 1, 2, 4):
+            dirty = [t.clone() for t in inputs]
+            dirty[argument][1] = torch.nan
+            images = glam(*dirty, packed)
+            assert (images[1] == 0).all()
+            assert torch.equal(images[[0, 2]], clean[[0, 2]])
+
+
+def test_only_whole_tiles_go_at_once():
+    assert generator().at_once
+    assert not generator(channels=24).at_once
+    assert not generator(image_channels=5).at_once
+    assert not generator(stages=0).at_once
+    assert glam(*inputs_of(2), generator(channels=24)).shape == (2, 64, 64, 3)
+
+
+def test_writes_where_it_is_told():
+    packed, inputs = generator(), inputs_of(2)
+    out = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
+    assert glam(*inputs, packed, out=out) is out
+    assert torch.equal(out, glam(*inputs, packed))
+    assert glam(*inputs_of(0), packed).shape == (0, 64, 64, 3)
+
+
+def test_strided_inputs():
+    packed, inputs = generator(), inputs_of(3)
+    strided = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in inputs]
+    assert not strided[2].is_contiguous()
+    assert torch.equal(glam(*strided, packed), glam(*inputs, packed))
+
+
+WRONG = [
+    ("noise", 0, torch.zeros(2, Z, dtype=torch.float64), "float32 of shape (N, Z)"),
+    ("noise", 0, torch.zeros(2, Z, device="meta"), "on cpu"),
+    ("condition_noise", 1, torch.zeros(2, K + 1), f"(2, {K})"),
+    ("words", 2, torch.zeros(2, D), "(N, T, D)"),
+    ("words", 2, torch.zeros(3, 5, D), f"(2, 5, {D})"),
+    ("mask", 3, torch.zeros(2, 5), "torch.bool of shape (2, 5)"),
+    ("sentence", 4, torch.zeros(2, D + 1), f"(2, {D})"),
+]
+
+
+@pytest.mark.parametrize(("argument", "index", "wrong", "wanted"), WRONG)
+def test_refuses(argument, index, wrong, wanted):
+    inputs = inputs_of(2)
+    inputs[index] = wrong
+    with pytest.raises(InputError, match=rf"^glam: {argument}: found ") as error:
+        glam(*inputs, generator())
+    assert wanted in str(error.value)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "cpu"])
+def test_refuses_what_the_layers_do_not_take(implementation):
+    with use(implementation):
+        for at, size in ((0, (2, Z + 40)), (4, (2, D + 40))):
+            inputs = inputs_of(2)
+            inputs[at] = torch.zeros(size)
+            if at == 4:
+                inputs[2] = torch.zeros(2, 5, D + 40)
+            with pytest.raises(ValueError, match=r": found .* wanted "):
+                glam(*inputs, generator())
+
+
+def test_refuses_where_it_shall_write():
+    packed, inputs = generator(), inputs_of(2)
+    right = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
+    for out in (right[:, 1:], right.float(), right.mT.contiguous().mT, right.to("meta")):
+        with pytest.raises(InputError, match=r"^glam: out: found "):
+            glam(*inputs, packed, out=out)
+
+
+@with_tiles
+def test_the_op_for_the_cpu_refuses_what_would_crash_it():
+    """Nobody should call it, but nobody shall crash the process with it."""
+    packed, inputs = generator(), inputs_of(2)
+    out = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
+    weights, biases, mixes, sentence_weights, upsamples = packed.flat
+    right = (*inputs, weights, biases, mixes, sentence_weights, upsamples, out)
+    wrong = [
+        (0, inputs[0][:1]),
+        (0, torch.zeros(())),
+        (1, torch.zeros(2, K + 1)),
+        (2, torch.zeros(2, 5, D + 30)),
+        (3, inputs[3].float()),
+        (4, inputs[4].double()),
+        (5, weights[:-1]),
+        (5, []),
+        (5, weights[:5] + weights[6:] + weights[5:6]),
+        (5, [w.float() for w in weights]),
+        (6, biases[:-1]),
+        (6, [b[:2] for b in biases]),
+        (7, []),
+        (7, mixes[:1]),
+        (7, [m[:, 1:] for m in mixes]),
+        (7, [torch.zeros((), dtype=BF16)] * 2),
+        (8, sentence_weights[:1]),
+        (8, [m[1:] for m in sentence_weights]),
+        (9, 0),
+        (9, 1),
+        (9, 3),
+        (9, -1),
+        (9, 1000),
+        (10, out[:1]),
+        (10, out.float()),
+        (10, torch.zeros(2, 32, 32, 3, dtype=torch.uint8)),
+    ]
+    torch.ops.mirrorgan.glam(*right)
+    for index, value in wrong:
+        with pytest.raises((ValueError, RuntimeError)):
+            torch.ops.mirrorgan.glam(*right[:index], value, *right[index + 1 :])
+
+
+class Painter(nn.Module):
+    """The op as a model uses it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.packed = generator()
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Call the op."""
+        return glam(*inputs, self.packed)
+
+
+@with_tiles
+@torch.no_grad()
+def test_compiles_and_exports_as_one():
+    inputs, painter = inputs_of(2), Painter()
+    expected = painter(*inputs)
+    torch.compiler.reset()
+    assert torch.equal(torch.compile(painter, fullgraph=True)(*inputs), expected)
+    program = torch.export.export(painter, tuple(inputs))
+    assert any("mirrorgan.glam." in str(node.target) for node in program.graph.nodes)
+    assert torch.equal(program.module()(*inputs), expected)
+
+
+@with_tiles
+def test_opcheck():
+    packed = generator()
+    out = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
+    torch.library.opcheck(torch.ops.mirrorgan.glam, (*inputs_of(2), *packed.flat, out))
+
+
+@pytest.mark.parametrize("sizes", [{}, {"form": "words"}, {"form": "paper", "stages": 0}])
+def test_the_tensors_that_the_op_is_given_are_the_generator(sizes):
+    packed, inputs = generator(**sizes), inputs_of(2)
+    again = of_flat(*packed.flat)
+    assert again.flat[0][3] is packed.flat[0][3]
+    assert torch.equal(one_by_one(inputs, again), one_by_one(inputs, packed))
+
+
+def test_a_backward_pass_notices_what_an_op_has_overwritten():
+    x = torch.randn(1, 32, 16, 16).contiguous(memory_format=torch.channels_last)
+    weight = pack(torch.randn(64, 32, 3, 3), glu=True, upsample=False, dtype=torch.float32)
+    scale = torch.ones((), requires_grad=True)
+    kept = torch.zeros_like(x)
+    loss = (scale * kept).sum()
+    with torch.no_grad():
+        conv_glu(x, weight, torch.zeros(64), out=kept)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
