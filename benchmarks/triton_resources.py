@@ -153,6 +153,14 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "glam_attention_mix, authors, 128 words", _attention("authors", 128, backward=False)
     about = "authors, 12 words, 48 channels"  # of coco
     yield f"glam_attention_mix, {about}", _attention("authors", 12, channels=48, backward=False)
+    yield (
+        f"glam_attention_mix backward, {about}",
+        _attention("authors", 12, channels=48, backward=True),
+    )
+    yield (
+        "glam_attention_mix backward, authors, 64 words",
+        _attention("authors", 64, backward=True),
+    )
     for dtype in (BF16, torch.float32):
         yield f"batch_norm_glu, 128 x 64, {dtype}", lambda dtype=dtype: _batch_norm_glu(dtype)
         about = f"batch_norm_leaky_relu, 128 x 64, {dtype}"
@@ -241,9 +249,13 @@ def table() -> dict[str, dict[str, int]]:
     found = {}
     triton.knobs.language.default_fp_fusion = True  # whatever a version of Triton does by default
     for about, call in calls():
+        kernels: list[str] = []
         for launch in launches(call):
+            kernels.append(launch.kernel.__name__)
+            turn = kernels.count(kernels[-1])
+            kernel = kernels[-1] + (f" ({turn})" if turn > 1 else "")
             for architecture in ARCHITECTURES:
-                name = f"{about}: {launch.kernel.__name__}, sm_{architecture}"
+                name = f"{about}: {kernel}, sm_{architecture}"
                 found[name] = resources(launch, architecture)
     return found
 

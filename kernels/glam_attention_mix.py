@@ -16,8 +16,9 @@ from torch.library import triton_op, wrap_triton
 from mirrorgan_fast.kernels.products import dot
 from mirrorgan_fast.kernels.settings import attention_backward, attention_forward, power_of_two
 
-MOST_WORDS, MOST_CHANNELS = 32, 32
+MOST_WORDS, MOST_CHANNELS = 64, 64
 """Of the backward: more spill."""
+_AT_ONCE = 32  # words and channels whose gradients are one launch; more would spill
 
 
 @triton.jit
@@ -97,6 +98,9 @@ def backward_inputs_kernel(
     of_weight_ptr,  # (programs, CHANNELS, CHANNELS)
     pixels,
     words,
+    OF_PIXELS: tl.constexpr,  # which of the gradients are written: f's;
+    OF_WORDS: tl.constexpr,  # what these pixels add to that of the words;
+    OF_SENTENCE: tl.constexpr,  # to those of the sentence and its weight
     CHANNELS: tl.constexpr,
     COLUMNS: tl.constexpr,
     M: tl.constexpr,
@@ -105,7 +109,10 @@ def backward_inputs_kernel(
     T: tl.constexpr,
     STEPS: tl.constexpr,  # blocks of pixels of a program
 ):
-    """Write the gradient of some pixels of a sample, and what they add to all but the mix's."""
+    """Write the gradient of some pixels of a sample, and what they add to all but the mix's.
+
+    Of many channels all of it together spills: then each is a launch of its own.
+    """
     parts: tl.constexpr = 2 if sentence_ptr is None else 3
     programs = tl.cdiv(pixels, M * STEPS)
     program = tl.program_id(0).to(tl.int64)
@@ -128,52 +135,64 @@ def backward_inputs_kernel(
         inside = (pixel < pixels)[:, None]
         g = load_rows(gradient_ptr, row, inside, column, COLUMNS)
         f = load_rows(f_ptr, row, inside, channel, CHANNELS)
-        keys = load_keys(words_ptr, sample, words, word, real, channel, CHANNELS)
         zero = tl.zeros((M, K), tl.float32)
 
         # all that the gradient is needed for comes first, so that it leaves the registers
-        part = load_mix(mix_ptr, 0, parts, column, channel, COLUMNS, CHANNELS)
-        of_f = dot(g, tl.trans(part), zero)
-        part = load_mix(mix_ptr, 1, parts, column, channel, COLUMNS, CHANNELS)
-        of_looked = dot(g, tl.trans(part), zero).to(keys.dtype)
-        if sentence_ptr is not None:
+        if OF_PIXELS:
+            part = load_mix(mix_ptr, 0, parts, column, channel, COLUMNS, CHANNELS)
+            of_f = dot(g, tl.trans(part), zero)
+        if OF_PIXELS or OF_WORDS:
+            part = load_mix(mix_ptr, 1, parts, column, channel, COLUMNS, CHANNELS)
+            of_looked = dot(g, tl.trans(part), zero).to(f.dtype)
+        if sentence_ptr is not None and (OF_PIXELS or OF_SENTENCE):
             part = load_mix(mix_ptr, 2, parts, column, channel, COLUMNS, CHANNELS)
             of_context = dot(g, tl.trans(part), zero)
 
-        share = word_attention(f, keys, real, M, T)
-        of_keys = dot(tl.trans(share.to(keys.dtype)), of_looked, of_keys)
-        of_share = dot(of_looked, tl.trans(keys), tl.zeros((M, T), tl.float32))
-        of_logits = share * (of_share - tl.sum(share * of_share, axis=1)[:, None])
-        of_logits = of_logits.to(keys.dtype)
-        of_keys = dot(tl.trans(of_logits), f, of_keys)
-        of_f = dot(of_logits, keys, of_f)
+        if OF_PIXELS or OF_WORDS:
+            keys = load_keys(words_ptr, sample, words, word, real, channel, CHANNELS)
+            share = word_attention(f, keys, real, M, T)
+            of_share = dot(of_looked, tl.trans(keys), tl.zeros((M, T), tl.float32))
+            of_logits = share * (of_share - tl.sum(share * of_share, axis=1)[:, None])
+            of_logits = of_logits.to(keys.dtype)
+            if OF_WORDS:
+                of_keys = dot(tl.trans(share.to(keys.dtype)), of_looked, of_keys)
+                of_keys = dot(tl.trans(of_logits), f, of_keys)
+            if OF_PIXELS:
+                of_f = dot(of_logits, keys, of_f)
 
-        if sentence_ptr is not None:
+        if sentence_ptr is not None and (OF_PIXELS or OF_SENTENCE):
             attention = sentence_attention(f, s, weight_ptr, channel, CHANNELS, M, K)
-            of_s += tl.sum(of_context * attention, axis=0)
+            if OF_SENTENCE:
+                of_s += tl.sum(of_context * attention, axis=0)
             of_attention = of_context * s[None, :]
             of_gate = of_attention - tl.sum(attention * of_attention, axis=1)[:, None]
             of_gate = attention * of_gate
             if weight_ptr is not None:
-                weight = scaled(load_weight(weight_ptr, channel, CHANNELS), s)
-                of_gate = of_gate.to(weight.dtype)
-                of_f = dot(of_gate, weight, of_f)
-                of_weight = dot(tl.trans(of_gate), f, of_weight)
+                of_gate = of_gate.to(f.dtype)
+                if OF_PIXELS:
+                    weight = scaled(load_weight(weight_ptr, channel, CHANNELS), s)
+                    of_f = dot(of_gate, weight, of_f)
+                if OF_SENTENCE:
+                    of_weight = dot(tl.trans(of_gate), f, of_weight)
             else:
-                of_f += of_gate * s[None, :]
-                of_s += tl.sum(of_gate * f.to(tl.float32), axis=0)
-        tl.store(
-            of_f_ptr + row * CHANNELS + channel[None, :],
-            of_f.to(of_f_ptr.dtype.element_ty),
-            mask=inside & present[None, :],
-        )
+                if OF_PIXELS:
+                    of_f += of_gate * s[None, :]
+                if OF_SENTENCE:
+                    of_s += tl.sum(of_gate * f.to(tl.float32), axis=0)
+        if OF_PIXELS:
+            tl.store(
+                of_f_ptr + row * CHANNELS + channel[None, :],
+                of_f.to(of_f_ptr.dtype.element_ty),
+                mask=inside & present[None, :],
+            )
 
-    tl.store(
-        of_words_ptr + (program * words + word)[:, None] * CHANNELS + channel[None, :],
-        tl.where(real[:, None], of_keys, 0.0),
-        mask=(word < words)[:, None] & present[None, :],
-    )
-    if sentence_ptr is not None:
+    if OF_WORDS:
+        tl.store(
+            of_words_ptr + (program * words + word)[:, None] * CHANNELS + channel[None, :],
+            tl.where(real[:, None], of_keys, 0.0),
+            mask=(word < words)[:, None] & present[None, :],
+        )
+    if sentence_ptr is not None and OF_SENTENCE:
         if weight_ptr is not None:
             weight = load_weight(weight_ptr, channel, CHANNELS).to(tl.float32)
             of_s += tl.sum(of_weight * weight, axis=0)
@@ -438,17 +457,22 @@ def glam_attention_mix_triton_backward(
             "num_warps": setting.warps,
             "num_stages": setting.stages,
         }
-        wrap_triton(backward_inputs_kernel)[(programs,)](
-            *given,
-            mix.contiguous(),
-            of_features,
-            of_words,
-            of_sentence,
-            of_weight,
-            pixels,
-            count,
-            **shapes,
-        )
+        launches = _launches(channels, count, has_sentence=has_sentence)
+        for of_pixels, of_words_too, of_sentence_too in launches:
+            wrap_triton(backward_inputs_kernel)[(programs,)](
+                *given,
+                mix.contiguous(),
+                of_features,
+                of_words,
+                of_sentence,
+                of_weight,
+                pixels,
+                count,
+                OF_PIXELS=of_pixels,
+                OF_WORDS=of_words_too,
+                OF_SENTENCE=of_sentence_too,
+                **shapes,
+            )
         wrap_triton(backward_mix_kernel)[(programs,)](*given, of_mix, pixels, count, **shapes)
     return (
         of_features,
@@ -457,6 +481,14 @@ def glam_attention_mix_triton_backward(
         of_weight.sum(dim=0).to(mix.dtype),
         of_mix.sum(dim=0).to(mix.dtype),
     )
+
+
+def _launches(channels: int, words: int, *, has_sentence: bool) -> list[tuple[bool, bool, bool]]:
+    """Return which gradients each launch writes: of pixels, of words, of the sentence."""
+    if channels <= _AT_ONCE and words <= _AT_ONCE:
+        return [(True, True, has_sentence)]
+    each = [(True, False, False), (False, True, False)]
+    return [*each, (False, False, True)] if has_sentence else each
 
 
 def _save(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:

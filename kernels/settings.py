@@ -51,6 +51,8 @@ def attention_forward(channels: int, columns: int, words: int) -> Setting:
 def attention_backward(channels: int, columns: int, words: int) -> Setting:
     """Return the setting of its backward, which has all words at once."""
     wide = power_of_two(columns)
+    if channels > 32 or words > 32:  # the gradients are launches of their own
+        return Setting(32, wide, power_of_two(words, least=32), warps=8, stages=1, turns=8)
     return Setting(64, wide, power_of_two(words), warps=8, stages=1, turns=8)
 
 

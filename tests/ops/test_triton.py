@@ -135,9 +135,10 @@ def test_nan_reaches_its_neighbors_alone(op):
     assert (after[near] == 0 if op == "image_head" else after[near].isnan()).all()
 
 
+@pytest.mark.parametrize("words", [20, 40])
 @pytest.mark.parametrize("needs_grad", [False, True])
-def test_padding_is_not_read(needs_grad):
-    shapes = Shapes(words=20)
+def test_padding_is_not_read(needs_grad, words):
+    shapes = Shapes(words=words)
     called = call("glam_attention_mix", shapes, torch.float16)
     features, words, mask, *rest = called.arguments
     mask[0], mask[1, 1:] = False, False  # no word at all, and one
@@ -176,7 +177,15 @@ def assert_gradients(
 @pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize("form", ["authors", "paper", "words"])
 @pytest.mark.parametrize(
-    "shapes", [Shapes(), Shapes(3, 32, 23, 41, 64, words=18), Shapes(2, 20, 3, 5, 33, words=32)]
+    "shapes",
+    [
+        Shapes(),
+        Shapes(3, 32, 23, 41, 64, words=18),
+        Shapes(2, 20, 3, 5, 33, words=32),
+        Shapes(2, 48, 9, 31, 96, words=12),  # more channels, or words, than go at once
+        Shapes(2, 24, 3, 5, 33, words=40),
+        Shapes(1, 64, 5, 9, 70, words=64),
+    ],
 )
 def test_gradients_of_attention(assert_matches, shapes, form, dtype):
     called = call("glam_attention_mix", shapes._replace(form=form), dtype)
