@@ -14,11 +14,10 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from mirrorgan_fast.kernels.products import dot
-from mirrorgan_fast.kernels.settings import attention_backward, attention_forward, power_of_two
+from mirrorgan_fast.kernels.settings import FEW, attention_backward, attention_forward, power_of_two
 
-MOST_WORDS, MOST_CHANNELS = 64, 64
-"""Of the backward: more spill."""
-_AT_ONCE = 32  # words and channels whose gradients are one launch; more would spill
+MOST_WORDS, MOST_CHANNELS = 64, 48
+"""Of the backward, which takes more than `FEW` of one of them alone: more would spill."""
 
 
 @triton.jit
@@ -358,6 +357,12 @@ def glam_attention_mix_triton(
     _forward(features, words, mask, sentence, sentence_weight, mix, out)
 
 
+def trains(words: int, channels: int) -> bool:
+    """Return whether the backward takes so many."""
+    few = words <= FEW or channels <= FEW
+    return few and words <= MOST_WORDS and channels <= MOST_CHANNELS
+
+
 @triton_op("mirrorgan::glam_attention_mix_trained", mutates_args=())
 def glam_attention_mix_trained(
     features: Tensor,
@@ -367,7 +372,7 @@ def glam_attention_mix_trained(
     sentence_weight: Tensor | None,
     mix: Tensor,
 ) -> Tensor:
-    """Do the same where a gradient is needed, up to `MOST_WORDS` and `MOST_CHANNELS`."""
+    """Do the same where a gradient is needed, for as many words and channels as `trains` takes."""
     batch, _, height, width = features.shape
     out = torch.empty(
         (batch, len(mix), height, width),
@@ -485,7 +490,7 @@ def glam_attention_mix_triton_backward(
 
 def _launches(channels: int, words: int, *, has_sentence: bool) -> list[tuple[bool, bool, bool]]:
     """Return which gradients each launch writes: of pixels, of words, of the sentence."""
-    if channels <= _AT_ONCE and words <= _AT_ONCE:
+    if channels <= FEW and words <= FEW:
         return [(True, True, has_sentence)]
     each = [(True, False, False), (False, True, False)]
     return [*each, (False, False, True)] if has_sentence else each

@@ -1,12 +1,16 @@
 """How each Triton kernel is launched: blocks, warps and stages by shape, in one place.
 
-Chosen so that nothing spills and two blocks or more fit on a multiprocessor of an A100, H100 or
-B200, which `benchmarks/results/triton-resources.json` records. None has been timed on a GPU yet.
+Chosen so that nothing spills on an A100, H100 or B200, and two blocks or more fit on one of their
+multiprocessors (of the attention's backward one), which `benchmarks/results/triton-resources.json`
+records. None has been timed on a GPU yet.
 """
 
 from typing import NamedTuple
 
 import torch
+
+FEW = 32
+"""Words and channels up to which all gradients of the attention's inputs are one launch."""
 
 
 class Setting(NamedTuple):
@@ -51,7 +55,7 @@ def attention_forward(channels: int, columns: int, words: int) -> Setting:
 def attention_backward(channels: int, columns: int, words: int) -> Setting:
     """Return the setting of its backward, which has all words at once."""
     wide = power_of_two(columns)
-    if channels > 32 or words > 32:  # the gradients are launches of their own
+    if channels > FEW or words > FEW:
         return Setting(32, wide, power_of_two(words, least=32), warps=8, stages=1, turns=8)
     return Setting(64, wide, power_of_two(words), warps=8, stages=1, turns=8)
 

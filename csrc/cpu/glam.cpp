@@ -33,6 +33,7 @@ using torch::headeronly::ScalarType;
 
 constexpr const char* kOp = "glam";
 constexpr int64_t kFirstSide = 4;  // of the map that F_0's linear layer makes
+constexpr int64_t kAny = -1;
 
 const void* checked(const char* argument, const Tensor& tensor, ScalarType dtype, std::initializer_list<int64_t> sizes) {
   MIRRORGAN_CHECK(tensor.scalar_type() == dtype, kOp, argument, tensor.scalar_type(), dtype);
@@ -51,8 +52,9 @@ struct Inputs {
   const uint8_t* mask;
 
   Inputs(const Tensor& noise, const Tensor& condition_noise, const Tensor& words, const Tensor& mask, const Tensor& sentence) {
-    MIRRORGAN_CHECK(noise.dim() == 2 && condition_noise.dim() == 2 && words.dim() == 3, kOp, "noise",
-                    shape_text(noise.sizes()), "(N, Z), beside condition_noise (N, K) and words (N, T, D)");
+    MIRRORGAN_CHECK(noise.dim() == 2, kOp, "noise", shape_text(noise.sizes()), "(N, Z)");
+    MIRRORGAN_CHECK(condition_noise.dim() == 2, kOp, "condition_noise", shape_text(condition_noise.sizes()), "(N, K)");
+    MIRRORGAN_CHECK(words.dim() == 3, kOp, "words", shape_text(words.sizes()), "(N, T, D)");
     samples = noise.size(0);
     noise_size = noise.size(1);
     condition_size = condition_noise.size(1);
@@ -72,12 +74,13 @@ struct Layers {
   int64_t upsamples;
   size_t next = 0;
 
-  Arguments take(Epilogue epilogue, int64_t channels, int64_t wanted_channels = 0) {
+  // The next one, of so many channels; of its result any number will do, or one that is wanted.
+  Arguments take(Epilogue epilogue, int64_t channels, int64_t wanted_channels = kAny) {
     MIRRORGAN_CHECK(next < weights.size() && biases.size() == weights.size(), kOp, "weights", weights.size(),
                     "more layers, and as many biases");
     const Arguments layer =
         convolution::layer_of(kOp, weights[next], biases[next], epilogue, ScalarType::BFloat16, channels);
-    MIRRORGAN_CHECK(wanted_channels == 0 || layer.out_channels == wanted_channels, kOp, "biases",
+    MIRRORGAN_CHECK(wanted_channels == kAny || layer.out_channels == wanted_channels, kOp, "biases",
                     shape_text(biases[next].sizes()), wanted_channels);
     ++next;
     return layer;
@@ -148,6 +151,8 @@ Map run_first(const Inputs& in, Layers& layers, const bfloat16_bits* s_ca, Memor
   }
   const Arguments linear = layers.take(Epilogue::glu, size);
   int64_t side = kFirstSide, channels = linear.out_channels / (side * side);
+  MIRRORGAN_CHECK(channels > 0 && channels * side * side == linear.out_channels, kOp, "biases", linear.out_channels,
+                  "whole pixels of a 4x4 map");
   bfloat16_bits* f = memory.first.at_least(in.samples * linear.out_channels);
   run_linear(linear, Epilogue::glu, rows, in.samples, f);
   for (int64_t i = 0; i < layers.upsamples; ++i) {
@@ -179,7 +184,8 @@ std::vector<glam::Stage> take_stages(
   std::vector<glam::Stage> stages;
   for (int64_t i = 0; i < stage_count; ++i, keys += word_count * channels, sentences += in.samples * channels) {
     const Tensor& mix = layers.mixes[i];
-    const int64_t parts = mix.dim() == 2 && mix.size(1) == 3 * channels ? 3 : 2;
+    MIRRORGAN_CHECK(mix.dim() == 2, kOp, "mixes", shape_text(mix.sizes()), "(C', 2C) or (C', 3C)");
+    const int64_t parts = mix.size(1) == 3 * channels ? 3 : 2;
     glam::Stage stage{};
     stage.height = stage.width = first.side << i;
     attention_mix::Arguments& attention = stage.attention;

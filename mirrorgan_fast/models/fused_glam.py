@@ -61,6 +61,8 @@ class FusedGLAM:
                 for F_att_i, F_i in zip(generator.F_att, generator.F[1:], strict=True)
             ],
             packing.packed(head.weight, None),
+            noise_size=first.linear.in_features - len(augment.bias) // 4,
+            embedding_size=augment.in_features,
         )
 
     @torch.no_grad()

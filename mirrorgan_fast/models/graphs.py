@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mirrorgan_fast.ops import asked_for
+from mirrorgan_fast.ops.parts import in_parts
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -38,16 +39,13 @@ class Graphs:
     @torch.no_grad()
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Return what the function returns, as a new tensor."""
-        parts = [
-            self._replay(*rows)
-            for rows in zip(*(tensor.split(BUCKETS[-1]) for tensor in inputs), strict=True)
-        ]
+        if len(inputs[0]) == 0:
+            return self.function(*inputs)
+        parts = [self._replay(*rows) for rows in in_parts(inputs, BUCKETS[-1])]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _replay(self, *inputs: Tensor) -> Tensor:
         batch = len(inputs[0])
-        if batch == 0:
-            return self.function(*inputs)
         bucket = next(bucket for bucket in BUCKETS if bucket >= batch)
         about = tuple((tensor.shape[1:], tensor.dtype, tensor.device) for tensor in inputs)
         kind = inputs[0].device.type

@@ -16,14 +16,14 @@ def refuse(op: str, argument: str, tensor: Tensor, wanted: str) -> NoReturn:
     )
 
 
-def check_map(
+def check_beside(
     op: str, argument: str, tensor: Tensor, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    """Check a map that is read beside ``x``."""
+    """Check a tensor that is read or written beside ``x``."""
     if tensor.shape != shape or tensor.dtype != dtype:
         refuse(op, argument, tensor, f"{dtype} of shape {shape}")
     if tensor.device != x.device:
-        refuse(op, argument, tensor, f"device {x.device}, that of x")
+        refuse(op, argument, tensor, f"device {x.device}, that of the others")
 
 
 def check_out(
@@ -35,7 +35,7 @@ def check_out(
     memory_format: torch.memory_format = torch.channels_last,
 ) -> None:
     """Check a map that is written while ``x`` is read."""
-    check_map(op, "out", out, x, shape, dtype)
+    check_beside(op, "out", out, x, shape, dtype)
     if not out.is_contiguous(memory_format=memory_format):
         refuse(op, "out", out, f"dense {memory_format} memory")
     if out is x:

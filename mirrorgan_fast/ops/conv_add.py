@@ -9,7 +9,7 @@ second half of a residual block of MirrorGAN's generators.
 import torch
 from torch import Tensor
 
-from mirrorgan_fast.ops.checks import check_map, check_out, refuse
+from mirrorgan_fast.ops.checks import check_beside, check_out, refuse
 from mirrorgan_fast.ops.choice import REFERENCE, TRITON
 from mirrorgan_fast.ops.inference_op import inference_op
 from mirrorgan_fast.ops.packing import check_packed, choose_packed, convolve_packed
@@ -47,7 +47,7 @@ def conv_add(
         refuse(_NAME, "weight", weight, "one phase: packed without upsample")
     shape = (x.shape[0], len(bias), *x.shape[2:])
     if residual is not None:
-        check_map(_NAME, "residual", residual, x, shape, x.dtype)
+        check_beside(_NAME, "residual", residual, x, shape, x.dtype)
     if out is not None:
         check_out(_NAME, out, x, shape, x.dtype)
     needs_grad = torch.is_grad_enabled() and any(

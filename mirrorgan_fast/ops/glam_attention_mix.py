@@ -104,13 +104,9 @@ def _differentiable(
     """Do the same where a gradient is needed."""
     given = (features, words, mask, sentence, sentence_weight)
     if implementation == TRITON:
-        from mirrorgan_fast.kernels.glam_attention_mix import (
-            MOST_CHANNELS,
-            MOST_WORDS,
-            glam_attention_mix_trained,
-        )
+        from mirrorgan_fast.kernels.glam_attention_mix import glam_attention_mix_trained, trains
 
-        if words.shape[1] <= MOST_WORDS and words.shape[2] <= MOST_CHANNELS:
+        if trains(*words.shape[1:]):
             trained: Tensor = glam_attention_mix_trained(*given, mix)
             return trained
     # PyTorch's convolution is faster, forward and backward, than the product in the reference

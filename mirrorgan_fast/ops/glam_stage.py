@@ -21,7 +21,7 @@ from mirrorgan_fast.ops.glam_attention_mix import reference as attention_referen
 from mirrorgan_fast.ops.image_head import image_head
 from mirrorgan_fast.ops.image_head import reference as image_reference
 from mirrorgan_fast.ops.inference_op import inference_op
-from mirrorgan_fast.ops.packing import check_packed, taps_of
+from mirrorgan_fast.ops.packing import check_packed, in_tiles, taps_of
 
 _NAME = "glam_stage"
 
@@ -152,8 +152,8 @@ def goes_at_once(
     biases: list[Tensor],
     head_bias: Tensor | None,
 ) -> bool:
-    """Whether rows and channels are whole tiles, and the up-block is in phases: all it knows."""
-    if weights[-1].shape[0] != 4:
+    """Whether all is whole tiles, rows and channels too, and the up-block is in phases."""
+    if weights[-1].shape[0] != 4 or not all(map(in_tiles, weights)):
         return False
     channels = (len(mix), *(len(bias) // 2 for bias in biases[::2]))
     images = 0 if head_bias is None else len(head_bias)

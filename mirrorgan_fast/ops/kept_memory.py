@@ -11,7 +11,7 @@ class KeptMemory:
         self._of_name: dict[str, Tensor] = {}
         self._last: dict[str, Tensor] = {}
 
-    def map(self, name: str, most: int, like: Tensor, channels: int, scale: int = 1) -> Tensor:
+    def map(self, name: str, most: int, like: Tensor, channels: int, scale: int) -> Tensor:
         """Return a channels_last map (N, channels, scale H, scale W) that lies there.
 
         Args:
@@ -26,7 +26,8 @@ class KeptMemory:
         shape = (batch, channels, height * scale, width * scale)
         if last is not None and last.shape == shape and last.device == like.device:
             return last
-        if like.device.type != "cpu":  # PyTorch keeps a GPU's, and a CUDA graph its own
+        # PyTorch keeps a GPU's, and a CUDA graph its own; what is traced has no memory.
+        if like.device.type != "cpu" or torch.compiler.is_compiling():
             return torch.empty(
                 shape,
                 dtype=like.dtype,

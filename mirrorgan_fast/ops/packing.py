@@ -229,6 +229,11 @@ def _nested(matrix: tuple[tuple[float, ...], ...], kernels: Tensor) -> Tensor:
     return m @ kernels.double() @ m.T
 
 
+def in_tiles(weight: Tensor) -> bool:
+    """Return whether a layer was packed for matrix tiles."""
+    return weight.dim() == _DIMS["tiles"]
+
+
 def taps_of(weight: Tensor, channels: int) -> int:
     """Return how many taps (of a phase) a packed convolution of so many channels has."""
     if weight.dim() == _DIMS["rows"]:
