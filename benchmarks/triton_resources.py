@@ -253,9 +253,9 @@ def table() -> dict[str, dict[str, int]]:
         for launch in launches(call):
             kernels.append(launch.kernel.__name__)
             turn = kernels.count(kernels[-1])
-            kernel = kernels[-1] + (f" ({turn})" if turn > 1 else "")
+            which = f", launch {turn}" if turn > 1 else ""
             for architecture in ARCHITECTURES:
-                name = f"{about}: {kernel}, sm_{architecture}"
+                name = f"{about}{which}: {kernels[-1]}, sm_{architecture}"
                 found[name] = resources(launch, architecture)
     return found
 
