@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cmath>
 #include <initializer_list>
+#include <optional>
 #include <vector>
 
 #include "../checks.h"
@@ -33,7 +34,6 @@ using torch::headeronly::ScalarType;
 
 constexpr const char* kOp = "glam";
 constexpr int64_t kFirstSide = 4;  // of the map that F_0's linear layer makes
-constexpr int64_t kAny = -1;
 
 const void* checked(const char* argument, const Tensor& tensor, ScalarType dtype, std::initializer_list<int64_t> sizes) {
   MIRRORGAN_CHECK(tensor.scalar_type() == dtype, kOp, argument, tensor.scalar_type(), dtype);
@@ -75,13 +75,13 @@ struct Layers {
   size_t next = 0;
 
   // The next one, of so many channels; of its result any number will do, or one that is wanted.
-  Arguments take(Epilogue epilogue, int64_t channels, int64_t wanted_channels = kAny) {
+  Arguments take(Epilogue epilogue, int64_t channels, std::optional<int64_t> wanted_channels = {}) {
     MIRRORGAN_CHECK(next < weights.size() && biases.size() == weights.size(), kOp, "weights", weights.size(),
                     "more layers, and as many biases");
     const Arguments layer =
         convolution::layer_of(kOp, weights[next], biases[next], epilogue, ScalarType::BFloat16, channels);
-    MIRRORGAN_CHECK(wanted_channels == kAny || layer.out_channels == wanted_channels, kOp, "biases",
-                    shape_text(biases[next].sizes()), wanted_channels);
+    MIRRORGAN_CHECK(!wanted_channels || layer.out_channels == *wanted_channels, kOp, "biases",
+                    shape_text(biases[next].sizes()), *wanted_channels);
     ++next;
     return layer;
   }
@@ -90,8 +90,8 @@ struct Layers {
   size_t of_stage() const {
     const size_t of_no_stage = 3 + static_cast<size_t>(upsamples);  // s_ca, F_0's linear one, and the head
     const size_t of_stages = weights.size() - std::min(weights.size(), of_no_stage);
-    MIRRORGAN_CHECK(!mixes.empty() && of_stages >= 2 * mixes.size() && of_stages % mixes.size() == 0, kOp, "weights", weights.size(),
-                    "as many layers of each stage");
+    MIRRORGAN_CHECK(!mixes.empty() && of_stages >= 2 * mixes.size() && of_stages % mixes.size() == 0, kOp, "weights",
+                    weights.size(), "as many layers of each stage");
     return of_stages / mixes.size();
   }
 };

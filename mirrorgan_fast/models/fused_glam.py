@@ -47,11 +47,12 @@ class FusedGLAM:
         self, generator: GLAM, dtype: torch.dtype | None = None, layout: Layout | None = None
     ) -> None:
         augment = generator.augment.linear
-        self.dtype = fastest_dtype(augment.weight.device.type) if dtype is None else dtype
+        if dtype is None:
+            dtype = fastest_dtype(augment.weight.device.type)
         first, head = generator.F[0], next(generator.G[-1].children())
         assert isinstance(first, FirstTransformer)
         assert isinstance(head, nn.Conv2d)
-        packing = Packing(self.dtype, layout)
+        packing = Packing(dtype, layout)
         self.packed = PackedGLAM(
             packing.packed(augment.weight, augment.bias, glu=True),
             packing.first_linear(first),
@@ -64,6 +65,11 @@ class FusedGLAM:
             noise_size=first.linear.in_features - len(augment.bias) // 4,
             embedding_size=augment.in_features,
         )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and features."""
+        return self.packed.dtype
 
     @torch.no_grad()
     def __call__(

@@ -36,8 +36,8 @@ class KeptMemory:
             )
         size = channels * height * width * scale * scale
         kept = self._of_name.get(name)
-        if kept is None or kept.numel() < most * size or kept.device != like.device:
-            kept = torch.empty(most * size, dtype=like.dtype, device=like.device)
+        if kept is None or kept.numel() < most * size:
+            kept = torch.empty(most * size, dtype=like.dtype)
             self._of_name[name] = kept
         rows = kept[: batch * size].view(batch, height * scale, width * scale, channels)
         last = self._last[name] = rows.permute(0, 3, 1, 2)
