@@ -17,13 +17,13 @@
 // Functions between these two are compiled for AMX.
 #if defined(__clang__)
 #define MIRRORGAN_BEGIN_AMX                                                                                     \
-  _Pragma("clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile," \
-          "amx-bf16\"))), apply_to = function)")
+  _Pragma("clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16," \
+          "amx-tile,amx-bf16\"))), apply_to = function)")
 #define MIRRORGAN_END_AMX _Pragma("clang attribute pop")
 #else
 #define MIRRORGAN_BEGIN_AMX        \
   _Pragma("GCC push_options")      \
-  _Pragma("GCC target(\"avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16\")")
+  _Pragma("GCC target(\"avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16,amx-tile,amx-bf16\")")
 #define MIRRORGAN_END_AMX _Pragma("GCC pop_options")
 #endif
 
@@ -81,6 +81,11 @@ class Tiles {
   Tiles(const Tiles&) = delete;
   Tiles& operator=(const Tiles&) = delete;
 };
+
+// What stands before is done before. (GCC does not know that a tile is loaded from memory.)
+MIRRORGAN_INLINE void in_order() {
+  __asm__ volatile("" ::: "memory");
+}
 
 // Have a constant in a register. (GCC may load it wherever it is used, if it is used in many places of a loop.)
 MIRRORGAN_INLINE void keep(__m512& constant) {

@@ -32,11 +32,24 @@ constexpr const char* kOp = "glam_attention_mix";
 
 int64_t sample_floats(const Arguments& a) {
   const int64_t channels = a.channels, words = a.words_per_sample;
-  return words * channels + channels + channels * channels + (2 * channels + words) * a.out_channels;
+  return words * channels + channels + channels * channels + (2 * channels + std::max(words, channels)) * a.out_channels;
+}
+
+// The mix that all samples have, as (2C or 3C, O).
+template <typename scalar_t>
+void transpose_mix(const Arguments& a, float* mix) {
+  const auto* source = static_cast<const scalar_t*>(a.mix);
+  const int64_t rows = a.channels * (a.sentence == nullptr ? 2 : 3);
+  for (int64_t o = 0; o < a.out_channels; ++o) {
+    for (int64_t row = 0; row < rows; ++row) {
+      mix[row * a.out_channels + o] = to_float(source[o * rows + row]);
+    }
+  }
 }
 
 template <typename scalar_t>
-MIRRORGAN_INLINE Sample prepare(const Arguments& a, int64_t index, float* storage) {
+MIRRORGAN_INLINE Sample prepare(
+    const Arguments& a, const float* mix_of_all, int64_t most_folded, int64_t index, float* storage) {
   const int64_t channels = a.channels, out_channels = a.out_channels;
   float* keys = storage;
   float* sentence = keys + a.words_per_sample * channels;
@@ -54,32 +67,29 @@ MIRRORGAN_INLINE Sample prepare(const Arguments& a, int64_t index, float* storag
     }
   }
 
-  const auto* of_mix = static_cast<const scalar_t*>(a.mix);
-  const int64_t columns = channels * (a.sentence == nullptr ? 2 : 3);
-  float* mix_w = mix + (channels + words) * out_channels;  // the next part's place, for now
-  for (int64_t o = 0; o < out_channels; ++o) {
-    for (int64_t c = 0; c < channels; ++c) {
-      mix[c * out_channels + o] = to_float(of_mix[o * columns + c]);
-      mix_w[c * out_channels + o] = to_float(of_mix[o * columns + channels + c]);
-    }
-  }
-  for (int64_t t = 0; t < words; ++t) {
-    float* row = mix + (channels + t) * out_channels;
-    for (int64_t o = 0; o < out_channels; ++o) {
-      row[o] = 0.0f;
-    }
-    for (int64_t c = 0; c < channels; ++c) {
-      for (int64_t o = 0; o < out_channels; ++o) {
-        row[o] += keys[t * channels + c] * mix_w[c * out_channels + o];
+  const bool folded = words <= most_folded;
+  const float* mix_w = mix_of_all + channels * out_channels;
+  float* mix_of_words = std::copy_n(mix_of_all, channels * out_channels, mix);
+  float* mix_of_gates = mix_of_words + (folded ? words : channels) * out_channels;
+  if (folded) {
+    std::fill(mix_of_words, mix_of_gates, 0.0f);
+    for (int64_t t = 0; t < words; ++t) {
+      for (int64_t c = 0; c < channels; ++c) {
+        for (int64_t o = 0; o < out_channels; ++o) {
+          mix_of_words[t * out_channels + o] += keys[t * channels + c] * mix_w[c * out_channels + o];
+        }
       }
     }
+  } else {
+    std::copy_n(mix_w, channels * out_channels, mix_of_words);
   }
   if (a.sentence == nullptr) {
-    return {words, keys, sentence, gate, mix};
+    return {words, keys, sentence, gate, mix, folded};
   }
 
   const auto* of_sentence = static_cast<const scalar_t*>(a.sentence) + index * channels;
   const auto* weight = static_cast<const scalar_t*>(a.sentence_weight);
+  const float* mix_s = mix_w + channels * out_channels;
   for (int64_t c = 0; c < channels; ++c) {
     sentence[c] = to_float(of_sentence[c]);
   }
@@ -89,11 +99,10 @@ MIRRORGAN_INLINE Sample prepare(const Arguments& a, int64_t index, float* storag
       gate[row * channels + c] = factor * sentence[c];
     }
     for (int64_t o = 0; o < out_channels; ++o) {
-      mix[(channels + words + row) * out_channels + o] =
-          to_float(of_mix[o * columns + 2 * channels + row]) * sentence[row];
+      mix_of_gates[row * out_channels + o] = mix_s[row * out_channels + o] * sentence[row];
     }
   }
-  return {words, keys, sentence, gate, mix};
+  return {words, keys, sentence, gate, mix, folded};
 }
 
 // --- in float32 vectors ----------------------------------------------------------------------------------------------
@@ -141,13 +150,14 @@ MIRRORGAN_INLINE void attend(
 }
 
 struct Form {
-  Sample (*prepare)(const Arguments&, int64_t, float*);
+  Sample (*prepare)(const Arguments&, const float*, int64_t, int64_t, float*);
   void (*attend)(const Arguments&, const Sample&, const void*, void*, int64_t, int64_t, float*);
 };
 
 #define MIRRORGAN_FORM(name, scalar_t, lanes, target)                                                              \
-  target Sample prepare_##name(const Arguments& a, int64_t index, float* storage) {                                \
-    return prepare<scalar_t>(a, index, storage);                                                                   \
+  target Sample prepare_##name(const Arguments& a, const float* mix, int64_t most_folded, int64_t index,           \
+                               float* storage) {                                                                   \
+    return prepare<scalar_t>(a, mix, most_folded, index, storage);                                                 \
   }                                                                                                                \
   target void attend_##name(const Arguments& a, const Sample& sample, const void* features, void* out,             \
                             int64_t first, int64_t end, float* scratch) {                                          \
@@ -198,16 +208,19 @@ void for_tasks(const Arguments& a, const Work& work) {
   });
 }
 
-// What every sample is multiplied with, in memory of this thread; use(index, sample) is called for each.
+// What every sample is multiplied with, in memory of this thread; use(index, sample) is called for each. The mix is folded
+// into so many words.
 template <typename scalar_t, typename Use>
-void prepare_all(const Arguments& a, const Use& use) {
+void prepare_all(const Arguments& a, int64_t most_folded, const Use& use) {
   static thread_local Workspace<float> workspace;
   const int64_t size = sample_floats(a);
-  float* storage = workspace.at_least(a.samples * size);
+  float* storage = workspace.at_least(a.samples * size + 3 * a.channels * a.out_channels);
+  float* mix = storage + a.samples * size;
+  transpose_mix<scalar_t>(a, mix);
   const auto prepare = chosen_form<scalar_t>().prepare;
   torch::stable::parallel_for(0, a.samples, 1, [&](int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) {
-      use(index, prepare(a, index, storage + index * size));
+      use(index, prepare(a, mix, most_folded, index, storage + index * size));
     }
   });
 }
@@ -230,7 +243,7 @@ void run(const Arguments& a) {
   static thread_local std::vector<Sample> of_this_thread;
   of_this_thread.resize(static_cast<size_t>(a.samples));
   Sample* samples = of_this_thread.data();  // the workers have a variable of that name of their own
-  prepare_all<scalar_t>(a, [&](int64_t index, const Sample& sample) { samples[index] = sample; });
+  prepare_all<scalar_t>(a, a.words_per_sample, [&](int64_t index, const Sample& sample) { samples[index] = sample; });
   const auto attend = chosen_form<scalar_t>().attend;
   for_tasks<scalar_t>(a, [&](int64_t sample, const scalar_t* features, scalar_t* out, int64_t first, int64_t end) {
     static thread_local Workspace<float> workspace;
@@ -249,8 +262,9 @@ const attention_mix::Panels* attention_mix::prepare_panels(const Arguments& a) {
   bfloat16_bits* storage = workspace.at_least(a.samples * size);
   of_samples.resize(static_cast<size_t>(a.samples));
   Panels* panels = of_samples.data();
-  prepare_all<bfloat16_bits>(
-      a, [&](int64_t index, const Sample& sample) { panels[index] = pack_panels(a, sample, storage + index * size); });
+  prepare_all<bfloat16_bits>(a, 2 * a.channels, [&](int64_t index, const Sample& sample) {
+    panels[index] = pack_panels(a, sample, storage + index * size);
+  });
   return panels;
 }
 #endif

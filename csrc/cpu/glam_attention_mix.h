@@ -27,12 +27,14 @@ struct Arguments {
 // What a sample's pixels are multiplied with. Padding is left out rather than masked: it costs nothing, and nothing in it
 // can reach the result. The 1x1 mix is folded into what the softmaxes weigh:
 // out = mix_f f + (mix_w keys) softmax(keys f) + (mix_s s) softmax(gate f).
+// For AMX mix_w is not folded into more words than two for a channel: keys softmax(keys f) is a shorter sum then.
 struct Sample {
   int64_t words;          // the real ones
   const float* keys;      // (words, C)
   const float* sentence;  // (C)
   const float* gate;      // (C, C), M diag(s); for AMX also of the paper's form, where it is diag(s)
-  const float* mix;       // (C + words + gates, O)
+  const float* mix;       // (C + words + gates, O), or of many words (C + C + gates, O), which their context is mixed with
+  bool folded;            // the mix into the words, which `keys` then only score
 };
 
 #if defined(MIRRORGAN_X86)
@@ -40,7 +42,8 @@ struct Sample {
 struct Panels {
   int64_t channels, words, gates, out_channels;  // filled up to whole tiles
   const bfloat16_bits *keys, *gate, *mix;
-  const float* padding;  // (words + gates): what the scores start from, so that what was filled up has no share
+  const bfloat16_bits* values;  // of the words, if their context is computed
+  const float* start;           // of the scores of words and gates: what was filled up has no share
 };
 
 // bfloat16 that the panels of a sample take at the most, and the sample's floats behind them.

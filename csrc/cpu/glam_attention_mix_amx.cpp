@@ -2,13 +2,19 @@
 // second-level cache gives of the weights is used twice.
 //
 // The features are the left tiles of both scores, straight from the map where they fill tiles, and the first ones of the
-// result; its other ones are what the softmaxes make, shares of words and gates side by side.
+// result; its other ones are what the softmaxes make, shares of words and gates side by side. Of many words there is their
+// context instead, as long as a pixel's features whatever the words are.
+//
+// The processor looks no more than some 500 instructions ahead, which is less than what a softmax takes: the AMX unit would
+// be idle meanwhile, and then everything else. So the rows of one thing are made between the tiles of the next.
 
 #include "glam_attention_mix.h"
 
 #if defined(MIRRORGAN_X86)
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "amx.h"
 #include "workspace.h"
@@ -23,60 +29,116 @@ using amx::kTileRowBytes;
 
 constexpr int64_t kPair = 32;    // columns of two right tiles
 constexpr int64_t kPixels = 32;  // rows of two left tiles
-// Softmaxes of more columns take so long that the AMX unit goes to sleep, from which it wakes for a third of a microsecond.
-constexpr int64_t kManyColumns = 64;
+constexpr int64_t kSums = kPixels * kPair;
+
+// A softmax is made of logarithms in parts of an octave, as they are the bits of bfloat16: 7 of a fraction and the exponent,
+// which starts at -127. But where the fraction is not 0 a power of two has a mantissa that is less.
+struct alignas(64) Mantissas {
+  static constexpr int kParts = 128;  // of an octave
+
+  uint8_t less[kParts];
+
+  Mantissas() {
+    for (int part = 0; part < kParts; ++part) {
+      less[part] = static_cast<uint8_t>(std::lround(part - kParts * (std::exp2(part / static_cast<double>(kParts)) - 1)));
+    }
+  }
+};
+const Mantissas kMantissas;
+
+struct alignas(64) Ones {
+  bfloat16_bits of_tile[kTile];
+
+  Ones() {
+    std::fill_n(of_tile, kTile, bfloat16_bits{0x3f80});
+  }
+};
+const Ones kOnes;
+
+constexpr float kOfScore = Mantissas::kParts * amx::kLogOfE;
+// The logarithm of e^0 2^50: with a largest score from -34 to 32 the sum is one at least and far from infinity. With any
+// other one the scores are converted again.
+constexpr float kOfZero = Mantissas::kParts * (127.0f + 50.0f);
+constexpr short kTooLarge = Mantissas::kParts * (127 + 97);
 
 int64_t filled(int64_t count) {
   return (count + kPair - 1) / kPair * kPair;
 }
 
+// Columns that are mixed for the words: their shares or their context.
+int64_t of_words(const Panels& p) {
+  return p.values == nullptr ? p.words : p.channels;
+}
+
 int64_t depth_of(const Panels& p) {
-  return p.channels + p.words + p.gates;
+  return p.channels + of_words(p) + p.gates;
+}
+
+// The column whose score has this place in two tiles. (Sixteen numbers of each are packed to halves by fours.)
+int64_t column_at(int64_t place) {
+  return place / kPair * kPair + place % 16 / 4 * 8 + place % kPair / 16 * 4 + place % 4;
 }
 
 MIRRORGAN_BEGIN_AMX
 
-typedef uint32_t Pair __attribute__((may_alias));  // two bfloat16, one above the other in a matrix
+// Tiles of a panel (pairs, steps, 2, kTile), in which a row has two of a matrix side by side.
+struct Panel {
+  bfloat16_bits* tiles;
+  int64_t columns, steps;  // it has room for
 
-MIRRORGAN_INLINE Pair pair_of(float above, float below) {
-  bfloat16_bits bits[2];
-  store(above, &bits[0]);
-  store(below, &bits[1]);
-  return bits[0] | static_cast<Pair>(bits[1]) << 16;
+  MIRRORGAN_INLINE bfloat16_bits* rows(int64_t tile, int64_t row) const {
+    return tiles + ((tile / 2 * steps + row / kDepth) * 2 + tile % 2) * kTile + row % kDepth * 16;
+  }
+};
+
+// matrix (rows, columns) into steps [begin, end) of a panel, and zeros to their end.
+void pack(const Panel& panel, int64_t begin, int64_t end, const float* matrix, int64_t rows, int64_t columns) {
+  alignas(64) static constexpr uint16_t kInTurns[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const __m512i in_turns = _mm512_load_si512(kInTurns);
+  for (int64_t tile = 0; tile < panel.columns / 16; ++tile) {
+    const __mmask16 inside = amx::first_of(columns - tile * 16);
+    for (int64_t row = 0; row < (end - begin) * kDepth; row += 2) {
+      const float* above = matrix + row * columns + tile * 16;
+      const __m512 upper = _mm512_maskz_loadu_ps(row < rows ? inside : 0, above);
+      const __m512 lower = _mm512_maskz_loadu_ps(row + 1 < rows ? inside : 0, above + columns);
+      _mm512_store_si512(panel.rows(tile, begin * kDepth + row),
+                         _mm512_permutexvar_epi16(in_turns, (__m512i)_mm512_cvtne2ps_pbh(lower, upper)));
+    }
+  }
 }
 
-// matrix (rows, columns) into steps [first_step, ...) of a panel (pairs, steps, 2, kTile).
-void pack(
-    bfloat16_bits* panel,
-    int64_t pairs,
-    int64_t steps,
-    int64_t first_step,
-    const float* matrix,
-    int64_t row_stride,
-    int64_t column_stride,
-    int64_t rows,
-    int64_t columns) {
-  for (int64_t tile = 0; tile < 2 * pairs; ++tile) {
-    const int64_t left = columns - tile * 16, valid = left < 0 ? 0 : left < 16 ? left : 16;
-    const float* first = matrix + tile * 16 * column_stride;
-    for (int64_t row = 0; row < filled(rows); row += 2) {
-      bfloat16_bits* of_step = panel + ((tile / 2 * steps + first_step + row / kDepth) * 2 + tile % 2) * kTile;
-      Pair* out = reinterpret_cast<Pair*>(of_step) + row % kDepth / 2 * 16;
-      const float* above = first + row * row_stride;
-      const int64_t inside = row < rows ? valid : 0;
-      if (row + 1 < rows) {
-        for (int64_t c = 0; c < inside; ++c) {
-          out[c] = pair_of(above[c * column_stride], above[c * column_stride + row_stride]);
-        }
-      } else {
-        for (int64_t c = 0; c < inside; ++c) {
-          out[c] = pair_of(above[c * column_stride], 0.0f);
-        }
-      }
-      for (int64_t c = inside; c < 16; ++c) {
-        out[c] = 0;
-      }
+// Two neighbours of eight rows.
+MIRRORGAN_INLINE __m512 neighbours(const float* first, __m512i starts, __mmask8 exist) {
+  return _mm512_castpd_ps(_mm512_mask_i64gather_pd(_mm512_setzero_pd(), exist, starts, first, sizeof(float)));
+}
+
+// The transpose of matrix (columns, rows) into steps from `begin` on of a panel of scores; the rows fill steps.
+void pack_for_scores(const Panel& panel, int64_t begin, const float* matrix, int64_t columns, int64_t rows) {
+  for (int64_t tile = 0; tile < panel.columns / 16; ++tile) {
+    alignas(64) int64_t starts[16];
+    unsigned exist = 0;
+    for (int64_t c = 0; c < 16; ++c) {
+      const int64_t column = column_at(tile * 16 + c);
+      starts[c] = column * rows;
+      exist |= (column < columns ? 1u : 0u) << c;
     }
+    const __m512i left = _mm512_load_si512(starts), right = _mm512_load_si512(starts + 8);
+    for (int64_t row = 0; row < rows; row += 2) {
+      const __m512 first = neighbours(matrix + row, left, static_cast<__mmask8>(exist));
+      const __m512 last = neighbours(matrix + row, right, static_cast<__mmask8>(exist >> 8));
+      _mm512_store_si512(panel.rows(tile, begin * kDepth + row), (__m512i)_mm512_cvtne2ps_pbh(last, first));
+    }
+  }
+}
+
+// Numbers (rows, columns) times `kOfScore`, and zeros until each row fills steps.
+void scale(const float* numbers, int64_t rows, int64_t columns, float* scaled) {
+  for (int64_t row = 0; row < rows; ++row, numbers += columns, scaled += filled(columns)) {
+    for (int64_t c = 0; c < columns; ++c) {
+      scaled[c] = kOfScore * numbers[c];
+    }
+    std::fill(scaled + columns, scaled + filled(columns), 0.0f);
   }
 }
 
@@ -89,6 +151,53 @@ void round_off(const float* numbers, float* rest, int64_t count) {
   }
 }
 
+// Lane r is the sum of the lanes of rows[r].
+MIRRORGAN_INLINE __m512 sums_of(const __m512* rows) {
+  __m512 twos[8], fours[4], eights[2];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const __m512 one = rows[2 * i], other = rows[2 * i + 1];
+    twos[i] = _mm512_add_ps(_mm512_unpacklo_ps(one, other), _mm512_unpackhi_ps(one, other));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512d one = _mm512_castps_pd(twos[2 * i]), other = _mm512_castps_pd(twos[2 * i + 1]);
+    fours[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(one, other)),
+                             _mm512_castpd_ps(_mm512_unpackhi_pd(one, other)));
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    const __m512 one = fours[2 * i], other = fours[2 * i + 1];
+    eights[i] = _mm512_add_ps(_mm512_shuffle_f32x4(one, other, 0x44), _mm512_shuffle_f32x4(one, other, 0xee));
+  }
+  return _mm512_add_ps(_mm512_shuffle_f32x4(eights[0], eights[1], 0x88), _mm512_shuffle_f32x4(eights[0], eights[1], 0xdd));
+}
+
+struct Logarithms {
+  __m512i less[2] = {_mm512_load_si512(kMantissas.less), _mm512_load_si512(kMantissas.less + 64)};
+
+  MIRRORGAN_INLINE Logarithms() {}
+
+  // Of e^score, for 32 scores that are in parts of an octave already; 0 at least.
+  MIRRORGAN_INLINE __m512i of(const float* scores) const {
+    return _mm512_packus_epi32(_mm512_cvtps_epi32(_mm512_load_ps(scores)), _mm512_cvtps_epi32(_mm512_load_ps(scores + 16)));
+  }
+
+  // Of sixteen sums, within a ninth of a part before it is rounded.
+  MIRRORGAN_INLINE __m512i of(__m512 sums) const {
+    const __m512 x = _mm512_sub_ps(_mm512_getmant_ps(sums, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src), _mm512_set1_ps(1.0f));
+    const __m512 bend = _mm512_fmadd_ps(x, _mm512_set1_ps(-0.15921939f), _mm512_set1_ps(0.42286484f));
+    const __m512 log = _mm512_add_ps(_mm512_getexp_ps(sums), _mm512_fmadd_ps(bend, _mm512_fnmadd_ps(x, x, x), x));
+    return _mm512_cvtps_epi32(_mm512_mul_ps(log, _mm512_set1_ps(Mantissas::kParts)));
+  }
+
+  // What they are the logarithms of, as bfloat16.
+  MIRRORGAN_INLINE __m512i powers(__m512i logarithms) const {
+    constexpr __mmask64 kFractions = 0x5555555555555555;
+    return _mm512_sub_epi16(logarithms, _mm512_maskz_permutex2var_epi8(kFractions, less[0], logarithms, less[1]));
+  }
+};
+
 // Rows of left tiles; the second tile's are those after the first one's.
 struct Left {
   const bfloat16_bits* rows;
@@ -96,107 +205,72 @@ struct Left {
   int64_t steps;
 };
 
-// Add left @ panel to the sums, of 32 rows in tiles 0 to 3 or (both = false) of 16 rows in 0 and 1. The next step of the
-// panel is returned.
-template <bool both>
-MIRRORGAN_INLINE const bfloat16_bits* add_products(const Left& left, const bfloat16_bits* panel) {
+// What is to do meanwhile: rows<first, count>() of 32.
+struct Nothing {
+  template <int first, int count>
+  MIRRORGAN_INLINE void rows() {}
+};
+
+template <int first, int count, typename Work>
+MIRRORGAN_INLINE void meanwhile(Work& work) {
+  if constexpr (count > 0) {
+    amx::in_order();
+    work.template rows<first, count>();
+    amx::in_order();
+  }
+}
+
+// Add a step's products of 32 rows to tiles 0 to 3. The next step of the panel is returned.
+template <int first, int count, typename Work>
+MIRRORGAN_INLINE const bfloat16_bits* add_step(const Left& left, int64_t step, const bfloat16_bits* panel, Work& work) {
+  constexpr int kPart = count / 4;
   const int64_t stride = left.columns * static_cast<int64_t>(sizeof(bfloat16_bits));
-  const bfloat16_bits *upper = left.rows, *lower = upper + kRows * left.columns;
-  for (int64_t step = 0; step < left.steps; ++step, panel += 2 * kTile) {
-    _tile_loadd(4, upper + step * kDepth, stride);
-    _tile_loadd(6, panel, kTileRowBytes);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, panel + kTile, kTileRowBytes);
-    _tile_dpbf16ps(1, 4, 7);
-    if constexpr (both) {
-      _tile_loadd(5, lower + step * kDepth, stride);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-    }
+  const bfloat16_bits* rows = left.rows + step * kDepth;
+  _tile_loadd(4, rows, stride);
+  _tile_loadd(6, panel, kTileRowBytes);
+  _tile_dpbf16ps(0, 4, 6);
+  meanwhile<first, kPart>(work);
+  _tile_loadd(7, panel + kTile, kTileRowBytes);
+  _tile_dpbf16ps(1, 4, 7);
+  meanwhile<first + kPart, kPart>(work);
+  _tile_loadd(5, rows + kRows * left.columns, stride);
+  _tile_dpbf16ps(2, 5, 6);
+  meanwhile<first + 2 * kPart, kPart>(work);
+  _tile_dpbf16ps(3, 5, 7);
+  meanwhile<first + 3 * kPart, kPart>(work);
+  return panel + 2 * kTile;
+}
+
+// Of steps [begin, end).
+MIRRORGAN_INLINE const bfloat16_bits* add_steps(
+    const Left& left, int64_t begin, int64_t end, const bfloat16_bits* panel) {
+  Nothing nothing;
+  for (int64_t step = begin; step < end; ++step) {
+    panel = add_step<0, 0>(left, step, panel, nothing);
   }
   return panel;
 }
 
-template <bool both>
-MIRRORGAN_INLINE void store_sums(float* out, int64_t columns) {
-  const int64_t stride = columns * static_cast<int64_t>(sizeof(float));
-  _tile_stored(0, out, stride);
-  _tile_stored(1, out + 16, stride);
-  if constexpr (both) {
-    _tile_stored(2, out + kRows * columns, stride);
-    _tile_stored(3, out + kRows * columns + 16, stride);
-  }
+MIRRORGAN_INLINE void clear_sums() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
 }
 
-struct Largest {
-  MIRRORGAN_INLINE __m512 operator()(__m512 a, __m512 b) const {
-    return _mm512_max_ps(a, b);
-  }
-};
-
-struct Sum {
-  MIRRORGAN_INLINE __m512 operator()(__m512 a, __m512 b) const {
-    return _mm512_add_ps(a, b);
-  }
-};
-
-// Lane r becomes what the lanes of rows[r] together are.
-template <typename Operation>
-MIRRORGAN_INLINE __m512 reduce(const __m512* rows, Operation together) {
-  __m512 pairs[8], quads[4];
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    pairs[i] = together(_mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]), _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]));
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const __m512d low = _mm512_castps_pd(pairs[2 * i]), high = _mm512_castps_pd(pairs[2 * i + 1]);
-    quads[i] = together(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)), _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
-  }
-  const __m512 first = together(_mm512_shuffle_f32x4(quads[0], quads[1], 0x44), _mm512_shuffle_f32x4(quads[0], quads[1], 0xee));
-  const __m512 second = together(_mm512_shuffle_f32x4(quads[2], quads[3], 0x44), _mm512_shuffle_f32x4(quads[2], quads[3], 0xee));
-  return together(_mm512_shuffle_f32x4(first, second, 0x88), _mm512_shuffle_f32x4(first, second, 0xdd));
-}
-
-// Softmax of each row of scores (16, columns), which are overwritten, into rows of bfloat16.
-MIRRORGAN_INLINE void softmax(float* scores, int64_t columns, bfloat16_bits* out, int64_t out_stride) {
-  __m512 of_row[kRows];
-  alignas(64) float all[kRows];
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-    of_row[r] = _mm512_load_ps(scores + r * columns);
-    for (int64_t c = 16; c < columns; c += 16) {
-      of_row[r] = _mm512_max_ps(of_row[r], _mm512_load_ps(scores + r * columns + c));
-    }
-  }
-  const __m512 log_of_e = _mm512_set1_ps(amx::kLogOfE);
-  _mm512_store_ps(all, _mm512_mul_ps(reduce(of_row, Largest()), log_of_e));
-  if (columns > kManyColumns) {
-    _tile_dpbf16ps(3, 6, 7);  // nobody reads the sums: it only stays awake
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-    const __m512 largest = _mm512_set1_ps(all[r]);
-    __m512 sum = _mm512_setzero_ps();
-    for (int64_t c = 0; c < columns; c += 16) {
-      float* at = scores + r * columns + c;
-      const __m512 share = amx::PowerOfTwo()(_mm512_fmsub_ps(_mm512_load_ps(at), log_of_e, largest));
-      _mm512_store_ps(at, share);
-      sum = _mm512_add_ps(sum, share);
-    }
-    of_row[r] = sum;
-  }
-  _mm512_store_ps(all, _mm512_rcp14_ps(reduce(of_row, Sum())));
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) {
-    const __m512 scale = _mm512_set1_ps(all[r]);
-    for (int64_t c = 0; c < columns; c += kPair) {
-      const float* at = scores + r * columns + c;
-      _mm512_store_si512(out + r * out_stride + c,
-                         (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_load_ps(at + 16), scale),
-                                                      _mm512_mul_ps(_mm512_load_ps(at), scale)));
-    }
-  }
+// What the tiles hold, to (kPixels, kPair).
+template <int first, int count, typename Work>
+MIRRORGAN_INLINE void leave(float* sums, Work& work) {
+  constexpr int64_t kRowBytes = kPair * static_cast<int64_t>(sizeof(float));
+  constexpr int kPart = count / 4;
+  _tile_stored(0, sums, kRowBytes);
+  meanwhile<first, kPart>(work);
+  _tile_stored(1, sums + 16, kRowBytes);
+  meanwhile<first + kPart, kPart>(work);
+  _tile_stored(2, sums + kRows * kPair, kRowBytes);
+  meanwhile<first + 2 * kPart, kPart>(work);
+  _tile_stored(3, sums + kRows * kPair + 16, kRowBytes);
+  meanwhile<first + 3 * kPart, kPart>(work);
 }
 
 // The features of up to 32 pixels; in a copy, if there have to be zeros past the last pixel and channel.
@@ -215,125 +289,393 @@ MIRRORGAN_INLINE Left features_of(
   return {copy, p.channels, steps};
 }
 
-template <bool both>
-MIRRORGAN_INLINE void score(
-    const Left& left,
-    int64_t parts,
-    const bfloat16_bits* panel,
-    const float* padding,
-    int64_t columns,
-    float* scores) {
-  for (int64_t c = 0; c < columns; c += kPair) {
-    _tile_loadd(0, padding + c, 0);
-    _tile_loadd(1, padding + c + 16, 0);
-    if constexpr (both) {
-      _tile_loadd(2, padding + c, 0);
-      _tile_loadd(3, padding + c + 16, 0);
+// A softmax over the columns of the scores of 32 pixels.
+struct Softmax {
+  const bfloat16_bits* panel;
+  const float* start;  // of the scores
+  int64_t parts;       // the scores are sums of so many products of the features
+  int64_t columns;
+  bfloat16_bits* out;  // rows of so many columns or more
+  int64_t depth;
+};
+
+// Scores [column, column + 32).
+template <typename Work>
+MIRRORGAN_INLINE void score(const Left& features, const Softmax& s, int64_t column, float* scores, Work& work) {
+  const float* start = s.start + column;
+  const bfloat16_bits* panel = s.panel + column * features.steps * s.parts * kDepth;
+  _tile_loadd(0, start, 0);
+  _tile_loadd(1, start + 16, 0);
+  _tile_loadd(2, start, 0);
+  _tile_loadd(3, start + 16, 0);
+  panel = add_step<0, 16>(features, 0, panel, work);
+  panel = add_steps(features, 1, features.steps, panel);
+  for (int64_t part = 1; part < s.parts; ++part) {
+    panel = add_steps(features, 0, features.steps, panel);
+  }
+  leave<16, 16>(scores, work);
+}
+
+// 32 scores of each pixel to their logarithms, whose powers are summed up, or to the powers.
+template <bool powers>
+struct Convert {
+  const float* scores;  // (kPixels, kPair)
+  bfloat16_bits* out;
+  int64_t depth;
+  bool begins;       // with the first of a pixel's scores
+  __m512* sums;      // of a pixel's powers, but for what the lanes are together
+  __m512i* largest;  // logarithms of any pixel
+  Logarithms logarithms;
+
+  template <int first, int count>
+  MIRRORGAN_INLINE void rows() {
+    const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
+    __m512i most = begins && first == 0 ? _mm512_setzero_si512() : *largest;
+#pragma GCC unroll 8
+    for (int r = first; r < first + count; ++r) {
+      const __m512i of_scores = logarithms.of(scores + r * kPair), power = logarithms.powers(of_scores);
+      most = _mm512_max_epu16(most, of_scores);
+      _mm512_store_si512(out + r * depth, powers ? power : of_scores);
+      if constexpr (!powers) {
+        sums[r] = _mm512_dpbf16_ps(begins ? _mm512_setzero_ps() : sums[r], (__m512bh)power, ones);
+      }
     }
-    for (int64_t part = 0; part < parts; ++part) {
-      panel = add_products<both>(left, panel);
+    *largest = most;
+  }
+};
+
+// All tiles of this thread, to be had again at the end of the scope.
+class KeptTiles {
+ public:
+  MIRRORGAN_INLINE KeptTiles() {
+    _tile_stored(0, kept_[0], kTileRowBytes);
+    _tile_stored(1, kept_[1], kTileRowBytes);
+    _tile_stored(2, kept_[2], kTileRowBytes);
+    _tile_stored(3, kept_[3], kTileRowBytes);
+    _tile_stored(4, kept_[4], kTileRowBytes);
+    _tile_stored(5, kept_[5], kTileRowBytes);
+    _tile_stored(6, kept_[6], kTileRowBytes);
+    _tile_stored(7, kept_[7], kTileRowBytes);
+  }
+  MIRRORGAN_INLINE ~KeptTiles() {
+    _tile_loadd(0, kept_[0], kTileRowBytes);
+    _tile_loadd(1, kept_[1], kTileRowBytes);
+    _tile_loadd(2, kept_[2], kTileRowBytes);
+    _tile_loadd(3, kept_[3], kTileRowBytes);
+    _tile_loadd(4, kept_[4], kTileRowBytes);
+    _tile_loadd(5, kept_[5], kTileRowBytes);
+    _tile_loadd(6, kept_[6], kTileRowBytes);
+    _tile_loadd(7, kept_[7], kTileRowBytes);
+  }
+  KeptTiles(const KeptTiles&) = delete;
+  KeptTiles& operator=(const KeptTiles&) = delete;
+
+ private:
+  alignas(64) bfloat16_bits kept_[8][kTile];
+};
+
+// Whether a softmax is to be made again: of the logarithms the largest, or the sum of the powers.
+MIRRORGAN_INLINE bool too_large(__m512i largest) {
+  return _mm512_cmpge_epu16_mask(largest, _mm512_set1_epi16(kTooLarge)) != 0;
+}
+
+MIRRORGAN_INLINE bool too_small(__m512 sums) {
+  return _mm512_cmp_ps_mask(sums, _mm512_set1_ps(1.0f), _CMP_LT_OQ) != 0;
+}
+
+// Convert all scores again, with the largest one at `kOfZero` where a pixel needs it: nothing depends on another's.
+template <bool powers>
+[[gnu::noinline, gnu::cold]] void convert_again(
+    const Left& features, const Softmax& s, const float* sums_before, __m512* sums) {
+  const KeptTiles tiles;
+  Nothing nothing;
+  alignas(64) float scores[kSums];
+  float shift[kPixels];
+  std::fill_n(shift, kPixels, std::numeric_limits<float>::infinity());
+  for (int64_t column = 0; column < s.columns; column += kPair) {
+    score(features, s, column, scores, nothing);
+    for (int64_t r = 0; r < kPixels; ++r) {
+      shift[r] = std::min(shift[r], kOfZero - *std::max_element(scores + r * kPair, scores + (r + 1) * kPair));
     }
-    store_sums<both>(scores + c, columns);
+  }
+  for (int64_t r = 0; r < kPixels; ++r) {
+    const bool fine = sums_before[r] >= 1.0f && std::nearbyint(kOfZero - shift[r]) < kTooLarge;
+    shift[r] = fine ? 0.0f : shift[r];
+  }
+  __m512i largest;
+  for (int64_t column = 0; column < s.columns; column += kPair) {
+    score(features, s, column, scores, nothing);
+    for (int64_t i = 0; i < kSums; ++i) {
+      scores[i] += shift[i / kPair];
+    }
+    Convert<powers> convert{scores, s.out + column, s.depth, column == 0, sums, &largest, {}};
+    meanwhile<0, 32>(convert);
   }
 }
 
-// Softmaxes over words or gates: `columns` of the rows of `shares`, which are `depth` apart. The scores are sums of so many
-// parts, each a product of the features.
-MIRRORGAN_INLINE void share(
-    const Left& features,
-    int64_t parts,
-    const bfloat16_bits* panel,
-    const float* padding,
-    int64_t columns,
-    float* scores,
-    bfloat16_bits* shares,
-    int64_t depth) {
-  if (columns == kPair) {
-    score<true>(features, parts, panel, padding, kPair, scores);
-    softmax(scores, kPair, shares, depth);
-    softmax(scores + kRows * kPair, kPair, shares + kRows * depth, depth);
-    return;
-  }
-  // More of them are too many for the first-level cache, beside the panels.
-  for (int64_t r = 0; r < kPixels; r += kRows) {
-    score<false>({features.rows + r * features.columns, features.columns, features.steps}, parts, panel, padding, columns,
-                 scores);
-    softmax(scores, columns, shares + r * depth, depth);
-  }
-}
+// Logarithms to shares, where they are.
+struct Normalise {
+  const Left& features;
+  const Softmax& softmax;
+  __m512* sums;
+  const __m512i& largest;
+  Logarithms logarithms;
+  alignas(64) int32_t of_sums[kPixels];  // twice, side by side
 
-// New sums of 32 rows, after their first step. What the tiles hold goes to `before`, if that is somewhere, and leaves each
-// tile only where it has to: the unit waits while four tiles leave together.
-MIRRORGAN_INLINE void begin_sums(const Left& left, const bfloat16_bits* panel, float* before) {
-  constexpr int64_t kRowBytes = kPair * static_cast<int64_t>(sizeof(float));
-  const int64_t stride = left.columns * static_cast<int64_t>(sizeof(bfloat16_bits));
-  const bool leave = before != nullptr;
-  _tile_loadd(4, left.rows, stride);
-  _tile_loadd(6, panel, kTileRowBytes);
-  if (leave) {
-    _tile_stored(0, before, kRowBytes);
-  }
-  _tile_zero(0);
-  _tile_dpbf16ps(0, 4, 6);
-  _tile_loadd(7, panel + kTile, kTileRowBytes);
-  if (leave) {
-    _tile_stored(1, before + 16, kRowBytes);
-  }
-  _tile_zero(1);
-  _tile_dpbf16ps(1, 4, 7);
-  _tile_loadd(5, left.rows + kRows * left.columns, stride);
-  if (leave) {
-    _tile_stored(2, before + kRows * kPair, kRowBytes);
-  }
-  _tile_zero(2);
-  _tile_dpbf16ps(2, 5, 6);
-  if (leave) {
-    _tile_stored(3, before + kRows * kPair + 16, kRowBytes);
-  }
-  _tile_zero(3);
-  _tile_dpbf16ps(3, 5, 7);
-}
-
-MIRRORGAN_INLINE void write_columns(
-    const Arguments& a, const float* sums, int64_t column, int64_t pixels, bfloat16_bits* out) {
-  const __mmask32 inside = amx::first_of_32(a.out_channels - column);
+  template <int first, int count>
+  MIRRORGAN_INLINE void rows() {
+    if constexpr (first == 0 && count > 0) {
+      begin();
+    }
 #pragma GCC unroll 4
-  for (int64_t r = 0; r < pixels; ++r) {
-    const float* row = sums + r * kPair;
-    _mm512_mask_storeu_epi16(out + r * a.out_channels + column, inside,
-                             (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(row + 16), _mm512_load_ps(row)));
-  }
-}
-
-MIRRORGAN_INLINE void mix(
-    const Arguments& a,
-    const Panels& p,
-    const Left& features,
-    const Left& shares,
-    bfloat16_bits* out,
-    int64_t pixels,
-    float* sums) {
-  const Left rest{features.rows + kDepth, features.columns, features.steps - 1};
-  float* before = nullptr;  // of the pair of columns before
-  for (int64_t column = 0; column < p.out_channels; column += kPair) {
-    const bfloat16_bits* panel = p.mix + column * depth_of(p);
-    begin_sums(features, panel, before);
-    add_products<true>(shares, add_products<true>(rest, panel + 2 * kTile));
-    if (before != nullptr) {
-      write_columns(a, before, column - kPair, pixels, out);
+    for (int r = first; r < first + count; ++r) {
+      const __m512i of_sum = _mm512_set1_epi32(of_sums[r]);
+      for (int64_t c = 0; c < softmax.columns; c += kPair) {
+        bfloat16_bits* at = softmax.out + r * softmax.depth + c;
+        _mm512_store_si512(at, logarithms.powers(_mm512_subs_epu16(_mm512_load_si512(at), of_sum)));
+      }
     }
-    before = before == sums ? sums + kPixels * kPair : sums;
   }
-  store_sums<true>(before, kPair);
-  write_columns(a, before, p.out_channels - kPair, pixels, out);
-}
+
+ private:
+  MIRRORGAN_INLINE void begin() {
+    __m512 upper = sums_of(sums), lower = sums_of(sums + kRows);
+    if (too_large(largest) || too_small(_mm512_min_ps(upper, lower))) [[unlikely]] {
+      alignas(64) float before[kPixels];
+      _mm512_store_ps(before, upper);
+      _mm512_store_ps(before + kRows, lower);
+      convert_again<false>(features, softmax, before, sums);
+      upper = sums_of(sums);
+      lower = sums_of(sums + kRows);
+    }
+    keep(logarithms.of(upper), of_sums);
+    keep(logarithms.of(lower), of_sums + kRows);
+  }
+
+  MIRRORGAN_INLINE static void keep(__m512i sixteen, int32_t* out) {
+    _mm512_store_si512(out, _mm512_or_si512(_mm512_slli_epi32(sixteen, 16), sixteen));
+  }
+};
+
+// Sums of what the words are, each times its power, to the words' context.
+struct Average {
+  const float* sums;    // (kPixels, kPair)
+  const float* powers;  // (kPixels, 16), sixteen times the sum of the powers
+  bfloat16_bits* out;
+  int64_t depth;
+
+  template <int first, int count>
+  MIRRORGAN_INLINE void rows() {
+#pragma GCC unroll 4
+    for (int r = first; r < first + count; ++r) {
+      const __m512 scale = _mm512_rcp14_ps(_mm512_load_ps(powers + r * 16));
+      const float* row = sums + r * kPair;
+      _mm512_store_si512(out + r * depth, (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_load_ps(row + 16), scale),
+                                                                       _mm512_mul_ps(_mm512_load_ps(row), scale)));
+    }
+  }
+};
+
+// Columns of the result.
+struct Write {
+  const float* sums = nullptr;  // (kPixels, kPair)
+  bfloat16_bits* out = nullptr;
+  int64_t out_channels = 0, pixels = 0;
+  __mmask32 inside = 0;
+
+  template <int first, int count>
+  MIRRORGAN_INLINE void rows() {
+#pragma GCC unroll 4
+    for (int r = first; r < first + count; ++r) {
+      if (r < pixels) {
+        const float* row = sums + r * kPair;
+        _mm512_mask_storeu_epi16(out + r * out_channels, inside,
+                                 (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(row + 16), _mm512_load_ps(row)));
+      }
+    }
+  }
+};
+
+template <typename One, typename Other>
+struct Both {
+  One& one;
+  Other& other;
+
+  template <int first, int count>
+  MIRRORGAN_INLINE void rows() {
+    one.template rows<first, count>();
+    other.template rows<first, count>();
+  }
+};
 
 // What a block of pixels needs.
 struct Space {
-  bfloat16_bits *features, *shares;
-  float* sums;  // and scores
+  bfloat16_bits *features, *shares, *powers;
+  float *sums, *of_powers;
 };
 
+// A block after the other.
+struct Attention {
+  const Arguments& a;
+  const Panels& p;
+  const Space space;
+  const int64_t depth = of_words(p) + p.gates;
+  const Left shares{space.shares, depth, depth / kDepth};
+  Write write{};  // of the block before
+  bool second = false;
+
+  // Pixels of a row, at most a block.
+  MIRRORGAN_INLINE void attend(const bfloat16_bits* of_pixels, int64_t pixels, bfloat16_bits* out) {
+    const Left features = features_of(a, p, of_pixels, pixels, space.features);
+    __m512 sums[kPixels];
+    __m512i largest;
+    if (p.values == nullptr) {
+      const Softmax words{p.keys, p.start, 1, p.words, space.shares, depth};
+      auto convert = score_all<false>(features, words, sums, largest, write);
+      Normalise normalise{features, words, sums, largest, {}, {}};
+      finish(features, convert, normalise, pixels, out);
+    } else {
+      const Softmax words{p.keys, p.start, 1, p.words, space.powers, p.words};
+      auto convert = score_all<true>(features, words, sums, largest, write);
+      Average average = average_values(words, convert);
+      if (too_large(largest) || too_small(least_sum())) [[unlikely]] {
+        float before[kPixels];
+        for (int64_t r = 0; r < kPixels; ++r) {
+          before[r] = space.of_powers[r * 16];
+        }
+        convert_again<true>(features, words, before, sums);
+        Nothing nothing;
+        average = average_values(words, nothing);
+      }
+      Nothing nothing;
+      finish(features, average, nothing, pixels, out);
+    }
+  }
+
+  MIRRORGAN_INLINE void write_last() {
+    meanwhile<0, 32>(write);
+  }
+
+ private:
+  // Memory for a pair of columns; that of the pair before stays.
+  MIRRORGAN_INLINE float* next() {
+    second = !second;
+    return space.sums + (second ? kSums : 0);
+  }
+
+  // All scores, each pair of columns converted while the next is multiplied; the last is returned, still to be converted.
+  template <bool powers, typename Work>
+  MIRRORGAN_INLINE Convert<powers> score_all(
+      const Left& features, const Softmax& s, __m512* sums, __m512i& largest, Work& work) {
+    float* scores = next();
+    score(features, s, 0, scores, work);
+    Convert<powers> convert{scores, s.out, s.depth, true, sums, &largest, {}};
+    for (int64_t column = kPair; column < s.columns; column += kPair) {
+      scores = next();
+      score(features, s, column, scores, convert);
+      convert.scores = scores;
+      convert.out = s.out + column;
+      convert.begins = false;
+    }
+    return convert;
+  }
+
+  // The context but for what is returned; the work makes the last columns of the powers, where `words.out` has the rest.
+  template <typename Work>
+  MIRRORGAN_INLINE Average average_values(const Softmax& words, Work& work) {
+    const Left powers{words.out, words.depth, words.columns / kDepth};
+    const bfloat16_bits* panel = p.values;
+    Average average{};
+    for (int64_t column = 0; column < p.channels; column += kPair) {
+      clear_sums();
+      if (column == 0) {
+        panel = add_step<0, 32>(powers, 0, panel, work);
+      } else {
+        panel = add_step<0, 32>(powers, 0, panel, average);
+      }
+      panel = add_steps(powers, 1, powers.steps, panel);
+      if (column == 0) {
+        sum_powers(powers);
+      }
+      Nothing nothing;
+      float* sums = next();
+      leave<0, 0>(sums, nothing);
+      average = {sums, space.of_powers, space.shares + column, depth};
+    }
+    return average;
+  }
+
+  // Of a pixel, sixteen times; tiles 0 to 3 stay as they are.
+  MIRRORGAN_INLINE void sum_powers(const Left& powers) {
+    const int64_t stride = powers.columns * static_cast<int64_t>(sizeof(bfloat16_bits));
+    _tile_loadd(5, kOnes.of_tile, kTileRowBytes);
+    _tile_zero(6);
+    _tile_zero(7);
+    for (int64_t step = 0; step < powers.steps; ++step) {
+      const bfloat16_bits* rows = powers.rows + step * kDepth;
+      _tile_loadd(4, rows, stride);
+      _tile_dpbf16ps(6, 4, 5);
+      _tile_loadd(4, rows + kRows * powers.columns, stride);
+      _tile_dpbf16ps(7, 4, 5);
+    }
+    _tile_stored(6, space.of_powers, kTileRowBytes);
+    _tile_stored(7, space.of_powers + kRows * 16, kTileRowBytes);
+  }
+
+  MIRRORGAN_INLINE __m512 least_sum() const {
+    __m512 least = _mm512_load_ps(space.of_powers);
+    for (int64_t r = 1; r < kPixels; ++r) {
+      least = _mm512_min_ps(least, _mm512_load_ps(space.of_powers + r * 16));
+    }
+    return least;
+  }
+
+  // The gates, and what all is mixed to. `first`, and then `then`, are what is left to do for the words.
+  template <typename First, typename Second>
+  MIRRORGAN_INLINE void finish(
+      const Left& features, First& first, Second& then, int64_t pixels, bfloat16_bits* out) {
+    if (p.gates > 0) {
+      __m512 sums[kPixels];
+      __m512i largest;
+      const Softmax gates{p.gate, p.start + p.words, 2, p.gates, space.shares + of_words(p), depth};
+      auto convert = score_all<false>(features, gates, sums, largest, first);
+      Both<decltype(convert), Second> both{convert, then};
+      Normalise normalise{features, gates, sums, largest, {}, {}};
+      mix(features, both, normalise, pixels, out);
+    } else {
+      mix(features, first, then, pixels, out);
+    }
+  }
+
+  template <typename First, typename Second>
+  MIRRORGAN_INLINE void mix(
+      const Left& features, First& first, Second& then, int64_t pixels, bfloat16_bits* out) {
+    Nothing nothing;
+    clear_sums();
+    const bfloat16_bits* panel = add_step<0, 32>(features, 0, p.mix, first);
+    panel = add_steps(features, 1, features.steps, panel);
+    meanwhile<0, 32>(then);
+    panel = add_steps(shares, 0, shares.steps, panel);
+    float* sums = next();
+    leave<0, 0>(sums, nothing);
+    for (int64_t column = kPair; column < p.out_channels; column += kPair) {
+      write = of_columns(sums, column - kPair, pixels, out);
+      clear_sums();
+      panel = add_step<0, 16>(features, 0, panel, write);
+      panel = add_steps(features, 1, features.steps, panel);
+      panel = add_steps(shares, 0, shares.steps, panel);
+      sums = next();
+      leave<16, 16>(sums, write);
+    }
+    write = of_columns(sums, p.out_channels - kPair, pixels, out);
+  }
+
+  MIRRORGAN_INLINE Write of_columns(const float* sums, int64_t column, int64_t pixels, bfloat16_bits* out) const {
+    return {sums, out + column, a.out_channels, pixels, amx::first_of_32(a.out_channels - column)};
+  }
+};
+
+// Rows of so many pixels; see `attend_amx`.
 void attend(
     const Arguments& a,
     const Panels& p,
@@ -344,19 +686,13 @@ void attend(
     int64_t pitch,
     const Space& space) {
   const amx::Tiles tiles;
-  const int64_t depth = p.words + p.gates;
-  const Left shares{space.shares, depth, depth / kDepth};
+  Attention attention{a, p, space};
   for (int64_t row = 0; row < rows; ++row, features += width * a.channels, out += pitch) {
     for (int64_t pixel = 0; pixel < width; pixel += kPixels) {
-      const int64_t pixels = width - pixel < kPixels ? width - pixel : kPixels;
-      const Left left = features_of(a, p, features + pixel * a.channels, pixels, space.features);
-      share(left, 1, p.keys, p.padding, p.words, space.sums, space.shares, depth);
-      if (p.gates > 0) {
-        share(left, 2, p.gate, p.padding + p.words, p.gates, space.sums, space.shares + p.words, depth);
-      }
-      mix(a, p, left, shares, out + pixel * a.out_channels, pixels, space.sums);
+      attention.attend(features + pixel * a.channels, std::min(width - pixel, kPixels), out + pixel * a.out_channels);
     }
   }
+  attention.write_last();
 }
 
 MIRRORGAN_END_AMX
@@ -365,8 +701,9 @@ MIRRORGAN_END_AMX
 
 int64_t panels_size(const Arguments& a) {
   const int64_t channels = filled(a.channels), words = filled(std::max<int64_t>(1, a.words_per_sample));
-  const int64_t gates = filled(a.gates()), padding = 2 * (words + gates);  // of float32
-  return padding + channels * words + 2 * channels * gates + (channels + words + gates) * filled(a.out_channels);
+  const int64_t gates = filled(a.gates()), start = 2 * (words + gates);  // of float32
+  const int64_t depth = channels + std::max(words, channels) + gates;
+  return start + 2 * channels * words + 2 * channels * gates + depth * filled(a.out_channels);
 }
 
 Panels pack_panels(const Arguments& a, const Sample& sample, bfloat16_bits* storage) {
@@ -376,39 +713,43 @@ Panels pack_panels(const Arguments& a, const Sample& sample, bfloat16_bits* stor
   p.words = filled(std::max<int64_t>(1, sample.words));
   p.gates = filled(a.gates());
   p.out_channels = filled(a.out_channels);
-  auto* padding = reinterpret_cast<float*>(storage);
+  auto* start = reinterpret_cast<float*>(storage);
   bfloat16_bits* keys = storage + 2 * (p.words + p.gates);
-  bfloat16_bits* gate = keys + p.channels * p.words;
+  bfloat16_bits* values = keys + p.channels * p.words;
+  bfloat16_bits* gate = values + p.channels * p.words;
   bfloat16_bits* mix = gate + 2 * p.channels * p.gates;
-  const int64_t steps = p.channels / kDepth, depth_steps = depth_of(p) / kDepth, pairs = p.out_channels / kPair;
+  const int64_t steps = p.channels / kDepth;
   for (int64_t t = 0; t < p.words; ++t) {
-    padding[t] = t < sample.words || sample.words == 0 ? 0.0f : kOutOfSight;  // something has to be in sight
+    start[t] = column_at(t) < sample.words || sample.words == 0 ? kOfZero : kOutOfSight;  // something has to be in sight
   }
   for (int64_t c = 0; c < p.gates; ++c) {
-    padding[p.words + c] = c < a.channels ? 0.0f : kOutOfSight;
+    start[p.words + c] = column_at(c) < a.channels ? kOfZero : kOutOfSight;
   }
-  pack(keys, p.words / kPair, steps, 0, sample.keys, 1, a.channels, a.channels, sample.words);
+  const int64_t size = a.channels * p.channels;  // of the gates' scores
+  static thread_local Workspace<float> workspace;
+  float* scaled = workspace.at_least(std::max(sample.words * p.channels, 2 * size));
+  scale(sample.keys, sample.words, a.channels, scaled);
+  pack_for_scores({keys, p.words, steps}, 0, scaled, sample.words, p.channels);
+  if (!sample.folded) {
+    pack({values, p.channels, p.words / kDepth}, 0, p.words / kDepth, sample.keys, sample.words, a.channels);
+    p.values = values;
+  }
   if (p.gates > 0) {
     // In two parts, so that the scores are as good as of float32: a softmax makes much of a difference.
-    const int64_t size = a.channels * a.channels;
-    static thread_local Workspace<float> workspace;
-    float* rest = workspace.at_least(size);
-    round_off(sample.gate, rest, size);
-    pack(gate, p.gates / kPair, 2 * steps, 0, sample.gate, 1, a.channels, a.channels, a.channels);
-    pack(gate, p.gates / kPair, 2 * steps, steps, rest, 1, a.channels, a.channels, a.channels);
+    const Panel panel{gate, p.gates, 2 * steps};
+    float* rest = scaled + size;
+    scale(sample.gate, a.channels, a.channels, scaled);
+    round_off(scaled, rest, size);
+    pack_for_scores(panel, 0, scaled, a.channels, p.channels);
+    pack_for_scores(panel, steps, rest, a.channels, p.channels);
   }
-  const float* of_words = sample.mix + a.channels * a.out_channels;
-  const float* of_gates = of_words + sample.words * a.out_channels;
-  pack(mix, pairs, depth_steps, 0, sample.mix, a.out_channels, 1, a.channels, a.out_channels);
-  // (Without a real word there is one step of zeros.)
-  pack(mix, pairs, depth_steps, steps, of_words, a.out_channels, 1, sample.words, a.out_channels);
-  if (sample.words == 0) {
-    for (int64_t pair = 0; pair < pairs; ++pair) {
-      std::fill_n(mix + (pair * depth_steps + steps) * 2 * kTile, 2 * kTile, bfloat16_bits{0});
-    }
-  }
-  pack(mix, pairs, depth_steps, steps + p.words / kDepth, of_gates, a.out_channels, 1, a.gates(), a.out_channels);
-  p.padding = padding;
+  const Panel of_mix{mix, p.out_channels, depth_of(p) / kDepth};
+  const int64_t rows = sample.folded ? sample.words : a.channels, gates = steps + of_words(p) / kDepth;
+  const float* mix_of_words = sample.mix + a.channels * a.out_channels;
+  pack(of_mix, 0, steps, sample.mix, a.channels, a.out_channels);
+  pack(of_mix, steps, gates, mix_of_words, rows, a.out_channels);
+  pack(of_mix, gates, of_mix.steps, mix_of_words + rows * a.out_channels, a.gates(), a.out_channels);
+  p.start = start;
   p.keys = keys;
   p.gate = gate;
   p.mix = mix;
@@ -417,12 +758,16 @@ Panels pack_panels(const Arguments& a, const Sample& sample, bfloat16_bits* stor
 
 void attend_amx(const Arguments& a, const Panels& panels, const bfloat16_bits* features, bfloat16_bits* out, int64_t rows,
                 int64_t pixels, int64_t pitch) {
-  static thread_local Workspace<bfloat16_bits> tiles;
-  static thread_local Workspace<float> sums;
-  bfloat16_bits* shares = tiles.at_least(kPixels * depth_of(panels));
-  bfloat16_bits* copy = shares + kPixels * (panels.words + panels.gates);
-  attend(a, panels, features, out, rows, pixels, pitch,
-         {copy, shares, sums.at_least(std::max(2 * kPixels * kPair, kRows * std::max(panels.words, panels.gates)))});
+  static thread_local Workspace<bfloat16_bits> halves;
+  static thread_local Workspace<float> floats;
+  const int64_t shares = of_words(panels) + panels.gates;
+  Space space{};
+  space.features = halves.at_least(kPixels * (panels.channels + shares + panels.words));
+  space.shares = space.features + kPixels * panels.channels;
+  space.powers = space.shares + kPixels * shares;
+  space.sums = floats.at_least(2 * kSums + kPixels * 16);
+  space.of_powers = space.sums + 2 * kSums;
+  attend(a, panels, features, out, rows, pixels, pitch, space);
 }
 
 }  // namespace mirrorgan::attention_mix

@@ -56,7 +56,8 @@ inline bool processor_has(InstructionSet set) {
 #if defined(MIRRORGAN_X86)
   switch (set) {
     case InstructionSet::amx:
-      return processor_has(InstructionSet::avx512_bf16) && has_tiles_for_bfloat16();
+      return processor_has(InstructionSet::avx512_bf16) && __builtin_cpu_supports("avx512vbmi") &&
+             has_tiles_for_bfloat16();
     case InstructionSet::avx512_bf16:
       return processor_has(InstructionSet::avx512) && __builtin_cpu_supports("avx512bf16");
     case InstructionSet::avx512:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mirrorgan_fast.ops import build_info, conv_glu, use
+from mirrorgan_fast.ops import build_info, conv_glu, glam_attention_mix, use
 
 from .calls import OPS, Call, Shapes, call
 from .conftest import compiled
@@ -62,6 +62,29 @@ def test_matches_float64_on_whole_tiles(implementation, assert_result, op, dtype
     for upsample in (False, True):
         called = call(op, WHOLE._replace(upsample=upsample, head=upsample), dtype)
         assert_result(called, called.run())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("words", [12, 80])
+@pytest.mark.parametrize("level", [-3000.0, -300.0, -40.0, 40.0, 300.0, 3000.0])
+def test_softmaxes_of_scores_of_any_size(implementation, level, words, dtype):
+    """What is added to all scores of some pixels has no share in anything, elsewhere not a bit."""
+    shapes = Shapes(1, 32, height=3, width=50, out_channels=32, words=words)
+    arguments = call("glam_attention_mix", shapes, dtype).arguments
+    loud = torch.rand(3, 50, generator=torch.Generator().manual_seed(1)) > 0.6
+    results = []
+    for added in (0.0, level):
+        features, keys, mask, sentence, weight, mix = (given.clone() for given in arguments)
+        features[:, 0] = loud.to(dtype)
+        keys[..., 0] = weight[:, 0] = added
+        sentence[:, 0] = 1
+        mix[:, 32] = 0  # of that channel's context
+        results.append(glam_attention_mix(features, keys, mask, sentence, weight, mix))
+    expected, result = results
+    assert torch.equal(result[..., ~loud], expected[..., ~loud])
+    torch.testing.assert_close(
+        result, expected, rtol=0, atol=2e-2 if dtype == torch.bfloat16 else 1e-3
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
