@@ -23,9 +23,26 @@ constexpr int64_t kSums = kCaptionsAmx * kUnits;  // of a gate
 
 MIRRORGAN_BEGIN_AMX
 
-// Sums of a group of units: (kGates, kCaptionsAmx, kUnits).
-MIRRORGAN_INLINE void multiply(const bfloat16_bits* hidden, int64_t units, const bfloat16_bits* weight, float* sums) {
+// Sums of a group of units: (kGates, kCaptionsAmx, kUnits). Between the products meanwhile(r) is called for every caption: the
+// processor does not look far enough ahead to do both at once by itself.
+template <typename Meanwhile>
+MIRRORGAN_INLINE void multiply(
+    const bfloat16_bits* hidden,
+    const bfloat16_bits* weight,
+    float* sums,
+    int64_t units,
+    int64_t captions,
+    const Meanwhile& meanwhile) {
   const int64_t stride = units * static_cast<int64_t>(sizeof(bfloat16_bits)), block = units / kDepth * 2 * kTile;
+  const int64_t products = units / kDepth * kGates;
+  int64_t due = 0, caption = 0;
+  const auto go_on = [&]() __attribute__((always_inline)) {
+    for (due += captions; due >= products; due -= products) {
+      amx::in_order();
+      meanwhile(caption++);
+      amx::in_order();
+    }
+  };
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -34,12 +51,16 @@ MIRRORGAN_INLINE void multiply(const bfloat16_bits* hidden, int64_t units, const
     _tile_loadd(4, hidden + unit, stride);
     _tile_loadd(5, weight, kTileRowBytes);
     _tile_dpbf16ps(0, 4, 5);
+    go_on();
     _tile_loadd(6, weight + kTile, kTileRowBytes);
     _tile_dpbf16ps(1, 4, 6);
+    go_on();
     _tile_loadd(5, weight + block, kTileRowBytes);
     _tile_dpbf16ps(2, 4, 5);
+    go_on();
     _tile_loadd(6, weight + block + kTile, kTileRowBytes);
     _tile_dpbf16ps(3, 4, 6);
+    go_on();
   }
   _tile_stored(0, sums, kTileRowBytes);
   _tile_stored(1, sums + kSums, kTileRowBytes);
@@ -102,31 +123,33 @@ void read(
   Functions functions;
   functions.keep();
   for (int64_t step = 0; step < longest; ++step) {
+    const auto finish = [&](int64_t group, int64_t r) {
+      const int64_t sample = first + r, unit = group * kUnits;
+      if (step >= a.lengths[sample]) {
+        return;
+      }
+      const int64_t word = a.word(sample, step, direction);
+      if (step + 1 < a.lengths[sample]) {
+        prefetch(a.gates_of(a.word(sample, step + 1, direction), direction, unit));
+      }
+      const __m512 state = update(functions, sums[group % 2] + r * kUnits, a.gates_of(word, direction, unit),
+                                  cells + r * a.units + unit);
+      _mm512_storeu_ps(a.states_of(word, direction, unit), state);
+      _mm256_store_si256(reinterpret_cast<__m256i*>(next + r * a.units + unit), (__m256i)_mm512_cvtneps_pbh(state));
+      if (step == a.lengths[sample] - 1) {
+        _mm512_storeu_ps(a.last_of(sample, direction, unit), state);
+      }
+    };
     // A group is multiplied while the one before is finished.
-    multiply(hidden, a.units, weight, sums[0]);
-    for (int64_t group = 0; group < groups; ++group) {
-      if (group + 1 < groups) {
-        multiply(hidden, a.units, weight + (group + 1) * panel, sums[(group + 1) % 2]);
-      }
-      const int64_t unit = group * kUnits;
-      for (int64_t r = 0; r < count; ++r) {
-        const int64_t sample = first + r;
-        if (step >= a.lengths[sample]) {
-          continue;
-        }
-        const int64_t word = a.word(sample, step, direction);
-        if (step + 1 < a.lengths[sample]) {
-          prefetch(a.gates_of(a.word(sample, step + 1, direction), direction, unit));
-        }
-        const __m512 state = update(functions, sums[group % 2] + r * kUnits, a.gates_of(word, direction, unit),
-                                    cells + r * a.units + unit);
-        _mm512_storeu_ps(a.states_of(word, direction, unit), state);
-        _mm256_store_si256(reinterpret_cast<__m256i*>(next + r * a.units + unit), (__m256i)_mm512_cvtneps_pbh(state));
-        if (step == a.lengths[sample] - 1) {
-          _mm512_storeu_ps(a.last_of(sample, direction, unit), state);
-        }
-      }
+    multiply(hidden, weight, sums[0], a.units, 0, [](int64_t) {});
+    for (int64_t group = 1; group < groups; ++group) {
+      multiply(hidden, weight + group * panel, sums[group % 2], a.units, count,
+               [&](int64_t r) { finish(group - 1, r); });
     }
+    for (int64_t r = 0; r < count; ++r) {
+      finish(groups - 1, r);
+    }
+    amx::in_order();
     std::swap(hidden, next);
   }
 }
