@@ -262,7 +262,7 @@ const attention_mix::Panels* attention_mix::prepare_panels(const Arguments& a) {
   bfloat16_bits* storage = workspace.at_least(a.samples * size);
   of_samples.resize(static_cast<size_t>(a.samples));
   Panels* panels = of_samples.data();
-  prepare_all<bfloat16_bits>(a, 2 * a.channels, [&](int64_t index, const Sample& sample) {
+  prepare_all<bfloat16_bits>(a, most_folded(a), [&](int64_t index, const Sample& sample) {
     panels[index] = pack_panels(a, sample, storage + index * size);
   });
   return panels;

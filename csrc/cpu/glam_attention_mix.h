@@ -27,7 +27,7 @@ struct Arguments {
 // What a sample's pixels are multiplied with. Padding is left out rather than masked: it costs nothing, and nothing in it
 // can reach the result. The 1x1 mix is folded into what the softmaxes weigh:
 // out = mix_f f + (mix_w keys) softmax(keys f) + (mix_s s) softmax(gate f).
-// For AMX mix_w is not folded into more words than two for a channel: keys softmax(keys f) is a shorter sum then.
+// For AMX mix_w is not folded into many words: keys softmax(keys f) is a shorter sum then.
 struct Sample {
   int64_t words;          // the real ones
   const float* keys;      // (words, C)
@@ -46,6 +46,8 @@ struct Panels {
   const float* start;           // of the scores of words and gates: what was filled up has no share
 };
 
+// Words that the mix is folded into at the most.
+int64_t most_folded(const Arguments& a);
 // bfloat16 that the panels of a sample take at the most, and the sample's floats behind them.
 int64_t panels_size(const Arguments& a);
 Panels pack_panels(const Arguments& a, const Sample& sample, bfloat16_bits* storage);

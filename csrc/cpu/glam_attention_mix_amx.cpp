@@ -580,7 +580,8 @@ struct Attention {
     return convert;
   }
 
-  // The context but for what is returned; the work makes the last columns of the powers, where `words.out` has the rest.
+  // The context but for what is returned; the work makes the last columns of the powers, where `words.out` has the rest: more
+  // than one step, see `most_folded`.
   template <typename Work>
   MIRRORGAN_INLINE Average average_values(const Softmax& words, Work& work) {
     const Left powers{words.out, words.depth, words.columns / kDepth};
@@ -698,6 +699,10 @@ void attend(
 MIRRORGAN_END_AMX
 
 }  // namespace
+
+int64_t most_folded(const Arguments& a) {
+  return 2 * filled(a.channels);
+}
 
 int64_t panels_size(const Arguments& a) {
   const int64_t channels = filled(a.channels), words = filled(std::max<int64_t>(1, a.words_per_sample));

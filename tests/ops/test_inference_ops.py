@@ -65,6 +65,18 @@ def test_matches_float64_on_whole_tiles(implementation, assert_result, op, dtype
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("words", [1, 20, 46, 95, 140, 200])
+@pytest.mark.parametrize("channels", [1, 5, 32, 40])
+def test_many_words_or_channels(implementation, assert_result, channels, words, dtype):
+    """With one of them long and the other short a kernel may take another way."""
+    shapes = Shapes(1, channels, height=2, width=70, out_channels=40, words=words)
+    called = call("glam_attention_mix", shapes, dtype)
+    result = called.run()
+    assert_result(called, result)
+    assert torch.equal(called.run(), result)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("words", [12, 80])
 @pytest.mark.parametrize("level", [-3000.0, -300.0, -40.0, 40.0, 300.0, 3000.0])
 def test_softmaxes_of_scores_of_any_size(implementation, level, words, dtype):
