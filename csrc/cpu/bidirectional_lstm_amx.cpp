@@ -123,6 +123,7 @@ void read(
   Functions functions;
   functions.keep();
   for (int64_t step = 0; step < longest; ++step) {
+    amx::in_order();  // the states, which are tiles now
     const auto finish = [&](int64_t group, int64_t r) {
       const int64_t sample = first + r, unit = group * kUnits;
       if (step >= a.lengths[sample]) {
@@ -149,7 +150,6 @@ void read(
     for (int64_t r = 0; r < count; ++r) {
       finish(groups - 1, r);
     }
-    amx::in_order();
     std::swap(hidden, next);
   }
 }

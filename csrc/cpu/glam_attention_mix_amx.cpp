@@ -286,6 +286,7 @@ MIRRORGAN_INLINE Left features_of(
       _mm512_store_si512(copy + r * p.channels + c, _mm512_maskz_loadu_epi16(inside, features + r * a.channels + c));
     }
   }
+  amx::in_order();
   return {copy, p.channels, steps};
 }
 
@@ -323,7 +324,7 @@ struct Convert {
   bfloat16_bits* out;
   int64_t depth;
   bool begins;       // with the first of a pixel's scores
-  __m512* sums;      // of a pixel's powers, but for what the lanes are together
+  __m512* sums;      // of a pixel's powers, but for what the lanes are together; none if these are kept
   __m512i* largest;  // logarithms of any pixel
   Logarithms logarithms;
 
@@ -527,23 +528,23 @@ struct Attention {
   // Pixels of a row, at most a block.
   MIRRORGAN_INLINE void attend(const bfloat16_bits* of_pixels, int64_t pixels, bfloat16_bits* out) {
     const Left features = features_of(a, p, of_pixels, pixels, space.features);
-    __m512 sums[kPixels];
     __m512i largest;
     if (p.values == nullptr) {
+      __m512 sums[kPixels];
       const Softmax words{p.keys, p.start, 1, p.words, space.shares, depth};
       auto convert = score_all<false>(features, words, sums, largest, write);
       Normalise normalise{features, words, sums, largest, {}, {}};
       finish(features, convert, normalise, pixels, out);
     } else {
       const Softmax words{p.keys, p.start, 1, p.words, space.powers, p.words};
-      auto convert = score_all<true>(features, words, sums, largest, write);
+      auto convert = score_all<true>(features, words, nullptr, largest, write);
       Average average = average_values(words, convert);
       if (too_large(largest) || too_small(least_sum())) [[unlikely]] {
         float before[kPixels];
         for (int64_t r = 0; r < kPixels; ++r) {
           before[r] = space.of_powers[r * 16];
         }
-        convert_again<true>(features, words, before, sums);
+        convert_again<true>(features, words, before, nullptr);
         Nothing nothing;
         average = average_values(words, nothing);
       }
