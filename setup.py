@@ -46,9 +46,12 @@ def extension() -> Extension:
         )
     # Without a list torch asks the GPU, and a build must not need one. PTX is for what comes later.
     newest = tuple(map(int, (torch_version.cuda or "0.0").split(".")[:2]))
-    default = "8.0;9.0;10.0+PTX" if newest >= (12, 8) else "8.0;9.0+PTX"
+    # Hopper's products of warpgroups are in 9.0a alone.
+    default = "8.0;9.0a;10.0+PTX" if newest >= (12, 8) else "8.0+PTX;9.0a"
     architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default)
     macros += [("USE_CUDA", None), ("MIRRORGAN_CUDA_ARCHITECTURES", architectures)]
+    if "9.0a" in architectures:
+        macros.append(("MIRRORGAN_HAS_WGMMA", None))
     return cpp_extension.CUDAExtension(
         "mirrorgan_fast._C",
         sources + cuda_sources,

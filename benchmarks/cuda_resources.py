@@ -52,7 +52,7 @@ def resources(compiler: str, source: Path) -> dict[str, dict[str, int]]:
     entry = re.compile(
         r"Compiling entry function '\w*\d([a-z_]+_kernel)IL[ib](\d)E\w*' for 'sm_(\w+)'.*?"
         r"(\d+) bytes stack frame, (\d+) bytes spill stores.*?"
-        r"Used (\d+) registers.*?(\d+) bytes smem",
+        r"Used (\d+) registers, used \d+ barriers(?:, (\d+) bytes smem)?",
         re.DOTALL,
     )
     for kernel, argument, architecture, stack, spilled, registers, shared in entry.findall(
@@ -60,7 +60,7 @@ def resources(compiler: str, source: Path) -> dict[str, dict[str, int]]:
     ):
         found[f"{kernel}<{argument}>, sm_{architecture}"] = {
             "registers": int(registers),
-            "shared": int(shared),
+            "shared": int(shared or 0),
             "spilled": int(stack) + int(spilled),
         }
     return found

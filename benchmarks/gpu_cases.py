@@ -125,44 +125,44 @@ def _convolutions(device: str, sizes: Sizes) -> Iterator[Case]:
     first, glu, second, norm = block.block
     weight, bias = _folded(first, glu)
     packed = pack(weight, glu=True, upsample=False, dtype=BF16, layout=layout)
-    yield Case(
-        f"conv_glu, {channels} channels at {size} px, batch {batch}",
-        lambda: conv_glu(x, packed, bias),
-        _plain(nn.Sequential(first, glu), x),
-        compiles=True,
-        operations=2.0 * pixels * 9 * channels * 2 * channels,
-        nbytes=2.0 * pixels * (channels + channels),
+    yield from _also_in_cuda(
+        device,
+        Case(
+            f"conv_glu, {channels} channels at {size} px, batch {batch}",
+            lambda: conv_glu(x, packed, bias),
+            _plain(nn.Sequential(first, glu), x),
+            compiles=True,
+            operations=2.0 * pixels * 9 * channels * 2 * channels,
+            nbytes=2.0 * pixels * (channels + channels),
+        ),
     )
     second_weight, second_bias = _folded(second, norm)
     second_packed = pack(second_weight, glu=False, upsample=False, dtype=BF16, layout=layout)
     plain = _plain(nn.Sequential(second, norm), x)
-    yield Case(
-        f"conv_add, {channels} channels at {size} px, batch {batch}",
-        lambda: conv_add(x, second_packed, second_bias, x),
-        lambda: plain() + x,
-        operations=2.0 * pixels * 9 * channels * channels,
-        nbytes=2.0 * pixels * 3 * channels,
+    yield from _also_in_cuda(
+        device,
+        Case(
+            f"conv_add, {channels} channels at {size} px, batch {batch}",
+            lambda: conv_add(x, second_packed, second_bias, x),
+            lambda: plain() + x,
+            operations=2.0 * pixels * 9 * channels * channels,
+            nbytes=2.0 * pixels * 3 * channels,
+        ),
     )
     up = UpBlock(channels, channels // 2).to(device)
     up_weight, up_bias = _folded(*up)
     up_packed = pack(up_weight, glu=True, upsample=True, dtype=BF16, layout=layout)
-    yield Case(
-        f"conv_glu on the upsampled map, {channels} channels from {size} px, batch {batch}",
-        lambda: conv_glu(x, up_packed, up_bias),
-        _plain(up, x),
-        compiles=True,
-        operations=2.0 * 4 * pixels * 4 * channels * channels,
-        nbytes=2.0 * pixels * (channels + 4 * channels // 2),
-    )
-    if _has_cuda(device):
-        about = f"{channels} channels from {size} px, batch {batch}"
-        yield Case(
-            f"the same in CUDA C++, against Triton, {about}",
-            _in_cuda(lambda: conv_glu(x, up_packed, up_bias)),
+    yield from _also_in_cuda(
+        device,
+        Case(
+            f"conv_glu on the upsampled map, {channels} channels from {size} px, batch {batch}",
             lambda: conv_glu(x, up_packed, up_bias),
+            _plain(up, x),
+            compiles=True,
             operations=2.0 * 4 * pixels * 4 * channels * channels,
             nbytes=2.0 * pixels * (channels + 4 * channels // 2),
-        )
+        ),
+    )
     head = nn.Conv2d(sizes.channels, 3, 3, padding=1, bias=False).to(device)
     f = _map(device, batch, sizes.channels, 2 * size, 2 * size)
     head_packed = pack(head.weight, glu=False, upsample=False, dtype=BF16, layout=layout)
@@ -177,20 +177,18 @@ def _convolutions(device: str, sizes: Sizes) -> Iterator[Case]:
     )
 
 
-def _has_cuda(device: str) -> bool:
-    """Whether the CUDA kernels were built; on the CPU the case is there to be tested."""
+def _also_in_cuda(device: str, case: Case) -> Iterator[Case]:
+    """A case, and the compiled CUDA kernel where it was built; on the CPU that is tested, too."""
+    yield case
     built = build_info()
-    return device == "cpu" or (built is not None and built.cuda_architectures != "")
+    if device == "cpu" or (built is not None and built.cuda_architectures != ""):
 
+        def ours() -> Any:
+            with use("cuda"):
+                return case.ours()
 
-def _in_cuda(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The same call by the compiled CUDA kernel, where it was built."""
-
-    def call() -> Tensor:
-        with use("cuda"):
-            return run()
-
-    return call
+        name = f"the same in CUDA C++, against Triton, {case.name}"
+        yield case._replace(name=name, ours=ours, eager=case.ours, compiles=False)
 
 
 def _levels(image: Tensor) -> Tensor:
@@ -265,10 +263,8 @@ def _attention(device: str, sizes: Sizes) -> Iterator[Case]:
         def eager(arguments: tuple[Any, ...] = arguments) -> Tensor:
             return attention_reference(*arguments)
 
-        yield Case(f"glam_attention_mix, {about}", ours, eager, compiles=True, nbytes=moved)
-        if _has_cuda(device):
-            about = f"the same in CUDA C++, against Triton, {about}"
-            yield Case(about, _in_cuda(ours), ours, nbytes=moved)
+        case = Case(f"glam_attention_mix, {about}", ours, eager, compiles=True, nbytes=moved)
+        yield from _also_in_cuda(device, case)
 
 
 def _batch_norms(device: str, sizes: Sizes) -> Iterator[Case]:

@@ -89,6 +89,13 @@ void glam_stage_cpu(
 void image_head_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor out);
 
 #if defined(USE_CUDA)
+void conv_add_cuda(
+    const Tensor& x,
+    const Tensor& weight,
+    const Tensor& bias,
+    const std::optional<Tensor>& residual,
+    Tensor out);
+
 void conv_glu_cuda(const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor out);
 
 void glam_attention_mix_cuda(
@@ -118,6 +125,7 @@ STABLE_TORCH_LIBRARY_IMPL(mirrorgan, CPU, library) {
 
 #if defined(USE_CUDA)
 STABLE_TORCH_LIBRARY_IMPL(mirrorgan, CUDA, library) {
+  library.impl("conv_add", TORCH_BOX(&mirrorgan::conv_add_cuda));
   library.impl("conv_glu", TORCH_BOX(&mirrorgan::conv_glu_cuda));
   library.impl("glam_attention_mix", TORCH_BOX(&mirrorgan::glam_attention_mix_cuda));
 }

@@ -5,6 +5,11 @@
 #include "launch.h"
 
 namespace mirrorgan {
+
+// In conv_wgmma.cu: whether it takes these, and then it is done.
+bool conv_glu_wgmma(
+    const char* op, const cuda::Tensor& x, const cuda::Tensor& weight, const cuda::Tensor& bias, cuda::Tensor out);
+
 namespace {
 
 using namespace cuda;
@@ -36,6 +41,9 @@ void conv_glu_cuda(const Tensor& x, const Tensor& weight, const Tensor& bias, Te
   const int64_t scale = phases == 4 ? 2 : 1;
   MIRRORGAN_CHECK_SHAPE(kOp, "out", out, {x.size(0), bias.numel() / 2, x.size(2) * scale, x.size(3) * scale});
   const Tensor dense = torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
+  if (conv_glu_wgmma(kOp, dense, weight, bias, out)) {
+    return;
+  }
 
   const bool aligned = x.size(1) % 8 == 0 && bias.numel() % 16 == 0 && begins_an_eight(dense.const_data_ptr()) &&
                        begins_an_eight(weight.const_data_ptr()) && begins_an_eight(out.mutable_data_ptr());

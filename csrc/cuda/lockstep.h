@@ -9,8 +9,10 @@
 
 #if defined(__CUDACC__)
 #define MIRRORGAN_DEVICE __device__ __forceinline__
+#define MIRRORGAN_BOTH __host__ __device__ __forceinline__
 #else
 #define MIRRORGAN_DEVICE inline
+#define MIRRORGAN_BOTH inline
 #endif
 
 namespace mirrorgan::cuda {
@@ -41,15 +43,17 @@ MIRRORGAN_DEVICE float as_float(uint16_t bits) {
 // Rounded to the nearest, half to even; NaN stays one.
 MIRRORGAN_DEVICE uint16_t as_bfloat16(float value) {
 #if defined(__CUDACC__)
-  const uint32_t wide = __float_as_uint(value);
+  uint16_t bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
 #else
   uint32_t wide;
   std::memcpy(&wide, &value, sizeof(wide));
-#endif
   if ((wide & 0x7fffffffu) > 0x7f800000u) {
     return static_cast<uint16_t>(wide >> 16 | 0x40u);
   }
   return static_cast<uint16_t>((wide + 0x7fffu + (wide >> 16 & 1u)) >> 16);
+#endif
 }
 
 MIRRORGAN_DEVICE uint32_t pair_of(uint16_t low, uint16_t high) {
@@ -95,6 +99,23 @@ struct TileD {
   float values[4];
 };
 
+// A product of a group of four warps on Hopper (PTX ISA, wgmma m64n64k16), D (64 x 64) += A (64 x 16) B (16 x 64). Of D,
+// warp w has the rows from 16w on, of which each lane holds those of a TileD for every eight columns, one after the other.
+struct GroupD {
+  float values[32];
+};
+constexpr int kColumnsOfGroup = 64;
+constexpr int kDepthOfGroup = 16;
+
+// A or the transposed B of such a product, in shared memory without a swizzle: Eights of one row, of which eight rows
+// follow each other. All in bytes, multiples of 16.
+template <typename Address>
+struct MatrixAt {
+  Address begin;
+  uint32_t leading;  // from the first eight of a row to the second
+  uint32_t stride;   // from eight rows to the next
+};
+
 #if defined(__CUDACC__)
 
 // One thread: a lane of a warp.
@@ -117,6 +138,12 @@ struct Device {
     __syncthreads();
   }
 
+  // Every warp of a group of four does it; they do not wait for each other.
+  template <typename Work>
+  MIRRORGAN_DEVICE static void group(const Work& work) {
+    work(static_cast<int>(threadIdx.x) / kLanesOfWarp % 4);
+  }
+
   MIRRORGAN_DEVICE static void multiply(Lanes<TileD>& d, Lanes<TileA>& a, Lanes<TileB>& b) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -126,12 +153,105 @@ struct Device {
           "r"(b.value.pairs[0]), "r"(b.value.pairs[1]));
   }
 
+  using Matrix = MatrixAt<uint32_t>;
+
+  MIRRORGAN_DEVICE static uint32_t address(const void* shared) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  }
+
+  // Begins a product; D is new if it does not `add`. Hopper alone has it.
+  MIRRORGAN_DEVICE static void multiply_group(
+      Warps<Lanes<GroupD>>& sums, const Matrix& a, const Matrix& b, bool add) {
+    float(&d)[32] = sums.value.value.values;
+    asm volatile(
+        "{\n"
+        ".reg .pred add;\n"
+        "setp.ne.b32 add, %34, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+        "%32, %33, add, 1, 1, 0, 0;\n"
+        "}\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+          "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+          "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+          "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+        : "l"(descriptor(a)), "l"(descriptor(b)), "r"(static_cast<int>(add)));
+  }
+
+  // Around the products of a group: they read shared memory and write sums only between the first and the last.
+  MIRRORGAN_DEVICE static void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+  MIRRORGAN_DEVICE static void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+  template <int kParts>
+  MIRRORGAN_DEVICE static void await_products(Warps<Lanes<GroupD>> (&sums)[kParts]) {
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#pragma unroll
+    for (auto& part : sums) {
+#pragma unroll
+      for (float& sum : part.value.value.values) {
+        asm volatile("" : "+f"(sum)::"memory");  // for the compiler: not used before
+      }
+    }
+  }
+
+  // Begins to copy an Eight to shared memory, or to write zeros there.
+  MIRRORGAN_DEVICE static void copy(Eight* to, const uint16_t* from, bool exists) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address(to)), "l"(from), "r"(exists ? 16 : 0)
+                 : "memory");
+  }
+
+  // Copies since the last commit belong together; behind a wait all but the newest `kLeft` such groups are there, and
+  // products may read them after a barrier.
+  MIRRORGAN_DEVICE static void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+  template <int kLeft>
+  MIRRORGAN_DEVICE static void await_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+    show_to_products();
+  }
+
+  // What this thread wrote to shared memory may be read by products after a barrier.
+  MIRRORGAN_DEVICE static void show_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+  // A barrier counts arrivals, of whole warps, in rounds.
+  using Barrier = uint64_t;
+  MIRRORGAN_DEVICE static void prepare(Barrier& barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address(&barrier)), "r"(arrivals) : "memory");
+  }
+  MIRRORGAN_DEVICE static void arrive(Barrier& barrier) {
+    __syncwarp();
+    if (first_lane() == 0) {
+      asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address(&barrier)) : "memory");
+    }
+  }
+  // Until a round is complete, from 0 on, where that before it was; -1 is.
+  MIRRORGAN_DEVICE static void await(Barrier& barrier, int round) {
+    uint32_t done = 0;
+    while (done == 0) {
+      asm volatile(
+          "{\n"
+          ".reg .pred done;\n"
+          "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+          "selp.u32 %0, 1, 0, done;\n"
+          "}\n"
+          : "=r"(done)
+          : "r"(address(&barrier)), "r"(round & 1)
+          : "memory");
+    }
+  }
+
   // What the lane holds whose number differs in these bits.
   MIRRORGAN_DEVICE static Lanes<float> exchange(const Lanes<float>& values, int bits) {
     return {__shfl_xor_sync(0xffffffffu, values.value, bits)};
   }
 
   MIRRORGAN_DEVICE static float exp(float x) { return __expf(x); }
+  MIRRORGAN_DEVICE static float reciprocal(float x) { return __fdividef(1.0f, x); }
+
+ private:
+  // As wgmma takes a matrix without a swizzle.
+  MIRRORGAN_DEVICE static uint64_t descriptor(const Matrix& matrix) {
+    return static_cast<uint64_t>(matrix.stride / 16) << 32 | matrix.leading / 16 << 16 | matrix.begin / 16;
+  }
 };
 
 #endif
@@ -139,7 +259,7 @@ struct Device {
 // The sigmoid on either machine.
 template <typename Machine>
 MIRRORGAN_DEVICE float sigmoid(float x) {
-  return 1.0f / (1.0f + Machine::exp(-x));
+  return Machine::reciprocal(1.0f + Machine::exp(-x));
 }
 
 }  // namespace mirrorgan::cuda

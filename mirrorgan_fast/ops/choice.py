@@ -86,6 +86,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
             differentiable=False,
         ),
         _FOR_INFERENCE._replace(dtypes=_ANY),
+        _IN_CUDA,
     ),
     "conv_glu": (
         Row(
@@ -248,6 +249,14 @@ def _why_not_built(implementation: str) -> str | None:
     if implementation == CUDA and built is not None and not built.cuda_architectures:
         return "neither PyTorch with CUDA nor FORCE_CUDA=1 was there with nvcc"
     return why_not_compiled()
+
+
+def has_wgmma(device: torch.device) -> bool:
+    """Return whether the CUDA kernels were built for Hopper's products of warpgroups, and run."""
+    built = build_info()
+    if built is None or "9.0a" not in built.cuda_architectures:
+        return False
+    return torch.cuda.get_device_capability(device) == (9, 0)
 
 
 def why_not_triton(device: str) -> str | None:

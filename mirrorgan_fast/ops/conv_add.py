@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mirrorgan_fast.ops.checks import check_beside, check_out, refuse
-from mirrorgan_fast.ops.choice import REFERENCE, TRITON
+from mirrorgan_fast.ops.choice import CUDA, REFERENCE, TRITON, has_wgmma
 from mirrorgan_fast.ops.inference_op import inference_op
 from mirrorgan_fast.ops.packing import check_packed, choose_packed, convolve_packed
 
@@ -54,6 +54,8 @@ def conv_add(
         tensor is not None and tensor.requires_grad for tensor in (x, weight, bias, residual)
     )
     implementation = choose_packed(_NAME, x, weight, needs_grad=needs_grad)
+    if implementation == CUDA and not _fits_cuda(x, weight):
+        implementation = TRITON
     if implementation == REFERENCE:
         with torch.autocast(x.device.type, enabled=False):
             result = reference(x, weight, bias, residual)
@@ -67,6 +69,11 @@ def conv_add(
     else:
         _op(x, weight, bias, residual, out)
     return out
+
+
+def _fits_cuda(x: Tensor, weight: Tensor) -> bool:
+    """Whether the CUDA kernel, which is for Hopper and 64 channels, takes them."""
+    return tuple(weight.shape) == (1, 9, 64, 64) and has_wgmma(x.device)
 
 
 def reference(
@@ -84,5 +91,5 @@ def reference(
 
 @inference_op(_NAME)
 def _op(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, out: Tensor) -> None:
-    # The CPU implementation is csrc/cpu/conv_add.cpp.
+    # The compiled implementations are csrc/cpu/conv_add.cpp and csrc/cuda/conv_wgmma.cu.
     out.copy_(reference(x, weight, bias, residual))

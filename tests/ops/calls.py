@@ -84,6 +84,25 @@ class Shapes(NamedTuple):
     image_channels: int = 3
 
 
+OF_WARPGROUPS = [
+    (op, Shapes(batch, 64, height, width, out_channels, upsample=upsample, layout="rows"))
+    for op, upsample, out_channels in (
+        ("conv_glu", False, 64),
+        ("conv_glu", True, 32),
+        ("conv_add", False, 64),
+    )
+    for batch, height, width in (
+        (1, 8, 8),
+        (2, 9, 17),
+        (3, 5, 3),
+        (1, 1, 1),
+        (2, 50, 33),
+        (0, 8, 8),
+    )
+]
+"""Convolutions of 64 channels, whose products on Hopper are of four warps together."""
+
+
 class _Random:
     def __init__(self, dtype: torch.dtype, seed: int) -> None:
         self.dtype = dtype

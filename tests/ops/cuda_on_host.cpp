@@ -1,10 +1,21 @@
 // The CUDA kernels' code on the host: blocks one after the other, and in each all lanes of all warps.
 
+#include <chrono>
 #include <cmath>
+#include <condition_variable>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <deque>
+#include <functional>
 #include <memory>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <vector>
 
 #include "conv_glu.h"
+#include "conv_wgmma.h"
 #include "glam_attention_mix.h"
 
 namespace mirrorgan::cuda {
@@ -59,6 +70,104 @@ struct Host {
     }
   }
 
+  using Matrix = MatrixAt<const unsigned char*>;
+
+  static const unsigned char* address(const void* shared) { return static_cast<const unsigned char*>(shared); }
+
+  template <typename Work>
+  static void group(const Work& work) {
+    step<4>(work);
+  }
+
+  // Products and copies are done when they are waited for, not before.
+  static std::deque<std::function<void()>>& products() {
+    thread_local std::deque<std::function<void()>> begun;
+    return begun;
+  }
+  static void begin_products() {}
+  static void commit_products() {}
+  template <typename Sums>
+  static void await_products(Sums&) {
+    for (; !products().empty(); products().pop_front()) {
+      products().front()();
+    }
+  }
+
+  static void multiply_group(Warps<Lanes<GroupD>>& d, const Matrix& a, const Matrix& b, bool add) {
+    products().push_back([=, &d] { multiply_now(d, a, b, add); });
+  }
+
+  struct Copies {
+    std::deque<std::vector<std::function<void()>>> committed;
+    std::vector<std::function<void()>> begun;
+  };
+  static Copies& copies() {
+    thread_local Copies of_thread;
+    return of_thread;
+  }
+  static void copy(Eight* to, const uint16_t* from, bool exists) {
+    copies().begun.push_back([=] { *to = exists ? *reinterpret_cast<const Eight*>(from) : Eight{}; });
+  }
+  static void commit_copies() { copies().committed.push_back(std::exchange(copies().begun, {})); }
+  template <int kLeft>
+  static void await_copies() {
+    for (; copies().committed.size() > kLeft; copies().committed.pop_front()) {
+      for (const auto& copy : copies().committed.front()) {
+        copy();
+      }
+    }
+  }
+
+  struct Barrier {
+    std::mutex mutex;
+    std::condition_variable changed;
+    int wanted = 0;
+    int arrived = 0;
+    int rounds = 0;
+  };
+  static void prepare(Barrier& barrier, int arrivals) { barrier.wanted = arrivals; }
+  static void arrive(Barrier& barrier) {
+    const std::lock_guard lock(barrier.mutex);
+    barrier.arrived += 4;  // a whole group at once
+    if (barrier.arrived == barrier.wanted) {
+      barrier.arrived = 0;
+      ++barrier.rounds;
+      barrier.changed.notify_all();
+    }
+  }
+  // As on a GPU: a round is told from the next by one bit
+  static void await(Barrier& barrier, int round) {
+    std::unique_lock lock(barrier.mutex);
+    if (!barrier.changed.wait_for(lock, std::chrono::minutes(1),
+                                  [&] { return (barrier.rounds & 1) != (round & 1); })) {
+      std::fputs("a group waits for what does not come\n", stderr);
+      std::abort();
+    }
+  }
+
+ private:
+  // As the PTX ISA lays out D, and A and the transposed B in shared memory without a swizzle
+  static void multiply_now(Warps<Lanes<GroupD>>& d, const Matrix& a, const Matrix& b, bool add) {
+    for (int warp = 0; warp < 4; ++warp) {
+      for (int lane = 0; lane < kLanesOfWarp; ++lane) {
+        for (int i = 0; i < 32; ++i) {
+          const int row = warp * 16 + lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+          float& sum = d[warp][lane].values[i];
+          sum = add ? sum : 0;
+          for (int k = 0; k < kDepthOfGroup; ++k) {
+            sum += element(a, row, k) * element(b, column, k);
+          }
+        }
+      }
+    }
+  }
+
+  static float element(const Matrix& matrix, int row, int k) {
+    const auto* eight = matrix.begin + k / 8 * matrix.leading + row / 8 * matrix.stride + row % 8 * sizeof(Eight);
+    return as_float(reinterpret_cast<const Eight*>(eight)->values[k % 8]);
+  }
+
+ public:
   static Lanes<float> exchange(const Lanes<float>& values, int bits) {
     Lanes<float> exchanged;
     for (int lane = 0; lane < kLanesOfWarp; ++lane) {
@@ -68,6 +177,7 @@ struct Host {
   }
 
   static float exp(float x) { return std::exp(x); }
+  static float reciprocal(float x) { return 1 / x; }
 };
 
 template <int kPhases>
@@ -79,6 +189,24 @@ void run_conv_glu(const conv_glu::Arguments& a, int64_t samples) {
       std::memset(static_cast<void*>(shared.get()), 0xff, sizeof(conv_glu::Shared));  // NaN, unless it is written
       conv_glu::Block<Host, kPhases>(a, *shared, tile, block).run();
     }
+  }
+}
+
+// Each group is a thread, and blocks follow each other.
+template <int kForm>
+void run_conv_wgmma(const conv_wgmma::Arguments& a, int blocks) {
+  for (int of_grid = 0; of_grid < blocks; ++of_grid) {
+    const auto shared = std::make_unique<conv_wgmma::Shared<Host, kForm>>();
+    std::memset(static_cast<void*>(shared->map), 0xff, sizeof(shared->map));
+    std::memset(static_cast<void*>(shared->weight), 0xff, sizeof(shared->weight));
+    conv_wgmma::Block<Host, kForm> block{a, *shared};
+    block.prepare();
+    Host::step<conv_wgmma::kWarps>([&](int warp) { block.read_weight(warp); });
+    std::thread reads([&] { block.read(of_grid, blocks); });
+    std::thread multiplies([&] { block.multiply(1, of_grid, blocks); });
+    block.multiply(0, of_grid, blocks);
+    multiplies.join();
+    reads.join();
   }
 }
 
@@ -136,5 +264,28 @@ extern "C" void conv_glu_on_host(
     mirrorgan::cuda::run_conv_glu<4>(a, samples);
   } else {
     mirrorgan::cuda::run_conv_glu<1>(a, samples);
+  }
+}
+
+extern "C" void conv_wgmma_on_host(
+    const uint16_t* x,
+    const uint16_t* weight,
+    const float* bias,
+    const uint16_t* residual,
+    uint16_t* out,
+    int64_t samples,
+    int height,
+    int width,
+    int blocks,
+    int form) {
+  using namespace mirrorgan::cuda;
+  const int64_t tiles = samples * conv_wgmma::tiles_along(height) * conv_wgmma::tiles_along(width);
+  const conv_wgmma::Arguments a{x, weight, bias, residual, out, tiles, height, width};
+  if (form == conv_wgmma::kGlu) {
+    run_conv_wgmma<conv_wgmma::kGlu>(a, blocks);
+  } else if (form == conv_wgmma::kGluUp) {
+    run_conv_wgmma<conv_wgmma::kGluUp>(a, blocks);
+  } else {
+    run_conv_wgmma<conv_wgmma::kAdd>(a, blocks);
   }
 }

@@ -9,7 +9,7 @@ from torch import Tensor
 from mirrorgan_fast.ops import choice, use
 
 from . import calls
-from .calls import Shapes
+from .calls import OF_WARPGROUPS, Shapes
 
 BF16 = torch.bfloat16
 CONVOLUTIONS = [
@@ -29,6 +29,10 @@ ATTENTIONS = [
 ]
 
 
+OF_SAMPLES = {"conv_add": {0, 3}, "conv_glu": {0}, "glam_attention_mix": {0, 1, 2, 3}}
+"""The arguments that there are for each sample."""
+
+
 @pytest.fixture(autouse=True)
 def in_cuda() -> Iterator[None]:
     with use("cuda"):
@@ -43,6 +47,7 @@ def in_cuda() -> Iterator[None]:
     [
         *(("conv_glu", shapes) for shapes in CONVOLUTIONS),
         *(("glam_attention_mix", shapes) for shapes in ATTENTIONS),
+        *OF_WARPGROUPS,
     ],
 )
 def test_matches_float64(assert_matches, op, shapes):
@@ -54,7 +59,10 @@ def test_matches_float64(assert_matches, op, shapes):
 @pytest.mark.parametrize(
     ("op", "shapes"),
     [
+        ("conv_glu", Shapes(16, 32, 128, 128, 32, upsample=True, layout="rows")),
         ("conv_glu", Shapes(16, 64, 128, 128, 32, upsample=True, layout="rows")),
+        ("conv_glu", Shapes(16, 64, 128, 128, 64, layout="rows")),
+        ("conv_add", Shapes(16, 64, 128, 128, 64, layout="rows")),
         ("glam_attention_mix", Shapes(16, 32, 128, 128, 64, words=18)),
     ],
 )
@@ -62,7 +70,7 @@ def test_no_race(op, shapes):
     called = calls.call(op, shapes._replace(batch=1), BF16).to("cuda")
     many = [
         t.expand(16, *t.shape[1:]).contiguous()
-        if isinstance(t, Tensor) and i in ({0} if op == "conv_glu" else {0, 1, 2, 3})
+        if isinstance(t, Tensor) and i in OF_SAMPLES[op]
         else t
         for i, t in enumerate(called.arguments)
     ]

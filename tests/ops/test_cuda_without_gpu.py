@@ -15,7 +15,7 @@ from torch import Tensor
 from mirrorgan_fast.ops import choice, use
 from mirrorgan_fast.ops.glam_attention_mix import glam_attention_mix
 
-from .calls import Shapes, call
+from .calls import OF_WARPGROUPS, Shapes, call
 
 ROOT = Path(__file__).parents[2]
 BF16 = torch.bfloat16
@@ -26,7 +26,7 @@ def on_host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The kernels' templates, compiled by the C++ compiler."""
     library = tmp_path_factory.mktemp("host") / "cuda_on_host.so"
     source = Path(__file__).with_name("cuda_on_host.cpp")
-    options = ("-O2", "-std=c++17", "-fno-strict-aliasing", "-shared", "-fPIC")
+    options = ("-O2", "-std=c++17", "-fno-strict-aliasing", "-shared", "-fPIC", "-pthread")
     warnings = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
     compiler = os.environ.get("CXX", "c++")
     command = [compiler, *options, *warnings, f"-I{ROOT / 'csrc' / 'cuda'}", source, "-o", library]
@@ -64,6 +64,37 @@ def test_conv_glu(on_host, assert_matches, shapes, upsample) -> None:
     sizes = (ctypes.c_int64(batch), height, width, channels, len(bias), len(weight))
     run(on_host.conv_glu_on_host, rows, weight, bias, out, *sizes)
     assert_matches(out.permute(0, 3, 1, 2), called.expected)
+
+
+@pytest.mark.parametrize(("op", "shapes"), OF_WARPGROUPS)
+def test_products_of_warpgroups(on_host, assert_matches, op, shapes) -> None:
+    called = call(op, shapes, BF16)
+    out = convolve_by_warpgroups(on_host, *called.arguments)
+    assert_matches(out, called.expected)
+
+
+def test_without_a_residual_there_is_none(on_host, assert_matches) -> None:
+    called = call("conv_add", OF_WARPGROUPS[-2][1], BF16)
+    x, weight, bias, residual = called.arguments
+    out = convolve_by_warpgroups(on_host, x, weight, bias)
+    assert_matches(out, called.expected - residual.double())
+
+
+def convolve_by_warpgroups(
+    library: ctypes.CDLL, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None
+) -> Tensor:
+    batch, _, height, width = x.shape
+    forms = {(4, 64): 1, (1, 128): 0, (1, 64): 2}  # as conv_wgmma.h numbers them
+    form = forms[len(weight), len(bias)]
+    scale, channels = (2, 32) if form == 1 else (1, 64)
+    out = torch.full((batch, scale * height, scale * width, channels), torch.nan, dtype=BF16)
+    x = x.permute(0, 2, 3, 1).contiguous()
+    if residual is not None:
+        residual = residual.permute(0, 2, 3, 1).contiguous()
+    blocks = 2
+    sizes = (ctypes.c_int64(batch), height, width, blocks, form)
+    run(library.conv_wgmma_on_host, x, weight, bias, residual, out, *sizes)
+    return out.permute(0, 3, 1, 2)
 
 
 @pytest.mark.parametrize("form", ["authors", "paper", "words"])
@@ -139,7 +170,7 @@ def test_nvcc_compiles_every_kernel_without_a_spill() -> None:
 
 
 def test_they_run_only_if_asked_for_until_they_were_timed(monkeypatch) -> None:
-    for op in ("conv_glu", "glam_attention_mix"):
+    for op in ("conv_add", "conv_glu", "glam_attention_mix"):
         assert choice.choose(op, "cuda", BF16, needs_grad=False).implementation == "triton"
         with use("cuda"):
             chosen = choice.choose(op, "cuda", BF16, needs_grad=False)
