@@ -20,33 +20,37 @@ __global__ void __launch_bounds__(conv_wgmma::kThreads, 1) conv_wgmma_kernel(con
   extern __shared__ __align__(128) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared<Device, kForm>*>(memory);
   Block<Device, kForm> block{a, shared};
-  // The same in all lanes, said so that the compiler keeps what follows from it in uniform registers.
-  const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kLanesOfWarp, 0);
   if (threadIdx.x == 0) {
     block.prepare();
   }
-  block.read_weight(warp);
-  Device::show_to_products();
   __syncthreads();
+  // The same in all lanes, said so that the compiler keeps what follows from it in uniform registers.
+  const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kLanesOfWarp, 0);
+  const int first = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
   // Registers of the group that only copies go to the others.
-  const int group = warp / conv_wgmma::kWarpsOfGroup;
-  if (group == 0) {
+  if (warp < conv_wgmma::kWarpsOfGroup) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    block.read(blockIdx.x, gridDim.x);
+    block.read(first, blocks);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-    block.multiply(group - 1, blockIdx.x, gridDim.x);
+    block.read_weight(warp - conv_wgmma::kWarpsOfGroup);
+    Device::show_to_products();
+    asm volatile("bar.sync 1, %0;" ::"n"(conv_wgmma::kMultiplying * conv_wgmma::kThreadsOfGroup) : "memory");
+    block.multiply(warp / conv_wgmma::kWarpsOfGroup - 1, first, blocks);
   }
+#else
+  __trap();  // not built for this GPU, and has_wgmma() knows
 #endif
 }
 
 template <int kForm>
 void launch(const char* op, const Tensor& x, Arguments a) {
   static_assert(sizeof(Shared<Device, kForm>) <= 227 * 1024);
-  a.tiles = x.size(0) * conv_wgmma::tiles_along(a.height) * conv_wgmma::tiles_along(a.width);
-  if (a.tiles == 0) {
+  const int64_t tiles = x.size(0) * conv_wgmma::tiles_along(a.height) * conv_wgmma::tiles_along(a.width);
+  if (tiles == 0) {
     return;
   }
+  a.tiles = static_cast<int>(blocks_of(op, 2 * tiles) / 2);  // so that the next tile has a number, too
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   int processors = 0;
   MIRRORGAN_CHECK(
@@ -120,6 +124,7 @@ void conv_add_cuda(
   MIRRORGAN_CHECK_SHAPE(kOp, "x", x, map);
   MIRRORGAN_CHECK_SHAPE(kOp, "weight", weight, {1, 9, kChannels, kChannels});
   MIRRORGAN_CHECK_SHAPE(kOp, "bias", bias, {kChannels});
+  MIRRORGAN_CHECK(weight.is_contiguous() && bias.is_contiguous(), kOp, "weight and bias", "gaps", "contiguous tensors");
   MIRRORGAN_CHECK_SHAPE(kOp, "out", out, map);
   const Tensor dense = torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
   Arguments a = arguments(dense, weight, bias, out);

@@ -16,10 +16,9 @@
 namespace mirrorgan::cuda::conv_wgmma {
 
 constexpr int kWarpsOfGroup = 4;
-constexpr int kGroups = 3;
-constexpr int kWarps = kGroups * kWarpsOfGroup;
-constexpr int kThreads = kWarps * kLanesOfWarp;
 constexpr int kThreadsOfGroup = kWarpsOfGroup * kLanesOfWarp;
+constexpr int kMultiplying = 2;  // groups
+constexpr int kThreads = (1 + kMultiplying) * kThreadsOfGroup;
 
 constexpr int kChannels = 64;
 constexpr int kEights = kChannels / 8;
@@ -37,18 +36,16 @@ template <int kForm>
 struct Plan {
   static constexpr bool kGated = kForm != kAdd;
   static constexpr int kParts = kForm == kGlu ? 2 : kForm == kGluUp ? 4 : 1;  // halves of the columns, or phases
-  static constexpr int kBlocks = kForm == kGlu ? 18 : kForm == kGluUp ? 16 : 9;  // of weights, (channels, 64 columns)
-  static constexpr int kColumns = kForm == kGlu ? 128 : 64;
-  static constexpr int kOutChannels = kForm == kGluUp ? 32 : 64;
+  static constexpr int kColumns = kForm == kGlu ? 128 : 64;  // of the weights, and of a product
+  static constexpr int kBlocks = kForm == kGluUp ? 16 : 9;   // of weights, (channels, columns): taps of all phases
   static constexpr int kScale = kForm == kGluUp ? 2 : 1;
+  static constexpr int kOutChannels = kForm == kGluUp ? 32 : 64;
   static constexpr int kChannelsOfPart = kGated ? 32 : 64;
+  static constexpr int kEightsOfLane = kChannelsOfPart / 32;  // of a pixel and a part
 
   // The block that a part multiplies with the pixel `down` and `right` of the one up and left; -1: none.
   MIRRORGAN_DEVICE static constexpr int block_of(int part, int down, int right) {
-    if (kForm == kGlu) {
-      return (down * 3 + right) * 2 + part;
-    }
-    if (kForm == kAdd) {
+    if (kForm != kGluUp) {
       return down * 3 + right;
     }
     const int tap_down = down - part / 2, tap_right = right - part % 2;
@@ -58,12 +55,13 @@ struct Plan {
 
   MIRRORGAN_DEVICE static constexpr int first_tap(int part) { return kForm == kGluUp ? part / 2 * 3 + part % 2 : 0; }
 
-  // Where a column of a block is among those of a product: so that of a pixel each lane has sixteen columns that are, or
-  // give, eights of neighbouring channels.
+  // Where a column of a block is in a product: so that of a pixel each lane has sixteen columns that are, or give, eights
+  // of neighbouring channels.
   MIRRORGAN_DEVICE static int place_of(int column) {
-    const int lane = kGated ? column / 16 : column % 32 / 8;
-    const int own = kGated ? column % 16 : column / 32 * 8 + column % 8;
-    return own / 2 * 8 + lane * 2 + own % 2;
+    const int of_part = column % kColumnsOfGroup;
+    const int lane = kGated ? of_part / 16 : of_part % 32 / 8;
+    const int own = kGated ? of_part % 16 : of_part / 32 * 8 + of_part % 8;
+    return column - of_part + own / 2 * 8 + lane * 2 + own % 2;
   }
 };
 
@@ -73,19 +71,18 @@ struct Arguments {
   const float* bias;         // (columns), all values before all gates
   const uint16_t* residual;  // as out, or null
   uint16_t* out;             // (samples, scale height, scale width, channels)
-  int64_t tiles;
+  int tiles;
   int height;
   int width;
 };
 
 template <typename Machine, int kForm>
 struct Shared {
-  Eight weight[Plan<kForm>::kBlocks][kEights][kColumnsOfGroup];
+  Eight weight[Plan<kForm>::kBlocks][kEights][Plan<kForm>::kColumns];
   Eight map[kStages][kEights][kPlane];
-  float bias[Plan<kForm>::kColumns];
-  typename Machine::Barrier full[kStages];   // a tile is there
-  typename Machine::Barrier empty[kStages];  // it was multiplied
-  typename Machine::Barrier turn[2];         // a group may multiply
+  typename Machine::Barrier full[kStages];       // a tile is there
+  typename Machine::Barrier empty[kStages];      // it was multiplied
+  typename Machine::Barrier turn[kMultiplying];  // a group may multiply
 };
 
 // Along a map's height or width.
@@ -94,8 +91,6 @@ MIRRORGAN_BOTH int tiles_along(int size) { return (size + kSide - 1) / kSide; }
 template <typename Machine, int kForm>
 struct Block {
   using P = Plan<kForm>;
-  // Of a group: lanes of warps, of each part.
-  using Sums = typename Machine::template Warps<typename Machine::template Lanes<GroupD>>[P::kParts];
 
   const Arguments& a;
   Shared<Machine, kForm>& shared;
@@ -103,70 +98,37 @@ struct Block {
   // By one thread, before all others begin.
   MIRRORGAN_DEVICE void prepare() {
     for (int stage = 0; stage < kStages; ++stage) {
-      Machine::prepare(shared.full[stage], kWarpsOfGroup);
+      Machine::prepare(shared.full[stage], kThreadsOfGroup);
       Machine::prepare(shared.empty[stage], kWarpsOfGroup);
     }
-    Machine::prepare(shared.turn[0], kWarpsOfGroup);
-    Machine::prepare(shared.turn[1], kWarpsOfGroup);
+    for (int group = 0; group < kMultiplying; ++group) {
+      Machine::prepare(shared.turn[group], kWarpsOfGroup);
+    }
   }
 
   // The group that reads: tiles from `first` on, as far apart as there are blocks.
-  MIRRORGAN_DEVICE void read(int64_t first, int64_t blocks) {
-    int stage = 0, round = 0, before = -1;
-    for (int64_t tile = first; tile < a.tiles; tile += blocks) {
+  MIRRORGAN_DEVICE void read(int first, int blocks) {
+    int stage = 0, round = 0;
+    for (int tile = first; tile < a.tiles; tile += blocks) {
       Machine::await(shared.empty[stage], round - 1);
       Machine::group([&](int warp) { read_map(warp, tile, stage); });
-      Machine::commit_copies();
-      if (before >= 0) {
-        Machine::template await_copies<1>();
-        Machine::arrive(shared.full[before]);
-      }
-      before = stage;
+      Machine::arrive_with_copies(shared.full[stage]);
       if (++stage == kStages) {
         stage = 0;
         ++round;
       }
     }
-    if (before >= 0) {
-      Machine::template await_copies<0>();
-      Machine::arrive(shared.full[before]);
-    }
   }
 
-  // The others, 0 and 1.
-  MIRRORGAN_DEVICE void multiply(int group, int64_t first, int64_t blocks) {
-    int stage = group, round = 0, turn = 0;
-    for (int64_t tile = first + group * blocks; tile < a.tiles; tile += 2 * blocks) {
-      Sums sums;
-      Machine::await(shared.turn[group], group == 0 ? turn - 1 : turn);
-      Machine::await(shared.full[stage], round);
-      Machine::begin_products();
-      multiply_tile(sums, stage);
-      Machine::commit_products();
-      Machine::arrive(shared.turn[1 - group]);
-      Machine::await_products(sums);
-      Machine::arrive(shared.empty[stage]);
-      Machine::group([&](int warp) { write(warp, tile, sums); });
-      ++turn;
-      stage += 2;
-      if (stage >= kStages) {
-        stage -= kStages;
-        ++round;
-      }
-    }
-  }
-
-  // All weights and the bias; every warp of the block has its share.
+  // All weights, by every warp of the groups that multiply, before they do.
   MIRRORGAN_DEVICE void read_weight(int warp) {
-    for (int lane = Machine::first_lane(); lane < Machine::end_lane(); ++lane) {
-      const int thread = warp * kLanesOfWarp + lane;
+    Machine::lanes([&](int lane) {
       // a square of eight channels and eight columns at a time
-      for (int i = thread; i < P::kBlocks * kEights * kColumnsOfGroup / 8; i += kThreads) {
-        const int columns = i % (kColumnsOfGroup / 8) * 8, eight = i / (kColumnsOfGroup / 8) % kEights;
-        const int block = i / (kColumnsOfGroup / 8) / kEights;
-        constexpr int kBlocksOfTap = P::kColumns / kColumnsOfGroup;
-        const int row = block / kBlocksOfTap * kChannels + eight * 8;
-        const uint16_t* from = a.weight + row * P::kColumns + block % kBlocksOfTap * kColumnsOfGroup + columns;
+      constexpr int kSquares = P::kBlocks * kEights * P::kColumns / 8;
+      for (int i = warp * kLanesOfWarp + lane; i < kSquares; i += kMultiplying * kThreadsOfGroup) {
+        const int columns = i % (P::kColumns / 8) * 8, eight = i / (P::kColumns / 8) % kEights;
+        const int block = i / (P::kColumns / 8) / kEights;
+        const uint16_t* from = a.weight + (block * kChannels + eight * 8) * P::kColumns + columns;
         Eight rows[8];
 #pragma unroll
         for (int k = 0; k < 8; ++k) {
@@ -182,34 +144,91 @@ struct Block {
           shared.weight[block][eight][P::place_of(columns + n)] = column;
         }
       }
-      for (int i = thread; i < P::kColumns; i += kThreads) {
-        shared.bias[i] = a.bias[i];
+    });
+  }
+
+  // A group that multiplies, 0 or 1.
+  MIRRORGAN_DEVICE void multiply(int group, int first, int blocks) {
+    typename Machine::template Lanes<Bias> bias;
+    read_bias(bias);
+    int stage = group, round = 0, turn = 0;
+    for (int tile = first + group * blocks; tile < a.tiles; tile += kMultiplying * blocks) {
+      Sums sums;
+      Residuals residuals;
+      Machine::await(shared.full[stage], round);
+      Machine::show_to_products();
+      Machine::await(shared.turn[group], group == 0 ? turn - 1 : turn);
+      Machine::begin_products();
+      multiply_taps<0, 8>(sums, stage);
+      Machine::arrive(shared.turn[1 - group]);  // the other group's products queue behind the last of these
+      multiply_taps<8, 9>(sums, stage);
+      Machine::commit_products();
+      Machine::group([&](int warp) { read_residual(warp, tile, residuals); });
+      Machine::await_products(sums);
+      Machine::arrive(shared.empty[stage]);
+      Machine::group([&](int warp) { write(warp, tile, bias, residuals, sums); });
+      ++turn;
+      stage += kMultiplying;
+      if (stage >= kStages) {
+        stage -= kStages;
+        ++round;
       }
     }
   }
 
  private:
   static constexpr uint32_t kBytes = sizeof(Eight);
-  static_assert(kStages % 2 == 0);  // so that a group keeps to its stages
+  static_assert(kStages % kMultiplying == 0);  // so that a group keeps to its stages
+
+  // Of a group: of warps, lanes, of each part.
+  using Sums = typename Machine::template Warps<typename Machine::template Lanes<GroupD>>[P::kParts];
+
+  // What a lane adds, of the parts whose channels differ: values or channels, and gates.
+  struct Bias {
+    float values[kForm == kGlu ? 2 : 1][16];
+  };
+  // What a lane adds besides, to two pixels.
+  struct Residual {
+    Eight values[2][P::kEightsOfLane];
+  };
+  using Residuals = typename Machine::template Warps<typename Machine::template Lanes<Residual>>;
 
   struct Place {
     int64_t sample;
     int top;
     int left;
 
-    MIRRORGAN_DEVICE Place(const Arguments& a, int64_t tile) {
+    MIRRORGAN_DEVICE Place(const Arguments& a, int tile) {
       const int across = tiles_along(a.width), of_sample = tiles_along(a.height) * across;
       sample = tile / of_sample;
-      const int of_map = static_cast<int>(tile % of_sample);
+      const int of_map = tile % of_sample;
       top = of_map / across * kSide;
       left = of_map % across * kSide;
     }
   };
 
+  // A lane's eights of a part begin there.
+  MIRRORGAN_DEVICE static int channel_of(int lane, int part, int eight) {
+    return (kForm == kGlu ? part * P::kChannelsOfPart : 0) + eight * 32 + lane % 4 * 8;
+  }
+
+  MIRRORGAN_DEVICE void read_bias(typename Machine::template Lanes<Bias>& bias) {
+    Machine::lanes([&](int lane) {
+#pragma unroll
+      for (int part = 0; part < (kForm == kGlu ? 2 : 1); ++part) {
+#pragma unroll
+        for (int i = 0; i < 16; ++i) {
+          const int channel = P::kGated ? channel_of(lane, part, 0) + i / 8 * P::kOutChannels : channel_of(lane, part, i / 8);
+          bias[lane].values[part][i] = a.bias[channel + i % 8];
+        }
+      }
+    });
+  }
+
   // Begins to copy a warp's share of a tile and its border; zero outside the map.
-  MIRRORGAN_DEVICE void read_map(int warp, int64_t tile, int stage) {
+  MIRRORGAN_DEVICE void read_map(int warp, int tile, int stage) {
     const Place place(a, tile);
-    for (int lane = Machine::first_lane(); lane < Machine::end_lane(); ++lane) {
+    Machine::lanes([&](int lane) {
       for (int i = warp * kLanesOfWarp + lane; i < kPixels * kEights; i += kThreadsOfGroup) {
         const int pixel = i / kEights, eight = i % kEights;
         const int y = place.top + pixel / kBordered - 1, x = place.left + pixel % kBordered - 1;
@@ -217,78 +236,104 @@ struct Block {
         const int64_t at = inside ? (place.sample * a.height + y) * a.width + x : 0;
         Machine::copy(shared.map[stage][eight] + pixel, a.x + at * kChannels + eight * 8, inside);
       }
-    }
+    });
   }
 
-  // Begins the products of a group's tile and all weights.
-  MIRRORGAN_DEVICE void multiply_tile(Sums& sums, int stage) {
-    constexpr int kStepsOfTap = kChannels / kDepthOfGroup;
+  // Begins the products of a group's tile and the weights of some taps.
+  template <int kFirst, int kEnd>
+  MIRRORGAN_DEVICE void multiply_taps(Sums& sums, int stage) {
     const auto map = Machine::address(shared.map[stage]), weight = Machine::address(shared.weight);
 #pragma unroll
-    for (int tap = 0; tap < 9; ++tap) {
+    for (int tap = kFirst; tap < kEnd; ++tap) {
 #pragma unroll
-      for (int step = 0; step < kStepsOfTap; ++step) {
+      for (int step = 0; step < kChannels / kDepthOfGroup; ++step) {
         const int eight = step * kDepthOfGroup / 8, pixel = tap / 3 * kBordered + tap % 3;
         const typename Machine::Matrix of_map{map + (eight * kPlane + pixel) * kBytes, kPlane * kBytes, kBordered * kBytes};
+        const auto of_block = [&](int block) -> typename Machine::Matrix {
+          return {weight + (block * kEights + eight) * P::kColumns * kBytes, P::kColumns * kBytes, 8 * kBytes};
+        };
+        if constexpr (kForm == kGlu) {
+          Machine::multiply_group(sums[0], sums[1], of_map, of_block(tap), step > 0 || tap > 0);
+        } else {
 #pragma unroll
-        for (int part = 0; part < P::kParts; ++part) {
-          const int block = P::block_of(part, tap / 3, tap % 3);
-          if (block >= 0) {
-            const auto begin = weight + (block * kEights + eight) * kColumnsOfGroup * kBytes;
-            const typename Machine::Matrix of_weight{begin, kColumnsOfGroup * kBytes, 8 * kBytes};
-            Machine::multiply_group(sums[part], of_map, of_weight, step > 0 || tap != P::first_tap(part));
+          for (int part = 0; part < P::kParts; ++part) {
+            const int block = P::block_of(part, tap / 3, tap % 3);
+            if (block >= 0) {
+              Machine::multiply_group(sums[part], of_map, of_block(block), step > 0 || tap != P::first_tap(part));
+            }
           }
         }
       }
+    }
+  }
+
+  // Calls work(row of all samples, column, half) for those of a lane's two pixels that are in the map.
+  template <typename Work>
+  MIRRORGAN_DEVICE void for_pixels(int warp, int lane, const Place& place, const Work& work) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int y = place.top + warp * 2 + half, x = place.left + lane / 4;
+      if (y < a.height && x < a.width) {
+        work(place.sample * a.height + y, x, half);
+      }
+    }
+  }
+
+  // While it is multiplied: what a warp's results are added to.
+  MIRRORGAN_DEVICE void read_residual(int warp, int tile, Residuals& residuals) {
+    if constexpr (!P::kGated) {
+      const Place place(a, tile);
+      Machine::lanes([&](int lane) {
+        residuals[warp][lane] = {};
+        if (a.residual == nullptr) {
+          return;
+        }
+        for_pixels(warp, lane, place, [&](int64_t row, int x, int half) {
+#pragma unroll
+          for (int eight = 0; eight < P::kEightsOfLane; ++eight) {
+            const int64_t at = (row * a.width + x) * P::kOutChannels + channel_of(lane, 0, eight);
+            residuals[warp][lane].values[half][eight] = *reinterpret_cast<const Eight*>(a.residual + at);
+          }
+        });
+      });
     }
   }
 
   // What a group's warp has of a tile's results: gated, or with the residual added.
-  MIRRORGAN_DEVICE void write(int warp, int64_t tile, Sums& sums) {
+  MIRRORGAN_DEVICE void write(
+      int warp, int tile, typename Machine::template Lanes<Bias>& bias, Residuals& residuals, Sums& sums) {
     const Place place(a, tile);
-    for (int lane = Machine::first_lane(); lane < Machine::end_lane(); ++lane) {
+    Machine::lanes([&](int lane) {
+      for_pixels(warp, lane, place, [&](int64_t row, int x, int half) {
 #pragma unroll
-      for (int part = 0; part < P::kParts; ++part) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int y = place.top + warp * 2 + half, x = place.left + lane / 4;
-          if (y >= a.height || x >= a.width) {
-            continue;
-          }
+        for (int part = 0; part < P::kParts; ++part) {
           const int phase = kForm == kGluUp ? part : 0;
-          const int64_t row = (place.sample * a.height + y) * P::kScale + phase / 2;
-          const int64_t pixel = (row * a.width + x) * P::kScale + phase % 2;
-          const int first = (kForm == kGlu ? part * P::kChannelsOfPart : 0) + lane % 4 * 8;
-          const GroupD& own = sums[part][warp][lane];
+          const int64_t pixel = ((row * P::kScale + phase / 2) * a.width + x) * P::kScale + phase % 2;
+          const float* own = sums[part][warp][lane].values + half * 2;
+          const float* own_bias = bias[lane].values[kForm == kGlu ? part : 0];
 #pragma unroll
-          for (int eight = 0; eight < P::kChannelsOfPart / 32; ++eight) {
-            const int channel = first + eight * 32;
-            write_channels(own, half, eight, channel, pixel * P::kOutChannels + channel);
+          for (int eight = 0; eight < P::kEightsOfLane; ++eight) {
+            Pairs out;
+#pragma unroll
+            for (int i = 0; i < 8; i += 2) {
+              float two[2];
+#pragma unroll
+              for (int j = i; j < i + 2; ++j) {
+                if constexpr (P::kGated) {
+                  two[j - i] = (own[j * 4] + own_bias[j]) * sigmoid<Machine>(own[j * 4 + 1] + own_bias[8 + j]);
+                } else {
+                  const float value = own[(eight * 4 + j / 2) * 4 + j % 2] + own_bias[eight * 8 + j];
+                  two[j - i] = value + as_float(residuals[warp][lane].values[half][eight].values[j]);
+                }
+              }
+              out.values[i / 2] = pair_of(as_bfloat16(two[0]), as_bfloat16(two[1]));
+            }
+            const int channel = channel_of(lane, part, eight);
+            *reinterpret_cast<Pairs*>(a.out + pixel * P::kOutChannels + channel) = out;
           }
         }
-      }
-    }
-  }
-
-  // Eight channels of one pixel.
-  MIRRORGAN_DEVICE void write_channels(const GroupD& own, int half, int eight, int channel, int64_t at) {
-    Eight out, residual{};
-    if (!P::kGated && a.residual != nullptr) {
-      residual = *reinterpret_cast<const Eight*>(a.residual + at);
-    }
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      if (P::kGated) {
-        const float* both = own.values + i * 4 + half * 2;
-        const float value = both[0] + shared.bias[channel + i];
-        const float gate = both[1] + shared.bias[P::kOutChannels + channel + i];
-        out.values[i] = as_bfloat16(value * sigmoid<Machine>(gate));
-      } else {
-        const float value = own.values[(eight * 4 + i / 2) * 4 + half * 2 + i % 2];
-        out.values[i] = as_bfloat16(value + shared.bias[channel + i] + as_float(residual.values[i]));
-      }
-    }
-    *reinterpret_cast<Eight*>(a.out + at) = out;
+      });
+    });
   }
 };
 

@@ -24,6 +24,11 @@ struct alignas(16) Eight {
   uint16_t values[8];
 };
 
+// The same, as pairs.
+struct alignas(16) Pairs {
+  uint32_t values[4];
+};
+
 // On the host: whether Eights may be read and written from there on.
 inline bool begins_an_eight(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % sizeof(Eight) == 0;
@@ -131,6 +136,11 @@ struct Device {
   MIRRORGAN_DEVICE static int first_lane() { return static_cast<int>(threadIdx.x) % kLanesOfWarp; }
   MIRRORGAN_DEVICE static int end_lane() { return first_lane() + 1; }
 
+  template <typename Work>
+  MIRRORGAN_DEVICE static void lanes(const Work& work) {
+    work(first_lane());
+  }
+
   // A step: every warp does it, and all have done it before the next begins.
   template <int kWarps, typename Work>
   MIRRORGAN_DEVICE static void step(const Work& work) {
@@ -159,6 +169,11 @@ struct Device {
     return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   }
 
+#define MIRRORGAN_EIGHT_SUMS(d, i) \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define MIRRORGAN_GROUP_SUMS(d) \
+  MIRRORGAN_EIGHT_SUMS(d, 0), MIRRORGAN_EIGHT_SUMS(d, 8), MIRRORGAN_EIGHT_SUMS(d, 16), MIRRORGAN_EIGHT_SUMS(d, 24)
+
   // Begins a product; D is new if it does not `add`. Hopper alone has it.
   MIRRORGAN_DEVICE static void multiply_group(
       Warps<Lanes<GroupD>>& sums, const Matrix& a, const Matrix& b, bool add) {
@@ -172,15 +187,38 @@ struct Device {
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
         "%32, %33, add, 1, 1, 0, 0;\n"
         "}\n"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-          "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-          "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-          "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+        : MIRRORGAN_GROUP_SUMS(d)
         : "l"(descriptor(a)), "l"(descriptor(b)), "r"(static_cast<int>(add)));
   }
 
+  // The same with 128 columns, the first and the last 64.
+  MIRRORGAN_DEVICE static void multiply_group(
+      Warps<Lanes<GroupD>>& first, Warps<Lanes<GroupD>>& last, const Matrix& a, const Matrix& b, bool add) {
+    float(&d)[32] = first.value.value.values;
+    float(&e)[32] = last.value.value.values;
+    asm volatile(
+        "{\n"
+        ".reg .pred add;\n"
+        "setp.ne.b32 add, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+        "%64, %65, add, 1, 1, 0, 0;\n"
+        "}\n"
+        : MIRRORGAN_GROUP_SUMS(d), MIRRORGAN_GROUP_SUMS(e)
+        : "l"(descriptor(a)), "l"(descriptor(b)), "r"(static_cast<int>(add)));
+  }
+
+#undef MIRRORGAN_GROUP_SUMS
+#undef MIRRORGAN_EIGHT_SUMS
+
   // Around the products of a group: they read shared memory and write sums only between the first and the last.
-  MIRRORGAN_DEVICE static void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+  MIRRORGAN_DEVICE static void begin_products() {
+    __syncwarp();
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+  }
   MIRRORGAN_DEVICE static void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
   template <int kParts>
   MIRRORGAN_DEVICE static void await_products(Warps<Lanes<GroupD>> (&sums)[kParts]) {
@@ -200,28 +238,24 @@ struct Device {
                  : "memory");
   }
 
-  // Copies since the last commit belong together; behind a wait all but the newest `kLeft` such groups are there, and
-  // products may read them after a barrier.
-  MIRRORGAN_DEVICE static void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-  template <int kLeft>
-  MIRRORGAN_DEVICE static void await_copies() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
-    show_to_products();
-  }
-
-  // What this thread wrote to shared memory may be read by products after a barrier.
+  // Of what was written to shared memory, by this thread or before a barrier behind which it is: products may read it.
   MIRRORGAN_DEVICE static void show_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-  // A barrier counts arrivals, of whole warps, in rounds.
+  // A barrier counts arrivals in rounds.
   using Barrier = uint64_t;
   MIRRORGAN_DEVICE static void prepare(Barrier& barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address(&barrier)), "r"(arrivals) : "memory");
   }
+  // Once for each warp.
   MIRRORGAN_DEVICE static void arrive(Barrier& barrier) {
     __syncwarp();
     if (first_lane() == 0) {
       asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address(&barrier)) : "memory");
     }
+  }
+  // Once for each thread, when all that it began to copy is there.
+  MIRRORGAN_DEVICE static void arrive_with_copies(Barrier& barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(address(&barrier)) : "memory");
   }
   // Until a round is complete, from 0 on, where that before it was; -1 is.
   MIRRORGAN_DEVICE static void await(Barrier& barrier, int round) {
@@ -244,7 +278,11 @@ struct Device {
     return {__shfl_xor_sync(0xffffffffu, values.value, bits)};
   }
 
-  MIRRORGAN_DEVICE static float exp(float x) { return __expf(x); }
+  MIRRORGAN_DEVICE static float exp(float x) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * 1.4426950408889634f));
+    return power;
+  }
   MIRRORGAN_DEVICE static float reciprocal(float x) { return __fdividef(1.0f, x); }
 
  private:

@@ -75,6 +75,13 @@ struct Host {
   static const unsigned char* address(const void* shared) { return static_cast<const unsigned char*>(shared); }
 
   template <typename Work>
+  static void lanes(const Work& work) {
+    for (int lane = 0; lane < kLanesOfWarp; ++lane) {
+      work(lane);
+    }
+  }
+
+  template <typename Work>
   static void group(const Work& work) {
     step<4>(work);
   }
@@ -97,26 +104,20 @@ struct Host {
     products().push_back([=, &d] { multiply_now(d, a, b, add); });
   }
 
-  struct Copies {
-    std::deque<std::vector<std::function<void()>>> committed;
-    std::vector<std::function<void()>> begun;
-  };
-  static Copies& copies() {
-    thread_local Copies of_thread;
-    return of_thread;
+  static void multiply_group(
+      Warps<Lanes<GroupD>>& first, Warps<Lanes<GroupD>>& last, const Matrix& a, const Matrix& b, bool add) {
+    multiply_group(first, a, b, add);
+    multiply_group(last, a, {b.begin + kColumnsOfGroup / 8 * b.stride, b.leading, b.stride}, add);
+  }
+
+  static std::vector<std::function<void()>>& copies() {
+    thread_local std::vector<std::function<void()>> begun;
+    return begun;
   }
   static void copy(Eight* to, const uint16_t* from, bool exists) {
-    copies().begun.push_back([=] { *to = exists ? *reinterpret_cast<const Eight*>(from) : Eight{}; });
+    copies().push_back([=] { *to = exists ? *reinterpret_cast<const Eight*>(from) : Eight{}; });
   }
-  static void commit_copies() { copies().committed.push_back(std::exchange(copies().begun, {})); }
-  template <int kLeft>
-  static void await_copies() {
-    for (; copies().committed.size() > kLeft; copies().committed.pop_front()) {
-      for (const auto& copy : copies().committed.front()) {
-        copy();
-      }
-    }
-  }
+  static void show_to_products() {}
 
   struct Barrier {
     std::mutex mutex;
@@ -126,9 +127,16 @@ struct Host {
     int rounds = 0;
   };
   static void prepare(Barrier& barrier, int arrivals) { barrier.wanted = arrivals; }
-  static void arrive(Barrier& barrier) {
+  static void arrive(Barrier& barrier) { arrive(barrier, 4); }  // a whole group's warps at once
+  static void arrive_with_copies(Barrier& barrier) {
+    for (const auto& copy : std::exchange(copies(), {})) {
+      copy();
+    }
+    arrive(barrier, 4 * kLanesOfWarp);
+  }
+  static void arrive(Barrier& barrier, int arrivals) {
     const std::lock_guard lock(barrier.mutex);
-    barrier.arrived += 4;  // a whole group at once
+    barrier.arrived += arrivals;
     if (barrier.arrived == barrier.wanted) {
       barrier.arrived = 0;
       ++barrier.rounds;
@@ -201,7 +209,7 @@ void run_conv_wgmma(const conv_wgmma::Arguments& a, int blocks) {
     std::memset(static_cast<void*>(shared->weight), 0xff, sizeof(shared->weight));
     conv_wgmma::Block<Host, kForm> block{a, *shared};
     block.prepare();
-    Host::step<conv_wgmma::kWarps>([&](int warp) { block.read_weight(warp); });
+    Host::step<conv_wgmma::kMultiplying * conv_wgmma::kWarpsOfGroup>([&](int warp) { block.read_weight(warp); });
     std::thread reads([&] { block.read(of_grid, blocks); });
     std::thread multiplies([&] { block.multiply(1, of_grid, blocks); });
     block.multiply(0, of_grid, blocks);
@@ -279,7 +287,7 @@ extern "C" void conv_wgmma_on_host(
     int blocks,
     int form) {
   using namespace mirrorgan::cuda;
-  const int64_t tiles = samples * conv_wgmma::tiles_along(height) * conv_wgmma::tiles_along(width);
+  const int tiles = static_cast<int>(samples) * conv_wgmma::tiles_along(height) * conv_wgmma::tiles_along(width);
   const conv_wgmma::Arguments a{x, weight, bias, residual, out, tiles, height, width};
   if (form == conv_wgmma::kGlu) {
     run_conv_wgmma<conv_wgmma::kGlu>(a, blocks);
