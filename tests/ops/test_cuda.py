@@ -80,8 +80,11 @@ def test_no_race(op, shapes):
         assert torch.equal(called.op(*many), first)
 
 
-def test_a_graph_replays_it():
-    called = calls.call("conv_glu", CONVOLUTIONS[1], BF16).to("cuda")
+@pytest.mark.parametrize(
+    ("op", "shapes"), [("conv_glu", CONVOLUTIONS[1]), OF_WARPGROUPS[0], OF_WARPGROUPS[-3]]
+)
+def test_a_graph_replays_it(op, shapes):
+    called = calls.call(op, shapes, BF16).to("cuda")
     expected = called.run()
     out = torch.zeros_like(expected)
     graph = torch.cuda.CUDAGraph()
