@@ -2,6 +2,9 @@
 
 python benchmarks/cuda_resources.py            # prints the table
 python benchmarks/cuda_resources.py --write    # and keeps it for tests/ops to compare
+
+Shared memory is what a kernel has by itself. conv_wgmma's, which its launch asks for, is all of a
+multiprocessor's, and its source compiles only if it fits; on other GPUs than Hopper it is empty.
 """
 
 import argparse
