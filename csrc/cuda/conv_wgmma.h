@@ -3,8 +3,8 @@
 //
 // A block stays, with all weights in shared memory, and has one tile of 8 x 8 pixels after the other. A tile and its
 // border of one pixel are read once, for all taps: its channels lie in eights, (channels / 8, pixels, 8), without a
-// swizzle, so that the 64 pixels of any tap are a matrix that begins at another pixel. A product is of 64 pixels and 64
-// columns.
+// swizzle, so that the 64 pixels of any tap are a matrix that begins at another pixel. A product is of 64 pixels and
+// 64 or 128 columns.
 //
 // One group of four warps reads, tiles ahead; the two others have every second tile each, and one multiplies while the
 // other writes.
@@ -35,6 +35,7 @@ enum Form { kGlu, kGluUp, kAdd };
 template <int kForm>
 struct Plan {
   static constexpr bool kGated = kForm != kAdd;
+  static constexpr int kHalves = kForm == kGlu ? 2 : 1;  // parts of other channels; those of kGluUp are other pixels
   static constexpr int kParts = kForm == kGlu ? 2 : kForm == kGluUp ? 4 : 1;  // halves of the columns, or phases
   static constexpr int kColumns = kForm == kGlu ? 128 : 64;  // of the weights, and of a product
   static constexpr int kBlocks = kForm == kGluUp ? 16 : 9;   // of weights, (channels, columns): taps of all phases
@@ -185,7 +186,7 @@ struct Block {
 
   // What a lane adds, of the parts whose channels differ: values or channels, and gates.
   struct Bias {
-    float values[kForm == kGlu ? 2 : 1][16];
+    float values[P::kHalves][16];
   };
   // What a lane adds besides, to two pixels.
   struct Residual {
@@ -209,13 +210,13 @@ struct Block {
 
   // A lane's eights of a part begin there.
   MIRRORGAN_DEVICE static int channel_of(int lane, int part, int eight) {
-    return (kForm == kGlu ? part * P::kChannelsOfPart : 0) + eight * 32 + lane % 4 * 8;
+    return part % P::kHalves * P::kChannelsOfPart + eight * 32 + lane % 4 * 8;
   }
 
   MIRRORGAN_DEVICE void read_bias(typename Machine::template Lanes<Bias>& bias) {
     Machine::lanes([&](int lane) {
 #pragma unroll
-      for (int part = 0; part < (kForm == kGlu ? 2 : 1); ++part) {
+      for (int part = 0; part < P::kHalves; ++part) {
 #pragma unroll
         for (int i = 0; i < 16; ++i) {
           const int channel = P::kGated ? channel_of(lane, part, 0) + i / 8 * P::kOutChannels : channel_of(lane, part, i / 8);
@@ -310,7 +311,7 @@ struct Block {
           const int phase = kForm == kGluUp ? part : 0;
           const int64_t pixel = ((row * P::kScale + phase / 2) * a.width + x) * P::kScale + phase % 2;
           const float* own = sums[part][warp][lane].values + half * 2;
-          const float* own_bias = bias[lane].values[kForm == kGlu ? part : 0];
+          const float* own_bias = bias[lane].values[part % P::kHalves];
 #pragma unroll
           for (int eight = 0; eight < P::kEightsOfLane; ++eight) {
             Pairs out;

@@ -199,3 +199,31 @@ def test_what_does_not_fit_the_kernel_goes_elsewhere(monkeypatch) -> None:
     )
     glam_attention_mix(*called.arguments)
     assert len(ran) == 1
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "has"),
+    [("8.0;9.0a", (9, 0), True), ("9.0", (9, 0), False), ("9.0a", (10, 0), False)],
+)
+def test_products_of_warpgroups_are_hoppers(monkeypatch, architectures, capability, has) -> None:
+    built = choice.build_info()
+    assert built is not None
+    built = built._replace(cuda_architectures=architectures)
+    monkeypatch.setattr(choice, "build_info", lambda: built)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choice.has_wgmma(torch.device("cuda")) is has
+
+
+@pytest.mark.parametrize(("channels", "on_hopper"), [(64, True), (64, False), (40, True)])
+def test_conv_add_in_cuda_is_of_64_channels_on_hopper(monkeypatch, channels, on_hopper) -> None:
+    pytest.importorskip("triton")
+    called = call("conv_add", Shapes(1, channels, out_channels=channels, layout="rows"), BF16)
+    module = sys.modules["mirrorgan_fast.ops.conv_add"]
+    ran: list[str] = []
+    monkeypatch.setattr(module, "choose_packed", lambda *_, **__: "cuda")
+    monkeypatch.setattr(module, "has_wgmma", lambda device: on_hopper)
+    monkeypatch.setattr(module, "_op", lambda *_: ran.append("cuda"))
+    triton = "mirrorgan_fast.kernels.conv_add.conv_add_triton"
+    monkeypatch.setattr(triton, lambda *_: ran.append("triton"))
+    called.run()
+    assert ran == ["cuda" if channels == 64 and on_hopper else "triton"]
