@@ -47,7 +47,7 @@ struct Arguments {
   int64_t samples, height, width, channels, out_channels;
   int64_t phases, blocks, steps;
   int64_t taps;       // of a phase: 9, 4 (of the four phases) or 1
-  int64_t products;   // of a tile of 2x2 results in Winograd's form: 16 (in float32), 9 (of four phases); else 0
+  int64_t products;   // of a tile of results in Winograd's form: 36 (in float32), 9 (of four phases); else 0
   int64_t out_pitch;  // pixels from a row of `out` (and `residual`) to the next
 
   // The size of a result is that many times its map's.

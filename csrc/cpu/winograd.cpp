@@ -1,9 +1,10 @@
 // 3x3 convolutions with fewer products: Winograd's minimal filtering (Lavin and Gray, "Fast Algorithms for
 // Convolutional Neural Networks", 2016), and the same idea on the map upsampled by two.
 //
-// In one dimension two neighbouring results are sums of a few products, each of a sum of inputs and a sum of taps; in two
-// dimensions the same is done to rows and then to columns. A tile of 2x2 results takes 16 products for each pair of channels
-// instead of 36, and 9 instead of 16 on the upsampled map. Over all tiles and channels, each of the 16 or 9 is a matrix product:
+// In one dimension neighbouring results are sums of a few products, each of a sum of inputs and a sum of taps; in two
+// dimensions the same is done to rows and then to columns. A tile of 4x4 results takes 36 products for each pair of channels
+// instead of 144, and on the upsampled map one of 2x2 takes 9 instead of 16. Over all tiles and channels, each of the 36 or 9
+// is a matrix product:
 //
 //     spread     each tile's inputs to sums of them, one for each product
 //     multiply   tiles by channels, channels by columns
@@ -30,29 +31,40 @@ constexpr int64_t kSpreadBytes = 128 * 1024;  // of a task's inputs, beside the 
 constexpr int64_t kLargeSpreadBytes = 1024 * 1024;  // where there are many weights: the inputs just stay there themselves
 // Numbers between the matrices of two products: a tile writes to all of them in turn, in other sets of the first-level cache.
 constexpr int64_t kPadding = 32;
+// How far before a tile is spread its inputs are asked for: a row of them, a few channels in turn, is no stream to a processor.
+constexpr int64_t kTilesAhead = 8;
 
-// Three taps with zeros around the map: results 0 and 1 from the inputs -1 to 2.
+// Three taps with zeros around the map: results 0 to 3 from the inputs -1 to 4. The products are values of polynomials at 0,
+// 5/8, -5/8, 3/2, -3/2 and infinity, where float32 loses less than at the usual 1 and 2; powers of these numbers are exact.
 struct Plain {
-  static constexpr int kInputs = 4, kStep = 2, kProducts = 4;
+  static constexpr int kInputs = 6, kResults = 4, kStep = 4, kProducts = 6;
+  static constexpr float kNear = 0.625f, kFar = 1.5f, kNear2 = kNear * kNear, kFar2 = kFar * kFar;
 
   template <typename Float>
   static MIRRORGAN_INLINE void spread(const Float (&d)[kInputs], Float (&v)[kProducts]) {
-    v[0] = d[0] - d[2];
-    v[1] = d[1] + d[2];
-    v[2] = d[2] - d[1];
-    v[3] = d[1] - d[3];
+    const Float near_even = d[4] - d[2] * kFar2, near_odd = d[3] - d[1] * kFar2;
+    const Float far_even = d[4] - d[2] * kNear2, far_odd = d[3] - d[1] * kNear2;
+    v[0] = d[0] * (kNear2 * kFar2) + (d[4] - d[2] * (kNear2 + kFar2));
+    v[1] = near_even + near_odd * kNear;
+    v[2] = near_even - near_odd * kNear;
+    v[3] = far_even + far_odd * kFar;
+    v[4] = far_even - far_odd * kFar;
+    v[5] = d[1] * (kNear2 * kFar2) + (d[5] - d[3] * (kNear2 + kFar2));
   }
 
   template <typename Float>
-  static MIRRORGAN_INLINE void gather(const Float (&m)[kProducts], Float (&y)[2]) {
-    y[0] = m[0] + m[1] + m[2];
-    y[1] = m[1] - m[2] - m[3];
+  static MIRRORGAN_INLINE void gather(const Float (&m)[kProducts], Float (&y)[kResults]) {
+    const Float near_even = m[1] + m[2], near_odd = m[1] - m[2], far_even = m[3] + m[4], far_odd = m[3] - m[4];
+    y[0] = m[0] + near_even + far_even;
+    y[1] = near_odd * kNear + far_odd * kFar;
+    y[2] = near_even * kNear2 + far_even * kFar2;
+    y[3] = near_odd * (kNear2 * kNear) + (far_odd * (kFar2 * kFar) + m[5]);
   }
 };
 
 // The same taps on the map upsampled by two: the two results that input 0 becomes, from the inputs -1 to 1.
 struct Upsampled {
-  static constexpr int kInputs = 3, kStep = 1, kProducts = 3;
+  static constexpr int kInputs = 3, kResults = 2, kStep = 1, kProducts = 3;
 
   template <typename Float>
   static MIRRORGAN_INLINE void spread(const Float (&d)[kInputs], Float (&v)[kProducts]) {
@@ -62,7 +74,7 @@ struct Upsampled {
   }
 
   template <typename Float>
-  static MIRRORGAN_INLINE void gather(const Float (&m)[kProducts], Float (&y)[2]) {
+  static MIRRORGAN_INLINE void gather(const Float (&m)[kProducts], Float (&y)[kResults]) {
     y[0] = m[0] + m[1];
     y[1] = m[1] + m[2];
   }
@@ -72,7 +84,8 @@ struct Upsampled {
 struct Tiles {
   int64_t rows, columns;  // of a sample
 
-  explicit Tiles(const Arguments& a) : rows((a.scale() * a.height + 1) / 2), columns((a.scale() * a.width + 1) / 2) {}
+  Tiles(const Arguments& a, int64_t results)
+      : rows(divide_up(a.scale() * a.height, results)), columns(divide_up(a.scale() * a.width, results)) {}
 };
 
 // What the products of some tiles take: of each product a matrix (tiles, channels filled up to whole steps).
@@ -86,6 +99,7 @@ struct Spread {
 // One column of a tile's inputs, spread. `channels` are left from the first that is loaded.
 template <int Lanes, typename Form, typename scalar_t>
 MIRRORGAN_INLINE void spread_column(
+    const Arguments& a,
     const scalar_t* const (&rows)[Form::kInputs],
     int64_t offset,
     bool inside,
@@ -93,11 +107,12 @@ MIRRORGAN_INLINE void spread_column(
     typename Vector<Lanes>::Float (&out)[Form::kProducts]) {
   using Float = typename Vector<Lanes>::Float;
   Float d[Form::kInputs];
-#pragma GCC unroll 4
+#pragma GCC unroll 6
   for (int i = 0; i < Form::kInputs; ++i) {
     d[i] = Float{};
     if (inside && rows[i] != nullptr) {
       if (channels >= Lanes) {
+        __builtin_prefetch(rows[i] + offset + kTilesAhead * Form::kStep * a.channels);
         load<Lanes>(rows[i] + offset, d[i]);
       } else {
         for (int64_t c = 0; c < channels; ++c) {
@@ -123,32 +138,32 @@ MIRRORGAN_INLINE void spread_row(
     const int64_t channels = a.channels - c;
     Float columns[Form::kInputs][Form::kProducts];
     int64_t column = first * Form::kStep - 1;
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int i = Form::kStep; i < Form::kInputs; ++i, ++column) {
-      spread_column<Lanes, Form>(rows, column * a.channels + c, column >= 0 && column < a.width, channels, columns[i]);
+      spread_column<Lanes, Form>(a, rows, column * a.channels + c, column >= 0 && column < a.width, channels, columns[i]);
     }
     compute_t* tile = out + c;
     for (int64_t t = 0; t < count; ++t, tile += spread.channels) {
-#pragma GCC unroll 4
+#pragma GCC unroll 6
       for (int i = 0; i + Form::kStep < Form::kInputs; ++i) {
-#pragma GCC unroll 4
+#pragma GCC unroll 6
         for (int p = 0; p < Form::kProducts; ++p) {
           columns[i][p] = columns[i + Form::kStep][p];
         }
       }
-#pragma GCC unroll 4
+#pragma GCC unroll 6
       for (int i = Form::kInputs - Form::kStep; i < Form::kInputs; ++i, ++column) {
-        spread_column<Lanes, Form>(rows, column * a.channels + c, column < a.width, channels, columns[i]);
+        spread_column<Lanes, Form>(a, rows, column * a.channels + c, column < a.width, channels, columns[i]);
       }
-#pragma GCC unroll 4
+#pragma GCC unroll 6
       for (int p = 0; p < Form::kProducts; ++p) {
         Float d[Form::kInputs], v[Form::kProducts];
-#pragma GCC unroll 4
+#pragma GCC unroll 6
         for (int i = 0; i < Form::kInputs; ++i) {
           d[i] = columns[i][p];
         }
         Form::spread(d, v);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
         for (int q = 0; q < Form::kProducts; ++q) {
           store<Lanes>(v[q], tile + (p * Form::kProducts + q) * spread.product);
         }
@@ -160,7 +175,7 @@ MIRRORGAN_INLINE void spread_row(
 // The tiles [first, first + count).
 template <int Lanes, typename Form, typename scalar_t, typename compute_t>
 MIRRORGAN_INLINE void spread_tiles(const Arguments& a, int64_t first, int64_t count, const Spread<compute_t>& spread) {
-  const Tiles tiles(a);
+  const Tiles tiles(a, Form::kResults);
   compute_t* out = spread.start;
   while (count > 0) {
     const int64_t column = first % tiles.columns, row = first / tiles.columns % tiles.rows;
@@ -194,7 +209,7 @@ struct InVectors {
   using scalar_t = scalar_type;
   using compute_t = typename Product::compute_t;
   static constexpr int kLanes = Lanes;
-  static constexpr int64_t kGroup = 16;
+  static constexpr int64_t kGroup = 8;  // whose sums are a first-level cache full
   static constexpr bool kWidens = Product::kWidens;
 
   static MIRRORGAN_INLINE void widen(const scalar_t* weight, float* wide, int64_t tiles) {
@@ -254,32 +269,34 @@ struct InMatrixTiles {
 };
 #endif
 
-// The four results of a tile from its products, into the places of the first four.
+// The results of a tile from its products, into the places of the first of these.
 template <int Lanes, int64_t group, typename Form>
 MIRRORGAN_INLINE void gather_tile(float* sums, int64_t halves) {
   using Float = typename Vector<Lanes>::Float;
   for (int64_t half = 0; half < halves; ++half, sums += kSums) {
     for (int64_t c = 0; c < kHalf; c += Lanes) {
-      Float rows[Form::kProducts][2];
-#pragma GCC unroll 4
+      Float rows[Form::kProducts][Form::kResults];
+#pragma GCC unroll 6
       for (int p = 0; p < Form::kProducts; ++p) {
         Float m[Form::kProducts];
-#pragma GCC unroll 4
+#pragma GCC unroll 6
         for (int q = 0; q < Form::kProducts; ++q) {
           load<Lanes>(sums + sums_of<group>(p * Form::kProducts + q) + c, m[q]);
         }
         Form::gather(m, rows[p]);
       }
-#pragma GCC unroll 2
-      for (int right = 0; right < 2; ++right) {
-        Float m[Form::kProducts], y[2];
 #pragma GCC unroll 4
+      for (int x = 0; x < Form::kResults; ++x) {
+        Float m[Form::kProducts], results[Form::kResults];
+#pragma GCC unroll 6
         for (int p = 0; p < Form::kProducts; ++p) {
-          m[p] = rows[p][right];
+          m[p] = rows[p][x];
         }
-        Form::gather(m, y);
-        store<Lanes>(y[0], sums + sums_of<group>(right) + c);
-        store<Lanes>(y[1], sums + sums_of<group>(2 + right) + c);
+        Form::gather(m, results);
+#pragma GCC unroll 4
+        for (int y = 0; y < Form::kResults; ++y) {
+          store<Lanes>(results[y], sums + sums_of<group>(y * Form::kResults + x) + c);
+        }
       }
     }
   }
@@ -291,16 +308,17 @@ MIRRORGAN_INLINE void write_tiles(
     const Arguments& a, Epilogue epilogue, int64_t first, int64_t count, int64_t block, bool one_half, float* sums) {
   using scalar_t = typename Products::scalar_t;
   constexpr int Lanes = Products::kLanes;
-  const Tiles tiles(a);
+  constexpr int64_t kResults = Form::kResults;
+  const Tiles tiles(a, kResults);
   const int64_t height = a.scale() * a.height, width = a.scale() * a.width;
   float bias[kColumns];
   read_bias(a, epilogue, block, bias);
   for (int64_t t = 0; t < count; ++t) {
     gather_tile<Lanes, Products::kGroup, Form>(sums + t * kHalf, one_half ? 1 : 2);
-    const int64_t tile = first + t, row = tile / tiles.columns % tiles.rows * 2, column = tile % tiles.columns * 2;
-    const int64_t sample = tile / tiles.columns / tiles.rows;
-    for (int64_t of_tile = 0; of_tile < 4; ++of_tile) {
-      const int64_t y = row + of_tile / 2, x = column + of_tile % 2;
+    const int64_t tile = first + t, row = tile / tiles.columns % tiles.rows * kResults;
+    const int64_t column = tile % tiles.columns * kResults, sample = tile / tiles.columns / tiles.rows;
+    for (int64_t of_tile = 0; of_tile < kResults * kResults; ++of_tile) {
+      const int64_t y = row + of_tile / kResults, x = column + of_tile % kResults;
       if (y >= height || x >= width) {
         continue;
       }
@@ -417,28 +435,29 @@ void convolve_winograd(const Arguments& a, Epilogue epilogue) {
   if constexpr (std::is_same_v<scalar_t, float>) {
     kernel = a.phases == 4 ? kernel : chosen_kernel<scalar_t, Plain>();
   }
-  const Tiles tiles(a);
+  const Tiles tiles(a, a.phases == 4 ? Upsampled::kResults : Plain::kResults);
   const int64_t threads = torch::stable::get_num_threads(), total = a.samples * tiles.rows * tiles.columns;
   const int64_t weights_of_block = a.products * a.steps * 2 * kTile;
   const bool many_weights = a.blocks * weights_of_block * kernel.element_bytes > kManyWeightsBytes;
   const int64_t tile_bytes = a.products * a.steps * kDepth * kernel.element_bytes;
   const int64_t groups_that_fit =
       std::max<int64_t>(1, (many_weights ? kLargeSpreadBytes : kSpreadBytes) / (tile_bytes * kPixels));
-  // Many weights are rather cut between the threads than read by each.
-  int64_t tasks = divide_up(total, groups_that_fit * kPixels);
-  tasks = many_weights ? tasks : divide_up(tasks, threads) * threads;
-  const int64_t count = divide_up(divide_up(total, tasks), kPixels) * kPixels;
-  tasks = divide_up(total, count);
+  const int64_t groups = divide_up(total, kPixels);
+  int64_t tasks = divide_up(groups, groups_that_fit);
+  if (tasks > 1 || !many_weights) {  // many weights are rather cut between the threads than read by each
+    tasks = std::min(groups, divide_up(tasks, threads) * threads);
+  }
   const int64_t column_cuts = std::min(a.blocks, divide_up(threads, tasks));
   const int64_t blocks = divide_up(a.blocks, column_cuts);
   torch::stable::parallel_for(0, tasks * column_cuts, 1, [&](int64_t begin, int64_t end) {
     static thread_local Workspace<float> spread, wide;
-    const int64_t product = count * a.steps * kDepth + kPadding;
+    const int64_t product = divide_up(groups, tasks) * kPixels * a.steps * kDepth + kPadding;
     const Memory memory{spread.at_least(divide_up(a.products * product * kernel.element_bytes, sizeof(float))),
                         kernel.widens ? wide.at_least(weights_of_block) : nullptr, product};
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t first = task / column_cuts * count, first_block = task % column_cuts * blocks;
-      kernel.convolve_tiles(a, epilogue, memory, first, std::min(count, total - first), first_block,
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t task = index / column_cuts, first_block = index % column_cuts * blocks;
+      const int64_t first = groups * task / tasks * kPixels, next = groups * (task + 1) / tasks * kPixels;
+      kernel.convolve_tiles(a, epilogue, memory, first, std::min(next, total) - first, first_block,
                             std::min(a.blocks, first_block + blocks));
     }
   });

@@ -6,9 +6,11 @@ phase for each of the four pixels that a pixel becomes: rows of the kernel that 
 are summed.
 
 In float32 on a processor a 3x3 convolution is in Winograd's form (Lavin and Gray, "Fast Algorithms
-for Convolutional Neural Networks", 2016): 2x2 results take 16 products instead of 36, and on the
-upsampled map 9 instead of 16. Each product is a 1x1 convolution of a sum of inputs, and its weight
-a sum of taps. In bfloat16 that pays on the upsampled map, where there are many channels.
+for Convolutional Neural Networks", 2016): 4x4 results take 36 products instead of 144, and on the
+upsampled map 2x2 take 9 instead of 16. Each product is a 1x1 convolution of a sum of inputs, and
+its weight a sum of taps. A NaN or an infinite number then reaches all results of the tiles that it
+is an input of: up to four pixels. In bfloat16 that form pays on the upsampled map, where there are
+many channels.
 
 On a processor the weights lie in tiles: blocks of 32 output channels and steps of 32 input channels
 of a tap, each block and step as two tiles of 16 output channels. In bfloat16 a tile holds pairs of
@@ -20,6 +22,7 @@ On a GPU they lie in rows (phases, taps, C, N), a row for each input channel of 
 each value has its gate beside it.
 """
 
+from math import prod
 from typing import Literal, NamedTuple
 
 import torch
@@ -50,13 +53,25 @@ class _Winograd(NamedTuple):
     """How the taps come back."""
 
 
-_PLAIN = _Winograd(
-    ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)),
-    ((1, 0, 0, 0), (0, 1, -1, 0), (0, 0, 0, 1)),
-)
+def _four_results() -> _Winograd:
+    """Three taps as values of a polynomial at 0, 5/8, -5/8, 3/2, -3/2 and infinity."""
+    near, far = 5 / 8, 3 / 2  # among such numbers those where float32 loses least
+    points = (0.0, near, -near, far, -far)
+    scales = [prod(p - other for other in points if other != p) for p in points]
+    weights = [
+        (1 / scale, p / scale, p**2 / scale) for p, scale in zip(points, scales, strict=True)
+    ]
+    middle = scales[1] / (2 * near)
+    return _Winograd(
+        (*weights, (0, 0, 1)),
+        ((scales[0], 0, 0, 0, 0, 0), (0, middle, -middle, 0, 0, 0), (0, 0, 0, 0, 0, 1)),
+    )
+
+
+_PLAIN = _four_results()
 _UPSAMPLED = _Winograd(((1, 0, 0), (1, 1, 1), (0, 0, 1)), ((1, 0, 0), (-1, 1, -1), (0, 0, 1)))
-_OF_PRODUCTS = {16: _PLAIN, 9: _UPSAMPLED}
-_PARTS_OF = {True: ((16, 1),), False: ((1, 9), (4, 4))}
+_OF_PRODUCTS = {36: _PLAIN, 9: _UPSAMPLED}
+_PARTS_OF = {True: ((36, 1),), False: ((1, 9), (4, 4))}
 """Phases or products, and taps, that are of float32 alone and of what is narrower alone."""
 
 
