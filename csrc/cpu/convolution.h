@@ -6,8 +6,8 @@
 // input, nor the convolution's own result, nor an upsampled map is ever written to memory.
 //
 // On the map upsampled by two (nearest), a 3x3 convolution is four 2x2 convolutions of the small map, one for each of the
-// four pixels that a pixel becomes: `phases` is 4, and the taps are 4 instead of 9. In float32, and in bfloat16 where many
-// channels are upsampled, they are computed with fewer products (winograd.cpp).
+// four pixels that a pixel becomes: `phases` is 4, and the taps are 4 instead of 9. Unless AMX multiplies, and even then where
+// many channels are upsampled, both are computed with fewer products (winograd.cpp).
 
 #pragma once
 
@@ -47,7 +47,7 @@ struct Arguments {
   int64_t samples, height, width, channels, out_channels;
   int64_t phases, blocks, steps;
   int64_t taps;       // of a phase: 9, 4 (of the four phases) or 1
-  int64_t products;   // of a tile of results in Winograd's form: 36 (in float32), 9 (of four phases); else 0
+  int64_t products;   // of a tile in Winograd's form: 36 (in float32), 16 (in bfloat16) or 9 (of four phases); else 0
   int64_t out_pitch;  // pixels from a row of `out` (and `residual`) to the next
 
   // The size of a result is that many times its map's.

@@ -42,7 +42,7 @@ inline Arguments layer_of(
   MIRRORGAN_CHECK(a.channels > 0, op, "x", "no channel", "at least one");
   const int64_t steps_of_tap = divide_up(a.channels, kDepth);
   const int64_t parts = weight.size(0);
-  a.products = parts == 9 || (parts == 36 && dtype == ScalarType::Float) ? parts : 0;
+  a.products = parts == 9 || parts == (dtype == ScalarType::Float ? 36 : 16) ? parts : 0;
   a.phases = a.products == 9 || parts == 4 ? 4 : 1;
   a.taps = a.phases == 4 ? 4 : a.products == 0 && a.steps == steps_of_tap ? 1 : 9;
   MIRRORGAN_CHECK(dtype == ScalarType::BFloat16 || a.products > 0 || a.taps == 1, op, "weight",

@@ -172,7 +172,7 @@ MIRRORGAN_END_AMX
 }  // namespace
 
 bool takes_amx(const Arguments& a) {
-  return a.taps == 9 && a.out_channels <= kLanes && a.channels % kDepth == 0 && a.width % kRows == 0;
+  return a.products == 0 && a.taps == 9 && a.out_channels <= kLanes && a.channels % kDepth == 0 && a.width % kRows == 0;
 }
 
 const bfloat16_bits* prepare_amx(const Arguments& a) {

@@ -3,8 +3,8 @@
 //
 // In one dimension neighbouring results are sums of a few products, each of a sum of inputs and a sum of taps; in two
 // dimensions the same is done to rows and then to columns. A tile of 4x4 results takes 36 products for each pair of channels
-// instead of 144, and on the upsampled map one of 2x2 takes 9 instead of 16. Over all tiles and channels, each of the 36 or 9
-// is a matrix product:
+// instead of 144, one of 2x2 takes 16 instead of 36, and on the upsampled map 9 instead of 16. Over all tiles and channels,
+// each of them is a matrix product:
 //
 //     spread     each tile's inputs to sums of them, one for each product
 //     multiply   tiles by channels, channels by columns
@@ -34,9 +34,9 @@ constexpr int64_t kPadding = 32;
 // How far before a tile is spread its inputs are asked for: a row of them, a few channels in turn, is no stream to a processor.
 constexpr int64_t kTilesAhead = 8;
 
-// Three taps with zeros around the map: results 0 to 3 from the inputs -1 to 4. The products are values of polynomials at 0,
+// Three taps with zeros around the map, in float32: results 0 to 3 from the inputs -1 to 4. The products are values of polynomials at 0,
 // 5/8, -5/8, 3/2, -3/2 and infinity, where float32 loses less than at the usual 1 and 2; powers of these numbers are exact.
-struct Plain {
+struct FourByFour {
   static constexpr int kInputs = 6, kResults = 4, kStep = 4, kProducts = 6;
   static constexpr float kNear = 0.625f, kFar = 1.5f, kNear2 = kNear * kNear, kFar2 = kFar * kFar;
 
@@ -59,6 +59,25 @@ struct Plain {
     y[1] = near_odd * kNear + far_odd * kFar;
     y[2] = near_even * kNear2 + far_even * kFar2;
     y[3] = near_odd * (kNear2 * kNear) + (far_odd * (kFar2 * kFar) + m[5]);
+  }
+};
+
+// In bfloat16, which would lose three times as much of those: results 0 and 1 from the inputs -1 to 2.
+struct TwoByTwo {
+  static constexpr int kInputs = 4, kResults = 2, kStep = 2, kProducts = 4;
+
+  template <typename Float>
+  static MIRRORGAN_INLINE void spread(const Float (&d)[kInputs], Float (&v)[kProducts]) {
+    v[0] = d[0] - d[2];
+    v[1] = d[1] + d[2];
+    v[2] = d[2] - d[1];
+    v[3] = d[1] - d[3];
+  }
+
+  template <typename Float>
+  static MIRRORGAN_INLINE void gather(const Float (&m)[kProducts], Float (&y)[kResults]) {
+    y[0] = m[0] + m[1] + m[2];
+    y[1] = m[1] - m[2] - m[3];
   }
 };
 
@@ -431,10 +450,8 @@ Kernel chosen_kernel() {
 
 template <typename scalar_t>
 void convolve_winograd(const Arguments& a, Epilogue epilogue) {
-  Kernel kernel = chosen_kernel<scalar_t, Upsampled>();
-  if constexpr (std::is_same_v<scalar_t, float>) {
-    kernel = a.phases == 4 ? kernel : chosen_kernel<scalar_t, Plain>();
-  }
+  using Plain = std::conditional_t<std::is_same_v<scalar_t, float>, FourByFour, TwoByTwo>;
+  const Kernel kernel = a.phases == 4 ? chosen_kernel<scalar_t, Upsampled>() : chosen_kernel<scalar_t, Plain>();
   const Tiles tiles(a, a.phases == 4 ? Upsampled::kResults : Plain::kResults);
   const int64_t threads = torch::stable::get_num_threads(), total = a.samples * tiles.rows * tiles.columns;
   const int64_t weights_of_block = a.products * a.steps * 2 * kTile;

@@ -18,12 +18,13 @@ from mirrorgan_fast.ops import (
     PackedGLAM,
     PackedLayer,
     PackedStage,
-    build_info,
     glam,
+    instruction_set,
     pack,
 )
 
 BF16 = torch.bfloat16
+_MULTIPLY_BF16 = ("amx", "avx512_bf16")  # instruction sets
 
 
 class FusedGLAM:
@@ -91,12 +92,8 @@ class FusedGLAM:
 
 def fastest_dtype(device: str = "cpu") -> torch.dtype:
     """Return the data type in which a fused generator is fastest on a device of this type."""
-    return BF16 if device == "cuda" or (device == "cpu" and _has_tiles()) else torch.float32
-
-
-def _has_tiles() -> bool:
-    built = build_info()
-    return built is not None and built.instruction_set == "amx"
+    narrow = device == "cuda" or (device == "cpu" and instruction_set() in _MULTIPLY_BF16)
+    return BF16 if narrow else torch.float32
 
 
 class Packing(NamedTuple):

@@ -31,6 +31,11 @@ def build_info() -> BuildInfo | None:
     return _info
 
 
+def instruction_set() -> str:
+    """Which instruction set the CPU kernels use; empty where there is no extension."""
+    return "" if _info is None else _info.instruction_set
+
+
 def why_not_compiled() -> str | None:
     """Why there is no compiled extension, in one line, or None where there is one."""
     return _reason

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.ops.build_info import build_info, why_not_compiled
+from mirrorgan_fast.ops.build_info import build_info, instruction_set, why_not_compiled
 
 REFERENCE = "reference"
 TRITON = "triton"
@@ -211,7 +211,7 @@ def choose(op: str, device: str, dtype: torch.dtype, *, needs_grad: bool) -> Cho
             reason = reason or f"{row.implementation} was not built: {why}"
         elif row.implementation == TRITON and (why := why_not_triton(device)):
             reason = reason or f"triton does not run here: {why}"
-        elif row.needs and not _has(row.needs):
+        elif row.needs and instruction_set() != row.needs:
             reason = reason or f"{row.implementation} is for processors with {row.needs}"
         elif needs_grad and not row.differentiable:
             reason = reason or f"{row.implementation} has no gradient, and one is needed"
@@ -273,11 +273,6 @@ def why_not_triton(device: str) -> str | None:
 def _interpreted(device: str) -> bool:
     """Whether Triton runs its kernels on the CPU, in Python, to test them."""
     return device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def _has(instruction_set: str) -> bool:
-    built = build_info()
-    return built is not None and built.instruction_set == instruction_set
 
 
 def _check_override() -> None:

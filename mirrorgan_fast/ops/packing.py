@@ -5,12 +5,13 @@ is first upsampled by two (nearest) a 3x3 one is four phases of four taps on the
 phase for each of the four pixels that a pixel becomes: rows of the kernel that meet the same pixel
 are summed.
 
-In float32 on a processor a 3x3 convolution is in Winograd's form (Lavin and Gray, "Fast Algorithms
-for Convolutional Neural Networks", 2016): 4x4 results take 36 products instead of 144, and on the
-upsampled map 2x2 take 9 instead of 16. Each product is a 1x1 convolution of a sum of inputs, and
-its weight a sum of taps. A NaN or an infinite number then reaches all results of the tiles that it
-is an input of: up to four pixels. In bfloat16 that form pays on the upsampled map, where there are
-many channels.
+On a processor a 3x3 convolution is in Winograd's form (Lavin and Gray, "Fast Algorithms for
+Convolutional Neural Networks", 2016): in float32 4x4 results take 36 products instead of 144, in
+bfloat16, which would lose too much of them, 2x2 take 16 instead of 36, and on the upsampled map 2x2
+take 9 instead of 16. Each product is a 1x1 convolution of a sum of inputs, and its weight a sum of
+taps. A NaN or an infinite number then reaches all results of the tiles that it is an input of: in
+float32 up to four pixels. Where AMX multiplies it pays on the upsampled map alone, and of many
+channels.
 
 On a processor the weights lie in tiles: blocks of 32 output channels and steps of 32 input channels
 of a tap, each block and step as two tiles of 16 output channels. In bfloat16 a tile holds pairs of
@@ -30,13 +31,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.ops.build_info import instruction_set
 from mirrorgan_fast.ops.checks import refuse
 from mirrorgan_fast.ops.choice import CUDA, REFERENCE, TRITON, choose
 
 Layout = Literal["tiles", "rows"]
 
 _HALF, _DEPTH = 16, 32
-_DEEP = 512  # channels from which on products take longer than what is done with their sums
+_DEEP = 512  # channels from which on AMX's products take longer than what is done with their sums
 _PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _DIMS: dict[Layout, int] = {"tiles": 5, "rows": 4}
@@ -68,10 +70,14 @@ def _four_results() -> _Winograd:
     )
 
 
-_PLAIN = _four_results()
+_FOUR_BY_FOUR = _four_results()
+_TWO_BY_TWO = _Winograd(
+    ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)),
+    ((1, 0, 0, 0), (0, 1, -1, 0), (0, 0, 0, 1)),
+)
 _UPSAMPLED = _Winograd(((1, 0, 0), (1, 1, 1), (0, 0, 1)), ((1, 0, 0), (-1, 1, -1), (0, 0, 1)))
-_OF_PRODUCTS = {36: _PLAIN, 9: _UPSAMPLED}
-_PARTS_OF = {True: ((36, 1),), False: ((1, 9), (4, 4))}
+_OF_PRODUCTS = {36: _FOUR_BY_FOUR, 16: _TWO_BY_TWO, 9: _UPSAMPLED}
+_PARTS_OF = {True: ((36, 1),), False: ((16, 1), (1, 9), (4, 4))}
 """Phases or products, and taps, that are of float32 alone and of what is narrower alone."""
 
 
@@ -123,8 +129,9 @@ def pack(
             "an even number of them before a GLU"
         )
     wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-    if layout == "tiles" and _in_winograd_form(weight, dtype, upsample=upsample):
-        products = _nested((_UPSAMPLED if upsample else _PLAIN).weights, wide)  # (N, C, p, q)
+    form = _winograd_form(weight, dtype, upsample=upsample) if layout == "tiles" else None
+    if form is not None:
+        products = _nested(form.weights, wide)  # (N, C, p, q)
         phases = products.flatten(2).permute(2, 0, 1)[..., None, None]  # (P, N, C, 1, 1)
     else:
         phases = _phases(wide) if upsample else wide[None]  # (P, N, C, h, w)
@@ -220,9 +227,15 @@ def choose_packed(op: str, x: Tensor, weight: Tensor, *, needs_grad: bool) -> st
     return implementation
 
 
-def _in_winograd_form(weight: Tensor, dtype: torch.dtype, *, upsample: bool) -> bool:
+def _winograd_form(weight: Tensor, dtype: torch.dtype, *, upsample: bool) -> _Winograd | None:
     deep = upsample and weight.shape[1] >= _DEEP
-    return weight.shape[2] == 3 and (dtype == torch.float32 or deep)
+    if weight.shape[2] != 3 or (
+        dtype == torch.bfloat16 and instruction_set() == "amx" and not deep
+    ):
+        return None
+    if upsample:
+        return _UPSAMPLED
+    return _FOUR_BY_FOUR if dtype == torch.float32 else _TWO_BY_TWO
 
 
 def _phases(weight: Tensor) -> Tensor:

@@ -131,8 +131,8 @@ def test_other_data_types_are_refused():
         FusedGLAM(glam_of(SIZES["odd"]), torch.float16)
 
 
-def test_bfloat16_where_the_processor_has_tiles_for_it():
+def test_bfloat16_where_the_processor_multiplies_it():
     built = build_info()
-    tiles = built is not None and built.instruction_set == "amx"
-    assert fastest_dtype() == (torch.bfloat16 if tiles else torch.float32)
+    fast = built is not None and built.instruction_set in ("amx", "avx512_bf16")
+    assert fastest_dtype() == (torch.bfloat16 if fast else torch.float32)
     assert fastest_dtype("cuda") == torch.bfloat16

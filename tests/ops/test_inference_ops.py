@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -213,7 +214,7 @@ def test_narrower_instruction_sets(assert_result, tmp_path, capability):
     if wanted not in build_info().processor_instruction_sets:
         pytest.skip(f"this processor has no {wanted}")
     cases = [
-        call(op, shapes, dtype)
+        (op, shapes, dtype)
         for op in OPS
         for dtype in DTYPES
         for shapes in (
@@ -222,24 +223,26 @@ def test_narrower_instruction_sets(assert_result, tmp_path, capability):
             Shapes(channels=512, width=17, upsample=True, out_channels=17),
         )
     ]
-    torch.save([(c.op.__name__, c.arguments) for c in cases], tmp_path / "cases.pt")
+    torch.save([(op, tuple(shapes), dtype) for op, shapes, dtype in cases], tmp_path / "cases.pt")
     script = """
         import sys, torch
+        folder, of_tests, wanted = sys.argv[1:]
+        sys.path.append(of_tests)
+        from calls import Shapes, call  # and what it packs
         from mirrorgan_fast import ops
-        folder, wanted = sys.argv[1:]
         assert ops.build_info().instruction_set == wanted, ops.build_info()
         cases = torch.load(folder + "/cases.pt")
         with ops.use("cpu"):
-            results = [getattr(ops, name)(*arguments) for name, arguments in cases]
+            results = [call(op, Shapes(*sizes), dtype).run() for op, sizes, dtype in cases]
         torch.save(results, folder + "/results.pt")
     """
     subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), tmp_path, wanted],
+        [sys.executable, "-c", textwrap.dedent(script), tmp_path, Path(__file__).parent, wanted],
         env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
         check=True,
     )
-    for actual, called in zip(torch.load(tmp_path / "results.pt"), cases, strict=True):
-        assert_result(called, actual)
+    for actual, case in zip(torch.load(tmp_path / "results.pt"), cases, strict=True):
+        assert_result(call(*case), actual)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -266,7 +269,7 @@ def test_nan_stays_near_its_pixel(implementation, op, reach, shapes, dtype):
     near = pixels(range(6 - reach, 7 + reach), range(7 - reach, 8 + reach))
     assert ((dirty == 0) if image else dirty.isnan())[near].all()
     if reach and implementation == "cpu" and dtype == torch.float32:
-        near = pixels(range(4, 8), range(4, 12))  # the tiles of 4x4 results that have it as input
+        near = pixels(range(4, 8), range(4, 12))  # the tiles of 4x4 results that it is an input of
     assert torch.equal(dirty[~near], clean[~near])
 
 
