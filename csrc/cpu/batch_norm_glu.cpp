@@ -189,10 +189,6 @@ struct Passes {
   Chunk sum, gate, sum_gradient, gradient;
 };
 
-#define MIRRORGAN_PASSES_OF(set)                                                                             \
-  (is_bfloat16 ? Passes{sum_bfloat16_##set, gate_bfloat16_##set, sum_gradient_bfloat16_##set, gradient_bfloat16_##set} \
-               : Passes{sum_float_##set, gate_float_##set, sum_gradient_float_##set, gradient_float_##set})
-
 MIRRORGAN_PASSES(baseline, 4, )
 #if defined(MIRRORGAN_X86)
 MIRRORGAN_PASSES(avx2, 8, MIRRORGAN_TARGET_AVX2)
@@ -200,18 +196,12 @@ MIRRORGAN_PASSES(avx512, 16, MIRRORGAN_TARGET_AVX512)
 #endif
 
 Passes passes_for(bool is_bfloat16) {
-  switch (chosen_instruction_set()) {
-#if defined(MIRRORGAN_X86)
-    case InstructionSet::amx:
-    case InstructionSet::avx512_bf16:
-    case InstructionSet::avx512:
-      return MIRRORGAN_PASSES_OF(avx512);
-    case InstructionSet::avx2:
-      return MIRRORGAN_PASSES_OF(avx2);
-#endif
-    default:
-      return MIRRORGAN_PASSES_OF(baseline);
+  if (is_bfloat16) {
+    return {MIRRORGAN_CHOSEN(sum_bfloat16), MIRRORGAN_CHOSEN(gate_bfloat16), MIRRORGAN_CHOSEN(sum_gradient_bfloat16),
+            MIRRORGAN_CHOSEN(gradient_bfloat16)};
   }
+  return {MIRRORGAN_CHOSEN(sum_float), MIRRORGAN_CHOSEN(gate_float), MIRRORGAN_CHOSEN(sum_gradient_float),
+          MIRRORGAN_CHOSEN(gradient_float)};
 }
 
 void for_chunks(const Arguments& a, Chunk pass, float* sums) {

@@ -112,21 +112,6 @@ MIRRORGAN_READ(read_avx2, 8, 4, 1, MIRRORGAN_TARGET_AVX2)
 MIRRORGAN_READ(read_avx512, 16, 8, 2, MIRRORGAN_TARGET_AVX512)
 #endif
 
-auto read_function() {
-  switch (chosen_instruction_set()) {
-#if defined(MIRRORGAN_X86)
-    case InstructionSet::amx:
-    case InstructionSet::avx512_bf16:
-    case InstructionSet::avx512:
-      return read_avx512;
-    case InstructionSet::avx2:
-      return read_avx2;
-#endif
-    default:
-      return read_baseline;
-  }
-}
-
 // Zeros where there are no words.
 void clear_padding(const Arguments& a, int64_t first, int64_t count, int64_t direction) {
   for (int64_t sample = first; sample < first + count; ++sample) {
@@ -141,7 +126,7 @@ void clear_padding(const Arguments& a, int64_t first, int64_t count, int64_t dir
 
 void read_captions_in_floats(const Arguments& a, int64_t first, int64_t count, int64_t direction) {
   static thread_local Workspace<float> memory;
-  read_function()(a, first, count, direction, memory.at_least(3 * kCaptions * a.units));
+  MIRRORGAN_CHOSEN(read)(a, first, count, direction, memory.at_least(3 * kCaptions * a.units));
 }
 
 }  // namespace

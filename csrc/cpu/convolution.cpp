@@ -228,19 +228,7 @@ MIRRORGAN_STRIP_OF(strip_pairs_avx512, bfloat16_bits, 16, MIRRORGAN_TARGET_AVX51
 
 template <typename scalar_t>
 StripFunction<float> strip_function() {
-  constexpr bool is_float = std::is_same_v<scalar_t, float>;
-  switch (chosen_instruction_set()) {
-#if defined(MIRRORGAN_X86)
-    case InstructionSet::amx:
-    case InstructionSet::avx512_bf16:
-    case InstructionSet::avx512:
-      return is_float ? strip_float_avx512 : strip_bfloat16_avx512;
-    case InstructionSet::avx2:
-      return is_float ? strip_float_avx2 : strip_bfloat16_avx2;
-#endif
-    default:
-      return is_float ? strip_float_baseline : strip_bfloat16_baseline;
-  }
+  return std::is_same_v<scalar_t, float> ? MIRRORGAN_CHOSEN(strip_float) : MIRRORGAN_CHOSEN(strip_bfloat16);
 }
 
 // --- the whole ------------------------------------------------------------------------------------------------------

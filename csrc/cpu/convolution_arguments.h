@@ -45,8 +45,6 @@ inline Arguments layer_of(
   a.products = parts == 9 || parts == (dtype == ScalarType::Float ? 36 : 16) ? parts : 0;
   a.phases = a.products == 9 || parts == 4 ? 4 : 1;
   a.taps = a.phases == 4 ? 4 : a.products == 0 && a.steps == steps_of_tap ? 1 : 9;
-  MIRRORGAN_CHECK(dtype == ScalarType::BFloat16 || a.products > 0 || a.taps == 1, op, "weight",
-                  shape_text(weight.sizes()), "Winograd's form in Float");
   const int64_t steps = a.products > 0 ? steps_of_tap : a.taps * steps_of_tap;
   MIRRORGAN_CHECK_SHAPE(op, "weight", weight, {a.products > 0 ? a.products : a.phases, blocks, steps, 2, kTile});
   return a;

@@ -151,21 +151,6 @@ MIRRORGAN_ATTEND(attend_float_avx512, float, 16, MIRRORGAN_TARGET_AVX512)
 MIRRORGAN_ATTEND(attend_bfloat16_avx512, bfloat16_bits, 16, MIRRORGAN_TARGET_AVX512)
 #endif
 
-Attend attend_for(bool is_bfloat16) {
-  switch (chosen_instruction_set()) {
-#if defined(MIRRORGAN_X86)
-    case InstructionSet::amx:
-    case InstructionSet::avx512_bf16:
-    case InstructionSet::avx512:
-      return is_bfloat16 ? attend_bfloat16_avx512 : attend_float_avx512;
-    case InstructionSet::avx2:
-      return is_bfloat16 ? attend_bfloat16_avx2 : attend_float_avx2;
-#endif
-    default:
-      return is_bfloat16 ? attend_bfloat16_baseline : attend_float_baseline;
-  }
-}
-
 void check_dtype(const char* argument, const Tensor& tensor, ScalarType wanted) {
   MIRRORGAN_CHECK(tensor.scalar_type() == wanted, kOp, argument, tensor.scalar_type(), wanted);
 }
@@ -232,7 +217,8 @@ Tensor glam_attention_cpu(
   a.out_channels = out_channels;
   a.channels_last = channels_last;
 
-  const Attend attend = attend_for(dtype == ScalarType::BFloat16);
+  const Attend attend =
+      dtype == ScalarType::BFloat16 ? MIRRORGAN_CHOSEN(attend_bfloat16) : MIRRORGAN_CHOSEN(attend_float);
   const int64_t task_pixels = kBlock * kBlocksPerTask;
   const int64_t tasks_per_sample = (a.pixels + task_pixels - 1) / task_pixels;
   torch::stable::parallel_for(0, samples * tasks_per_sample, 1, [&](int64_t begin, int64_t end) {

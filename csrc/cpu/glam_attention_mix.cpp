@@ -176,19 +176,7 @@ MIRRORGAN_FORM(bfloat16_avx512, bfloat16_bits, 16, MIRRORGAN_TARGET_AVX512)
 
 template <typename scalar_t>
 Form chosen_form() {
-  constexpr bool is_float = std::is_same_v<scalar_t, float>;
-  switch (chosen_instruction_set()) {
-#if defined(MIRRORGAN_X86)
-    case InstructionSet::amx:
-    case InstructionSet::avx512_bf16:
-    case InstructionSet::avx512:
-      return is_float ? float_avx512 : bfloat16_avx512;
-    case InstructionSet::avx2:
-      return is_float ? float_avx2 : bfloat16_avx2;
-#endif
-    default:
-      return is_float ? float_baseline : bfloat16_baseline;
-  }
+  return std::is_same_v<scalar_t, float> ? MIRRORGAN_CHOSEN(float) : MIRRORGAN_CHOSEN(bfloat16);
 }
 
 // --- the whole ---------------------------------------------------------------------------------------------------------

@@ -12,6 +12,29 @@ namespace mirrorgan {
 
 using namespace convolution;
 
+namespace {
+
+constexpr int64_t kRowsOfTask = 8;
+
+// write_rows(a, weight, map, image, first, end) on parts of every sample.
+template <typename scalar_t, typename weight_t>
+void write_images(
+    const Arguments& a,
+    const weight_t* weight,
+    void (*write_rows)(const Arguments&, const weight_t*, const scalar_t*, uint8_t*, int64_t, int64_t)) {
+  const int64_t tasks_of_sample = divide_up(a.height, kRowsOfTask), pixels = a.height * a.width;
+  torch::stable::parallel_for(0, a.samples * tasks_of_sample, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t sample = task / tasks_of_sample, first = task % tasks_of_sample * kRowsOfTask;
+      write_rows(a, weight, static_cast<const scalar_t*>(a.x) + sample * pixels * a.channels,
+                 static_cast<uint8_t*>(a.out) + sample * pixels * a.out_channels, first,
+                 std::min(first + kRowsOfTask, a.height));
+    }
+  });
+}
+
+}  // namespace
+
 void image_head_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor out) {
   constexpr const char* kOp = "image_head";
   const Tensor dense_x = torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
@@ -25,23 +48,22 @@ void image_head_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, T
     return;
   }
   a.out = out.mutable_data_ptr();
+  const bool narrow = x.scalar_type() == ScalarType::BFloat16;
 #if defined(MIRRORGAN_X86)
-  if (x.scalar_type() == ScalarType::BFloat16 && chosen_instruction_set() == InstructionSet::amx &&
-      image_head::takes_amx(a)) {
-    constexpr int64_t kRowsOfTask = 8;
-    const bfloat16_bits* panel = image_head::prepare_amx(a);
-    const int64_t tasks_of_sample = (a.height + kRowsOfTask - 1) / kRowsOfTask, pixels = a.height * a.width;
-    torch::stable::parallel_for(0, a.samples * tasks_of_sample, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t sample = task / tasks_of_sample, first = task % tasks_of_sample * kRowsOfTask;
-        image_head::write_rows_amx(a, panel, static_cast<const bfloat16_bits*>(a.x) + sample * pixels * a.channels,
-                                   static_cast<uint8_t*>(a.out) + sample * pixels * a.out_channels, first,
-                                   std::min(first + kRowsOfTask, a.height));
-      }
-    });
+  if (narrow && chosen_instruction_set() == InstructionSet::amx && image_head::takes_amx(a)) {
+    write_images<bfloat16_bits>(a, image_head::prepare_amx(a), image_head::write_rows_amx);
     return;
   }
 #endif
+  if (image_head::takes_vectors(a)) {
+    if (narrow) {
+      write_images<bfloat16_bits>(
+          a, image_head::prepare_vectors<bfloat16_bits>(a), image_head::write_rows_vectors<bfloat16_bits>);
+    } else {
+      write_images<float>(a, image_head::prepare_vectors<float>(a), image_head::write_rows_vectors<float>);
+    }
+    return;
+  }
   convolution::convolve(a, Epilogue::image, x.scalar_type());
 }
 

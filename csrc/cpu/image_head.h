@@ -1,4 +1,4 @@
-// mirrorgan::image_head on the CPU: its form for AMX, a few rows at a time.
+// mirrorgan::image_head on the CPU: its forms for images of few channels, a few rows at a time.
 
 #pragma once
 
@@ -7,6 +7,16 @@
 #include "convolution.h"
 
 namespace mirrorgan::image_head {
+
+// Whether the form for vectors exists for such a layer.
+bool takes_vectors(const convolution::Arguments& a);
+// The weights as it takes them, in memory of this thread that the next call takes again.
+template <typename scalar_t>
+const float* prepare_vectors(const convolution::Arguments& a);
+// Grey levels of rows [first, end) of a sample, whose map and image begin at x and out.
+template <typename scalar_t>
+void write_rows_vectors(
+    const convolution::Arguments& a, const float* taps, const scalar_t* x, uint8_t* out, int64_t first, int64_t end);
 
 #if defined(MIRRORGAN_X86)
 // Whether the form for AMX exists for such a layer and maps of this width.

@@ -103,4 +103,18 @@ inline InstructionSet chosen_instruction_set() {
   return chosen;
 }
 
+// Of a kernel's three forms, name_baseline, name_avx2 and name_avx512, that for the chosen set. (Only the first exists on
+// every processor.)
+#if defined(MIRRORGAN_X86)
+#define MIRRORGAN_CHOSEN(name) ::mirrorgan::chosen_of(name##_baseline, name##_avx2, name##_avx512)
+
+template <typename Form>
+Form chosen_of(Form baseline, Form avx2, Form avx512) {
+  const InstructionSet set = chosen_instruction_set();
+  return set >= InstructionSet::avx512 ? avx512 : set == InstructionSet::avx2 ? avx2 : baseline;
+}
+#else
+#define MIRRORGAN_CHOSEN(name) name##_baseline
+#endif
+
 }  // namespace mirrorgan

@@ -114,6 +114,12 @@ MIRRORGAN_INLINE void grey_level(typename Vector<Lanes>::Float& x) {
   x = s * 255.0f;
 }
 
+// A grey level, NaN as 0.
+MIRRORGAN_INLINE uint8_t to_byte(float level) {
+  level += 0.5f;
+  return static_cast<uint8_t>(level >= 255.0f ? 255.0f : level >= 0.0f ? level : 0.0f);
+}
+
 // The result of one pixel, and of the channels of a half: what its sums (and those of their gates) become.
 template <typename scalar_t, int Lanes>
 MIRRORGAN_INLINE void write_half(
@@ -136,9 +142,7 @@ MIRRORGAN_INLINE void write_half(
     if (epilogue == Epilogue::image) {
       grey_level<Lanes>(value);
       for (int64_t i = 0; i < Lanes && c + i < valid; ++i) {
-        const float level = value[i] + 0.5f;
-        static_cast<uint8_t*>(a.out)[at + channel + c + i] =
-            static_cast<uint8_t>(level >= 255.0f ? 255.0f : level >= 0.0f ? level : 0.0f);
+        static_cast<uint8_t*>(a.out)[at + channel + c + i] = to_byte(value[i]);
       }
       continue;
     }

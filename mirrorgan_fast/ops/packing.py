@@ -5,13 +5,13 @@ is first upsampled by two (nearest) a 3x3 one is four phases of four taps on the
 phase for each of the four pixels that a pixel becomes: rows of the kernel that meet the same pixel
 are summed.
 
-On a processor a 3x3 convolution is in Winograd's form (Lavin and Gray, "Fast Algorithms for
-Convolutional Neural Networks", 2016): in float32 4x4 results take 36 products instead of 144, in
-bfloat16, which would lose too much of them, 2x2 take 16 instead of 36, and on the upsampled map 2x2
-take 9 instead of 16. Each product is a 1x1 convolution of a sum of inputs, and its weight a sum of
-taps. A NaN or an infinite number then reaches all results of the tiles that it is an input of: in
-float32 up to four pixels. Where AMX multiplies it pays on the upsampled map alone, and of many
-channels.
+On a processor a 3x3 convolution to more than an image is in Winograd's form (Lavin and Gray, "Fast
+Algorithms for Convolutional Neural Networks", 2016): in float32 4x4 results take 36 products
+instead of 144, in bfloat16, which would lose too much of them, 2x2 take 16 instead of 36, and on
+the upsampled map 2x2 take 9 instead of 16. Each product is a 1x1 convolution of a sum of inputs,
+and its weight a sum of taps. A NaN or an infinite number then reaches all results of the tiles that
+it is an input of: in float32 up to four pixels. Where AMX multiplies, the form pays on the
+upsampled map alone, and of many channels.
 
 On a processor the weights lie in tiles: blocks of 32 output channels and steps of 32 input channels
 of a tap, each block and step as two tiles of 16 output channels. In bfloat16 a tile holds pairs of
@@ -39,6 +39,7 @@ Layout = Literal["tiles", "rows"]
 
 _HALF, _DEPTH = 16, 32
 _DEEP = 512  # channels from which on AMX's products take longer than what is done with their sums
+_IMAGE_CHANNELS = 3  # for so few `image_head` has a form of its own, of plain taps
 _PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _DIMS: dict[Layout, int] = {"tiles": 5, "rows": 4}
@@ -77,8 +78,8 @@ _TWO_BY_TWO = _Winograd(
 )
 _UPSAMPLED = _Winograd(((1, 0, 0), (1, 1, 1), (0, 0, 1)), ((1, 0, 0), (-1, 1, -1), (0, 0, 1)))
 _OF_PRODUCTS = {36: _FOUR_BY_FOUR, 16: _TWO_BY_TWO, 9: _UPSAMPLED}
-_PARTS_OF = {True: ((36, 1),), False: ((16, 1), (1, 9), (4, 4))}
-"""Phases or products, and taps, that are of float32 alone and of what is narrower alone."""
+_PARTS = ((1, 1), (9, 1), (1, 9), (4, 4))
+"""Phases or products, and taps, of any data type."""
 
 
 def layout_on(device: torch.device) -> Layout:
@@ -129,7 +130,7 @@ def pack(
             "an even number of them before a GLU"
         )
     wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-    form = _winograd_form(weight, dtype, upsample=upsample) if layout == "tiles" else None
+    form = _winograd_form(weight, dtype, glu=glu, upsample=upsample) if layout == "tiles" else None
     if form is not None:
         products = _nested(form.weights, wide)  # (N, C, p, q)
         phases = products.flatten(2).permute(2, 0, 1)[..., None, None]  # (P, N, C, 1, 1)
@@ -200,7 +201,7 @@ def check_packed(
     depth = -(-channels // _DEPTH)
     wanted: list[tuple[int, ...]]
     if weight.dim() == _DIMS["tiles"]:
-        parts = ((1, 1), (9, 1), *_PARTS_OF[weight.dtype == torch.float32])
+        parts = (*_PARTS, (36 if weight.dtype == torch.float32 else 16, 1))
         wanted = [(part, blocks, taps * depth, 2, _DEPTH * _HALF) for part, taps in parts]
     else:
         wanted = [(phases, taps, channels, size) for phases, taps in ((1, 9), (1, 1), (4, 4))]
@@ -227,11 +228,13 @@ def choose_packed(op: str, x: Tensor, weight: Tensor, *, needs_grad: bool) -> st
     return implementation
 
 
-def _winograd_form(weight: Tensor, dtype: torch.dtype, *, upsample: bool) -> _Winograd | None:
+def _winograd_form(
+    weight: Tensor, dtype: torch.dtype, *, glu: bool, upsample: bool
+) -> _Winograd | None:
+    of_image = not glu and weight.shape[0] <= _IMAGE_CHANNELS
+    in_amx = dtype == torch.bfloat16 and instruction_set() == "amx"
     deep = upsample and weight.shape[1] >= _DEEP
-    if weight.shape[2] != 3 or (
-        dtype == torch.bfloat16 and instruction_set() == "amx" and not deep
-    ):
+    if weight.shape[2] != 3 or of_image or (in_amx and not deep):
         return None
     if upsample:
         return _UPSAMPLED
