@@ -25,7 +25,7 @@ def rows(benchmarks: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     return [
         (
             str(benchmark["name"]).removeprefix("test_").replace("[", ": ").removesuffix("]"),
-            f"{info['median_ms']:#.3g} ms",
+            _milliseconds(info["median_ms"]),
             _cell(info, "images_per_second", "{:.0f}"),
             _cell(info, "times_eager_as_it_comes", "{:.1f}"),
             _cell(info, "times_eager", "{:.1f}"),
@@ -35,6 +35,10 @@ def rows(benchmarks: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
         for benchmark in benchmarks
         if "median_ms" in (info := benchmark["extra_info"])
     ]
+
+
+def _milliseconds(median: float) -> str:
+    return f"{median:,.0f} ms" if median >= 1000 else f"{median:#.3g} ms"
 
 
 def _cell(info: Mapping[str, Any], name: str, form: str) -> str:

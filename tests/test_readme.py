@@ -11,8 +11,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_table_of_speed_is_that_of_the_results() -> None:
-    table = of_file(RESULTS / "cpu-amx-generator.json", "generator")
+@pytest.mark.parametrize("processor", ["amx", "zen4"])
+def test_the_tables_of_speed_are_those_of_the_results(processor: str) -> None:
+    table = of_file(RESULTS / f"cpu-{processor}-generator.json", "generator")
     assert len(table.splitlines()) > 5
     assert table in README
 

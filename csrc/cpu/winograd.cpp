@@ -34,8 +34,9 @@ constexpr int64_t kPadding = 32;
 // How far before a tile is spread its inputs are asked for: a row of them, a few channels in turn, is no stream to a processor.
 constexpr int64_t kTilesAhead = 8;
 
-// Three taps with zeros around the map, in float32: results 0 to 3 from the inputs -1 to 4. The products are values of polynomials at 0,
-// 5/8, -5/8, 3/2, -3/2 and infinity, where float32 loses less than at the usual 1 and 2; powers of these numbers are exact.
+// Three taps with zeros around the map, in float32: results 0 to 3 from the inputs -1 to 4. The products are values of
+// polynomials at 0, 5/8, -5/8, 3/2, -3/2 and infinity, where float32 loses less than at the usual 1 and 2; powers of these
+// numbers are exact.
 struct FourByFour {
   static constexpr int kInputs = 6, kResults = 4, kStep = 4, kProducts = 6;
   static constexpr float kNear = 0.625f, kFar = 1.5f, kNear2 = kNear * kNear, kFar2 = kFar * kFar;
