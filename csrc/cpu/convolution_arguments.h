@@ -45,6 +45,10 @@ inline Arguments layer_of(
   a.products = parts == 9 || parts == (dtype == ScalarType::Float ? 36 : 16) ? parts : 0;
   a.phases = a.products == 9 || parts == 4 ? 4 : 1;
   a.taps = a.phases == 4 ? 4 : a.products == 0 && a.steps == steps_of_tap ? 1 : 9;
+  // In float32 only an image is of plain taps: what else looks like it was packed for another data type.
+  const bool may_have_taps = dtype == ScalarType::BFloat16 || (epilogue != Epilogue::glu && a.out_channels <= kImageChannels);
+  MIRRORGAN_CHECK(a.products > 0 || a.taps == 1 || may_have_taps, op, "weight", shape_text(weight.sizes()),
+                  "Winograd's form in Float");
   const int64_t steps = a.products > 0 ? steps_of_tap : a.taps * steps_of_tap;
   MIRRORGAN_CHECK_SHAPE(op, "weight", weight, {a.products > 0 ? a.products : a.phases, blocks, steps, 2, kTile});
   return a;

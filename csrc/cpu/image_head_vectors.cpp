@@ -17,7 +17,13 @@ namespace {
 
 using namespace convolution;
 
-constexpr int kOutputs = 3, kAtOnce = 4, kSide = 3;
+constexpr int kOutputs = kImageChannels, kAtOnce = 4, kSide = 3;
+
+#if defined(__clang__)
+#define MIRRORGAN_SHUFFLE(one, other, ...) __builtin_shufflevector(one, other, __VA_ARGS__)
+#else  // which GCC has from 12 on
+#define MIRRORGAN_SHUFFLE(one, other, ...) __builtin_shuffle(one, other, Vector<4>::Int{__VA_ARGS__})
+#endif
 
 int64_t taps_size(const Arguments& a) {
   return kSide * kSide * a.channels * kOutputs;
@@ -62,10 +68,9 @@ MIRRORGAN_INLINE void sum_lanes(const typename Vector<Lanes>::Float (&vectors)[k
   Quad pairs[2];
   for (int i = 0; i < 2; ++i) {
     const Quad &one = sums[2 * i], &other = sums[2 * i + 1];
-    pairs[i] = __builtin_shufflevector(one, other, 0, 4, 1, 5) + __builtin_shufflevector(one, other, 2, 6, 3, 7);
+    pairs[i] = MIRRORGAN_SHUFFLE(one, other, 0, 4, 1, 5) + MIRRORGAN_SHUFFLE(one, other, 2, 6, 3, 7);
   }
-  store<4>(__builtin_shufflevector(pairs[0], pairs[1], 0, 1, 4, 5) + __builtin_shufflevector(pairs[0], pairs[1], 2, 3, 6, 7),
-           out);
+  store<4>(MIRRORGAN_SHUFFLE(pairs[0], pairs[1], 0, 1, 4, 5) + MIRRORGAN_SHUFFLE(pairs[0], pairs[1], 2, 3, 6, 7), out);
 }
 
 // What the taps make of kAtOnce pixels of a row from `column` on, an output after the other, `pitch` apart.

@@ -430,21 +430,26 @@ MIRRORGAN_KERNEL(matrix_tiles, MIRRORGAN_TARGET_AVX512, InMatrixTiles)
 
 template <typename scalar_t, typename Form>
 Kernel chosen_kernel() {
-  constexpr bool is_float = std::is_same_v<scalar_t, float>;
-  switch (chosen_instruction_set()) {
 #if defined(MIRRORGAN_X86)
-    case InstructionSet::amx:
-      return is_float ? float_avx512<Form> : matrix_tiles<Form>;
-    case InstructionSet::avx512_bf16:
-      return is_float ? float_avx512<Form> : pairs_avx512<Form>;
-    case InstructionSet::avx512:
-      return is_float ? float_avx512<Form> : bfloat16_avx512<Form>;
-    case InstructionSet::avx2:
-      return is_float ? float_avx2<Form> : bfloat16_avx2<Form>;
-#endif
-    default:
-      return is_float ? float_baseline<Form> : bfloat16_baseline<Form>;
+  if constexpr (std::is_same_v<scalar_t, float>) {
+    return chosen_of(float_baseline<Form>, float_avx2<Form>, float_avx512<Form>);
+  } else {
+    switch (chosen_instruction_set()) {
+      case InstructionSet::amx:
+        return matrix_tiles<Form>;
+      case InstructionSet::avx512_bf16:
+        return pairs_avx512<Form>;
+      default:
+        return chosen_of(bfloat16_baseline<Form>, bfloat16_avx2<Form>, bfloat16_avx512<Form>);
+    }
   }
+#else
+  if constexpr (std::is_same_v<scalar_t, float>) {
+    return float_baseline<Form>;
+  } else {
+    return bfloat16_baseline<Form>;
+  }
+#endif
 }
 
 }  // namespace

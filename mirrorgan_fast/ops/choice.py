@@ -45,10 +45,10 @@ class Row(NamedTuple):
     """Whether it has a gradient at all."""
 
 
-# Measured by benchmarks/ (the sizes are in shapes.py) on two cores, of a Xeon with AMX and, what is
-# of AVX-512 and float32, of an EPYC (Zen 4): in bfloat16 against torch.compile in bfloat16, in
-# float32 against PyTorch without it. benchmarks/results/ has all figures. A row stays only while it
-# wins somewhere.
+# Measured by benchmarks/ (the sizes are in shapes.py) on two cores of a Xeon with AMX; of the
+# generator's ops what is not of AMX, which is AVX-512's products of bfloat16 and float32, on those
+# of an EPYC (Zen 4). In bfloat16 against torch.compile in bfloat16, in float32 against PyTorch
+# without it. benchmarks/results/ has all figures. A row stays only while it wins somewhere.
 _BOTH = (torch.bfloat16, torch.float32)
 # On a GPU nothing has been timed yet. For inference Triton runs all the same, as the reference
 # takes packed weights apart in every call; for training it has to be asked for. Attention in
@@ -83,7 +83,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
             "cpu",
             "cpu",
             _BOTH,
-            "1.8 to 2.2 times in bfloat16 with AMX, 1.5 with AVX-512, 2.9 in float32",
+            "1.8 to 2.2 times in bfloat16 with AMX, 1.5 to 1.6 with AVX-512, 2.9 in float32",
             differentiable=False,
         ),
         _FOR_INFERENCE._replace(dtypes=_ANY),

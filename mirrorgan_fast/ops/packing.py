@@ -10,7 +10,7 @@ Algorithms for Convolutional Neural Networks", 2016): in float32 4x4 results tak
 instead of 144, in bfloat16, which would lose too much of them, 2x2 take 16 instead of 36, and on
 the upsampled map 2x2 take 9 instead of 16. Each product is a 1x1 convolution of a sum of inputs,
 and its weight a sum of taps. A NaN or an infinite number then reaches all results of the tiles that
-it is an input of: in float32 up to four pixels. Where AMX multiplies, the form pays on the
+it is an input of: in float32 up to three pixels. Where AMX multiplies, the form pays on the
 upsampled map alone, and of many channels.
 
 On a processor the weights lie in tiles: blocks of 32 output channels and steps of 32 input channels
@@ -78,8 +78,8 @@ _TWO_BY_TWO = _Winograd(
 )
 _UPSAMPLED = _Winograd(((1, 0, 0), (1, 1, 1), (0, 0, 1)), ((1, 0, 0), (-1, 1, -1), (0, 0, 1)))
 _OF_PRODUCTS = {36: _FOUR_BY_FOUR, 16: _TWO_BY_TWO, 9: _UPSAMPLED}
-_PARTS = ((1, 1), (9, 1), (1, 9), (4, 4))
-"""Phases or products, and taps, of any data type."""
+_TAPS = ((1, 9), (4, 4))
+"""Phases and their taps where a 3x3 convolution is in no other form."""
 
 
 def layout_on(device: torch.device) -> Layout:
@@ -201,7 +201,10 @@ def check_packed(
     depth = -(-channels // _DEPTH)
     wanted: list[tuple[int, ...]]
     if weight.dim() == _DIMS["tiles"]:
-        parts = (*_PARTS, (36 if weight.dtype == torch.float32 else 16, 1))
+        wide = weight.dtype == torch.float32
+        parts = [(1, 1), (9, 1), (36 if wide else 16, 1)]
+        if not wide or (not glu and size <= _IMAGE_CHANNELS):
+            parts += _TAPS
         wanted = [(part, blocks, taps * depth, 2, _DEPTH * _HALF) for part, taps in parts]
     else:
         wanted = [(phases, taps, channels, size) for phases, taps in ((1, 9), (1, 1), (4, 4))]
@@ -232,7 +235,7 @@ def _winograd_form(
     weight: Tensor, dtype: torch.dtype, *, glu: bool, upsample: bool
 ) -> _Winograd | None:
     of_image = not glu and weight.shape[0] <= _IMAGE_CHANNELS
-    in_amx = dtype == torch.bfloat16 and instruction_set() == "amx"
+    in_amx = dtype == torch.bfloat16 and instruction_set() in ("amx", "")
     deep = upsample and weight.shape[1] >= _DEEP
     if weight.shape[2] != 3 or of_image or (in_amx and not deep):
         return None
