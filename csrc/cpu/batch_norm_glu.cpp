@@ -189,11 +189,7 @@ struct Passes {
   Chunk sum, gate, sum_gradient, gradient;
 };
 
-MIRRORGAN_PASSES(baseline, 4, )
-#if defined(MIRRORGAN_X86)
-MIRRORGAN_PASSES(avx2, 8, MIRRORGAN_TARGET_AVX2)
-MIRRORGAN_PASSES(avx512, 16, MIRRORGAN_TARGET_AVX512)
-#endif
+MIRRORGAN_FOR_EACH_SET(MIRRORGAN_PASSES)
 
 Passes passes_for(bool is_bfloat16) {
   if (is_bfloat16) {

@@ -22,9 +22,10 @@ constexpr int64_t kGroup = 16;    // pixels in a row of the window: the rows of 
 constexpr int64_t kPixels = 32;   // of a block: two groups
 constexpr int64_t kHalf = 16;     // columns of a half: values or gates, or the first or last channels
 constexpr int64_t kColumns = 32;  // of a block: two halves
-constexpr int64_t kImageChannels = 3;  // so few results are not in Winograd's form
 constexpr int64_t kDepth = 32;    // channels of a step: a row of a matrix tile in bfloat16
 constexpr int64_t kTile = kDepth * kHalf;
+// So few results of plain taps image_head computes faster than in Winograd's form.
+constexpr int64_t kImageChannels = 3;
 // Weights of all blocks that are too many to stay in a second-level cache come from further away for every part of the work:
 // then rather fewer parts.
 constexpr int64_t kManyWeightsBytes = 1024 * 1024;

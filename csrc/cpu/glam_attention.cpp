@@ -142,14 +142,11 @@ using Attend = void (*)(const Arguments&, int64_t, int64_t, int64_t, float*);
     attend<scalar_t, lanes>(a, sample, first_pixel, end_pixel, scratch);                                      \
   }
 
-MIRRORGAN_ATTEND(attend_float_baseline, float, 4, )
-MIRRORGAN_ATTEND(attend_bfloat16_baseline, bfloat16_bits, 4, )
-#if defined(MIRRORGAN_X86)
-MIRRORGAN_ATTEND(attend_float_avx2, float, 8, MIRRORGAN_TARGET_AVX2)
-MIRRORGAN_ATTEND(attend_bfloat16_avx2, bfloat16_bits, 8, MIRRORGAN_TARGET_AVX2)
-MIRRORGAN_ATTEND(attend_float_avx512, float, 16, MIRRORGAN_TARGET_AVX512)
-MIRRORGAN_ATTEND(attend_bfloat16_avx512, bfloat16_bits, 16, MIRRORGAN_TARGET_AVX512)
-#endif
+#define MIRRORGAN_ATTENDS(set, lanes, target) \
+  MIRRORGAN_ATTEND(attend_float_##set, float, lanes, target) \
+  MIRRORGAN_ATTEND(attend_bfloat16_##set, bfloat16_bits, lanes, target)
+
+MIRRORGAN_FOR_EACH_SET(MIRRORGAN_ATTENDS)
 
 void check_dtype(const char* argument, const Tensor& tensor, ScalarType wanted) {
   MIRRORGAN_CHECK(tensor.scalar_type() == wanted, kOp, argument, tensor.scalar_type(), wanted);

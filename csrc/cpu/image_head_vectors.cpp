@@ -161,14 +161,11 @@ struct Form {
   }                                                                                                                \
   constexpr Form name{order_taps_##name, write_rows_##name};
 
-MIRRORGAN_FORM(float_baseline, float, 4, )
-MIRRORGAN_FORM(bfloat16_baseline, bfloat16_bits, 4, )
-#if defined(MIRRORGAN_X86)
-MIRRORGAN_FORM(float_avx2, float, 8, MIRRORGAN_TARGET_AVX2)
-MIRRORGAN_FORM(bfloat16_avx2, bfloat16_bits, 8, MIRRORGAN_TARGET_AVX2)
-MIRRORGAN_FORM(float_avx512, float, 16, MIRRORGAN_TARGET_AVX512)
-MIRRORGAN_FORM(bfloat16_avx512, bfloat16_bits, 16, MIRRORGAN_TARGET_AVX512)
-#endif
+#define MIRRORGAN_FORMS(set, lanes, target) \
+  MIRRORGAN_FORM(float_##set, float, lanes, target) \
+  MIRRORGAN_FORM(bfloat16_##set, bfloat16_bits, lanes, target)
+
+MIRRORGAN_FOR_EACH_SET(MIRRORGAN_FORMS)
 
 template <typename scalar_t>
 Form chosen_form() {

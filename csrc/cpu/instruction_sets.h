@@ -103,9 +103,13 @@ inline InstructionSet chosen_instruction_set() {
   return chosen;
 }
 
-// Of a kernel's three forms, name_baseline, name_avx2 and name_avx512, that for the chosen set. (Only the first exists on
-// every processor.)
+// A kernel in vectors of float32 has three forms, name_baseline, name_avx2 and name_avx512, of which only the first exists on
+// every processor. FOR_EACH_SET has a macro (set, lanes, target) define them, and CHOSEN is that for the chosen set.
 #if defined(MIRRORGAN_X86)
+#define MIRRORGAN_FOR_EACH_SET(define)     \
+  define(baseline, 4, )                    \
+  define(avx2, 8, MIRRORGAN_TARGET_AVX2)   \
+  define(avx512, 16, MIRRORGAN_TARGET_AVX512)
 #define MIRRORGAN_CHOSEN(name) ::mirrorgan::chosen_of(name##_baseline, name##_avx2, name##_avx512)
 
 template <typename Form>
@@ -114,6 +118,7 @@ Form chosen_of(Form baseline, Form avx2, Form avx512) {
   return set >= InstructionSet::avx512 ? avx512 : set == InstructionSet::avx2 ? avx2 : baseline;
 }
 #else
+#define MIRRORGAN_FOR_EACH_SET(define) define(baseline, 4, )
 #define MIRRORGAN_CHOSEN(name) name##_baseline
 #endif
 

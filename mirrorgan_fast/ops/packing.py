@@ -9,9 +9,9 @@ On a processor a 3x3 convolution to more than an image is in Winograd's form (La
 Algorithms for Convolutional Neural Networks", 2016): in float32 4x4 results take 36 products
 instead of 144, in bfloat16, which would lose too much of them, 2x2 take 16 instead of 36, and on
 the upsampled map 2x2 take 9 instead of 16. Each product is a 1x1 convolution of a sum of inputs,
-and its weight a sum of taps. A NaN or an infinite number then reaches all results of the tiles that
-it is an input of: in float32 up to three pixels. Where AMX multiplies, the form pays on the
-upsampled map alone, and of many channels.
+and its weight a sum of taps. In float32 a NaN or an infinite number then reaches other results of
+its tiles: up to three pixels. Where AMX multiplies, the form pays on the upsampled map alone, and
+of many channels.
 
 On a processor the weights lie in tiles: blocks of 32 output channels and steps of 32 input channels
 of a tap, each block and step as two tiles of 16 output channels. In bfloat16 a tile holds pairs of
@@ -235,9 +235,10 @@ def _winograd_form(
     weight: Tensor, dtype: torch.dtype, *, glu: bool, upsample: bool
 ) -> _Winograd | None:
     of_image = not glu and weight.shape[0] <= _IMAGE_CHANNELS
-    in_amx = dtype == torch.bfloat16 and instruction_set() in ("amx", "")
+    # the reference, which is all there is without an extension, has to take a form apart again
+    in_taps = dtype == torch.bfloat16 and instruction_set() in ("amx", "")
     deep = upsample and weight.shape[1] >= _DEEP
-    if weight.shape[2] != 3 or of_image or (in_amx and not deep):
+    if weight.shape[2] != 3 or of_image or (in_taps and not deep):
         return None
     if upsample:
         return _UPSAMPLED

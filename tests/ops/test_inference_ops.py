@@ -255,6 +255,8 @@ def test_weights_packed_for_another_processor(
     implementation, assert_result, monkeypatch, op, upsample, packed_for
 ):
     monkeypatch.setattr(packing, "instruction_set", lambda: packed_for)
+    parts = call(op, WHOLE._replace(upsample=upsample), torch.bfloat16).arguments[1].shape[0]
+    assert parts == {"amx": (1, 4), "avx512_bf16": (16, 9)}[packed_for][upsample]
     for shapes in (WHOLE, Shapes(), Shapes(channels=70, width=17, out_channels=33)):
         called = call(op, shapes._replace(upsample=upsample), torch.bfloat16)
         assert_result(called, called.run())

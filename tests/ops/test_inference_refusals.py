@@ -26,6 +26,7 @@ REFUSED = [
     ("conv_glu", "weight", 1, ONES(6, 5, 3, 3), "what pack() makes"),
     ("conv_glu", "weight", 1, packed(6, glu=True, dtype=torch.bfloat16), "torch.float32, that of"),
     ("conv_glu", "weight", 1, packed(6, glu=True, dtype=torch.bfloat16).float(), "pack() makes"),
+    ("conv_glu", "weight", 1, ONES(1, 1, 9, 2, 512), "pack() makes"),  # bfloat16's for AMX
     ("conv_glu", "weight", 1, packed(6, glu=True).to("meta"), "device cpu"),
     ("conv_glu", "weight", 1, packed(6, glu=True).mT.contiguous().mT, "a contiguous tensor"),
     ("conv_glu", "bias", 2, ONES(5), "float32 of shape (2C,)"),
