@@ -4,9 +4,12 @@
 #                make birds CAPTION="a small blue bird with a black bill"
 #   make test    formatting, types and all tests
 #
-# And for work on the C++: make sanitize, the tests of the ops under the address and undefined-behaviour sanitizers.
+# And for work on the C++:
 #
-# Both work in .venv, which they set up on the first call and after a change of what is built or
+#   make sanitize   the tests of the CPU's kernels under the address and undefined-behaviour sanitizers,
+#                   those for AMX too (with AVX-512's products of bfloat16): their tiles are emulated
+#
+# All work in .venv, which they set up on the first call and after a change of what is built or
 # pinned. Another Python: make PYTHON=python3.12 birds
 
 PYTHON ?= python3
@@ -38,10 +41,11 @@ sanitize: $(VENV)/installed-dev
 	rm -rf build/sanitized
 	mkdir -p build/sanitized
 	cp -r benchmarks csrc kernels mirrorgan_fast tests pyproject.toml setup.py README.md build/sanitized
-	cd build/sanitized && CFLAGS="$(SANITIZE) -g1" LDFLAGS="$(SANITIZE)" \
+	cd build/sanitized && CFLAGS="$(SANITIZE) -g1 -DMIRRORGAN_EMULATED_TILES" LDFLAGS="$(SANITIZE)" \
 	    $(abspath $(BIN))/python setup.py build_ext --inplace --force
 	cd build/sanitized && LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
-	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. $(abspath $(BIN))/python -m pytest tests/ops -k "not nvcc"
+	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. $(abspath $(BIN))/python -m pytest \
+	    tests/ops tests/models/test_fused_glam.py tests/models/test_fused_stem.py -k "not nvcc and not triton"
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -14,18 +14,12 @@
 
 #include "vectors.h"
 
-// Functions between these two are compiled for AMX.
-#if defined(__clang__)
-#define MIRRORGAN_BEGIN_AMX                                                                                     \
-  _Pragma("clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16," \
-          "amx-tile,amx-bf16\"))), apply_to = function)")
-#define MIRRORGAN_END_AMX _Pragma("clang attribute pop")
-#else
-#define MIRRORGAN_BEGIN_AMX        \
-  _Pragma("GCC push_options")      \
-  _Pragma("GCC target(\"avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16,amx-tile,amx-bf16\")")
-#define MIRRORGAN_END_AMX _Pragma("GCC pop_options")
+#if defined(MIRRORGAN_EMULATED_TILES)
+#include "emulated_tiles.h"
 #endif
+
+#define MIRRORGAN_BEGIN_AMX \
+  MIRRORGAN_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16,amx-tile,amx-bf16")
 
 namespace mirrorgan::amx {
 
@@ -173,6 +167,6 @@ MIRRORGAN_INLINE __mmask32 first_of_32(int64_t count) {
 
 }  // namespace mirrorgan::amx
 
-MIRRORGAN_END_AMX
+MIRRORGAN_END_TARGET
 
 #endif

@@ -97,19 +97,19 @@ MIRRORGAN_INLINE void gate_columns(const Arguments& a, int64_t first, int64_t en
 }
 
 // x - mean of values and gates in one row, and the gradients of their y.
-template <typename scalar_t, int Lanes, typename Float>
+template <typename scalar_t, int Lanes>
 MIRRORGAN_INLINE void read_row(
     const Arguments& a,
     int64_t row,
     int64_t column,
     const Half<Lanes>& values,
     const Half<Lanes>& gates,
-    Float& value,
-    Float& gate,
-    Float& of_value,
-    Float& of_gate) {
+    typename Vector<Lanes>::Float& value,
+    typename Vector<Lanes>::Float& gate,
+    typename Vector<Lanes>::Float& of_value,
+    typename Vector<Lanes>::Float& of_gate) {
   const auto* x = static_cast<const scalar_t*>(a.x) + row * 2 * a.halves + column;
-  Float of_result, s, rest;
+  typename Vector<Lanes>::Float of_result, s, rest;
   load<Lanes>(x, value);
   load<Lanes>(x + a.halves, gate);
   load<Lanes>(static_cast<const scalar_t*>(a.gradient) + row * a.halves + column, of_result);

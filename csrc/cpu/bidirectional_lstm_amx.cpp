@@ -154,7 +154,7 @@ void read(
   }
 }
 
-MIRRORGAN_END_AMX
+MIRRORGAN_END_TARGET
 
 }  // namespace
 

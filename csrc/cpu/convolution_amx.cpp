@@ -337,6 +337,6 @@ void convolve_strip_amx(
 
 }  // namespace mirrorgan::convolution
 
-MIRRORGAN_END_AMX
+MIRRORGAN_END_TARGET
 
 #endif

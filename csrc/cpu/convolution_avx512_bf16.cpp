@@ -8,12 +8,7 @@
 
 #include <cstring>
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
-#endif
+MIRRORGAN_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
 
 namespace mirrorgan::convolution {
 namespace {
@@ -80,10 +75,6 @@ void multiply_pairs(
 
 }  // namespace mirrorgan::convolution
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+MIRRORGAN_END_TARGET
 
 #endif

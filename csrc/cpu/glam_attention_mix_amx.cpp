@@ -697,7 +697,7 @@ void attend(
   attention.write_last();
 }
 
-MIRRORGAN_END_AMX
+MIRRORGAN_END_TARGET
 
 }  // namespace
 

@@ -167,7 +167,7 @@ void write_rows(
 #undef MIRRORGAN_MULTIPLY
 #undef MIRRORGAN_BEGIN
 
-MIRRORGAN_END_AMX
+MIRRORGAN_END_TARGET
 
 }  // namespace
 

@@ -42,7 +42,9 @@ inline bool may_use_tiles() {
 
 // The bits of cpuid leaf 7 that GCC 12 has no name for in __builtin_cpu_supports.
 inline bool has_tiles_for_bfloat16() {
-#if defined(MIRRORGAN_X86)
+#if defined(MIRRORGAN_EMULATED_TILES)
+  return true;
+#elif defined(MIRRORGAN_X86)
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24;
   const bool tiles = __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & kBfloat16) && (edx & kTiles);

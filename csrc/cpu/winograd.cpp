@@ -34,6 +34,10 @@ constexpr int64_t kPadding = 32;
 // How far before a tile is spread its inputs are asked for: a row of them, a few channels in turn, is no stream to a processor.
 constexpr int64_t kTilesAhead = 8;
 
+// Vectors, for the forms below. (A deduced type would not have the alignment of Vector's.)
+template <int Lanes, int count>
+using Vectors = typename Vector<Lanes>::Float[count];
+
 // Three taps with zeros around the map, in float32: results 0 to 3 from the inputs -1 to 4. The products are values of
 // polynomials at 0, 5/8, -5/8, 3/2, -3/2 and infinity, where float32 loses less than at the usual 1 and 2; powers of these
 // numbers are exact.
@@ -41,8 +45,8 @@ struct FourByFour {
   static constexpr int kInputs = 6, kResults = 4, kStep = 4, kProducts = 6;
   static constexpr float kNear = 0.625f, kFar = 1.5f, kNear2 = kNear * kNear, kFar2 = kFar * kFar;
 
-  template <typename Float>
-  static MIRRORGAN_INLINE void spread(const Float (&d)[kInputs], Float (&v)[kProducts]) {
+  template <int Lanes, typename Float = typename Vector<Lanes>::Float>
+  static MIRRORGAN_INLINE void spread(const Vectors<Lanes, kInputs>& d, Vectors<Lanes, kProducts>& v) {
     const Float near_even = d[4] - d[2] * kFar2, near_odd = d[3] - d[1] * kFar2;
     const Float far_even = d[4] - d[2] * kNear2, far_odd = d[3] - d[1] * kNear2;
     v[0] = d[0] * (kNear2 * kFar2) + (d[4] - d[2] * (kNear2 + kFar2));
@@ -53,8 +57,8 @@ struct FourByFour {
     v[5] = d[1] * (kNear2 * kFar2) + (d[5] - d[3] * (kNear2 + kFar2));
   }
 
-  template <typename Float>
-  static MIRRORGAN_INLINE void gather(const Float (&m)[kProducts], Float (&y)[kResults]) {
+  template <int Lanes, typename Float = typename Vector<Lanes>::Float>
+  static MIRRORGAN_INLINE void gather(const Vectors<Lanes, kProducts>& m, Vectors<Lanes, kResults>& y) {
     const Float near_even = m[1] + m[2], near_odd = m[1] - m[2], far_even = m[3] + m[4], far_odd = m[3] - m[4];
     y[0] = m[0] + near_even + far_even;
     y[1] = near_odd * kNear + far_odd * kFar;
@@ -67,16 +71,16 @@ struct FourByFour {
 struct TwoByTwo {
   static constexpr int kInputs = 4, kResults = 2, kStep = 2, kProducts = 4;
 
-  template <typename Float>
-  static MIRRORGAN_INLINE void spread(const Float (&d)[kInputs], Float (&v)[kProducts]) {
+  template <int Lanes>
+  static MIRRORGAN_INLINE void spread(const Vectors<Lanes, kInputs>& d, Vectors<Lanes, kProducts>& v) {
     v[0] = d[0] - d[2];
     v[1] = d[1] + d[2];
     v[2] = d[2] - d[1];
     v[3] = d[1] - d[3];
   }
 
-  template <typename Float>
-  static MIRRORGAN_INLINE void gather(const Float (&m)[kProducts], Float (&y)[kResults]) {
+  template <int Lanes>
+  static MIRRORGAN_INLINE void gather(const Vectors<Lanes, kProducts>& m, Vectors<Lanes, kResults>& y) {
     y[0] = m[0] + m[1] + m[2];
     y[1] = m[1] - m[2] - m[3];
   }
@@ -86,15 +90,15 @@ struct TwoByTwo {
 struct Upsampled {
   static constexpr int kInputs = 3, kResults = 2, kStep = 1, kProducts = 3;
 
-  template <typename Float>
-  static MIRRORGAN_INLINE void spread(const Float (&d)[kInputs], Float (&v)[kProducts]) {
+  template <int Lanes>
+  static MIRRORGAN_INLINE void spread(const Vectors<Lanes, kInputs>& d, Vectors<Lanes, kProducts>& v) {
     v[0] = d[0] - d[1];
     v[1] = d[1];
     v[2] = d[2] - d[1];
   }
 
-  template <typename Float>
-  static MIRRORGAN_INLINE void gather(const Float (&m)[kProducts], Float (&y)[kResults]) {
+  template <int Lanes>
+  static MIRRORGAN_INLINE void gather(const Vectors<Lanes, kProducts>& m, Vectors<Lanes, kResults>& y) {
     y[0] = m[0] + m[1];
     y[1] = m[1] + m[2];
   }
@@ -141,7 +145,7 @@ MIRRORGAN_INLINE void spread_column(
       }
     }
   }
-  Form::spread(d, out);
+  Form::template spread<Lanes>(d, out);
 }
 
 // `count` tiles of one row, from `first` on, into the matrices from `out` on.
@@ -182,7 +186,7 @@ MIRRORGAN_INLINE void spread_row(
         for (int i = 0; i < Form::kInputs; ++i) {
           d[i] = columns[i][p];
         }
-        Form::spread(d, v);
+        Form::template spread<Lanes>(d, v);
 #pragma GCC unroll 6
         for (int q = 0; q < Form::kProducts; ++q) {
           store<Lanes>(v[q], tile + (p * Form::kProducts + q) * spread.product);
@@ -303,7 +307,7 @@ MIRRORGAN_INLINE void gather_tile(float* sums, int64_t halves) {
         for (int q = 0; q < Form::kProducts; ++q) {
           load<Lanes>(sums + sums_of<group>(p * Form::kProducts + q) + c, m[q]);
         }
-        Form::gather(m, rows[p]);
+        Form::template gather<Lanes>(m, rows[p]);
       }
 #pragma GCC unroll 4
       for (int x = 0; x < Form::kResults; ++x) {
@@ -312,7 +316,7 @@ MIRRORGAN_INLINE void gather_tile(float* sums, int64_t halves) {
         for (int p = 0; p < Form::kProducts; ++p) {
           m[p] = rows[p][x];
         }
-        Form::gather(m, results);
+        Form::template gather<Lanes>(m, results);
 #pragma GCC unroll 4
         for (int y = 0; y < Form::kResults; ++y) {
           store<Lanes>(results[y], sums + sums_of<group>(y * Form::kResults + x) + c);
