@@ -1,9 +1,9 @@
 """Builds the compiled extension `mirrorgan_fast._C`; the rest of the package is in pyproject.toml.
 
-The CPU kernels are always built, the CUDA ones when torch has CUDA and nvcc is there (or with
-FORCE_CUDA=1). Where the extension cannot be built the package is installed without it: every op
-then runs in plain PyTorch, and `mirrorgan-fast info` repeats the reason given here.
-MIRRORGAN_FAST_REQUIRE_EXTENSION=1 makes that an error instead.
+The CPU kernels are always built, the CUDA ones when torch has CUDA and nvcc is there. Where these
+cannot be built, the others are; where none can, the package is installed without: every op runs in
+plain PyTorch then. `mirrorgan-fast info` repeats the reason given here. That there are none is an
+error with MIRRORGAN_FAST_REQUIRE_EXTENSION=1, and that there are none for CUDA with FORCE_CUDA=1.
 """
 
 import os
@@ -25,8 +25,13 @@ except ImportError:
 TORCH_TARGET_VERSION = "0x020b000000000000"
 
 
-def extension() -> Extension:
-    """The extension, with CUDA kernels where there are some and they can be built."""
+def has_cuda() -> bool:
+    """Whether CUDA kernels can run and be compiled: there is a torch for them, and nvcc."""
+    return bool(cpp_extension and torch_version.cuda and cpp_extension.CUDA_HOME)
+
+
+def extension(cuda: bool) -> Extension:
+    """The extension, with CUDA kernels or without."""
     cpp_flags = ["-O3", "-g0", "-fvisibility=hidden"]
     macros = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)]
     sources = sorted(map(str, [*Path("csrc").glob("*.cpp"), *Path("csrc/cpu").glob("*.cpp")]))
@@ -34,9 +39,7 @@ def extension() -> Extension:
     if cpp_extension is None:
         return Extension("mirrorgan_fast._C", sources, depends=headers)
 
-    cuda_sources = sorted(map(str, Path("csrc/cuda").glob("*.cu")))
-    cuda = os.environ.get("FORCE_CUDA") == "1" or (torch_version.cuda and cpp_extension.CUDA_HOME)
-    if not (cuda_sources and cuda):
+    if not cuda:
         return cpp_extension.CppExtension(
             "mirrorgan_fast._C",
             sources,
@@ -54,7 +57,7 @@ def extension() -> Extension:
         macros.append(("MIRRORGAN_HAS_WGMMA", None))
     return cpp_extension.CUDAExtension(
         "mirrorgan_fast._C",
-        sources + cuda_sources,
+        sources + sorted(map(str, Path("csrc/cuda").glob("*.cu"))),
         depends=headers,
         define_macros=macros,
         extra_compile_args={"cxx": cpp_flags, "nvcc": ["-O3", "-std=c++20"]},
@@ -79,24 +82,43 @@ class BuildOrExplain(build_ext if cpp_extension is None else cpp_extension.Build
 
     def run(self) -> None:
         """Build, or print and leave the reason."""
-        in_place = self.inplace or self.editable_mode  # super().run() changes it
-        reason = what_is_missing()
-        if reason is None:
-            try:
-                super().run()
-            except Exception as error:
-                # Whatever the compiler driver raises, the package stays usable.
-                first_line = str(error).strip().partition("\n")[0]
-                reason = f"the compiler failed ({first_line}); `pip install -v .` shows its output"
+        in_place = self.inplace or self.editable_mode
         note = Path("." if in_place else self.build_lib) / "mirrorgan_fast" / "build_failure.txt"
+        forced = os.environ.get("FORCE_CUDA") == "1"
+        if forced and not has_cuda():
+            raise SystemExit("mirrorgan-fast: FORCE_CUDA=1 needs a PyTorch with CUDA, and nvcc")
+        lost, reason = "compiled", what_is_missing()
+        if reason is None:
+            reason = self.failure()
+            if reason is not None and has_cuda():
+                # The extension stays the one that this command and others have made notes of.
+                vars(self.extensions[0]).update(vars(extension(cuda=False)))
+                of_the_rest = self.failure()
+                lost, reason = ("compiled", of_the_rest) if of_the_rest else ("CUDA", reason)
         if reason is None:
             note.unlink(missing_ok=True)
             return
-        if os.environ.get("MIRRORGAN_FAST_REQUIRE_EXTENSION") == "1":
-            raise SystemExit(f"mirrorgan-fast: the extension was not built: {reason}")
-        print(f"mirrorgan-fast: installed WITHOUT compiled kernels: {reason}", file=sys.stderr)
+        required = os.environ.get("MIRRORGAN_FAST_REQUIRE_EXTENSION") == "1"
+        if forced or (required and lost == "compiled"):
+            raise SystemExit(f"mirrorgan-fast: {lost} kernels were not built: {reason}")
+        print(f"mirrorgan-fast: installed WITHOUT {lost} kernels: {reason}", file=sys.stderr)
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(reason + "\n", encoding="utf-8")
+
+    def failure(self) -> str | None:
+        """Build; return in one line why that failed, or None."""
+        before = dict(vars(self))
+        try:
+            super().run()
+        except Exception as error:
+            # Whatever the compiler driver raises, the package stays usable.
+            vars(self).update(before)  # or it could not run again
+            text = str(error)
+            if len(error.args) > 1 and "%s" in str(error.args[0]):
+                text = error.args[0] % error.args[1:]  # which torch leaves to others
+            text = " ".join(text.split())
+            return f"the compiler failed ({text}); `pip install -v .` shows its output"
+        return None
 
 
 commands: dict[str, type[Command]] = {"build_ext": BuildOrExplain}
@@ -107,6 +129,6 @@ setup(
         "mirrorgan_fast.kernels",
     ],
     package_dir={"mirrorgan_fast.kernels": "kernels"},
-    ext_modules=[extension()],
+    ext_modules=[extension(has_cuda())],
     cmdclass=commands,
 )

@@ -21,7 +21,7 @@ from mirrorgan_fast.data.open_images import open_images
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
-from mirrorgan_fast.ops import build_info, report, why_not_compiled
+from mirrorgan_fast.ops import build_info, report, why_no_cuda_kernels, why_not_compiled
 from mirrorgan_fast.sampling.journal import ERRORS, MANIFEST, SHEET
 from mirrorgan_fast.sampling.run import Captions, SamplingSettings, sample_to_folder
 from mirrorgan_fast.sampling.sampler import Sampler
@@ -353,13 +353,17 @@ def _info(options: argparse.Namespace) -> None:
         print("\n".join(MirrorGAN.from_pretrained(options.model).vocabulary.words[1:]))
         return
     built = build_info()
+    extension: object = f"not built: {why_not_compiled()}"
+    if built:
+        missing = why_no_cuda_kernels()
+        extension = built._asdict() | ({"without_cuda": missing} if missing else {})
     facts = {
         "mirrorgan-fast": version("mirrorgan-fast"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
-        "extension": built._asdict() if built else f"not built: {why_not_compiled()}",
+        "extension": extension,
         "ops": {
             f"{op} ({device}, {dtype})": f"{choice.implementation}: {choice.reason}"
             for (op, device, dtype), choice in report().items()

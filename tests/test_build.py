@@ -91,3 +91,45 @@ print(json.dumps(facts))
     assert total == 36
     assert implementation == "reference"
     assert reason in because
+
+
+# Writes nothing into whatever is asked for, but has no part in CUDA.
+COMPILER = """#!/bin/sh
+case "$*" in *.cu*) echo "no CUDA here" >&2; exit 1;; esac
+while [ $# -gt 0 ]; do [ "$1" = -o ] && : > "$2"; shift; done
+"""
+# As with a PyTorch for CUDA, which this one need not be.
+SETUP = """
+import runpy, sys
+import torch
+from torch.utils import cpp_extension
+torch.version.cuda, cpp_extension.CUDA_HOME = "13.0", sys.argv.pop(1)
+cpp_extension._check_cuda_version = lambda *_: None
+sys.argv[0] = "setup.py"
+runpy.run_path("setup.py")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the compiler is a shell script")
+def test_without_a_working_nvcc_the_others_are_built(tmp_path):
+    for name in ("c++", "nvcc"):
+        script = tmp_path / "bin" / name
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(COMPILER)
+        script.chmod(0o755)
+    environment = os.environ | dict.fromkeys(("CC", "CXX"), str(tmp_path / "bin" / "c++"))
+    environment.pop("FORCE_CUDA", None)
+    build = ["build", "--build-base", str(tmp_path / "build")]
+    command = [sys.executable, "-c", SETUP, str(tmp_path), *build]
+
+    result = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
+    assert result.returncode == 0, result.stderr
+    warning = "mirrorgan-fast: installed WITHOUT CUDA kernels: the compiler failed"
+    assert warning in result.stderr
+    (package,) = tmp_path.glob("build/lib*/mirrorgan_fast")
+    assert list(package.glob("_C*"))
+    assert (package / "build_failure.txt").read_text().startswith("the compiler failed")
+    forced = environment | {"FORCE_CUDA": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=forced, text=True, capture_output=True)
+    assert result.returncode != 0
+    assert "mirrorgan-fast: CUDA kernels were not built: the compiler failed" in result.stderr

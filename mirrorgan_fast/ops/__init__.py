@@ -3,7 +3,13 @@
 from mirrorgan_fast.ops.batch_norm_glu import batch_norm_glu
 from mirrorgan_fast.ops.batch_norm_leaky_relu import batch_norm_leaky_relu
 from mirrorgan_fast.ops.bidirectional_lstm import PackedLSTM, bidirectional_lstm, pack_lstm
-from mirrorgan_fast.ops.build_info import BuildInfo, build_info, instruction_set, why_not_compiled
+from mirrorgan_fast.ops.build_info import (
+    BuildInfo,
+    build_info,
+    instruction_set,
+    why_no_cuda_kernels,
+    why_not_compiled,
+)
 from mirrorgan_fast.ops.choice import Choice, asked_for, report, use
 from mirrorgan_fast.ops.conv_add import conv_add
 from mirrorgan_fast.ops.conv_glu import conv_glu
@@ -40,6 +46,7 @@ __all__ = [
     "pack_lstm",
     "report",
     "use",
+    "why_no_cuda_kernels",
     "why_not_compiled",
     "word_attention_map",
     "word_similarity",

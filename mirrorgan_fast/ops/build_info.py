@@ -41,15 +41,25 @@ def why_not_compiled() -> str | None:
     return _reason
 
 
+def why_no_cuda_kernels() -> str | None:
+    """Why the extension has no CUDA kernels, in one line, or None where it has some."""
+    if _info is None or _info.cuda_architectures:
+        return _reason
+    return _note() or "a PyTorch with CUDA and nvcc were not both there"
+
+
+def _note() -> str:
+    """What could not be built and why, as setup.py left it; empty where all could."""
+    note = Path(__file__).parent.parent / "build_failure.txt"
+    return note.read_text(encoding="utf-8").strip() if note.is_file() else ""
+
+
 def _load() -> tuple[BuildInfo | None, str | None]:
     try:
         extension = import_module("mirrorgan_fast._C")  # registers the compiled ops
         return BuildInfo(**extension.build_info()), None
     except ModuleNotFoundError:
-        note = Path(__file__).parent.parent / "build_failure.txt"  # written by setup.py
-        if note.is_file():
-            return None, note.read_text(encoding="utf-8").strip()
-        return None, "it was not built here: install the package with pip"
+        return None, _note() or "it was not built here: install the package with pip"
     except ImportError as error:  # built, but not loadable
         return None, str(error)
 

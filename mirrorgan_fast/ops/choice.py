@@ -15,7 +15,12 @@ from typing import NamedTuple
 import torch
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.ops.build_info import build_info, instruction_set, why_not_compiled
+from mirrorgan_fast.ops.build_info import (
+    build_info,
+    instruction_set,
+    why_no_cuda_kernels,
+    why_not_compiled,
+)
 
 REFERENCE = "reference"
 TRITON = "triton"
@@ -246,10 +251,7 @@ def report() -> dict[tuple[str, str, str], Choice]:
 
 
 def _why_not_built(implementation: str) -> str | None:
-    built = build_info()
-    if implementation == CUDA and built is not None and not built.cuda_architectures:
-        return "neither PyTorch with CUDA nor FORCE_CUDA=1 was there with nvcc"
-    return why_not_compiled()
+    return why_no_cuda_kernels() if implementation == CUDA else why_not_compiled()
 
 
 def has_wgmma(device: torch.device) -> bool:

@@ -19,6 +19,8 @@ from mirrorgan_fast.ops.checks import refuse
 from mirrorgan_fast.ops.choice import REFERENCE, choose
 
 _NAME = "glam_attention"
+# asked here, once, for torch.compile does not trace the question before PyTorch 2.12
+_WITH_AUTOCAST = [d for d in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(d)]
 
 
 def glam_attention(
@@ -223,7 +225,8 @@ def check_attention(
 def autocast(tensor: Tensor) -> Tensor:
     """Return a floating tensor in the data type of autocast, where that is on."""
     device = tensor.device.type
-    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    if not on or not tensor.is_floating_point():
+    if device not in _WITH_AUTOCAST or not torch.is_autocast_enabled(device):
+        return tensor
+    if not tensor.is_floating_point():
         return tensor
     return tensor.to(torch.get_autocast_dtype(device))
