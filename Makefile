@@ -26,7 +26,7 @@ INSTALL := $(BIN)/python -m pip install -c constraints.txt
 .PHONY: birds test sanitize clean
 
 birds: $(VENV)/installed
-	$(BIN)/mirrorgan-fast sample "$$CAPTION" -n 8 -o out/
+	$(BIN)/mirrorgan-fast sample "$$CAPTION" -n 8 -o out/ --overwrite
 
 test: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -51,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except InputError as error:
-        print(f"mirrorgan-fast: {error}", file=sys.stderr)
+        # one from a process that reads images has that one's traceback before its message
+        message = str(error).rstrip().rpartition(f"{InputError.__module__}.InputError: ")[2]
+        print(f"mirrorgan-fast: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         goes_on = options.goes_on and getattr(options, "walk", None) is None
@@ -260,6 +262,11 @@ def _sample(options: argparse.Namespace) -> int:
     with captions:
         keep_memory()
         model = _model(options)
+        if why_not_compiled() and not options.quiet:
+            print(
+                f"mirrorgan-fast: without compiled kernels, so slower: {why_not_compiled()}",
+                file=sys.stderr,
+            )
         if options.caption:
             _check_captions(options.caption, model)
         done = sample_to_folder(

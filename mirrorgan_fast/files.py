@@ -1,10 +1,12 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and of one process at a time."""
 
+import fcntl
 import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 from mirrorgan_fast.errors import InputError
 
@@ -37,6 +39,18 @@ def whole_file(path: str | os.PathLike[str], *, of_process: bool = True) -> Iter
     finally:
         with suppress(OSError):  # its folder could not be made, so there is nothing to remove
             partial.unlink(missing_ok=True)
+
+
+def lock(file: IO[Any] | io.FileIO, refusal: str) -> None:
+    """Keep other processes from locking an open file, until it is closed or this process ends.
+
+    Raises:
+        InputError: another one has; with ``refusal`` as its message.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(refusal) from error
 
 
 def write_all(file: io.FileIO, data: bytes) -> None:

@@ -12,10 +12,12 @@ import pytest
 import torch
 from PIL import Image
 from shapes import SMALL
+from torch._utils import ExceptionWrapper
 
 from mirrorgan_fast import cli
 from mirrorgan_fast.cli import main
 from mirrorgan_fast.data.vocabulary import Vocabulary
+from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 
 WORDS = ["<end>", "a", "red", "blue", "bird", "鸟"]
@@ -401,6 +403,31 @@ def test_only_what_goes_on_says_so_when_stopped(
     assert "the same command goes on from here" in capsys.readouterr().err
     assert main(["sample", "a bird", "-o", "out.webp", "--walk", "3"]) == 130
     assert capsys.readouterr().err == "mirrorgan-fast: stopped\n"
+
+
+def test_a_refusal_by_a_process_that_reads_images_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(options: argparse.Namespace) -> None:
+        try:
+            raise InputError("a.png: damaged")
+        except InputError:
+            ExceptionWrapper(where="in DataLoader worker process 0").reraise()
+
+    monkeypatch.setattr(cli, "_describe", refused)
+    assert main(["describe", "bird.png"]) == 2
+    assert capsys.readouterr().err == "mirrorgan-fast: a.png: damaged\n"
+
+
+def test_without_compiled_kernels_sample_says_why(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "why_not_compiled", lambda: "no compiler")
+    command = ["sample", "a red bird", "--model", str(model), "-n", "1", "-o", str(tmp_path)]
+    assert main(command) == 0
+    assert "without compiled kernels, so slower: no compiler\n" in capsys.readouterr().err
+    assert main([*command, "--overwrite", "--quiet"]) == 0
+    assert "compiled" not in capsys.readouterr().err
 
 
 def test_output_that_nobody_reads_is_no_error() -> None:

@@ -50,7 +50,7 @@ def why_no_cuda_kernels() -> str | None:
 
 def _note() -> str:
     """What could not be built and why, as setup.py left it; empty where all could."""
-    note = Path(__file__).parent.parent / "build_failure.txt"
+    note = _PACKAGE / "build_failure.txt"
     return note.read_text(encoding="utf-8").strip() if note.is_file() else ""
 
 
@@ -59,9 +59,11 @@ def _load() -> tuple[BuildInfo | None, str | None]:
         extension = import_module("mirrorgan_fast._C")  # registers the compiled ops
         return BuildInfo(**extension.build_info()), None
     except ModuleNotFoundError:
-        return None, _note() or "it was not built here: install the package with pip"
+        sources = f"{_PACKAGE} has no extension: start elsewhere, or `pip install -e .` in there"
+        return None, _note() or sources
     except ImportError as error:  # built, but not loadable
         return None, str(error)
 
 
+_PACKAGE = Path(__file__).parent.parent
 _info, _reason = _load()

@@ -5,7 +5,6 @@ shard the lines of the manifest and the refused captions, in order. A line is wr
 is there. At the end they become manifest.jsonl and errors.jsonl.
 """
 
-import fcntl
 import io
 import json
 import re
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.files import whole_file
+from mirrorgan_fast.files import lock, whole_file
 from mirrorgan_fast.sampling.captions import Refused
 from mirrorgan_fast.sampling.sampler import Result
 
@@ -78,12 +77,7 @@ class Journal:
         self._lock_file(self._lock)
 
     def _lock_file(self, file: IO[Any] | io.FileIO) -> None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"{self.folder}: another process writes there; wait for it, or use another -o"
-            ) from error
+        lock(file, f"{self.folder}: another process writes there; wait for it, or use another -o")
 
     def unlock(self) -> None:
         """Let others write."""

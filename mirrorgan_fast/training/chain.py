@@ -13,7 +13,7 @@ from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.training.pretraining import train_cnn, train_stem, train_stream
-from mirrorgan_fast.training.run import CHECKPOINT, load_checkpoint
+from mirrorgan_fast.training.run import CHECKPOINT, find_checkpoint, load_checkpoint
 from mirrorgan_fast.training.settings import Stage, TrainingSettings
 from mirrorgan_fast.training.trainer import train_gan
 from mirrorgan_fast.weights import CONFIG, load_description, load_state, save_description
@@ -62,6 +62,14 @@ def train(
     vocabulary = Vocabulary.build(
         caption for index in range(len(images)) for caption in images.captions(index)
     )
+    before: dict[Stage, set[Stage]] = {"gan": {"stem", "stream"}}
+    if config.image_encoder == "small":
+        before["stem"] = {"cnn"}
+    if config.stream_encoder == "small":
+        before["stream"] = {"cnn"}
+    for stage in stages:
+        for needed in sorted(before.get(stage, set()) - set(stages)):
+            find_checkpoint(folder / needed)
     _claim(folder, config, vocabulary)
     examples = TrainingExamples(
         images,

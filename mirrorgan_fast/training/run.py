@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from mirrorgan_fast.data.captioned_images import TrainingExamples
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.files import whole_file
+from mirrorgan_fast.files import lock, whole_file
 
 Batch = dict[str, Tensor]
 
@@ -38,7 +38,8 @@ class Run:
         quiet: no progress bar.
 
     Raises:
-        InputError: the folder's checkpoint is damaged or was made with other settings.
+        InputError: the folder's checkpoint is damaged or was made with other settings, or (when it
+            is entered) another process trains there.
     """
 
     def __init__(
@@ -60,8 +61,9 @@ class Run:
         self.first_step: int = self.checkpoint["step"] if self.checkpoint else 0
         self._interrupted = False
         self._saved_step = -1
-        self._sums: dict[str, float] = {}
-        self._summed_steps = 0
+        not_logged = (self.checkpoint or {}).get("not_logged", ({}, 0))
+        self._sums: dict[str, float] = not_logged[0]
+        self._summed_steps: int = not_logged[1]
         self._bar = tqdm(
             total=steps, initial=self.first_step, desc=folder.name, unit="step", disable=quiet
         )
@@ -71,6 +73,8 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{self.folder}: cannot be made ({error.strerror})") from error
+        self._lock = (self.folder / "lock").open("w")
+        lock(self._lock, f"{self.folder}: another process trains there; wait for it, or stop it")
         self._forget_curves_after(self.first_step)
         self._writer = SummaryWriter(str(self.folder), purge_step=self.first_step + 1)
         self._handler = signal.signal(signal.SIGINT, self._interrupt)
@@ -85,6 +89,7 @@ class Run:
         signal.signal(signal.SIGINT, self._handler)
         self._writer.close()
         self._bar.close()
+        self._lock.close()
 
     def batches(
         self, examples: TrainingExamples, batch_size: int, seed: int, workers: int
@@ -156,9 +161,14 @@ class Run:
             InputError: it cannot be written.
         """
         path = self.folder / CHECKPOINT
+        about = {
+            "step": step + 1,
+            "settings": self.settings,
+            "not_logged": (self._sums, self._summed_steps),
+        }
         with whole_file(path) as partial:
             try:
-                torch.save({"step": step + 1, "settings": self.settings, **state}, partial)
+                torch.save({**about, **state}, partial)
             except RuntimeError as error:  # what its writer makes of a full disk
                 raise InputError(f"{path}: cannot be written; is the disk full?") from error
         self._saved_step = step
@@ -192,18 +202,28 @@ class Run:
                 partial.write_text("".join(kept), encoding="utf-8")
 
 
+def find_checkpoint(folder: Path) -> Path:
+    """Return the path of a run's checkpoint.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such checkpoint; train that part first")
+    return path
+
+
 def load_checkpoint(folder: Path) -> dict[str, Any]:
     """Read the checkpoint of a run.
 
     Raises:
         InputError: there is none, or it is damaged.
     """
-    path = folder / CHECKPOINT
+    path = find_checkpoint(folder)
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         checkpoint["settings"]
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such checkpoint; train that part first") from error
     except Exception as error:  # the reader raises a dozen different ones on a damaged file
         raise InputError(
             f"{path}: damaged checkpoint ({type(error).__name__}); remove it to start again"

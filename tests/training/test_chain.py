@@ -37,8 +37,10 @@ def test_a_stage_that_is_missing_is_named(
     birds: CaptionedImages,
     device: torch.device,
 ) -> None:
-    with pytest.raises(InputError, match=r"cnn.*train that part first"):
-        train(("stem",), config, settings, birds, tmp_path, device=device, quiet=True)
+    for stage, needed in (("stem", "cnn"), ("stream", "cnn"), ("gan", "stem")):
+        with pytest.raises(InputError, match=rf"{needed}.*train that part first"):
+            train((stage,), config, settings, birds, tmp_path, device=device, quiet=True)
+    assert not list(tmp_path.iterdir()), "what is refused must not claim the folder"
     large = dataclasses.replace(config, image_encoder="inception_v3", stream_encoder="resnet152")
     with pytest.raises(InputError, match="no small CNN"):
         train(("cnn",), large, settings, birds, tmp_path, device=device, quiet=True)

@@ -213,6 +213,15 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
             pass
 
 
+def test_two_cannot_train_in_one_folder(tmp_path: Path) -> None:
+    with Run(tmp_path, 1, SETTINGS, quiet=True):
+        again = Run(tmp_path, 1, SETTINGS, quiet=True)
+        with pytest.raises(InputError, match="another process trains there"), again:
+            pass
+    with again:
+        pass
+
+
 # --- curves ---------------------------------------------------------------------------------------
 
 
@@ -251,6 +260,16 @@ def test_what_a_killed_run_wrote_after_its_checkpoint_is_forgotten(tmp_path: Pat
         *((step, 1.0) for step in (1, 2, 3, 4)),
         *((step, 2.0) for step in (5, 6, 7)),
     ]
+
+
+def test_a_run_that_was_stopped_between_two_points_has_the_same_curves(tmp_path: Path) -> None:
+    for folder, stops in (("whole", [8]), ("parts", [1, 5, 8])):
+        for stop in stops:
+            with Run(tmp_path / folder, 8, SETTINGS, log_every=3, quiet=True) as run:
+                for step in range(run.first_step, stop):
+                    run.log(step, {"loss": 1.1**step})
+                run.save(stop - 1, {})
+    assert points(tmp_path / "parts") == points(tmp_path / "whole")
 
 
 def test_a_run_without_checkpoint_begins_its_curves_anew(tmp_path: Path) -> None:
