@@ -30,8 +30,8 @@ _MULTIPLY_BF16 = ("amx", "avx512_bf16")  # instruction sets
 class FusedGLAM:
     """A generator's last image in inference, as fast as the ops are.
 
-    A copy: ``generator`` is not changed, and what it learns later is not in here. Not to be called
-    by two threads at once: they would share the memory that is kept.
+    A copy: ``generator`` is not changed, and what it learns later is not in here. On a GPU two
+    threads are not to call it at once: they would share the memory of a CUDA graph.
 
     Args:
         generator: the running averages of its batch norms are taken, in any mode.

@@ -58,9 +58,7 @@ class PackedStage(NamedTuple):
 
 
 class PackedGLAM:
-    """The layers of a generator, and the memory for what is between them.
-
-    Not to be used by two threads at once.
+    """The layers of a generator, and the memory for what is between them, for each thread.
 
     Args:
         augment: of the conditioning augmentation (D to 2K, with GLU).
@@ -163,16 +161,17 @@ def glam(
     choice = choose(_NAME, device.type, packed.dtype, needs_grad=False)
     at_once = packed.at_once and choice.implementation != REFERENCE
     given = (noise, condition_noise, words, mask, sentence, out)
+    # torch.compile makes its own of the ops, and cannot slice what inference mode has made
+    one_by_one = _one_by_one if torch.compiler.is_compiling() else _in_inference_mode
     for rows in in_parts(given, _TOGETHER if device.type == "cpu" else batch):
         if at_once:
             *inputs, images = rows
             _op(*(tensor.contiguous() for tensor in inputs), *packed.flat, images)
         else:
-            _one_by_one(packed, *rows)
+            one_by_one(packed, *rows)
     return out
 
 
-@torch.inference_mode()  # of whose tensors ops are called for a sixth of what it takes else
 def _one_by_one(
     packed: PackedGLAM,
     noise: Tensor,
@@ -211,6 +210,10 @@ def _one_by_one(
             channels = len(biases[-1]) // 2
             made = packed.memory.map(f"f_{i + 1}", together, f, channels, scale=2)
             f = glam_stage(*attention, weights, biases, out=made)
+
+
+# An op is called with inference mode's tensors for a sixth of what it takes else.
+_in_inference_mode = torch.inference_mode()(_one_by_one)
 
 
 def _linear(x: Tensor, layer: PackedLayer) -> Tensor:

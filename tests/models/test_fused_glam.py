@@ -1,6 +1,9 @@
 """The fused generator: the images of the generator it was made of, and what it leaves alone."""
 
 import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import pytest
@@ -124,6 +127,26 @@ def test_memory_is_kept_and_does_not_grow():
     for batch in (40, 3, 17):
         fused(*inputs_of(batch))
     assert fused.packed.memory.bytes() == kept
+
+
+def test_threads_do_not_disturb_each_other():
+    fused = FusedGLAM(glam_of(SIZES["three stages"]), torch.float32)  # op by op
+    inputs = [inputs_of(batch, seed=batch) for batch in (1, 2, 3, 4)]
+    expected = [fused(*given) for given in inputs]
+    with ThreadPoolExecutor(len(inputs)) as pool:
+        for _ in range(5):
+            for images, wanted in zip(
+                pool.map(lambda given: fused(*given), inputs), expected, strict=True
+            ):
+                assert torch.equal(images, wanted)
+
+
+def test_another_process_has_memory_of_its_own():
+    fused = FusedGLAM(glam_of(SIZES["three stages"]), torch.float32)
+    expected = fused(*inputs_of(2))
+    sent = pickle.loads(ForkingPickler.dumps(fused))  # tensors go as shared memory
+    assert sent.packed.memory.bytes() == 0
+    assert torch.equal(sent(*inputs_of(2)), expected)
 
 
 def test_other_data_types_are_refused():

@@ -285,6 +285,16 @@ def test_compiles_and_exports_as_one():
     assert torch.equal(program.module()(*inputs), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+def test_compiles_one_by_one(dtype):
+    packed, inputs = generator(dtype=dtype), inputs_of(2)
+    packed.at_once = False
+    torch.compiler.reset()
+    compiled = torch.compile(glam, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(*inputs, packed), glam(*inputs, packed))
+    assert torch.ones(3).sum() == 3  # where tracing failed, nothing else worked any more
+
+
 @with_tiles
 def test_opcheck():
     packed = generator()
