@@ -74,7 +74,11 @@ class Run:
         except OSError as error:
             raise InputError(f"{self.folder}: cannot be made ({error.strerror})") from error
         self._lock = (self.folder / "lock").open("w")
-        lock(self._lock, f"{self.folder}: another process trains there; wait for it, or stop it")
+        try:
+            lock(self._lock, f"{self.folder}: another process trains there; wait, or stop it")
+        except InputError:
+            self._lock.close()
+            raise
         self._forget_curves_after(self.first_step)
         self._writer = SummaryWriter(str(self.folder), purge_step=self.first_step + 1)
         self._handler = signal.signal(signal.SIGINT, self._interrupt)
