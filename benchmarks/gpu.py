@@ -86,7 +86,7 @@ def main() -> int:
         command = [sys.executable, "-m", "benchmarks.gpu", "--only", "cases", "--out", options.out]
         command += ["--minutes", f"{left / 60:.2f}"]
         try:
-            subprocess.run([*map(str, command)], cwd=ROOT, check=False, timeout=left)
+            subprocess.run(list(map(str, command)), cwd=ROOT, check=False, timeout=left)
         except subprocess.TimeoutExpired:
             print("benchmarks.gpu: a case never ended", file=sys.stderr)
         report = json.loads(path.read_text(encoding="utf-8"))

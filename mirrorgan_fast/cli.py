@@ -244,6 +244,14 @@ def _model(options: argparse.Namespace) -> MirrorGAN:
     return MirrorGAN.from_pretrained(options.model).to(_device(options))
 
 
+def _painter(options: argparse.Namespace) -> MirrorGAN:
+    """Return the model, and say if it takes longer than it could."""
+    model, why = _model(options), why_not_compiled()
+    if why and next(model.parameters()).device.type == "cpu" and not options.quiet:
+        print(f"mirrorgan-fast: without compiled kernels, so slower: {why}", file=sys.stderr)
+    return model
+
+
 def _sample(options: argparse.Namespace) -> int:
     if bool(options.caption) == bool(options.captions):
         raise InputError("sample: give captions as arguments, or a file of them with --captions")
@@ -261,12 +269,7 @@ def _sample(options: argparse.Namespace) -> int:
     captions = Captions.of(options.caption) if options.caption else Captions.open(options.captions)
     with captions:
         keep_memory()
-        model = _model(options)
-        if why_not_compiled() and not options.quiet:
-            print(
-                f"mirrorgan-fast: without compiled kernels, so slower: {why_not_compiled()}",
-                file=sys.stderr,
-            )
+        model = _painter(options)
         if options.caption:
             _check_captions(options.caption, model)
         done = sample_to_folder(
@@ -307,7 +310,7 @@ def _walk(options: argparse.Namespace) -> int:
     if options.output.exists() and not options.overwrite:
         raise InputError(f"{options.output}: is there already; use another -o, or --overwrite")
     check_animation(options.output)
-    model = _model(options)
+    model = _painter(options)
     _check_captions(options.caption, model)
     images = walk(model, options.caption, options.walk, options.seed, options.psi)
     write_walk(options.output, images)

@@ -45,11 +45,12 @@ def lock(file: IO[Any] | io.FileIO, refusal: str) -> None:
     """Keep other processes from locking an open file, until it is closed or this process ends.
 
     Raises:
-        InputError: another one has; with ``refusal`` as its message.
+        InputError: another one has; with ``refusal`` as its message, and the file is closed.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
+        file.close()
         raise InputError(refusal) from error
 
 

@@ -103,15 +103,24 @@ SETUP = """
 import runpy, sys
 import torch
 from torch.utils import cpp_extension
-torch.version.cuda, cpp_extension.CUDA_HOME = "13.0", sys.argv.pop(1)
-cpp_extension._check_cuda_version = lambda *_: None
-sys.argv[0] = "setup.py"
+torch.version.cuda, cpp_extension.CUDA_HOME, of_nvcc = "13.0", *sys.argv[1:3]
+
+def check(*compiler):  # tells as PyTorch's does
+    if of_nvcc != torch.version.cuda:
+        raise RuntimeError("nvcc is of\\nCUDA %s, PyTorch of %s", of_nvcc, torch.version.cuda)
+
+cpp_extension._check_cuda_version = check
+sys.argv[:3] = ["setup.py"]
 runpy.run_path("setup.py")
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the compiler is a shell script")
-def test_without_a_working_nvcc_the_others_are_built(tmp_path):
+@pytest.mark.parametrize(
+    ("of_nvcc", "reason"),
+    [("13.0", ""), ("12.4", "(nvcc is of CUDA 12.4, PyTorch of 13.0)")],
+)
+def test_without_a_working_nvcc_the_others_are_built(tmp_path, of_nvcc, reason):
     for name in ("c++", "nvcc"):
         script = tmp_path / "bin" / name
         script.parent.mkdir(exist_ok=True)
@@ -120,16 +129,25 @@ def test_without_a_working_nvcc_the_others_are_built(tmp_path):
     environment = os.environ | dict.fromkeys(("CC", "CXX"), str(tmp_path / "bin" / "c++"))
     environment.pop("FORCE_CUDA", None)
     build = ["build", "--build-base", str(tmp_path / "build")]
-    command = [sys.executable, "-c", SETUP, str(tmp_path), *build]
+    command = [sys.executable, "-c", SETUP, str(tmp_path), of_nvcc, *build]
 
     result = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
     assert result.returncode == 0, result.stderr
-    warning = "mirrorgan-fast: installed WITHOUT CUDA kernels: the compiler failed"
-    assert warning in result.stderr
+    failed = f"the compiler failed {reason}"
+    assert f"mirrorgan-fast: installed WITHOUT CUDA kernels: {failed}" in result.stderr
     (package,) = tmp_path.glob("build/lib*/mirrorgan_fast")
     assert list(package.glob("_C*"))
-    assert (package / "build_failure.txt").read_text().startswith("the compiler failed")
+    assert (package / "build_failure.txt").read_text().startswith(failed)
     forced = environment | {"FORCE_CUDA": "1"}
     result = subprocess.run(command, cwd=ROOT, env=forced, text=True, capture_output=True)
     assert result.returncode != 0
-    assert "mirrorgan-fast: CUDA kernels were not built: the compiler failed" in result.stderr
+    assert f"mirrorgan-fast: CUDA kernels were not built: {failed}" in result.stderr
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this PyTorch has CUDA")
+def test_cuda_cannot_be_forced_on_a_pytorch_without():
+    command = [sys.executable, "setup.py", "build_ext"]
+    forced = os.environ | {"FORCE_CUDA": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=forced, text=True, capture_output=True)
+    assert result.returncode != 0
+    assert "mirrorgan-fast: FORCE_CUDA=1 needs a PyTorch with CUDA, and nvcc" in result.stderr

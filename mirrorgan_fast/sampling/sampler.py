@@ -116,7 +116,7 @@ class Sampler:
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}, expected 1 or more")
         self.batch_size = batch_size
-        self._painting = threading.Lock()  # the fused generator keeps memory from call to call
+        self._painting = threading.Lock()  # on a GPU calls share the memory of a CUDA graph
         self.seconds = 0.0
         """How long the model has taken so far."""
 

@@ -71,14 +71,10 @@ class Run:
     def __enter__(self) -> Self:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / "lock").open("w")
         except OSError as error:
-            raise InputError(f"{self.folder}: cannot be made ({error.strerror})") from error
-        self._lock = (self.folder / "lock").open("w")
-        try:
-            lock(self._lock, f"{self.folder}: another process trains there; wait, or stop it")
-        except InputError:
-            self._lock.close()
-            raise
+            raise InputError(f"{self.folder}: cannot be written ({error.strerror})") from error
+        lock(self._lock, f"{self.folder}: another process trains there; wait for it, or stop it")
         self._forget_curves_after(self.first_step)
         self._writer = SummaryWriter(str(self.folder), purge_step=self.first_step + 1)
         self._handler = signal.signal(signal.SIGINT, self._interrupt)
