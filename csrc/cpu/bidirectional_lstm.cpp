@@ -159,7 +159,7 @@ void bidirectional_lstm_cpu(
   MIRRORGAN_CHECK(gates.dim() == 3, kOp, "gates", shape_text(gates.sizes()), "(V, 2, 4H)");
   MIRRORGAN_CHECK(tokens.dim() == 2, kOp, "tokens", shape_text(tokens.sizes()), "(N, T)");
   using namespace lstm;
-  using convolution::kColumns, convolution::kDepth, convolution::kTile;
+  using convolution::kColumns, convolution::kDepth, convolution::kHalf;
   lstm::Arguments a{};
   a.samples = tokens.size(0);
   a.words = tokens.size(1);
@@ -167,7 +167,9 @@ void bidirectional_lstm_cpu(
   MIRRORGAN_CHECK(a.units > 0 && a.units % kDepth == 0, kOp, "gates", shape_text(gates.sizes()), "whole tiles of units");
   MIRRORGAN_CHECK_SHAPE(kOp, "gates", gates, {gates.size(0), 2, kGates * a.units});
   MIRRORGAN_CHECK_SHAPE(kOp, "lengths", lengths, {a.samples});
-  MIRRORGAN_CHECK_SHAPE(kOp, "recurrent", recurrent, {2, kGates * a.units / kColumns, a.units / kDepth, 2, kTile});
+  MIRRORGAN_CHECK_SHAPE(kOp, "recurrent", recurrent,
+                        {2, kGates * a.units / kColumns, 1, a.units / kDepth, 2, narrow ? kHalf : kDepth,
+                         narrow ? kDepth : kHalf});
   MIRRORGAN_CHECK_SHAPE(kOp, "states", states, {a.samples, a.words, 2, a.units});
   MIRRORGAN_CHECK_SHAPE(kOp, "last", last, {a.samples, 2, a.units});
   a.gates = static_cast<const float*>(dense_gates.const_data_ptr());

@@ -26,7 +26,7 @@ inline void check_map(
 inline Arguments layer_of(
     const char* op, const Tensor& weight, const Tensor& bias, Epilogue epilogue, ScalarType dtype, int64_t channels) {
   MIRRORGAN_CHECK(weight.scalar_type() == dtype, op, "weight", weight.scalar_type(), dtype);
-  MIRRORGAN_CHECK(weight.dim() == 5 && weight.is_contiguous(), op, "weight", shape_text(weight.sizes()),
+  MIRRORGAN_CHECK(weight.dim() == 7 && weight.is_contiguous(), op, "weight", shape_text(weight.sizes()),
                   "packed weights, contiguous");
   MIRRORGAN_CHECK(bias.scalar_type() == ScalarType::Float && bias.dim() == 1 && bias.is_contiguous(), op, "bias",
                   shape_text(bias.sizes()), "contiguous Float of one dimension");
@@ -35,22 +35,23 @@ inline Arguments layer_of(
   a.bias = static_cast<const float*>(bias.const_data_ptr());
   a.channels = channels;
   a.blocks = weight.size(1);
-  a.steps = weight.size(2);
+  a.steps = weight.size(2) * weight.size(3);
   a.out_channels = epilogue == Epilogue::glu ? bias.numel() / 2 : bias.numel();
   const int64_t of_block = epilogue == Epilogue::glu ? kHalf : kColumns;
   const int64_t blocks = divide_up(a.out_channels, of_block);
   MIRRORGAN_CHECK(a.channels > 0, op, "x", "no channel", "at least one");
-  const int64_t steps_of_tap = divide_up(a.channels, kDepth);
+  const bool wide = dtype == ScalarType::Float;
   const int64_t parts = weight.size(0);
-  a.products = parts == 9 || parts == (dtype == ScalarType::Float ? 36 : 16) ? parts : 0;
+  a.products = parts == 9 || parts == (wide ? 36 : 16) ? parts : 0;
   a.phases = a.products == 9 || parts == 4 ? 4 : 1;
-  a.taps = a.phases == 4 ? 4 : a.products == 0 && a.steps == steps_of_tap ? 1 : 9;
-  // In float32 only an image is of plain taps: what else looks like it was packed for another data type.
-  const bool may_have_taps = dtype == ScalarType::BFloat16 || (epilogue != Epilogue::glu && a.out_channels <= kImageChannels);
+  a.taps = a.phases == 4 ? 4 : a.products == 0 && weight.size(2) == 1 ? 1 : 9;
+  // In float32 only an image is of plain taps.
+  const bool may_have_taps = !wide || (epilogue != Epilogue::glu && a.out_channels <= kImageChannels);
   MIRRORGAN_CHECK(a.products > 0 || a.taps == 1 || may_have_taps, op, "weight", shape_text(weight.sizes()),
                   "Winograd's form in Float");
-  const int64_t steps = a.products > 0 ? steps_of_tap : a.taps * steps_of_tap;
-  MIRRORGAN_CHECK_SHAPE(op, "weight", weight, {a.products > 0 ? a.products : a.phases, blocks, steps, 2, kTile});
+  MIRRORGAN_CHECK_SHAPE(op, "weight", weight,
+                        {a.products > 0 ? parts : a.phases, blocks, a.products > 0 ? 1 : a.taps,
+                         divide_up(a.channels, kDepth), 2, wide ? kDepth : kHalf, wide ? kHalf : kDepth});
   return a;
 }
 

@@ -109,10 +109,12 @@ def bidirectional_lstm(
         refuse(_NAME, "tokens", tokens, "int64 of shape (N, T)")
     if lengths.shape != tokens.shape[:1] or lengths.dtype != torch.int64:
         refuse(_NAME, "lengths", lengths, f"int64 of shape ({len(tokens)},)")
-    tiles = (2, 4 * units // _TILE, units // _TILE, 2, _TILE * _TOGETHER)
-    rows = (2, 1, units, 4 * units)
-    dtypes = (torch.float32, torch.bfloat16) if recurrent.shape == tiles else (torch.float32,)
-    if recurrent.shape not in (tiles, rows) or recurrent.dtype not in dtypes:
+    tiles = (2, 4 * units // _TILE, 1, units // _TILE, 2)
+    shapes = {
+        torch.float32: ((*tiles, _TILE, _TOGETHER), (2, 1, units, 4 * units)),
+        torch.bfloat16: ((*tiles, _TOGETHER, _TILE),),
+    }
+    if recurrent.shape not in shapes.get(recurrent.dtype, ()):
         refuse(
             _NAME,
             "recurrent",

@@ -38,5 +38,19 @@ def check_out(
     check_beside(op, "out", out, x, shape, dtype)
     if not out.is_contiguous(memory_format=memory_format):
         refuse(op, "out", out, f"dense {memory_format} memory")
-    if out is x:
-        refuse(op, "out", out, "another tensor than x, which is read while out is written")
+    if share_memory(out, x):
+        refuse(op, "out", out, "memory that is not x's, which is read while out is written")
+
+
+def share_memory(out: Tensor, x: Tensor) -> bool:
+    """Whether a dense ``out`` lies within the memory that ``x`` spans.
+
+    While a graph is traced there is no memory: then, whether they are one tensor.
+    """
+    traced = torch.compiler.is_compiling() or type(out) is not Tensor or type(x) is not Tensor
+    if traced or out.data_ptr() == 0 or out.numel() == 0 or x.numel() == 0:
+        return out is x
+    steps = zip(x.shape, x.stride(), strict=True)
+    span = (1 + sum((size - 1) * stride for size, stride in steps)) * x.element_size()
+    start, read = out.data_ptr(), x.data_ptr()
+    return start < read + span and read < start + out.nbytes

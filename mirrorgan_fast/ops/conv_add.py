@@ -9,7 +9,7 @@ second half of a residual block of MirrorGAN's generators.
 import torch
 from torch import Tensor
 
-from mirrorgan_fast.ops.checks import check_beside, check_out, refuse
+from mirrorgan_fast.ops.checks import check_beside, check_out, refuse, share_memory
 from mirrorgan_fast.ops.choice import CUDA, REFERENCE, TRITON, has_wgmma
 from mirrorgan_fast.ops.inference_op import inference_op
 from mirrorgan_fast.ops.packing import check_packed, choose_packed, convolve_packed
@@ -34,8 +34,8 @@ def conv_add(
         weight: from ``pack(..., glu=False, upsample=False)``, of x's data type.
         bias: float32.
         residual: of x's data type. None: the convolution alone.
-        out: where to write the result, which may be ``residual`` but not ``x``; None makes a new
-            map.
+        out: where to write the result, which may be ``residual`` but not ``x``, and may share
+            memory with neither in another way; None makes a new map.
 
     Returns:
         ``out``, channels_last and of x's data type.
@@ -50,6 +50,8 @@ def conv_add(
         check_beside(_NAME, "residual", residual, x, shape, x.dtype)
     if out is not None:
         check_out(_NAME, out, x, shape, x.dtype)
+        if residual is not None and share_memory(out, residual) and not _are_one(out, residual):
+            refuse(_NAME, "out", out, "all of residual's memory in its order, or none of it")
     needs_grad = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (x, weight, bias, residual)
     )
@@ -69,6 +71,14 @@ def conv_add(
     else:
         _op(x, weight, bias, residual, out)
     return out
+
+
+def _are_one(out: Tensor, residual: Tensor) -> bool:
+    """Whether each result is written where the value that it is added to was read."""
+    if out is residual:
+        return True
+    dense = residual.is_contiguous(memory_format=torch.channels_last)
+    return dense and out.data_ptr() == residual.data_ptr()
 
 
 def _fits_cuda(x: Tensor, weight: Tensor) -> bool:

@@ -174,7 +174,7 @@ def _check(
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         glu = i % 2 == 0
         scale = check_packed(_NAME, features, weight, bias, glu=glu, channels=channels)
-        if scale != (2 if i == last else 1) or taps_of(weight, channels) == 1:
+        if scale != (2 if i == last else 1) or taps_of(weight) == 1:
             refuse(_NAME, f"weights[{i}]", weight, "3x3, packed with upsample the last one alone")
         channels = len(bias) // 2 if glu else len(bias)
         if not glu and channels != len(mix):

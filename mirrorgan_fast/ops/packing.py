@@ -13,10 +13,10 @@ and its weight a sum of taps. In float32 a NaN or an infinite number then reache
 its tiles: up to three pixels. Where AMX multiplies, the form pays on the upsampled map alone, and
 of many channels.
 
-On a processor the weights lie in tiles: blocks of 32 output channels and steps of 32 input channels
-of a tap, each block and step as two tiles of 16 output channels. In bfloat16 a tile holds pairs of
-input channels side by side (16, 16, 2), as AMX multiplies them; in float32 it is (32, 16). With a
-GLU the first tile of a block is of values and the second of their gates. What is missing to whole
+On a processor the weights lie in tiles: blocks of 32 output channels and, of each tap, steps of 32
+input channels, each block and step as two tiles of 16 output channels. In bfloat16 a tile (16, 32)
+holds pairs of input channels side by side, as AMX multiplies them; in float32 it is (32, 16). With
+a GLU the first tile of a block is of values and the second of their gates. What is missing to whole
 blocks and steps is filled with zeros.
 
 On a GPU they lie in rows (phases, taps, C, N), a row for each input channel of a tap. With a GLU
@@ -42,7 +42,7 @@ _DEEP = 512  # channels from which on AMX's products take longer than what is do
 _IMAGE_CHANNELS = 3  # for so few `image_head` has a form of its own, of plain taps
 _PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_DIMS: dict[Layout, int] = {"tiles": 5, "rows": 4}
+_DIMS: dict[Layout, int] = {"tiles": 7, "rows": 4}
 _LAYOUTS: dict[str, Layout] = {"cpu": "tiles", "triton": "rows", "cuda": "rows"}
 """The layout that each implementation of a convolution takes."""
 
@@ -80,6 +80,8 @@ _UPSAMPLED = _Winograd(((1, 0, 0), (1, 1, 1), (0, 0, 1)), ((1, 0, 0), (-1, 1, -1
 _OF_PRODUCTS = {36: _FOUR_BY_FOUR, 16: _TWO_BY_TWO, 9: _UPSAMPLED}
 _TAPS = ((1, 9), (4, 4))
 """Phases and their taps where a 3x3 convolution is in no other form."""
+_ONE_BY_ONE = (1, 1)
+_TILE = {torch.float32: (_DEPTH, _HALF), torch.bfloat16: (_HALF, _DEPTH)}
 
 
 def layout_on(device: torch.device) -> Layout:
@@ -105,8 +107,8 @@ def pack(
         layout: default: ``tiles`` on a CPU, ``rows`` elsewhere.
 
     Returns:
-        tiles (phases or products, blocks, steps, 2, 512) or rows (phases, taps, C, N), of
-        ``dtype``.
+        tiles (phases or products, blocks, taps, steps, 2, 32, 16), in bfloat16 (..., 16, 32), or
+        rows (phases, taps, C, N), of ``dtype``.
 
     Raises:
         InputError: other shapes or data types.
@@ -142,17 +144,16 @@ def pack(
             taps = taps.unflatten(3, (2, -1)).transpose(3, 4).flatten(3)
         return taps.to(dtype).contiguous()
     taps = functional.pad(taps, (0, 0, 0, -taps.shape[2] % _DEPTH))
-    depth = taps.flatten(1, 2)  # (P, taps C, N)
-    halves = depth.chunk(2, dim=2) if glu else (depth,)
-    columns = [functional.pad(half, (0, -half.shape[2] % _block(glu))) for half in halves]
+    halves = taps.chunk(2, dim=3) if glu else (taps,)
+    columns = [functional.pad(half, (0, -half.shape[3] % _block(glu))) for half in halves]
     if glu:
-        tiles = torch.stack([half.unflatten(2, (-1, _HALF)) for half in columns], dim=3)
+        tiles = torch.stack([half.unflatten(3, (-1, _HALF)) for half in columns], dim=4)
     else:
-        tiles = columns[0].unflatten(2, (-1, 2, _HALF))  # (P, K, blocks, 2, 16)
-    steps = tiles.unflatten(1, (-1, _DEPTH)).permute(0, 3, 1, 4, 2, 5)  # (P, B, S, 2, 32, 16)
+        tiles = columns[0].unflatten(3, (-1, 2, _HALF))  # (P, taps, K, blocks, 2, 16)
+    steps = tiles.unflatten(2, (-1, _DEPTH)).permute(0, 4, 1, 2, 5, 3, 6)
     if dtype == torch.bfloat16:
-        steps = steps.unflatten(4, (-1, 2)).transpose(5, 6)  # (P, B, S, 2, 16, 16, 2)
-    packed: Tensor = steps.flatten(4).to(dtype).contiguous()
+        steps = steps.unflatten(5, (-1, 2)).transpose(6, 7).flatten(6)
+    packed: Tensor = steps.to(dtype).contiguous()
     return packed
 
 
@@ -197,21 +198,15 @@ def check_packed(
     size = bias.numel()
     if bias.dim() != 1 or bias.dtype != torch.float32 or (glu and size % 2):
         refuse(op, "bias", bias, f"float32 of shape ({'2C' if glu else 'C'},)")
-    blocks = -(-(size // 2 if glu else size) // _block(glu))
-    depth = -(-channels // _DEPTH)
-    wanted: list[tuple[int, ...]]
-    if weight.dim() == _DIMS["tiles"]:
-        wide = weight.dtype == torch.float32
-        parts = [(1, 1), (9, 1), (36 if wide else 16, 1)]
-        if not wide or (not glu and size <= _IMAGE_CHANNELS):
-            parts += _TAPS
-        wanted = [(part, blocks, taps * depth, 2, _DEPTH * _HALF) for part, taps in parts]
+    if in_tiles(weight):
+        fits = _fits_tiles(weight, channels, size, glu=glu)
     else:
-        wanted = [(phases, taps, channels, size) for phases, taps in ((1, 9), (1, 1), (4, 4))]
-    if tuple(weight.shape) not in wanted:
+        fits = weight.dim() == _DIMS["rows"] and weight.shape[2:] == (channels, size)
+        fits = fits and weight.shape[:2] in (*_TAPS, _ONE_BY_ONE)
+    if not fits:
         refuse(op, "weight", weight, f"what pack() makes for {channels} channels and this bias")
-    if weight.dtype != x.dtype:
-        refuse(op, "weight", weight, f"{x.dtype}, that of x")
+    if weight.dtype != x.dtype or (in_tiles(weight) and weight.shape[5:] != _TILE.get(x.dtype)):
+        refuse(op, "weight", weight, f"what pack() makes of {x.dtype}, that of x")
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor.device != x.device:
             refuse(op, name, tensor, f"device {x.device}, that of x")
@@ -220,13 +215,32 @@ def check_packed(
     return 2 if weight.shape[0] in (4, 9) else 1
 
 
+def _fits_tiles(weight: Tensor, channels: int, size: int, *, glu: bool) -> bool:
+    """Whether tiles are of a form, and as many as so many channels and a bias of ``size`` take."""
+    parts, blocks, taps, steps, halves, *tile = weight.shape
+    wide = tile == [_DEPTH, _HALF]  # of float32, whatever it was converted to since
+    of_image = not glu and size <= _IMAGE_CHANNELS
+    forms: tuple[tuple[int, int], ...] = ((9, 1), (36 if wide else 16, 1), _ONE_BY_ONE)
+    if not wide or of_image:
+        forms += _TAPS
+    # As inequalities, which a compiler can solve where sizes are not known to it.
+    outputs, of_block = size // 2 if glu else size, _block(glu)
+    return (
+        (parts, taps) in forms
+        and (blocks - 1) * of_block < outputs <= blocks * of_block
+        and (steps - 1) * _DEPTH < channels <= steps * _DEPTH
+        and halves == 2
+        and (wide or tile == [_HALF, _DEPTH])
+    )
+
+
 def choose_packed(op: str, x: Tensor, weight: Tensor, *, needs_grad: bool) -> str:
     """Return the implementation that takes a layer's packed weight, one that reads its layout."""
     implementation = choose(op, x.device.type, weight.dtype, needs_grad=needs_grad).implementation
     layout = _LAYOUTS.get(implementation)
     if layout is not None and weight.dim() != _DIMS[layout]:
         return REFERENCE
-    if implementation == CUDA and taps_of(weight, x.shape[1]) == 1:
+    if implementation == CUDA and taps_of(weight) == 1:
         return TRITON  # a linear layer is no map, of which several taps are read
     return implementation
 
@@ -269,19 +283,19 @@ def in_tiles(weight: Tensor) -> bool:
     return weight.dim() == _DIMS["tiles"]
 
 
-def taps_of(weight: Tensor, channels: int) -> int:
-    """Return how many taps (of a phase) a packed convolution of so many channels has."""
+def taps_of(weight: Tensor) -> int:
+    """Return how many taps (of a phase) a packed convolution has."""
     if weight.dim() == _DIMS["rows"]:
         return weight.shape[1]
     form = _OF_PRODUCTS.get(weight.shape[0])
     if form is not None:
         return 4 if form is _UPSAMPLED else 9
-    return weight.shape[2] // -(-channels // _DEPTH)
+    return weight.shape[2]
 
 
 def unpack(weight: Tensor, channels: int, out_channels: int, *, glu: bool) -> Tensor:
     """Return the kernels (P, N, C, h, w) that were packed, of the same data type."""
-    taps = taps_of(weight, channels)
+    taps = taps_of(weight)
     side = {9: 3, 4: 2, 1: 1}[taps]
     if weight.dim() == _DIMS["rows"]:
         kernels = weight
@@ -291,22 +305,20 @@ def unpack(weight: Tensor, channels: int, out_channels: int, *, glu: bool) -> Te
         return of_rows
     steps = weight
     if weight.dtype == torch.bfloat16:
-        steps = steps.unflatten(4, (_DEPTH // 2, _HALF, 2)).transpose(5, 6).flatten(4, 5)
-    else:
-        steps = steps.unflatten(4, (_DEPTH, _HALF))
-    tiles = steps.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)  # (P, K, B, 2, 16)
+        steps = steps.unflatten(6, (_HALF, 2)).transpose(6, 7).flatten(5, 6)
+    tiles = steps.permute(0, 2, 3, 5, 1, 4, 6).flatten(2, 3)  # (P, taps, K, B, 2, 16)
     if glu:
-        halves = [tiles[:, :, :, i].flatten(2)[:, :, : out_channels // 2] for i in range(2)]
-        columns = torch.cat(halves, dim=2)
+        halves = [tiles[..., i, :].flatten(3)[..., : out_channels // 2] for i in range(2)]
+        columns = torch.cat(halves, dim=3)
     else:
-        columns = tiles.flatten(2)[:, :, :out_channels]
+        columns = tiles.flatten(3)[..., :out_channels]
+    columns = columns[:, :, :channels].permute(0, 3, 2, 1)  # (P, N, C, taps)
     form = _OF_PRODUCTS.get(len(weight))
     if form is not None:
-        products = columns[:, :channels].permute(2, 1, 0)  # (N, C, P)
+        products = columns[..., 0].permute(1, 2, 0)  # (N, C, P)
         whole = _nested(form.taps, products.unflatten(2, (len(form.weights), -1)))
         return (_phases(whole) if form is _UPSAMPLED else whole[None]).to(weight.dtype)
-    kernels = columns.unflatten(1, (taps, -1))[:, :, :channels]  # (P, taps, C, N)
-    unpacked: Tensor = kernels.permute(0, 3, 2, 1).unflatten(3, (side, side))
+    unpacked: Tensor = columns.unflatten(3, (side, side))
     return unpacked
 
 

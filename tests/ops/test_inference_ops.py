@@ -326,11 +326,14 @@ class Module(nn.Module):
         return self.op(*arguments)
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("op", OPS)
-def test_compiles_as_one_graph(implementation, assert_result, op):
-    called = call(op, WHOLE._replace(head=False), torch.bfloat16)
+def test_compiles_as_one_graph(implementation, assert_result, op, dtype, dynamic):
+    called = call(op, WHOLE._replace(head=False), dtype)
     torch.compiler.reset()
-    run = torch.compile(Module(called.op), fullgraph=True, backend="aot_eager")
+    options = {"fullgraph": True, "backend": "aot_eager", "dynamic": dynamic}
+    run = torch.compile(Module(called.op), **options)
     assert_result(called, run(*called.arguments))
 
 

@@ -4,17 +4,18 @@ import pytest
 import torch
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.ops import pack
+from mirrorgan_fast.ops import conv_add, pack
 
 from .calls import Call, Shapes, call
 from .conftest import compiled
 
 ONES = torch.ones
-F32 = torch.float32
+F32, BF16 = torch.float32, torch.bfloat16
+OF_FLOAT = "what pack() makes of torch.float32"
 
 
-def packed(out_channels=3, channels=5, *, glu=False, upsample=False, dtype=F32):
-    return pack(ONES(out_channels, channels, 3, 3), glu=glu, upsample=upsample, dtype=dtype)
+def packed(out_channels=3, channels=5, *, glu=False, upsample=False, dtype=F32, side=3):
+    return pack(ONES(out_channels, channels, side, side), glu=glu, upsample=upsample, dtype=dtype)
 
 
 # op, argument, index of it, what is given for it, what the error says is wanted
@@ -24,9 +25,15 @@ REFUSED = [
     ("conv_glu", "x", 0, ONES(2, 0, 4, 6), "C > 0"),
     ("conv_glu", "weight", 1, packed(6, 70, glu=True), "makes for 5 channels"),
     ("conv_glu", "weight", 1, ONES(6, 5, 3, 3), "what pack() makes"),
-    ("conv_glu", "weight", 1, packed(6, glu=True, dtype=torch.bfloat16), "torch.float32, that of"),
-    ("conv_glu", "weight", 1, packed(6, glu=True, dtype=torch.bfloat16).float(), "pack() makes"),
-    ("conv_glu", "weight", 1, ONES(1, 1, 9, 2, 512), "pack() makes"),  # bfloat16's for AMX
+    ("conv_glu", "weight", 1, packed(6, 37, glu=True), "makes for 5 channels"),
+    ("conv_glu", "weight", 1, packed(34, glu=True), "makes for 5 channels and this bias"),
+    ("conv_glu", "weight", 1, packed(6, 257, glu=True, side=1), "makes for 5 channels"),
+    ("conv_glu", "weight", 1, packed(6, glu=True, dtype=BF16), "makes of torch.float32, that of x"),
+    ("conv_glu", "weight", 1, packed(6, glu=True, dtype=BF16).float(), "pack() makes"),
+    ("conv_glu", "weight", 1, packed(6, glu=True, dtype=BF16, side=1).float(), OF_FLOAT),
+    ("conv_glu", "weight", 1, packed(6, glu=True, dtype=BF16, upsample=True).float(), "() makes"),
+    ("conv_glu", "weight", 1, ONES(1, 1, 9, 1, 2, 32, 16), "pack() makes"),  # as bfloat16's for AMX
+    ("conv_glu", "weight", 1, ONES(1, 1, 1, 1, 2, 8, 64), "pack() makes"),
     ("conv_glu", "weight", 1, packed(6, glu=True).to("meta"), "device cpu"),
     ("conv_glu", "weight", 1, packed(6, glu=True).mT.contiguous().mT, "a contiguous tensor"),
     ("conv_glu", "bias", 2, ONES(5), "float32 of shape (2C,)"),
@@ -35,6 +42,7 @@ REFUSED = [
     ("conv_add", "residual", 3, ONES(2, 4, 4, 6), "of shape (2, 3, 4, 6)"),
     ("conv_add", "residual", 3, ONES(2, 3, 4, 6, device="meta"), "device cpu"),
     ("image_head", "weight", 1, packed(upsample=True), "packed without upsample"),
+    ("image_head", "weight", 1, packed(dtype=BF16).float(), OF_FLOAT),
     ("image_head", "bias", 2, ONES(4, 1), "float32 of shape (C,)"),
     ("glam_attention_mix", "features", 0, ONES(5, 4, 6), "(N, C, H, W)"),
     ("glam_attention_mix", "words", 1, ONES(2, 3, 4), "(2, T, 5)"),
@@ -91,10 +99,42 @@ def test_refuses_where_it_shall_write(implementation, op):
             right.run(out=out)
 
 
-def test_refuses_to_write_into_what_it_reads(implementation):
+def placed(memory, start, like):
+    """Return a dense map of the size of ``like``, from an element of the memory on."""
+    batch, channels, height, width = like.shape
+    flat = memory[start : start + like.numel()]
+    return flat.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("op", ["conv_glu", "conv_add", "glam_attention_mix", "glam_stage"])
+def test_refuses_to_write_into_what_it_reads(implementation, op):
+    right = call(op, Shapes(channels=8, out_channels=8), F32)
+    x, *others = right.arguments
+    result = right.run()
+    memory = ONES(x.numel() + result.numel())
+
+    def run(read_from, write_from):
+        out = placed(memory, write_from, result)
+        given = placed(memory, read_from, x).copy_(x)
+        assert right.op(given, *others, out=out) is out
+        assert torch.equal(out, result)
+
+    run(0, x.numel())
+    run(result.numel(), 0)
+    for overlapping in ((0, x.numel() - 1), (result.numel() - 1, 0), (0, 0)):
+        with pytest.raises(InputError, match=rf"^{op}: out: .* memory that is not x's"):
+            run(*overlapping)
+
+
+def test_writes_over_all_of_a_residual_or_nothing(implementation):
     right = call("conv_add", Shapes(out_channels=5), F32)
-    with pytest.raises(InputError, match=r"^conv_add: out: .* another tensor than x"):
-        right.run(out=right.arguments[0])
+    *others, residual = right.arguments
+    result = right.run()
+    memory = ONES(2 * residual.numel())
+    over = placed(memory, 1, residual).copy_(residual)
+    assert torch.equal(conv_add(*others, over, out=placed(memory, 1, residual)), result)
+    with pytest.raises(InputError, match=r"^conv_add: out: .* all of residual's memory"):
+        conv_add(*others, over, out=placed(memory, 2, residual))
 
 
 @pytest.mark.parametrize(
