@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mirrorgan_fast.ops.checks import refuse
-from mirrorgan_fast.ops.choice import REFERENCE, TRITON, choose
+from mirrorgan_fast.ops.choice import REFERENCE, TRITON, choose, needs_grad
 
 _NAME = "batch_norm_glu"
 
@@ -50,8 +50,7 @@ def batch_norm_glu(
     if x.dim() != 4 or x.shape[1] % 2:
         refuse(_NAME, "x", x, "floating point of shape (N, 2C, H, W)")
     check_batch_norm(_NAME, x, weight, bias)
-    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias))
-    choice = choose(_NAME, x.device.type, x.dtype, needs_grad=needs_grad)
+    choice = choose(_NAME, x.device.type, x.dtype, needs_grad=needs_grad(x, weight, bias))
     if choice.implementation != REFERENCE and weight.dtype == torch.float32:
         implementation = _op
         if choice.implementation == TRITON:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mirrorgan_fast.ops.batch_norm_glu import batch_norm, check_batch_norm
-from mirrorgan_fast.ops.choice import REFERENCE, choose
+from mirrorgan_fast.ops.choice import REFERENCE, choose, needs_grad
 
 _NAME = "batch_norm_leaky_relu"
 
@@ -48,8 +48,7 @@ def batch_norm_leaky_relu(
             channel, which has no variance.
     """
     check_batch_norm(_NAME, x, weight, bias)
-    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias))
-    choice = choose(_NAME, x.device.type, x.dtype, needs_grad=needs_grad)
+    choice = choose(_NAME, x.device.type, x.dtype, needs_grad=needs_grad(x, weight, bias))
     if choice.implementation != REFERENCE and weight.dtype == torch.float32:
         from mirrorgan_fast.kernels.batch_norm_leaky_relu import batch_norm_leaky_relu_triton
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.ops.checks import refuse
-from mirrorgan_fast.ops.choice import REFERENCE, TRITON
+from mirrorgan_fast.ops.choice import REFERENCE, TRITON, needs_grad
 from mirrorgan_fast.ops.inference_op import inference_op
 from mirrorgan_fast.ops.packing import Layout, choose_packed, layout_on, pack, unpack
 
@@ -127,8 +127,8 @@ def bidirectional_lstm(
     if not recurrent.is_contiguous():
         refuse(_NAME, "recurrent", recurrent, "a contiguous tensor")
 
-    needs_grad = torch.is_grad_enabled() and (gates.requires_grad or recurrent.requires_grad)
-    implementation = choose_packed(_NAME, gates, recurrent, needs_grad=needs_grad)
+    differentiated = needs_grad(gates, recurrent)
+    implementation = choose_packed(_NAME, gates, recurrent, needs_grad=differentiated)
     if implementation == REFERENCE:
         with torch.autocast(gates.device.type, enabled=False):
             return reference(gates, tokens, lengths, recurrent)

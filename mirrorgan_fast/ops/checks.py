@@ -45,12 +45,17 @@ def check_out(
 def share_memory(out: Tensor, x: Tensor) -> bool:
     """Whether a dense ``out`` lies within the memory that ``x`` spans.
 
-    While a graph is traced there is no memory: then, whether they are one tensor.
+    While a graph is traced, and of tensors that stand for others, there is no memory: then, whether
+    they are one tensor.
     """
-    traced = torch.compiler.is_compiling() or type(out) is not Tensor or type(x) is not Tensor
-    if traced or out.data_ptr() == 0 or out.numel() == 0 or x.numel() == 0:
+    if torch.compiler.is_compiling() or type(out) is not Tensor or type(x) is not Tensor:
+        return out is x
+    try:
+        start, read = out.data_ptr(), x.data_ptr()
+    except RuntimeError:
+        return out is x
+    if start == 0 or read == 0 or out.numel() == 0 or x.numel() == 0:
         return out is x
     steps = zip(x.shape, x.stride(), strict=True)
     span = (1 + sum((size - 1) * stride for size, stride in steps)) * x.element_size()
-    start, read = out.data_ptr(), x.data_ptr()
     return start < read + span and read < start + out.nbytes

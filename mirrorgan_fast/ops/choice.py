@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.ops.build_info import (
@@ -206,6 +208,9 @@ def choose(op: str, device: str, dtype: torch.dtype, *, needs_grad: bool) -> Cho
     _check_override()
     if _override == REFERENCE:
         return Choice(REFERENCE, "asked for by name")
+    # Tensors with a tangent do not require a gradient, and an op without a rule would drop it.
+    if forward_ad._current_level >= 0:
+        return Choice(REFERENCE, "forward-mode differentiation goes through the reference alone")
     reason = ""  # why the first of them does not run
     for row in TABLE[op]:
         runs_here = row.device == device or (row.implementation == TRITON and _interpreted(device))
@@ -237,6 +242,11 @@ def choose(op: str, device: str, dtype: torch.dtype, *, needs_grad: bool) -> Cho
         if _override:
             reason = f"{_override} was asked for, which does not exist for it on this device"
     return Choice(REFERENCE, reason)
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Return whether a gradient will be asked for of what is computed from the tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def report() -> dict[tuple[str, str, str], Choice]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mirrorgan_fast.ops.checks import check_beside, check_out, refuse, share_memory
-from mirrorgan_fast.ops.choice import CUDA, REFERENCE, TRITON, has_wgmma
+from mirrorgan_fast.ops.choice import CUDA, REFERENCE, TRITON, has_wgmma, needs_grad
 from mirrorgan_fast.ops.inference_op import inference_op
 from mirrorgan_fast.ops.packing import check_packed, choose_packed, convolve_packed
 
@@ -52,10 +52,8 @@ def conv_add(
         check_out(_NAME, out, x, shape, x.dtype)
         if residual is not None and share_memory(out, residual) and not _are_one(out, residual):
             refuse(_NAME, "out", out, "all of residual's memory in its order, or none of it")
-    needs_grad = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (x, weight, bias, residual)
-    )
-    implementation = choose_packed(_NAME, x, weight, needs_grad=needs_grad)
+    differentiated = needs_grad(x, weight, bias, residual)
+    implementation = choose_packed(_NAME, x, weight, needs_grad=differentiated)
     if implementation == CUDA and not _fits_cuda(x, weight):
         implementation = TRITON
     if implementation == REFERENCE:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mirrorgan_fast.ops.checks import check_out
-from mirrorgan_fast.ops.choice import REFERENCE, TRITON
+from mirrorgan_fast.ops.choice import REFERENCE, TRITON, needs_grad
 from mirrorgan_fast.ops.inference_op import inference_op
 from mirrorgan_fast.ops.packing import check_packed, choose_packed, convolve_packed
 
@@ -46,8 +46,7 @@ def conv_glu(
     scale = check_packed(_NAME, x, weight, bias, glu=True)
     batch, _, height, width = x.shape
     shape = (batch, len(bias) // 2, height * scale, width * scale)
-    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias))
-    implementation = choose_packed(_NAME, x, weight, needs_grad=needs_grad)
+    implementation = choose_packed(_NAME, x, weight, needs_grad=needs_grad(x, weight, bias))
     if out is not None:
         check_out(_NAME, out, x, shape, x.dtype)
     if implementation == REFERENCE:

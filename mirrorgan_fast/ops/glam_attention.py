@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mirrorgan_fast.ops.checks import refuse
-from mirrorgan_fast.ops.choice import REFERENCE, choose
+from mirrorgan_fast.ops.choice import REFERENCE, choose, needs_grad
 
 _NAME = "glam_attention"
 # asked here, once, for torch.compile does not trace the question before PyTorch 2.12
@@ -58,10 +58,8 @@ def glam_attention(
     inputs = (features, words, mask, sentence, sentence_weight)
     check_attention(_NAME, *inputs)
     device = features.device.type
-    needs_grad = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in inputs
-    )
-    if choose(_NAME, device, features.dtype, needs_grad=needs_grad).implementation != REFERENCE:
+    choice = choose(_NAME, device, features.dtype, needs_grad=needs_grad(*inputs))
+    if choice.implementation != REFERENCE:
         context: Tensor = _op(*inputs)
         return context
     with torch.autocast(device, enabled=False):  # the reference chooses its own precision

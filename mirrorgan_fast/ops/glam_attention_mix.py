@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mirrorgan_fast.ops.checks import check_out, refuse
-from mirrorgan_fast.ops.choice import CUDA, REFERENCE, TRITON, choose
+from mirrorgan_fast.ops.choice import CUDA, REFERENCE, TRITON, choose, needs_grad
 from mirrorgan_fast.ops.glam_attention import autocast, check_attention, glam_attention
 from mirrorgan_fast.ops.glam_attention import reference as attention_reference
 from mirrorgan_fast.ops.inference_op import inference_op
@@ -59,13 +59,11 @@ def glam_attention_mix(
     shape = (features.shape[0], mix.shape[0], *features.shape[2:])
     if out is not None:
         check_out(_NAME, out, features, shape, features.dtype)
-    needs_grad = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (*given, mix)
-    )
+    differentiated = needs_grad(*given, mix)
     device = features.device
-    choice = choose(_NAME, device.type, features.dtype, needs_grad=needs_grad)
+    choice = choose(_NAME, device.type, features.dtype, needs_grad=differentiated)
     implementation = choice.implementation
-    if needs_grad:
+    if differentiated:
         result = _differentiable(implementation, *given, mix)
         return result if out is None else out.copy_(result)
     if implementation == REFERENCE:

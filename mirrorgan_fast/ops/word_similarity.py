@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mirrorgan_fast.ops.checks import refuse
-from mirrorgan_fast.ops.choice import TRITON, choose
+from mirrorgan_fast.ops.choice import TRITON, choose, needs_grad
 
 _NAME = "word_similarity"
 
@@ -47,8 +47,8 @@ def word_similarity(
         InputError: shapes, data types or devices do not fit together.
     """
     _check(words, mask, regions)
-    needs_grad = torch.is_grad_enabled() and (words.requires_grad or regions.requires_grad)
-    choice = choose(_NAME, words.device.type, words.dtype, needs_grad=needs_grad)
+    differentiated = needs_grad(words, regions)
+    choice = choose(_NAME, words.device.type, words.dtype, needs_grad=differentiated)
     if choice.implementation == TRITON:
         from mirrorgan_fast.kernels.word_similarity import MOST_DEPTH, MOST_WORDS
         from mirrorgan_fast.kernels.word_similarity import word_similarity_triton as in_triton

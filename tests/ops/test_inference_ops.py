@@ -314,6 +314,19 @@ def test_gates_beyond_any_table(implementation, gate, dtype):
     assert torch.equal(gated[:, others], clean[:, others])
 
 
+@pytest.mark.parametrize("op", ["conv_glu", "conv_add", "glam_attention_mix", "glam_stage"])
+def test_has_forward_derivatives(implementation, op):
+    right = call(op, WHOLE._replace(head=False), torch.float32)
+    x, *others = right.arguments
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    _, tangent = torch.func.jvp(lambda x: right.op(x, *others), (x,), (direction,))
+    step = 1e-2
+    after, before = (right.op(x + s * direction, *others) for s in (step, -step))
+    difference = (after - before) / (2 * step)
+    error = (tangent - difference).abs().max()
+    assert error < 0.02 * difference.abs().max()
+
+
 class Module(nn.Module):
     """The op as a model uses it."""
 
