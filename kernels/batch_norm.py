@@ -25,10 +25,10 @@ def sums_kernel(
     C: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    """Sum x - x_0 and its square over some rows; x_0, of row 0, keeps the squares' digits."""
+    """Sum x - pivot and its square over some rows; the pivot keeps the squares' digits."""
     channel = tl.program_id(1) * C + tl.arange(0, C)
     present = channel < CHANNELS
-    pivot = tl.load(x_ptr + channel, mask=present, other=0.0).to(tl.float32)
+    pivot = pivot_of(x_ptr, rows, channel, CHANNELS)
     total = tl.zeros((R, C), tl.float32)
     squares = tl.zeros((R, C), tl.float32)
     for step in range(STEPS):
@@ -71,9 +71,17 @@ def moments_kernel(
     variance = tl.where(
         variance < 0.0, 0.0, variance
     )  # NaN stays NaN, which the greater one is not
-    pivot = tl.load(x_ptr + channel, mask=present, other=0.0).to(tl.float32)
+    pivot = pivot_of(x_ptr, rows, channel, CHANNELS)
     tl.store(mean_ptr + channel, pivot + shift, mask=present)
     tl.store(variance_ptr + channel, variance, mask=present)
+
+
+@triton.jit
+def pivot_of(x_ptr, rows, channel, CHANNELS: tl.constexpr):
+    """Return the mean of the first rows: a single one may be an outlier."""
+    row = tl.arange(0, 16)
+    x = load(x_ptr, row, row < rows, channel, CHANNELS, CHANNELS)
+    return tl.sum(x, axis=0) / tl.minimum(rows, 16).to(tl.float32)
 
 
 @triton.jit

@@ -29,6 +29,7 @@ using torch::stable::Tensor;
 
 constexpr const char* kOp = "batch_norm_glu";
 constexpr int64_t kChunk = 256;  // rows: 64 KiB of 128 channels in bfloat16
+constexpr int64_t kOfPivot = 16;
 
 struct Arguments {
   const void* x;         // (rows, 2 * halves)
@@ -41,17 +42,24 @@ struct Arguments {
   const float* inverse_std;
   const float* offset;  // of x's gradient, scale * gradient of y - offset - slope * (x - mean)
   const float* slope;
-  float* sums;  // (2, 2 * halves), of one chunk
+  float* sums;  // (2, 2 * halves), what a pass makes of one chunk
 };
 
-// The sums over the rows of x - pivot and of its square; the pivot (the first row) keeps the variance from cancelling.
+// The mean of the rows and the sum of (x - mean)^2. Differences from a pivot, the mean of the first rows, keep the sum from
+// cancelling; of a single row it would be far from the others where that is an outlier.
 template <typename scalar_t, int Lanes>
-MIRRORGAN_INLINE void sum_columns(const Arguments& a, int64_t first, int64_t end, int64_t column) {
+MIRRORGAN_INLINE void measure_columns(const Arguments& a, int64_t first, int64_t end, int64_t column) {
   using Float = typename Vector<Lanes>::Float;
   const int64_t channels = 2 * a.halves;
   const auto* x = static_cast<const scalar_t*>(a.x) + column;
-  Float pivot, sum = {}, squares = {};
-  load<Lanes>(x, pivot);
+  const int64_t end_of_pivot = end - first < kOfPivot ? end : first + kOfPivot;
+  Float pivot = {}, sum = {}, squares = {};
+  for (int64_t row = first; row < end_of_pivot; ++row) {
+    Float value;
+    load<Lanes>(x + row * channels, value);
+    pivot += value;
+  }
+  pivot *= 1.0f / static_cast<float>(end_of_pivot - first);
   for (int64_t row = first; row < end; ++row) {
     Float value;
     load<Lanes>(x + row * channels, value);
@@ -59,8 +67,9 @@ MIRRORGAN_INLINE void sum_columns(const Arguments& a, int64_t first, int64_t end
     sum += value;
     squares += value * value;
   }
-  store<Lanes>(sum, a.sums + column);
-  store<Lanes>(squares, a.sums + channels + column);
+  const Float offset = sum * (1.0f / static_cast<float>(end - first));
+  store<Lanes>(pivot + offset, a.sums + column);
+  store<Lanes>(squares - sum * offset, a.sums + channels + column);
 }
 
 // What belongs to a column of the values, or of the gates: y = scale (x - mean) + bias.
@@ -176,8 +185,8 @@ using Chunk = void (*)(const Arguments&, int64_t first, int64_t end);
   }
 
 #define MIRRORGAN_PASSES(set, lanes, target)                                                             \
-  MIRRORGAN_PASS(sum_float_##set, sum_columns, 2 * a.halves, float, lanes, target)                       \
-  MIRRORGAN_PASS(sum_bfloat16_##set, sum_columns, 2 * a.halves, bfloat16_bits, lanes, target)            \
+  MIRRORGAN_PASS(measure_float_##set, measure_columns, 2 * a.halves, float, lanes, target)               \
+  MIRRORGAN_PASS(measure_bfloat16_##set, measure_columns, 2 * a.halves, bfloat16_bits, lanes, target)    \
   MIRRORGAN_PASS(gate_float_##set, gate_columns, a.halves, float, lanes, target)                         \
   MIRRORGAN_PASS(gate_bfloat16_##set, gate_columns, a.halves, bfloat16_bits, lanes, target)              \
   MIRRORGAN_PASS(sum_gradient_float_##set, sum_gradient_columns, a.halves, float, lanes, target)         \
@@ -186,17 +195,17 @@ using Chunk = void (*)(const Arguments&, int64_t first, int64_t end);
   MIRRORGAN_PASS(gradient_bfloat16_##set, gradient_columns, a.halves, bfloat16_bits, lanes, target)
 
 struct Passes {
-  Chunk sum, gate, sum_gradient, gradient;
+  Chunk measure, gate, sum_gradient, gradient;
 };
 
 MIRRORGAN_FOR_EACH_SET(MIRRORGAN_PASSES)
 
 Passes passes_for(bool is_bfloat16) {
   if (is_bfloat16) {
-    return {MIRRORGAN_CHOSEN(sum_bfloat16), MIRRORGAN_CHOSEN(gate_bfloat16), MIRRORGAN_CHOSEN(sum_gradient_bfloat16),
-            MIRRORGAN_CHOSEN(gradient_bfloat16)};
+    return {MIRRORGAN_CHOSEN(measure_bfloat16), MIRRORGAN_CHOSEN(gate_bfloat16),
+            MIRRORGAN_CHOSEN(sum_gradient_bfloat16), MIRRORGAN_CHOSEN(gradient_bfloat16)};
   }
-  return {MIRRORGAN_CHOSEN(sum_float), MIRRORGAN_CHOSEN(gate_float), MIRRORGAN_CHOSEN(sum_gradient_float),
+  return {MIRRORGAN_CHOSEN(measure_float), MIRRORGAN_CHOSEN(gate_float), MIRRORGAN_CHOSEN(sum_gradient_float),
           MIRRORGAN_CHOSEN(gradient_float)};
 }
 
@@ -212,18 +221,46 @@ void for_chunks(const Arguments& a, Chunk pass, float* sums) {
   });
 }
 
+// What a pass makes of each chunk, (chunks, 2, 2 * halves).
+std::vector<float> of_chunks(const Arguments& a, Chunk pass) {
+  const int64_t chunks = (a.rows + kChunk - 1) / kChunk;
+  std::vector<float> sums(static_cast<size_t>(chunks * 4 * a.halves));
+  for_chunks(a, pass, sums.data());
+  return sums;
+}
+
 // The sums of a pass over all rows, (2, 2 * halves).
 std::vector<double> sum_over_rows(const Arguments& a, Chunk pass) {
-  const int64_t chunks = (a.rows + kChunk - 1) / kChunk, size = 4 * a.halves;
-  std::vector<float> of_chunks(static_cast<size_t>(chunks * size));
-  for_chunks(a, pass, of_chunks.data());
-  std::vector<double> total(static_cast<size_t>(size));
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    for (int64_t i = 0; i < size; ++i) {
-      total[i] += of_chunks[chunk * size + i];
-    }
+  const std::vector<float> sums = of_chunks(a, pass);
+  std::vector<double> total(static_cast<size_t>(4 * a.halves));
+  for (size_t i = 0; i < sums.size(); ++i) {
+    total[i % total.size()] += sums[i];
   }
   return total;
+}
+
+// Mean and biased variance of all rows, from those of the chunks.
+void measure_rows(const Arguments& a, Chunk pass, float* means, float* variances) {
+  const std::vector<float> measured = of_chunks(a, pass);
+  const int64_t channels = 2 * a.halves;
+  const auto over_chunks = [&](auto add) {
+    const float* chunk = measured.data();
+    for (int64_t first = 0; first < a.rows; first += kChunk, chunk += 2 * channels) {
+      const auto rows = static_cast<double>(a.rows - first < kChunk ? a.rows - first : kChunk);
+      for (int64_t c = 0; c < channels; ++c) {
+        add(c, rows, chunk[c], chunk[channels + c]);
+      }
+    }
+  };
+  std::vector<double> mean(static_cast<size_t>(channels)), square(static_cast<size_t>(channels));
+  over_chunks([&](int64_t c, double rows, double of_chunk, double) { mean[c] += rows / a.rows * of_chunk; });
+  over_chunks([&](int64_t c, double rows, double of_chunk, double squares) {
+    square[c] += squares + rows * (of_chunk - mean[c]) * (of_chunk - mean[c]);
+  });
+  for (int64_t c = 0; c < channels; ++c) {
+    means[c] = static_cast<float>(mean[c]);
+    variances[c] = static_cast<float>(square[c] < 0 ? 0.0 : square[c] / a.rows);  // and not std::max: NaN stays NaN
+  }
 }
 
 void check_map(const char* argument, const Tensor& map, ScalarType dtype) {
@@ -288,21 +325,10 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_glu_cpu(
   MIRRORGAN_CHECK(a.rows > 0, kOp, "x", shape_text(x.sizes()), "at least one pixel to take statistics of");
   const int64_t channels = 2 * a.halves;
   Tensor out = empty_map(x, a.halves), mean = empty_channels(x, channels), variance = empty_channels(x, channels);
-  auto* means = static_cast<float*>(mean.mutable_data_ptr());
-  auto* variances = static_cast<float*>(variance.mutable_data_ptr());
   a.out = out.mutable_data_ptr();
-  const bool is_bfloat16 = x.scalar_type() == ScalarType::BFloat16;
-  const Passes passes = passes_for(is_bfloat16);
-
-  const std::vector<double> sums = sum_over_rows(a, passes.sum);
-  for (int64_t c = 0; c < channels; ++c) {
-    const float pivot = is_bfloat16 ? to_float(static_cast<const bfloat16_bits*>(a.x)[c])
-                                    : static_cast<const float*>(a.x)[c];
-    const double offset = sums[c] / a.rows;
-    const double square = sums[channels + c] / a.rows - offset * offset;
-    means[c] = static_cast<float>(pivot + offset);
-    variances[c] = static_cast<float>(square < 0 ? 0.0 : square);  // and not std::max: NaN stays NaN
-  }
+  const Passes passes = passes_for(x.scalar_type() == ScalarType::BFloat16);
+  measure_rows(a, passes.measure, static_cast<float*>(mean.mutable_data_ptr()),
+               static_cast<float*>(variance.mutable_data_ptr()));
   const std::vector<float> inverse_std = normalize_by(a, mean, variance, eps);
   for_chunks(a, passes.gate, nullptr);
   return {out, mean, variance};

@@ -113,6 +113,15 @@ def test_means_far_from_zero(implementation, assert_matches):
     torch.testing.assert_close(actual[2].double(), variance, rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("size", [30, 100])
+def test_an_outlier_costs_no_digits(implementation, assert_matches, size):
+    """At the first pixel too, around which sums may be taken."""
+    given = inputs((4, 8, 16, 16), offset=0.0)
+    given.x[0, :, 0, 0] += size * given.x.std(dim=(0, 2, 3))
+    for tensor, right in zip(batch_norm_glu(*given), by_formula(given), strict=True):
+        assert_matches(tensor, right)
+
+
 def test_gradcheck_of_the_reference():
     given = [t.requires_grad_() for t in inputs((2, 4, 2, 3), dtype=torch.float64)]
     assert torch.autograd.gradcheck(lambda *g: batch_norm_glu(*g)[0], given)

@@ -287,6 +287,17 @@ def test_means_far_from_zero(assert_matches):
     torch.testing.assert_close(variance.double(), expected, rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("rows", [3, 8])
+def test_an_outlier_costs_no_digits(rows):
+    """At the first pixel too, around which sums may be taken."""
+    x = torch.randn(1, 8, rows, 4, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    x[0, :, 0, 0] += 100
+    expected = x.double().var(dim=(0, 2, 3), unbiased=False)
+    for op in (batch_norm_glu, batch_norm_leaky_relu):
+        _, _, variance = op(x, x.new_ones(8), x.new_zeros(8))
+        torch.testing.assert_close(variance.double(), expected, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize(
     ("captions", "words", "images", "regions", "depth"),
