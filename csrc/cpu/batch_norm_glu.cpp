@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "../checks.h"
+#include "parallel.h"
 #include "vectors.h"
 
 namespace mirrorgan {
@@ -211,7 +212,7 @@ Passes passes_for(bool is_bfloat16) {
 
 void for_chunks(const Arguments& a, Chunk pass, float* sums) {
   const int64_t chunks = (a.rows + kChunk - 1) / kChunk;
-  torch::stable::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(chunks, [&](int64_t begin, int64_t end) {
     Arguments of_chunk = a;
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const int64_t first = chunk * kChunk;

@@ -9,6 +9,7 @@
 #include "../checks.h"
 #include "bidirectional_lstm.h"
 #include "instruction_sets.h"
+#include "parallel.h"
 #include "products.h"
 #include "vectors.h"
 #include "workspace.h"
@@ -198,7 +199,7 @@ void bidirectional_lstm_cpu(
     a.recurrent = wide;
   }
   const int64_t groups = convolution::divide_up(a.samples, together);
-  torch::stable::parallel_for(0, 2 * groups, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(2 * groups, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first = task / 2 * together, count = std::min(together, a.samples - first), direction = task % 2;
       read(a, first, count, direction);

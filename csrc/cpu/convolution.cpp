@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "instruction_sets.h"
+#include "parallel.h"
 #include "products.h"
 #include "workspace.h"
 
@@ -238,7 +239,7 @@ template <typename compute_t, typename scalar_t, typename Work>
 void for_strips(const Arguments& a, const Work& work) {
   const Cuts cuts = cuts_of(a, sizeof(compute_t), torch::stable::get_num_threads());
   const int64_t blocks = divide_up(a.blocks, cuts.column_cuts);
-  torch::stable::parallel_for(0, cuts.strips * cuts.column_cuts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(cuts.strips * cuts.column_cuts, [&](int64_t begin, int64_t end) {
     static thread_local Workspace<compute_t> workspace;
     static thread_local std::vector<Group> groups;
     for (int64_t task = begin; task < end; ++task) {

@@ -18,6 +18,7 @@
 #include "convolution_arguments.h"
 #include "glam_stage.h"
 #include "instruction_sets.h"
+#include "parallel.h"
 #include "workspace.h"
 
 namespace mirrorgan {
@@ -279,7 +280,7 @@ void glam_cpu(
   const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
   const int64_t alone = in.samples / threads * threads;
   std::atomic<int64_t> next = 0;
-  torch::stable::parallel_for(0, alone > 0 ? threads : 0, 1, [&](int64_t, int64_t) {
+  parallel_for(alone > 0 ? threads : 0, [&](int64_t, int64_t) {
     static thread_local Workspace<bfloat16_bits> features[2];
     for (int64_t n = next++; n < alone; n = next++) {
       run_stages(stages, f_0.f, in.mask, n, 1, 1, features);

@@ -12,6 +12,7 @@
 
 #include "../checks.h"
 #include "instruction_sets.h"
+#include "parallel.h"
 #include "pixel_tiles.h"
 #include "vectors.h"
 #include "workspace.h"
@@ -218,7 +219,7 @@ Tensor glam_attention_cpu(
       dtype == ScalarType::BFloat16 ? MIRRORGAN_CHOSEN(attend_bfloat16) : MIRRORGAN_CHOSEN(attend_float);
   const int64_t task_pixels = kBlock * kBlocksPerTask;
   const int64_t tasks_per_sample = (a.pixels + task_pixels - 1) / task_pixels;
-  torch::stable::parallel_for(0, samples * tasks_per_sample, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(samples * tasks_per_sample, [&](int64_t begin, int64_t end) {
     static thread_local Workspace<float> workspace;
     float* scratch = workspace.at_least(scratch_floats(a));
     for (int64_t task = begin; task < end; ++task) {

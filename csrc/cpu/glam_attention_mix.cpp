@@ -17,6 +17,7 @@
 #include "../checks.h"
 #include "glam_attention_mix_inputs.h"
 #include "instruction_sets.h"
+#include "parallel.h"
 #include "pixel_tiles.h"
 #include "workspace.h"
 
@@ -183,7 +184,7 @@ template <typename scalar_t, typename Work>
 void for_tasks(const Arguments& a, const Work& work) {
   const int64_t task_pixels = kBlock * kBlocksPerTask;
   const int64_t tasks_per_sample = (a.pixels + task_pixels - 1) / task_pixels;
-  torch::stable::parallel_for(0, a.samples * tasks_per_sample, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(a.samples * tasks_per_sample, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t sample = task / tasks_per_sample, first = task % tasks_per_sample * task_pixels;
       const auto* features = static_cast<const scalar_t*>(a.features) + sample * a.pixels * a.channels;
@@ -203,7 +204,7 @@ void prepare_all(const Arguments& a, int64_t most_folded, const Use& use) {
   float* mix = storage + a.samples * size;
   transpose_mix<scalar_t>(a, mix);
   const auto prepare = chosen_form<scalar_t>().prepare;
-  torch::stable::parallel_for(0, a.samples, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(a.samples, [&](int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) {
       use(index, prepare(a, mix, most_folded, index, storage + index * size));
     }

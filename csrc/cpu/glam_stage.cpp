@@ -19,6 +19,7 @@
 #include "glam_attention_mix_inputs.h"
 #include "image_head.h"
 #include "instruction_sets.h"
+#include "parallel.h"
 #include "workspace.h"
 
 namespace mirrorgan {
@@ -296,7 +297,7 @@ void run_stage(const Stage& stage, int64_t threads) {
     ++parts;
   }
   parts = std::min(parts, stage.height);
-  torch::stable::parallel_for(0, samples * parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(samples * parts, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t part = task % parts;
       const Range rows{stage.height * part / parts, stage.height * (part + 1) / parts};

@@ -7,6 +7,7 @@
 #include "convolution_arguments.h"
 #include "image_head.h"
 #include "instruction_sets.h"
+#include "parallel.h"
 
 namespace mirrorgan {
 
@@ -23,7 +24,7 @@ void write_images(
     const weight_t* weight,
     void (*write_rows)(const Arguments&, const weight_t*, const scalar_t*, uint8_t*, int64_t, int64_t)) {
   const int64_t tasks_of_sample = divide_up(a.height, kRowsOfTask), pixels = a.height * a.width;
-  torch::stable::parallel_for(0, a.samples * tasks_of_sample, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(a.samples * tasks_of_sample, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t sample = task / tasks_of_sample, first = task % tasks_of_sample * kRowsOfTask;
       write_rows(a, weight, static_cast<const scalar_t*>(a.x) + sample * pixels * a.channels,

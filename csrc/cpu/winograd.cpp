@@ -20,6 +20,7 @@
 #include <type_traits>
 
 #include "instruction_sets.h"
+#include "parallel.h"
 #include "products.h"
 #include "workspace.h"
 
@@ -476,7 +477,7 @@ void convolve_winograd(const Arguments& a, Epilogue epilogue) {
   }
   const int64_t column_cuts = std::min(a.blocks, divide_up(threads, tasks));
   const int64_t blocks = divide_up(a.blocks, column_cuts);
-  torch::stable::parallel_for(0, tasks * column_cuts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(tasks * column_cuts, [&](int64_t begin, int64_t end) {
     static thread_local Workspace<float> spread, wide;
     const int64_t product = divide_up(groups, tasks) * kPixels * a.steps * kDepth + kPadding;
     const Memory memory{spread.at_least(divide_up(a.products * product * kernel.element_bytes, sizeof(float))),

@@ -1,5 +1,9 @@
 """What the ops for inference refuse: one line that names argument, what was found and wanted."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -153,3 +157,37 @@ def test_writes_over_all_of_a_residual_or_nothing(implementation):
 def test_pack_refuses(weight, options, wanted):
     with pytest.raises(InputError, match=f"^pack: .*{wanted}"):
         pack(weight, **{"glu": False, "upsample": False, "dtype": F32} | options)
+
+
+SHORT_OF_MEMORY = """
+import resource
+import torch
+from mirrorgan_fast.ops import conv_glu, pack
+
+def inputs(channels):
+    x = torch.ones(1, channels, 16, 16).contiguous(memory_format=torch.channels_last)
+    weight = torch.ones(2 * channels, channels, 3, 3)
+    packed = pack(weight, glu=True, upsample=False, dtype=torch.float32)
+    return x, packed, torch.zeros(2 * channels)
+
+torch.set_num_threads(2)
+conv_glu(*inputs(32))
+large = inputs(512)
+out = torch.empty_like(large[0])
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 100_000,) * 2)
+try:
+    conv_glu(*large, out=out)
+except MemoryError:
+    print("MemoryError")
+"""
+
+
+@compiled
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="it has none to spare")
+def test_memory_that_is_short_in_a_thread_is_a_memory_error():
+    """The sampler, which then goes on with smaller batches, has to know it."""
+    command = [sys.executable, "-c", SHORT_OF_MEMORY]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.stdout.strip() == "MemoryError", done.stderr
