@@ -35,6 +35,15 @@ from mirrorgan_fast.weights import PRETRAINED
 
 _BATCH_SIZE = 16
 _MOST_ON_SHEET = 256
+_NOT_WITH_WALK = (
+    "per_caption",
+    "format",
+    "quality",
+    "shard_size",
+    "batch_size",
+    "dtype",
+    "stats",
+)
 Record = TypeVar("Record", ModelConfig, TrainingSettings)
 
 
@@ -77,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         goes_on: bool = False,  # where it was stopped
     ) -> Any:
         added = commands.add_parser(name, help=text, description=text)
-        added.set_defaults(run=run, goes_on=goes_on)
+        added.set_defaults(run=run, goes_on=goes_on, default_of=added.get_default)
         return added
 
     sample = command("sample", _sample, "make images from captions", goes_on=True)
@@ -221,10 +230,9 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from 1 on")
+    return int(text)
 
 
 def _device(options: argparse.Namespace) -> torch.device:
@@ -307,6 +315,10 @@ def _sample(options: argparse.Namespace) -> int:
 def _walk(options: argparse.Namespace) -> int:
     if options.captions:
         raise InputError("--walk: give one or two captions as arguments, not a file")
+    for name in _NOT_WITH_WALK:
+        if getattr(options, name) != options.default_of(name):
+            flag = "-n" if name == "per_caption" else "--" + name.replace("_", "-")
+            raise InputError(f"--walk: makes one animation, for which there is no {flag}")
     if options.output.exists() and not options.overwrite:
         raise InputError(f"{options.output}: is there already; use another -o, or --overwrite")
     check_animation(options.output)
@@ -360,7 +372,8 @@ def _export(options: argparse.Namespace) -> None:
 
 def _info(options: argparse.Namespace) -> None:
     if options.words:
-        print("\n".join(MirrorGAN.from_pretrained(options.model).vocabulary.words[1:]))
+        words = MirrorGAN.from_pretrained(options.model).vocabulary.words[1:]
+        print(json.dumps(words) if options.json else "\n".join(words))
         return
     built = build_info()
     extension: object = f"not built: {why_not_compiled()}"

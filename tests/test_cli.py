@@ -113,6 +113,8 @@ def test_info_tells_versions_and_implementations(model: Path, tmp_path: Path) ->
     assert facts["ops"]
     words = run("info", "--words", "--model", model, folder=tmp_path)
     assert words.stdout.split() == WORDS[1:]
+    listed = run("info", "--words", "--json", "--model", model, folder=tmp_path)
+    assert json.loads(listed.stdout) == WORDS[1:]
 
 
 # --- sample ---------------------------------------------------------------------------------------

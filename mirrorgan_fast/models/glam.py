@@ -117,7 +117,8 @@ class FirstTransformer(nn.Module):
         s_ca: Tensor,  # (N, condition)
     ) -> Tensor:
         """Return f_0 (N, C, S_0, S_0)."""
-        x = self.norm(self.linear(torch.cat([s_ca, noise], dim=1)))
+        both = torch.cat([s_ca, noise.to(self.linear.weight.dtype)], dim=1)
+        x = self.norm(self.linear(both))
         f: Tensor = self.upsample(functional.glu(x, dim=1).unflatten(1, (self.channels, 4, 4)))
         return f
 

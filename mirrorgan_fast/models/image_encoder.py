@@ -50,9 +50,10 @@ class SmallImageEncoder(nn.Module):
             regions (N, 256, 8, 8) and the pooled feature (N, 512).
         """
         if image.shape[-1] != _INPUT_SIZE:
-            image = functional.interpolate(
+            wide = functional.interpolate(
                 image.float(), size=_INPUT_SIZE, mode="bilinear", antialias=True
             )
+            image = wide.to(next(self.parameters()).dtype)
         regions = self.regions(image)
         return regions, self.pooled(self.grid(regions))
 

@@ -2,7 +2,8 @@
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -91,7 +92,7 @@ class MirrorGAN(nn.Module):
     def sample(
         self, captions: Sequence[str], seed: int = 0, indices: Sequence[int] | None = None
     ) -> list[Image.Image]:
-        """Make one image a caption, all in one batch.
+        """Make one image a caption, all in one batch, in evaluation mode.
 
         An image is a function of its caption, ``seed`` and its index alone. The same caption
         several times gives several images of it.
@@ -120,12 +121,9 @@ class MirrorGAN(nn.Module):
             return []
         device = next(self.parameters()).device
         noise, condition_noise = self.noise(seed, indices)
-        images = self.render(
-            encoded.tokens.to(device),
-            encoded.lengths.to(device),
-            noise.to(device),
-            condition_noise.to(device),
-        )
+        inputs = (encoded.tokens, encoded.lengths, noise, condition_noise)
+        with evaluating(self):
+            images = self.render(*(part.to(device) for part in inputs))
         return [Image.fromarray(array) for array in images.cpu().numpy()]
 
     def encode(self, captions: Sequence[str]) -> Encoded:
@@ -206,7 +204,7 @@ class MirrorGAN(nn.Module):
 
     @torch.no_grad()
     def describe(self, images: Sequence[Image.Image]) -> list[str]:
-        """Say what is in each image, with STREAM.
+        """Say what is in each image, with STREAM, in evaluation mode.
 
         Args:
             images: of any size and mode; a square is cut from the middle of each.
@@ -216,9 +214,10 @@ class MirrorGAN(nn.Module):
         """
         if not images:
             return []
-        device = next(self.parameters()).device
         tensor = torch.stack([from_image(image, self.config.image_size) for image in images])
-        return [self.vocabulary.decode(row) for row in self.stream.describe(tensor.to(device))]
+        with evaluating(self):
+            described = self.stream.describe(tensor.to(next(self.parameters())))
+        return [self.vocabulary.decode(row) for row in described]
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32
@@ -247,6 +246,18 @@ class MirrorGAN(nn.Module):
             model = cls(*load_description(folder))
         load_state(model, load_tensors(folder), Path(folder))
         return model.eval()
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode, and back what was not in it."""
+    trained = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in trained:
+            module.training = True
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -73,4 +73,5 @@ class ConditioningAugmentation(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return s_ca, mu and log sigma^2, each (N, condition), for standard normal ``noise``."""
         mu, log_var = functional.glu(self.linear(sentence), dim=1).chunk(2, dim=1)
+        noise = noise.to(self.linear.weight.dtype)
         return mu + torch.exp(0.5 * log_var) * noise, mu, log_var

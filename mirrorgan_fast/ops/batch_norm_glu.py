@@ -57,7 +57,7 @@ def batch_norm_glu(
             from mirrorgan_fast.kernels.batch_norm_glu import batch_norm_glu_triton
 
             implementation = batch_norm_glu_triton
-        out, mean, variance = implementation(x, weight, bias, eps)
+        out, mean, variance = implementation(x, weight.contiguous(), bias.contiguous(), eps)
         return out, mean, variance
     with torch.autocast(x.device.type, enabled=False):
         return reference(x, weight, bias, eps)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.sampling.captions import Refused, request_of
 from mirrorgan_fast.sampling.sampler import Sampler
@@ -68,6 +69,9 @@ class SampleRows:
         psi: factor of the noise, 0 to 1.
         device: default: the GPU that Ray gives, or else the CPU.
         batch_size: of the sampler.
+
+    Raises:
+        InputError: rows lack one of the two columns.
     """
 
     def __init__(
@@ -86,6 +90,11 @@ class SampleRows:
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the rows with images."""
+        for column in ("caption", "index"):
+            if column not in rows:
+                raise InputError(
+                    f"sample_dataset: the rows have no column {column!r}, only {', '.join(rows)}"
+                )
         captions = rows["caption"].tolist()
         indices = rows["index"].tolist()
         seeds = rows["seed"].tolist() if "seed" in rows else [self._seed] * len(captions)

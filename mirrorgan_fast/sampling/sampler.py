@@ -141,10 +141,12 @@ class Sampler:
 
         Raises:
             InputError: a caption has no word that the model knows (the images of those before it
-                come first), or ``psi`` or the seed is out of range.
+                come first), the captions are one string, or ``psi`` or the seed is out of range.
         """
         if per_caption < 1:
             raise InputError(f"per_caption is {per_caption}, expected 1 or more")
+        if isinstance(captions, str):
+            raise InputError("captions is one string, expected several of them: put it in a list")
         requests = (
             Request(i + 1, number, caption, seed, number)
             for i, caption in enumerate(captions)

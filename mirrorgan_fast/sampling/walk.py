@@ -30,7 +30,7 @@ def walk(
     each F_att the contexts of both captions, which may have different numbers of words.
 
     Args:
-        model: its modules are called, in evaluation mode and float32, not the fused ones.
+        model: its modules are called, in evaluation mode and as they are, not the fused ones.
         captions: one or two. Of one it is from the image of index 0 to that of index 1; of two the
             index is 0.
         frames: 2 or more, the ends included.
@@ -54,10 +54,10 @@ def walk(
     words, sentence = model.stem(tokens, lengths)
     mask = word_mask(lengths, tokens.shape[1])
     noise, condition_noise = (
-        psi * part.to(device) for part in model.noise(seed, [0, 2 - len(captions)])
+        psi * part.to(sentence) for part in model.noise(seed, [0, 2 - len(captions)])
     )
     images = []
-    for t in torch.linspace(0, 1, frames, device=device)[:, None].split(_TOGETHER):
+    for t in torch.linspace(0, 1, frames)[:, None].to(sentence).split(_TOGETHER):
         s_ca, _, _ = model.glam.augment(
             torch.lerp(sentence[:1], sentence[1:], t), _great_circle(condition_noise, t)
         )

@@ -1,5 +1,6 @@
 """MirrorGAN as people use it: captions to pictures and back, to disk and back, and bad input."""
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,31 @@ def test_wrong_arguments_are_refused(model: MirrorGAN) -> None:
         model.sample(["a red bird"], indices=[-1])
     with pytest.raises(InputError, match="indices"):
         model.sample(["a red bird", "a bird"], indices=[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_weights_of_another_data_type_give_about_the_same(
+    model: MirrorGAN, dtype: torch.dtype
+) -> None:
+    captions = ["a red bird", "a blue bird with red wings"]
+    converted = copy.deepcopy(model).to(dtype)
+    images = pixels(model.sample(captions))
+    for other in (converted, converted.fused()):
+        assert np.abs(pixels(other.sample(captions)) - images).mean() < 2
+    assert len(converted.describe(model.sample(captions))) == 2
+
+
+def test_a_model_in_training_samples_and_describes_as_one_that_is_not(model: MirrorGAN) -> None:
+    trained = copy.deepcopy(model).train()
+    trained.stem.eval()  # frozen, as in training
+    before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+    images = model.sample(["a red bird", "a blue bird"])
+    assert np.array_equal(pixels(trained.sample(["a red bird", "a blue bird"])), pixels(images))
+    assert trained.describe(images) == model.describe(images)
+    assert all(torch.equal(before[name], now) for name, now in trained.state_dict().items())
+    assert trained.glam.training
+    assert trained.glam.F[0].norm.training
+    assert not trained.stem.training
 
 
 def test_forward_gives_every_stage(model: MirrorGAN) -> None:

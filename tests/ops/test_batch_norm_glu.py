@@ -105,6 +105,13 @@ def test_forward_and_backward_match_the_formula(
         assert_matches(tensor, expected_gradient)
 
 
+def test_weights_may_have_gaps(implementation, assert_matches):
+    x, weight, bias = inputs()
+    given = Inputs(x, weight[:1].expand(6), torch.stack([bias, bias], dim=1)[:, 0])
+    for tensor, right in zip(batch_norm_glu(*given), by_formula(given), strict=True):
+        assert_matches(tensor, right)
+
+
 def test_means_far_from_zero(implementation, assert_matches):
     given = inputs((4, 8, 16, 16), offset=300.0)
     actual = batch_norm_glu(*given)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.sampling.ray_data import SampleRows, sample_dataset
 
@@ -51,6 +52,12 @@ def test_rows_that_no_image_can_be_made_of_stop_nothing(model: MirrorGAN, tmp_pa
     none = rows({"caption": captions[:0], "index": np.arange(0)})
     assert none["image"].shape == (0, 32, 32, 3)
     assert none["error"].shape == (0,)
+
+
+def test_rows_without_a_column_are_refused(model: MirrorGAN, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="no column 'index', only caption, size"):
+        SampleRows(str(tmp_path), device="cpu")({"caption": np.array(["a"]), "size": np.ones(1)})
 
 
 def test_actors_give_the_same_bits(model: MirrorGAN, tmp_path: Path) -> None:

@@ -205,3 +205,8 @@ def test_bad_arguments_are_refused(arguments: dict[str, object], model: MirrorGA
 def test_no_images_of_a_caption_are_refused(sampler: Sampler) -> None:
     with pytest.raises(InputError, match="per_caption is 0"):
         next(sampler(["a bird"], per_caption=0))
+
+
+def test_a_string_is_not_taken_for_its_letters(sampler: Sampler) -> None:
+    with pytest.raises(InputError, match="one string"):
+        next(sampler("a bird"))

@@ -1,5 +1,6 @@
 """Walks begin and end at the images of the model, and go smoothly between them."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,24 @@ def test_the_command_writes_an_animation_there_and_back(
     assert "is there already" in capsys.readouterr().err
     assert out.read_bytes() == before
     assert main([*arguments, "--walk", "2", "-o", str(out), "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize(
+    "given", [["-n", "2"], ["--quality", "90"], ["--batch-size", "8"], ["--stats"]]
+)
+def test_the_command_refuses_what_is_not_of_a_walk(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "walk.webp")
+    assert main(["sample", "a bird", "--walk", "7", "-o", out, *given]) == 2
+    assert f"there is no {given[0]}\n" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_weights_of_another_data_type_walk_about_the_same(model: MirrorGAN) -> None:
+    images = walk(model, ["a red bird"], 5).astype(int)
+    narrow = walk(copy.deepcopy(model).bfloat16(), ["a red bird"], 5)
+    assert np.abs(images - narrow).mean() < 2
 
 
 @pytest.mark.parametrize(
