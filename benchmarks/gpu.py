@@ -61,8 +61,7 @@ def main() -> int:
     end = time.monotonic() + 60 * options.minutes
     report: dict[str, Any] = {"machine": machine(), "checks": {}, "cases": [], "not_measured": []}
     options.out.mkdir(parents=True, exist_ok=True)
-    about = re.sub(r"\W+", "-", report["machine"]["gpu"]).strip("-").lower()
-    path = options.out / f"gpu-{about}.json"
+    path = options.out / f"gpu-{name_of(report['machine'])}.json"
 
     def keep() -> None:
         """Write what there is, so that nothing is lost if what follows fails."""
@@ -114,6 +113,11 @@ def machine() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "triton": triton.__version__,
     }
+
+
+def name_of(about: dict[str, Any]) -> str:
+    """Return a GPU's name as files have it."""
+    return re.sub(r"\W+", "-", about["gpu"]).strip("-").lower()
 
 
 def checks() -> list[tuple[str, list[str]]]:

@@ -2,7 +2,8 @@
 
 Chosen so that nothing spills on an A100, H100 or B200, and two blocks or more fit on one of their
 multiprocessors (of the attention's backward one), which `benchmarks/results/triton-resources.json`
-records. None has been timed on a GPU yet.
+records. None has been timed on a GPU yet; `python -m benchmarks.gpu_settings` looks for faster
+ones.
 """
 
 from typing import NamedTuple

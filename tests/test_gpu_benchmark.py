@@ -1,5 +1,6 @@
 """The benchmark for GPUs, as far as it runs without one: its cases on the CPU, small."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from gpu import ROUNDS, check, contest, table
-from gpu_cases import SMALL, cases
+from gpu_cases import SMALL, Case, cases
+from gpu_settings import FIELDS, asked_by, cost_of, descend, instead, neighbours, setting_of
+from triton_resources import calls, launches
+
+from mirrorgan_fast.kernels import convolution
+from mirrorgan_fast.kernels.settings import Setting
 
 ALL = list(cases("cpu", SMALL))
 
@@ -57,10 +63,78 @@ def test_a_check_tells_its_status_and_ends_when_no_time_is_left() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so() -> None:
+@pytest.mark.parametrize("module", ["benchmarks.gpu", "benchmarks.gpu_settings"])
+def test_without_a_gpu_it_says_so(module) -> None:
     root = Path(__file__).parents[1]
-    command = [sys.executable, "-m", "benchmarks.gpu"]
+    command = [sys.executable, "-m", module]
     result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "no GPU" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_every_op_on_triton_has_settings_to_be_found() -> None:
+    asked = {asked_by(case.name) for case in ALL}
+    assert asked == {None, *FIELDS}
+    without = [case.name for case in ALL if asked_by(case.name) is None]
+    for name in without:
+        assert name.startswith(("the same in CUDA C++", "training step", "tokens to grey levels"))
+
+
+@pytest.mark.parametrize(
+    ("function", "about"),
+    [
+        ("convolution", "conv_glu, 64 x 128"),
+        ("convolution", "conv_add, 64 x 128"),
+        ("convolution", "image_head, 32 x 256"),
+        ("attention_forward", "glam_attention_mix, authors, 18 words"),
+        ("attention_backward", "glam_attention_mix backward, authors, 18 words"),
+        ("batch_norm", "batch_norm_glu, 128 x 64, torch.bfloat16"),
+        ("batch_norm", "batch_norm_leaky_relu, 128 x 64, torch.bfloat16"),
+        ("word_similarity", "word_similarity, 18 words"),
+    ],
+)
+def test_kernels_are_launched_with_the_setting_that_is_tried(function, about) -> None:
+    call = dict(calls())[about]
+    answer = Setting(rows=32, columns=64, depth=32, warps=2, stages=7)
+    before = launches(call)
+    with instead(function, lambda *_: answer):
+        tried = launches(call)
+    assert any((launch.warps, launch.stages) == (2, 7) for launch in tried)
+    assert launches(call) == before
+    assert not any((launch.warps, launch.stages) == (2, 7) for launch in before)
+
+
+def test_what_fails_or_gives_something_else_is_not_fast(monkeypatch) -> None:
+    def ours() -> torch.Tensor:
+        setting = convolution.convolution(64, 64, torch.bfloat16)
+        if setting.warps == 16:
+            raise RuntimeError("out of resources")
+        return torch.ones(3) if setting.warps > 2 else torch.zeros(3)
+
+    monkeypatch.setattr("gpu_settings.seconds", lambda call: 0.5)
+    case = Case("conv_glu", ours, ours)
+    start = setting_of(case, "convolution")
+    assert start == convolution.convolution(64, 64, torch.bfloat16)
+    cost = cost_of(case, "convolution", start)
+    costs = [cost(start._replace(warps=warps)) for warps in (2, 4, 8, 16)]
+    assert costs == [math.inf, 0.5, 0.5, math.inf]
+
+
+def test_the_fastest_setting_is_found_step_by_step() -> None:
+    start = Setting(rows=64, columns=32, depth=32, warps=4, stages=3)
+    values = {"rows": (32, 64, 128, 256), "warps": (2, 4, 8), "stages": (1, 2, 3)}
+
+    def cost(setting: Setting) -> float:
+        if setting.stages == 2:
+            return math.inf  # no way there
+        return 1 + abs(setting.rows - 256) + abs(setting.warps - 2) + setting.stages
+
+    timed = descend(start, values, cost, lambda: False)
+    assert min(timed, key=lambda setting: timed[setting]) == start._replace(rows=256, warps=2)
+    assert timed == {setting: cost(setting) for setting in timed}
+    assert descend(start, values, cost, lambda: True) == {start: cost(start)}
+    assert descend(start, values, lambda _: 1.0, lambda: False).keys() == {
+        start,
+        *neighbours(start, values),
+    }
