@@ -1,5 +1,6 @@
 """The benchmark for GPUs, as far as it runs without one: its cases on the CPU, small."""
 
+import json
 import math
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from gpu import ROUNDS, check, contest, table
+from gpu import ROUNDS, check, contest, main, table
 from gpu_cases import SMALL, Case, cases
 from gpu_settings import FIELDS, asked_by, cost_of, descend, instead, neighbours, setting_of
 from triton_resources import calls, launches
@@ -60,6 +61,34 @@ def test_a_check_tells_its_status_and_ends_when_no_time_is_left() -> None:
     found = check("tests", [sys.executable, "-c", code.format(60)], 1)
     assert found["status"] == 124
     assert found["seconds"] < 30
+
+
+def test_what_is_timed_later_keeps_what_the_checks_found(monkeypatch, tmp_path, capsys) -> None:
+    def commanded(half: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["gpu", "--only", half, "--out", str(tmp_path)])
+        return main()
+
+    timed = {"name": "a case", "seconds": {"ours": 1.0, "eager": 2.0}}
+    timed |= {"images_per_second": None, "of_limit": None}
+    about = {"gpu": "NVIDIA H", "torch": "2", "triton": "3", "cuda": "13"}
+    python = [sys.executable, "-c"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr("gpu.machine", lambda: about)
+    checks = [("good", [*python, ""]), ("bad", [*python, "raise SystemExit(3)"])]
+    monkeypatch.setattr("gpu.checks", lambda: checks)
+    monkeypatch.setattr("gpu.measure", lambda report, *_: report["cases"].append(timed))
+    assert commanded("checks") == 1
+    assert commanded("cases") == 1
+    report = json.loads((tmp_path / "gpu-nvidia-h.json").read_text())
+    assert {name: found["status"] for name, found in report["checks"].items()} == {
+        "good": 0,
+        "bad": 3,
+    }
+    assert report["cases"] == [timed]
+    text = (tmp_path / "gpu-nvidia-h.md").read_text()
+    assert "| a case |" in text
+    assert "bad: exit status 3" in text
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
