@@ -174,8 +174,10 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = command("evaluate", _evaluate, "measure a model on a test split")
     evaluate.add_argument("--data", type=Path, required=True, metavar="FOLDER")
-    evaluate.add_argument("--split-field", default="split", help="of metadata.jsonl's rows")
-    evaluate.add_argument("--count", type=_positive, default=1000, metavar="N", help="of captions")
+    evaluate.add_argument("--split-field", help="of metadata.jsonl's rows (default: split)")
+    evaluate.add_argument(
+        "--count", type=_positive, metavar="N", help="of captions (default: 1000, or all if fewer)"
+    )
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument(
         "--judge",
@@ -193,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a part, the whole chain, or the judge of painted birds' attributes",
     )
     training.add_argument("--data", type=Path, required=True, metavar="FOLDER")
-    training.add_argument("--split-field", default="split", help="of metadata.jsonl's rows")
+    training.add_argument("--split-field", help="of metadata.jsonl's rows (default: split)")
     training.add_argument("--run", type=Path, required=True, metavar="FOLDER", dest="folder")
     training.add_argument("--preset", default="birds-painted", help="sizes and recipe")
     training.add_argument(
@@ -437,13 +439,13 @@ def _paint(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from mirrorgan_fast.evaluation.attributes import AttributeClassifier
+    from mirrorgan_fast.evaluation.attributes import AttributeClassifier, is_painted
     from mirrorgan_fast.evaluation.report import as_table, evaluate
 
     keep_memory()
     images = open_images(options.data, "test", options.split_field)
     judge: AttributeClassifier | None = None
-    if isinstance(images, ImageFolder) and "attributes" in images.record(0):
+    if isinstance(images, ImageFolder) and is_painted(images.record(0)):
         judge = AttributeClassifier.from_pretrained(options.judge).to(_device(options))
     figures = evaluate(
         _model(options),
@@ -501,7 +503,7 @@ def _train_attributes(options: argparse.Namespace) -> None:
         raise InputError("train attributes: has no settings; leave out --set")
     keep_memory()
     classifier = train_attribute_classifier(
-        ImageFolder(options.data, "train", options.split_field),
+        ImageFolder(options.data, "train", options.split_field or "split"),
         options.folder / "attributes",
         device=_device(options),
         workers=options.workers,

@@ -6,6 +6,7 @@ vocabulary into the tensors a training step takes.
 """
 
 import copy
+import hashlib
 import json
 import os
 from collections import Counter
@@ -83,8 +84,8 @@ class ImageFolder(CaptionedImages):
         if split is not None:
             rows = self._select(rows, split, split_field)
         for row in rows:
-            if not (self._root / row.record["file_name"]).is_file():
-                raise self._error(row.line, f"there is no file {row.record['file_name']!r}")
+            if not os.path.isfile(self._root / row.record["file_name"]):
+                raise self._error(row.line, f"there is no file {row.record['file_name']!r:.80}")
         self._labels = self._read_labels(rows)
         self._rows = rows
 
@@ -125,14 +126,16 @@ class ImageFolder(CaptionedImages):
                 'file, a line a picture: {"file_name": "a.jpg", "captions": ["a red bird"]}'
             ) from error
         rows: list[_Row] = []
-        line_of: dict[str, int] = {}
+        seen: dict[str, tuple[int, str]] = {}  # by name
         for line, text in enumerate(lines, start=1):
             if not text.strip():
                 continue
             record = self._read_record(line, text)
-            first = line_of.setdefault(_name(record["file_name"]), line)
+            path = os.path.normpath(record["file_name"])
+            first, other = seen.setdefault(_name(path), (line, path))
             if first != line:
-                raise self._error(line, f"names the same picture as line {first}")
+                same = "same picture as" if path == other else "name, without its extension, of"
+                raise self._error(line, f"{record['file_name']!r:.80} is the {same} line {first}")
             rows.append(_Row(line, record))
         if not rows:
             raise InputError(f"{self._metadata}: has no rows")
@@ -176,8 +179,10 @@ class ImageFolder(CaptionedImages):
                 continue
             for row in rows:
                 label = row.record.get(field)
-                if not isinstance(label, int) or isinstance(label, bool):
-                    raise self._error(row.line, f'"{field}" must be an integer, found {label!r}')
+                if not isinstance(label, int) or isinstance(label, bool) or not _fits(label):
+                    raise self._error(
+                        row.line, f'"{field}" must be an integer of 64 bits, found {label!r:.80}'
+                    )
             return [row.record[field] for row in rows]
         return list(range(len(rows)))
 
@@ -344,6 +349,14 @@ class TrainingExamples(Dataset[Example]):
             pixels = pixels[:, ::-1]
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
+    def digest(self) -> str:
+        """A fingerprint of all names, classes and captions, in their order."""
+        rows = hashlib.sha256()
+        for i in range(len(self)):
+            row = [self._images.name(i), self._images.label(i), *self._images.captions(i)]
+            rows.update(json.dumps(row).encode())
+        return rows.hexdigest()
+
 
 def leads_out(path: str) -> bool:
     """Whether a path that should be inside a folder is absolute or climbs out of it.
@@ -367,12 +380,26 @@ def read_picture(path: Path, place: str) -> Image.Image:
             picture = ImageOps.exif_transpose(opened)
     except Exception as error:
         raise InputError(f"{place}: {path} is not a picture that can be read ({error})") from error
+    return on_white(picture, f"{place}: {path}")
+
+
+def on_white(picture: Image.Image, place: str) -> Image.Image:
+    """A picture of any mode as "RGB", what is transparent on white.
+
+    place: what to call it in an error.
+
+    Raises InputError for one of more than 8 bits a channel without color.
+    """
     if picture.mode.startswith(("I", "F")):
-        raise InputError(f"{place}: {path} has pixels of type {picture.mode}; make them 8 bits")
+        raise InputError(f"{place} has pixels of type {picture.mode}; make them 8 bits")
     if picture.has_transparency_data:
         layer = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     return picture.convert("RGB")
+
+
+def _fits(label: int) -> bool:
+    return -(2**63) <= label < 2**63
 
 
 def _name(file_name: str) -> str:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from safetensors import SafetensorError
@@ -272,16 +272,22 @@ def true_attributes(images: ImageFolder, indices: Iterable[int]) -> list[dict[st
     """
     found = []
     for index in indices:
-        attributes = images.record(index).get("attributes")
-        if not isinstance(attributes, dict) or any(
-            attributes.get(name) not in values for name, values in ATTRIBUTES.items()
-        ):
+        record = images.record(index)
+        if not is_painted(record):
             raise InputError(
                 f"picture {images.name(index)!r} has no attributes of a painted bird in "
                 f"metadata.jsonl; export painted birds (mirrorgan-fast paint)"
             )
-        found.append(attributes)
+        found.append(record["attributes"])
     return found
+
+
+def is_painted(record: Mapping[str, Any]) -> bool:
+    """Return whether a row of metadata.jsonl has the attributes of a painted bird."""
+    attributes = record.get("attributes")
+    return isinstance(attributes, dict) and all(
+        attributes.get(name) in values for name, values in ATTRIBUTES.items()
+    )
 
 
 def _as_numbers(attributes: Sequence[Mapping[str, str]]) -> Tensor:

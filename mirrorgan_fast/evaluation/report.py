@@ -41,52 +41,61 @@ def evaluate(
     images: CaptionedImages,
     *,
     classifier: AttributeClassifier | None = None,
-    count: int = 1000,
+    count: int | None = None,
     seed: int = 0,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Measure a model on held-out captions, and the real pictures beside it.
 
     Images are generated from one caption, chosen at random, of each of the first ``count``
-    pictures. The model is put in evaluation mode.
+    pictures. Captions of which the model knows no word are passed over, as in training, and so are
+    pictures that have no other. The model is put in evaluation mode.
 
     Args:
         model: to be measured.
         images: the test split.
         classifier: reads the attributes of painted birds, which ``images`` are then to be, in an
             exported folder. Without it, what needs no attributes is measured.
-        count: of pictures.
+        count: of pictures (default: 1000, or all if there are fewer).
         seed: of the choice of captions, edits and competitors, and of the images.
         quiet: no progress bars.
 
     Returns:
-        what was measured on ("count", "seed", "image_size"), then for "r_precision" and
+        what was measured on ("count", "seed", "image_size", and "captions_passed_over" of those
+        that the split has), then for "r_precision" and
         "redescription", and with a classifier for "classifier", "attributes" and "edits", the
         figures of "generated" and of "real". Shares are in [0, 1]. The real edits are painted pairs
         (see ``painted_pairs``).
 
     Raises:
-        InputError: there are fewer pictures, or too few for R-precision; the model knows no word of
-            a caption; or, with a classifier, they are no painted birds.
+        InputError: there are fewer pictures, or too few for R-precision; or, with a classifier,
+            they are no painted birds.
     """
-    if not 1 <= count <= len(images):
-        raise InputError(f"cannot evaluate on {count} pictures: the split has {len(images)}")
     model.eval()
     size = model.config.image_size
     rng = np.random.default_rng(seed)
-    indices = range(count)
-    pool, first = _caption_pool(model, images)
-    choice = [int(rng.integers(len(images.captions(i)))) for i in indices]
-    own = [first[i] + choice[i] for i in indices]
+    pool, known = _caption_pool(model, images)
+    usable = [i for i, places in enumerate(known) if places]
+    count = min(1000, len(usable)) if count is None else count
+    if not 1 <= count <= len(usable):
+        raise InputError(
+            f"cannot evaluate on {count} pictures: the split has {len(usable)} with a caption of "
+            f"which the model knows a word"
+        )
+    indices = usable[:count]
+    chosen = [_Chosen(i, *known[i][rng.integers(len(known[i]))]) for i in indices]
+    own = [caption.place for caption in chosen]
     captions = [pool.texts[place] for place in own]
-    birds = _painted(images, captions, choice, rng) if classifier is not None else None
-    generated = generate(model, captions, indices, seed, title="captions", quiet=quiet)
+    birds = _painted(images, captions, chosen, rng) if classifier is not None else None
+    generated = generate(model, captions, range(count), seed, title="captions", quiet=quiet)
     real = torch.cat([_to_bytes(from_image(images.image(i), size)[None]) for i in indices])
 
     figures: dict[str, Any] = {
         "count": count,
         "seed": seed,
         "image_size": size,
+        "captions_passed_over": sum(len(images.captions(i)) for i in range(len(images)))
+        - len(pool.texts),
         "r_precision": {},
         "redescription": {"generated": {}, "real": {}},
     }
@@ -126,6 +135,16 @@ def evaluate(
     return figures
 
 
+class _Chosen(NamedTuple):
+    """The caption that an image is generated from."""
+
+    image: int
+    of_image: int
+    """Which of the image's captions."""
+    place: int
+    """In the pool."""
+
+
 class _Painted(NamedTuple):
     """What is known of N painted birds and of the caption chosen for each."""
 
@@ -139,14 +158,17 @@ class _Painted(NamedTuple):
 
 
 def _painted(
-    images: CaptionedImages, captions: list[str], choice: list[int], rng: np.random.Generator
+    images: CaptionedImages,
+    captions: list[str],
+    chosen: list[_Chosen],
+    rng: np.random.Generator,
 ) -> _Painted:
     if not isinstance(images, ImageFolder):
         raise InputError(
             "only an exported folder of painted birds (mirrorgan-fast paint) tells their attributes"
         )
-    truth = true_attributes(images, range(len(captions)))
-    named = [_named(images, i)[chosen] for i, chosen in enumerate(choice)]
+    truth = true_attributes(images, [caption.image for caption in chosen])
+    named = [_named(images, caption.image)[caption.of_image] for caption in chosen]
     edit_of = [
         edit_color_word(caption, shown, rng) for caption, shown in zip(captions, truth, strict=True)
     ]
@@ -207,20 +229,32 @@ def _to_bytes(images: Tensor) -> Tensor:
     return to_uint8(images).permute(0, 3, 1, 2).cpu()
 
 
-def _caption_pool(model: MirrorGAN, images: CaptionedImages) -> tuple[CaptionPool, list[int]]:
-    """Return all captions of the split, and where those of each image begin."""
+def _caption_pool(
+    model: MirrorGAN, images: CaptionedImages
+) -> tuple[CaptionPool, list[list[tuple[int, int]]]]:
+    """Return all captions of the split of which the model knows a word.
+
+    And for each image, which of its captions these are and where they stand in the pool.
+    """
     texts: list[str] = []
     labels: list[int] = []
-    first = []
+    known: list[list[tuple[int, int]]] = []
     for i in range(len(images)):
-        first.append(len(texts))
-        texts += images.captions(i)
-        labels += [images.label(i)] * len(images.captions(i))
+        captions = images.captions(i)
+        lengths = model.vocabulary.encode(captions, model.config.caption_length).lengths.tolist()
+        known.append([])
+        for of_image, (caption, length) in enumerate(zip(captions, lengths, strict=True)):
+            if length:
+                known[-1].append((of_image, len(texts)))
+                texts.append(caption)
+                labels.append(images.label(i))
+    if not texts:
+        raise InputError("the model knows no word of any caption of the split")
     sentences = [
         model.stem(*_encode(model, texts[start : start + _CAPTION_BATCH]))[1]
         for start in range(0, len(texts), _CAPTION_BATCH)
     ]
-    return CaptionPool(texts, labels, torch.cat(sentences)), first
+    return CaptionPool(texts, labels, torch.cat(sentences)), known
 
 
 def _named(images: ImageFolder, index: int) -> list[dict[str, str]]:
@@ -278,6 +312,9 @@ def as_table(figures: Mapping[str, Any]) -> str:
     rows = [
         (f"{figures['count']} captions, {figures['image_size']} px", "generated", "real"),
     ]
+    if figures["captions_passed_over"]:
+        passed = f"{figures['captions_passed_over']} captions without a known word passed over"
+        rows.append((passed, "", ""))
     for label, section, name, form in _LINES:
         measured = [figures.get(section, {}).get(side, {}) for side in ("generated", "real")]
         if not any((name or "by_attribute") in side for side in measured):

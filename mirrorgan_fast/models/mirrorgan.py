@@ -9,10 +9,11 @@ from typing import Self
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mirrorgan_fast.data.captioned_images import on_white
 from mirrorgan_fast.data.vocabulary import Encoded, Vocabulary
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import ModelConfig
@@ -207,10 +208,15 @@ class MirrorGAN(nn.Module):
         """Say what is in each image, with STREAM, in evaluation mode.
 
         Args:
-            images: of any size and mode; a square is cut from the middle of each.
+            images: of any size and mode (but greys of more than 8 bits); each is turned upright as
+                its EXIF says, what is transparent is put on white, and a square is cut from its
+                middle.
 
         Returns:
             a caption for each.
+
+        Raises:
+            InputError: an image has greys of more than 8 bits.
         """
         if not images:
             return []
@@ -267,9 +273,16 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def from_image(image: Image.Image, size: int) -> Tensor:
-    """Cut a square from the middle of an image; return it as (3, size, size) in [-1, 1]."""
-    square = min(image.size)
-    left, top = (image.width - square) // 2, (image.height - square) // 2
+    """Cut a square from the middle of an image; return it as (3, size, size) in [-1, 1].
+
+    As in training: upright as its EXIF says, what is transparent on white, scaled bilinearly.
+
+    Raises:
+        InputError: it has more than 8 bits a channel without color.
+    """
+    upright = on_white(ImageOps.exif_transpose(image), "an image")
+    square = min(upright.size)
+    left, top = (upright.width - square) / 2, (upright.height - square) / 2
     box = (left, top, left + square, top + square)
-    resized = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, box=box)
+    resized = upright.resize((size, size), Image.Resampling.BILINEAR, box=box)
     return torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1).float() / 127.5 - 1
