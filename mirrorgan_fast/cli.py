@@ -44,6 +44,7 @@ _NOT_WITH_WALK = (
     "dtype",
     "stats",
 )
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 Record = TypeVar("Record", ModelConfig, TrainingSettings)
 
 
@@ -210,7 +211,9 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument(
         "--compile", action="store_true", help="torch.compile for the GAN: slower to begin"
     )
-    training.add_argument("--workers", type=int, default=1, help="processes that read images")
+    training.add_argument(
+        "--workers", type=_from_zero, default=1, metavar="N", help="processes that read images"
+    )
     training.add_argument("--quiet", action="store_true")
     _add_device(training)
     return parser
@@ -231,9 +234,17 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: auto)")
 
 
+def _from_zero(text: str) -> int:
+    return _whole(text, least=0)
+
+
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from 1 on")
+    return _whole(text, least=1)
+
+
+def _whole(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from {least} on")
     return int(text)
 
 
@@ -512,8 +523,10 @@ def _train_attributes(options: argparse.Namespace) -> None:
     classifier.save_pretrained(options.folder)
 
 
-def _changed(record: Record, name: str, value: str) -> Record:
+def _changed(record: Record, name: str, value: str, within: str = "") -> Record:
     """Return the dataclass with one field, of itself or of a part (``gan.steps``), set from text.
+
+    What it is ``within`` is told in errors.
 
     Raises:
         InputError: there is no such field, or the text is no value for it.
@@ -521,12 +534,16 @@ def _changed(record: Record, name: str, value: str) -> Record:
     first, _, rest = name.partition(".")
     fields = {field.name: field for field in dataclasses.fields(record)}
     if first not in fields:
-        raise InputError(f"--set {name}: there is no such setting; there are: {', '.join(fields)}")
+        there = ", ".join(within + field for field in fields)
+        raise InputError(f"--set {within}{name}: there is no such setting; there are: {there}")
     current = getattr(record, first)
-    if dataclasses.is_dataclass(current):
-        changed: Any = _changed(current, rest, value)  # type: ignore[type-var]
+    if dataclasses.is_dataclass(current) == (not rest):
+        parts = f"; give one of its parts, {within}{first}.NAME" if not rest else ""
+        raise InputError(f"--set {within}{name}: {within}{first} is no single setting{parts}")
+    if rest:
+        changed: Any = _changed(current, rest, value, f"{within}{first}.")
     else:
-        changed = _parsed(name, value, fields[first].type)
+        changed = _parsed(within + name, value, fields[first].type)
     return dataclasses.replace(record, **{first: changed})
 
 
@@ -543,7 +560,8 @@ def _parsed(name: str, text: str, kind: Any) -> Any:
             return kind(text)
     except (ValueError, KeyError):
         pass
-    expected = ", ".join(map(str, get_args(kind))) or {bool: "true or false"}.get(
-        kind, kind.__name__
-    )
+    if get_origin(kind) is tuple:
+        expected = "two numbers, as 0.5,0.999"
+    else:
+        expected = ", ".join(map(str, get_args(kind))) or _KINDS[kind]
     raise InputError(f"--set {name}={text}: expected {expected}")

@@ -101,6 +101,11 @@ def load_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
         InputError: the file is missing or damaged.
     """
     path = Path(folder) / _TENSORS
+    if not path.exists() and any(Path(folder).glob("*/checkpoint.pt")):
+        raise InputError(
+            f"{path}: is not there yet: the training in this folder has not come to its end; go on "
+            f"with it"
+        )
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

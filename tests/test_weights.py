@@ -255,3 +255,11 @@ def test_a_loaded_model_does_not_change_with_its_file(tmp_path: Path) -> None:
         file.write(b"\xff" * (path.stat().st_size // 2))
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+def test_a_training_that_has_not_ended_is_no_damaged_model(tmp_path: Path) -> None:
+    save_description(tmp_path, CONFIG, VOCABULARY)
+    (tmp_path / "gan").mkdir()
+    (tmp_path / "gan" / "checkpoint.pt").write_bytes(b"")
+    with pytest.raises(InputError, match="training in this folder has not come to its end"):
+        load_tensors(tmp_path)

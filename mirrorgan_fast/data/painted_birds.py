@@ -11,7 +11,6 @@ pictures.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
@@ -24,6 +23,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from tqdm import tqdm
 
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.files import whole_file
 
 Points = NDArray[np.float64]
 Plane = NDArray[np.float32]
@@ -1023,7 +1023,7 @@ def export_image_folder(
     is nothing, i is the i-th name of the "parts" of the row. Every row has file_name, captions,
     split, attributes, and `named`: what each caption asserts.
 
-    A folder that has files in it, a bad size or count raises `InputError`.
+    A folder that has files in it or cannot be written, a bad size or count raises `InputError`.
     """
     root = Path(root)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -1036,19 +1036,20 @@ def export_image_folder(
         if n
     ]
     jobs = [_Export(root, birds, index, masks) for birds in splits for index in range(len(birds))]
-    for birds in splits:
-        for folder in ("images", "masks") if masks else ("images",):
-            (root / folder / birds.split).mkdir(parents=True, exist_ok=True)
-
-    with ProcessPoolExecutor(workers) as pool:
-        done = pool.map(_Export.write, jobs, chunksize=max(1, min(64, len(jobs) // 64)))
-        rows = list(
-            tqdm(done, total=len(jobs), desc="painting birds", unit="image", disable=not progress)
-        )
-
-    unfinished = root / "metadata.jsonl.unfinished"
-    unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    os.replace(unfinished, root / "metadata.jsonl")
+    try:
+        for birds in splits:
+            for folder in ("images", "masks") if masks else ("images",):
+                (root / folder / birds.split).mkdir(parents=True, exist_ok=True)
+        with ProcessPoolExecutor(workers) as pool:
+            done = pool.map(_Export.write, jobs, chunksize=max(1, min(64, len(jobs) // 64)))
+            bar = tqdm(
+                done, total=len(jobs), desc="painting birds", unit="image", disable=not progress
+            )
+            rows = list(bar)
+    except OSError as error:
+        raise InputError(f"{root}: cannot be written ({error.strerror or error})") from error
+    with whole_file(root / "metadata.jsonl") as unfinished:
+        unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 @dataclass(frozen=True)

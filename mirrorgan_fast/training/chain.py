@@ -15,7 +15,7 @@ from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.training.pretraining import train_cnn, train_stem, train_stream
 from mirrorgan_fast.training.run import CHECKPOINT, find_checkpoint, load_checkpoint
 from mirrorgan_fast.training.settings import Stage, TrainingSettings
-from mirrorgan_fast.training.trainer import train_gan
+from mirrorgan_fast.training.trainer import check_last_stage, train_gan
 from mirrorgan_fast.weights import CONFIG, load_description, load_state, save_description
 
 
@@ -53,15 +53,22 @@ def train(
 
     Raises:
         InputError: the folder holds a run with another model or data set, or a stage that is
-            needed has not been trained; see also ``Run``.
+            needed has not been trained, or was trained on since; the data cannot be trained on
+            with these settings; see also ``Run``.
     """
     small = "small" in (config.image_encoder, config.stream_encoder)
     if not small and set(stages) == {"cnn"}:
         raise InputError("train cnn: this model has no small CNN; go on with train stem")
     backbone_weights = backbone_weights or {}
+    small_of = {"stem": config.image_encoder == "small", "stream": config.stream_encoder == "small"}
+    for stage, path in backbone_weights.items():
+        if small_of.get(stage):
+            raise InputError(f"{path}: this model's {stage} sees with the small CNN, without it")
     vocabulary = Vocabulary.build(
         caption for index in range(len(images)) for caption in images.captions(index)
     )
+    stages = [stage for stage in stages if stage != "cnn" or small]
+    _check(stages, config, settings, images, vocabulary)
     before: dict[Stage, set[Stage]] = {"gan": {"stem", "stream"}}
     if config.image_encoder == "small":
         before["stem"] = {"cnn"}
@@ -79,7 +86,7 @@ def train(
         augment=settings.augment,
         seed=settings.seed,
     )
-    if "cnn" in stages and small:
+    if "cnn" in stages:
         train_cnn(
             config,
             settings,
@@ -135,6 +142,34 @@ def train(
             quiet=quiet,
         )
         model.save_pretrained(folder)
+
+
+def _check(
+    stages: Sequence[Stage],
+    config: ModelConfig,
+    settings: TrainingSettings,
+    images: CaptionedImages,
+    vocabulary: Vocabulary,
+) -> None:
+    """Raise InputError for what a stage would refuse, now and not after hours."""
+    count = len(images)
+    for stage in stages:
+        batch_size = getattr(settings, stage).batch_size
+        if batch_size > count:
+            raise InputError(
+                f"{count} training images are fewer than a batch of {batch_size}; use more images "
+                f"or smaller batches (--set {stage}.batch_size={count})"
+            )
+    if "gan" in stages:
+        check_last_stage(config, settings.gan)
+    for i in range(count):
+        if not any(vocabulary.tokenize(caption) for caption in images.captions(i)):
+            raise InputError(f"picture {images.name(i)!r}: its captions have no word")
+    if count > 1 and len({images.label(i) for i in range(count)}) == 1:
+        raise InputError(
+            f"all {count} pictures are of class {images.label(0)}: nothing tells them apart; leave "
+            f"the classes out, and each is one of its own"
+        )
 
 
 def _small_cnn(encoder: str, folder: Path) -> dict[str, Tensor] | None:

@@ -19,7 +19,7 @@ from mirrorgan_fast.models.stem import STEM, word_mask
 from mirrorgan_fast.models.stream import STREAM
 from mirrorgan_fast.training.objectives import damsm_loss, stream_loss
 from mirrorgan_fast.training.precision import autocast
-from mirrorgan_fast.training.run import Batch, Run
+from mirrorgan_fast.training.run import Batch, Run, fingerprint
 from mirrorgan_fast.training.settings import (
     CNNSettings,
     GANSettings,
@@ -50,7 +50,7 @@ def train_cnn(
         InputError: see ``Run``.
     """
     options = settings.cnn
-    run = Run(folder, options.steps, dependencies(config, settings, options), quiet=quiet)
+    run = Run(folder, options.steps, dependencies(config, settings, options, examples), quiet=quiet)
     torch.manual_seed(settings.seed)
     phrases = examples.phrases(options.phrases)
     cnn = SmallImageEncoder().to(device)
@@ -63,7 +63,7 @@ def train_cnn(
     ).to(device)
     both = nn.ModuleDict({"cnn": cnn, "heads": heads})
     optimizer = torch.optim.Adam(both.parameters(), options.learning_rate)
-    _restore(run, both, optimizer)
+    run.restore({"model": both, "optimizer": optimizer})
     with run:
         for step, _, batch in run.batches(examples, options.batch_size, settings.seed, workers):
             for group in optimizer.param_groups:
@@ -109,7 +109,8 @@ def train_stem(
         InputError: see ``Run``.
     """
     options = settings.stem
-    run = Run(folder, options.steps, dependencies(config, settings, options), quiet=quiet)
+    needs = dependencies(config, settings, options, examples, cnn=seeing)
+    run = Run(folder, options.steps, needs, quiet=quiet)
     torch.manual_seed(settings.seed)
     stem = STEM(config, vocabulary_size).to(device)
     encoder = DAMSMImageEncoder(config, backbone_weights).to(device)
@@ -128,7 +129,7 @@ def train_stem(
     optimizer = torch.optim.Adam(
         [p for p in both.parameters() if p.requires_grad], options.learning_rate, betas=(0.5, 0.999)
     )
-    _restore(run, both, optimizer)
+    run.restore({"model": both, "optimizer": optimizer})
     with run:
         for step, epoch, batch in run.batches(
             sight.examples, options.batch_size, settings.seed, workers
@@ -175,7 +176,8 @@ def train_stream(
         InputError: see ``Run``.
     """
     options = settings.stream
-    run = Run(folder, options.steps, dependencies(config, settings, options), quiet=quiet)
+    needs = dependencies(config, settings, options, examples, cnn=seeing)
+    run = Run(folder, options.steps, needs, quiet=quiet)
     torch.manual_seed(settings.seed)
     stream = STREAM(config, vocabulary_size, backbone_weights).to(device)
     if seeing is not None:
@@ -192,7 +194,7 @@ def train_stream(
     optimizer = torch.optim.Adam(
         [p for p in stream.parameters() if p.requires_grad], options.learning_rate
     )
-    _restore(run, stream, optimizer)
+    run.restore({"model": stream, "optimizer": optimizer})
     with run:
         for step, _, batch in run.batches(
             sight.examples, options.batch_size, settings.seed, workers
@@ -224,10 +226,28 @@ def dependencies(
     config: ModelConfig,
     settings: TrainingSettings,
     options: CNNSettings | STEMSettings | STREAMSettings | GANSettings,
+    examples: TrainingExamples,
+    **networks: Mapping[str, Tensor] | None,
 ) -> dict[str, Any]:
-    """Return what a stage's result depends on, beside its data and the number of its steps."""
-    values = asdict(config) | asdict(options) | {"seed": settings.seed, "augment": settings.augment}
+    """Return what a stage's result depends on, beside the number of its steps.
+
+    Args:
+        config: the sizes of the networks.
+        settings: those of all stages.
+        options: those of this stage.
+        examples: their captions, names and classes count.
+        **networks: weights that were trained before, by name; None: there are none.
+    """
+    values = asdict(config) | asdict(options)
     del values["steps"]  # a run may be made longer
+    values |= {
+        "seed": settings.seed,
+        "augment": settings.augment,
+        "precision": settings.precision,
+        "data": examples.digest(),
+    }
+    for name, weights in networks.items():
+        values[f"weights of {name}"] = None if weights is None else fingerprint(weights)
     return values
 
 
@@ -294,9 +314,3 @@ def _see_with(cnn: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """
     cnn.load_state_dict(weights)
     cnn.eval().requires_grad_(False)
-
-
-def _restore(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    if run.checkpoint:
-        model.load_state_dict(run.checkpoint["model"])
-        optimizer.load_state_dict(run.checkpoint["optimizer"])

@@ -1,11 +1,16 @@
 """What every training loop here needs: batches that resume, checkpoints, curves and progress."""
 
+import hashlib
 import json
+import os
 import signal
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Mapping
+from functools import partial
+from math import inf, isfinite
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import torch
 from torch import Tensor
@@ -75,6 +80,8 @@ class Run:
         except OSError as error:
             raise InputError(f"{self.folder}: cannot be written ({error.strerror})") from error
         lock(self._lock, f"{self.folder}: another process trains there; wait for it, or stop it")
+        # A DataLoader's forked workers, which outlive a killed run by seconds, must not hold it.
+        os.register_at_fork(after_in_child=partial(_close, weakref.ref(self._lock)))
         self._forget_curves_after(self.first_step)
         self._writer = SummaryWriter(str(self.folder), purge_step=self.first_step + 1)
         self._handler = signal.signal(signal.SIGINT, self._interrupt)
@@ -128,9 +135,18 @@ class Run:
                 self._bar.update()
 
     def log(self, step: int, figures: dict[str, float | Tensor]) -> None:
-        """Add a step's figures to the curves."""
+        """Add a step's figures to the curves.
+
+        Raises:
+            InputError: one of them is no number any more; the last checkpoint stays.
+        """
         for name, value in figures.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
+            if not isfinite(self._sums[name]):
+                raise InputError(
+                    f"{self.folder}: {name} is {float(value)} at step {step + 1}: the training has "
+                    f"diverged; start it in another folder with a lower learning rate"
+                )
         self._summed_steps += 1
         if self.due(step, self.log_every):
             means = {name: total / self._summed_steps for name, total in self._sums.items()}
@@ -139,10 +155,18 @@ class Run:
             self.record(step, means)
 
     def record(self, step: int, figures: dict[str, float]) -> None:
-        """Write a point of the curves: figures that hold after ``step``."""
+        """Write a point of the curves: figures that hold after ``step``.
+
+        Raises:
+            InputError: it cannot be written.
+        """
         rounded = {name: round(value, 5) for name, value in figures.items()}
-        with (self.folder / CURVES).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step + 1, **rounded}) + "\n")
+        curves = self.folder / CURVES
+        try:
+            with curves.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step + 1, **rounded}) + "\n")
+        except OSError as error:
+            raise InputError(f"{curves}: cannot be written ({error.strerror})") from error
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step + 1)
 
@@ -166,9 +190,9 @@ class Run:
             "settings": self.settings,
             "not_logged": (self._sums, self._summed_steps),
         }
-        with whole_file(path) as partial:
+        with whole_file(path, of_process=False) as unfinished:  # of the one who has the lock
             try:
-                torch.save({**about, **state}, partial)
+                torch.save({**about, **state}, unfinished)
             except RuntimeError as error:  # what its writer makes of a full disk
                 raise InputError(f"{path}: cannot be written; is the disk full?") from error
         self._saved_step = step
@@ -187,19 +211,35 @@ class Run:
             if made_with.get(name) != self.settings.get(name):
                 raise InputError(
                     f"{self.folder / CHECKPOINT}: was made with {name} {made_with.get(name)!r}, "
-                    f"now it is {self.settings.get(name)!r}; resume with the same, or in another "
-                    f"folder"
+                    f"now it is {self.settings.get(name)!r}; resume with the same, start again in "
+                    f"another folder, or remove it"
                 )
         return checkpoint
+
+    def restore(self, parts: Mapping[str, Any]) -> None:
+        """Load what ``save`` wrote, if there is a checkpoint, into modules and optimizers.
+
+        Raises:
+            InputError: it lacks one of them, or has another.
+        """
+        if self.checkpoint is None:
+            return
+        for name, part in parts.items():
+            try:
+                part.load_state_dict(self.checkpoint[name])
+            except (KeyError, RuntimeError, ValueError) as error:
+                raise InputError(
+                    f"{self.folder / CHECKPOINT}: has no fitting {name}; remove it to start again"
+                ) from error
 
     def _forget_curves_after(self, step: int) -> None:
         # What a killed run wrote after its last checkpoint is done again.
         curves = self.folder / CURVES
         if curves.exists():
             rows = curves.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= step]
-            with whole_file(curves) as partial:
-                partial.write_text("".join(kept), encoding="utf-8")
+            kept = [row for row in rows if row.endswith("\n") and _step_of(row) <= step]
+            with whole_file(curves) as unfinished:
+                unfinished.write_text("".join(kept), encoding="utf-8")
 
 
 def find_checkpoint(folder: Path) -> Path:
@@ -229,6 +269,28 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
             f"{path}: damaged checkpoint ({type(error).__name__}); remove it to start again"
         ) from error
     return checkpoint
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """Return what tells weights from others."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        values = state[name].detach().cpu().contiguous()
+        digest.update(name.encode() + values.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _step_of(row: str) -> float:
+    try:
+        return float(json.loads(row)["step"])
+    except (ValueError, TypeError, KeyError):  # no point of a curve
+        return inf
+
+
+def _close(file: weakref.ref[IO[Any]]) -> None:
+    opened = file()
+    if opened is not None:
+        opened.close()
 
 
 def _generator(seed: int, number: int) -> torch.Generator:

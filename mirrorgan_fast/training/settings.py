@@ -13,6 +13,7 @@ STAGES: tuple[Stage, ...] = ("cnn", "stem", "stream", "gan")
 
 
 _FROM_ZERO = ("seed", "decay_steps", "last_stage_from")
+_MOST_OF_SEED = 2**40 - 1  # with a step beside it, it is a seed of PyTorch's
 
 
 class _Settings:
@@ -22,9 +23,20 @@ class _Settings:
         for entry in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, entry.name)
             least = 1 if entry.type is int and entry.name not in _FROM_ZERO else 0
+            if entry.name == "batch_size":
+                least = 2  # of one there are no statistics, and no other caption
             if isinstance(value, int | float) and not value >= least:
                 raise InputError(
                     f"training settings: {entry.name} is {value}, expected {least} or more"
+                )
+            most = {"seed": _MOST_OF_SEED, "average_decay": 1}.get(entry.name)
+            if most is not None and value > most:
+                raise InputError(
+                    f"training settings: {entry.name} is {value}, expected {most} or less"
+                )
+            if entry.name == "betas" and not all(0 <= beta < 1 for beta in value):
+                raise InputError(
+                    f"training settings: betas is {value}, expected two numbers from 0 to below 1"
                 )
 
 

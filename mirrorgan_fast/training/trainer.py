@@ -30,7 +30,7 @@ from mirrorgan_fast.training.objectives import (
 from mirrorgan_fast.training.precision import autocast
 from mirrorgan_fast.training.pretraining import dependencies, to_signed
 from mirrorgan_fast.training.run import Run
-from mirrorgan_fast.training.settings import TrainingSettings
+from mirrorgan_fast.training.settings import GANSettings, TrainingSettings
 
 _SHEET_CAPTIONS, _SHEET_NOISES = 8, 4
 _R1_EVERY = 4  # steps; as good as in each of them (Karras et al., "Analyzing StyleGAN", sec. 3.1)
@@ -78,14 +78,18 @@ def train_gan(
         InputError: the last stage would never be trained; see also ``Run``.
     """
     options = settings.gan
-    if options.last_stage_from >= options.steps or (options.last_stage_from and config.stages == 1):
-        raise InputError(
-            f"gan.last_stage_from is {options.last_stage_from} of {options.steps} steps with "
-            f"{config.stages} stages: the last stage would never be trained, or is the only one; "
-            f"set it lower (0: all stages from the start)"
-        )
+    check_last_stage(config, options)
     decay_steps = min(options.decay_steps, options.steps)
-    run = Run(folder, options.steps, dependencies(config, settings, options), quiet=quiet)
+    needs = dependencies(
+        config,
+        settings,
+        options,
+        examples,
+        stem=stem.state_dict(),
+        image_encoder=image_encoder.state_dict(),
+        stream=stream.state_dict(),
+    )
+    run = Run(folder, options.steps, needs, quiet=quiet)
     torch.manual_seed(settings.seed)
     for frozen in (stem, image_encoder, stream):
         frozen.to(device).eval().requires_grad_(False)
@@ -110,9 +114,7 @@ def train_gan(
         "G_adam": optimizer_G,
         "D_adam": optimizer_D,
     }
-    if run.checkpoint:
-        for name, part in parts.items():
-            part.load_state_dict(run.checkpoint[name])
+    run.restore(parts)
     average.eval()
     generate = torch.compile(glam) if compiled else glam
     sheet_batch = _sheet_batch(examples)
@@ -203,6 +205,16 @@ def train_gan(
                     )
     assert isinstance(average.module, GLAM)
     return average.module
+
+
+def check_last_stage(config: ModelConfig, options: GANSettings) -> None:
+    """Raise InputError if the last stage would never be trained."""
+    if options.last_stage_from >= options.steps or (options.last_stage_from and config.stages == 1):
+        raise InputError(
+            f"gan.last_stage_from is {options.last_stage_from} of {options.steps} steps with "
+            f"{config.stages} stages: the last stage would never be trained, or is the only one; "
+            f"set it lower (0: all stages from the start)"
+        )
 
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]

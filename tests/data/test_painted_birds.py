@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mirrorgan_fast.data import painted_birds
+from mirrorgan_fast import files
 from mirrorgan_fast.data.painted_birds import (
     ATTRIBUTES,
     COLORED_PARTS,
@@ -307,8 +307,8 @@ def test_export_that_fails_leaves_no_metadata(
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(painted_birds.os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(files.os, "replace", fail)
+    with pytest.raises(InputError, match="disk full"):
         export_image_folder(tmp_path, 1, 0, 64, workers=1, progress=False)
     assert not (tmp_path / "metadata.jsonl").exists()
 
@@ -346,3 +346,9 @@ def test_bad_counts_and_folders(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not an empty folder"):
         export_image_folder(tmp_path / "kept.txt", 1, 1, progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match="file/birds: cannot be written"):
+        export_image_folder(tmp_path / "file" / "birds", train=1, test=0, size=64, progress=False)

@@ -1,10 +1,13 @@
 """The chain of all stages, from pictures to a model."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from mirrorgan_fast.data.captioned_images import CaptionedImages
 from mirrorgan_fast.errors import InputError
@@ -12,17 +15,42 @@ from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.training.chain import train
 from mirrorgan_fast.training.run import load_checkpoint
-from mirrorgan_fast.training.settings import STAGES, TrainingSettings
+from mirrorgan_fast.training.settings import STAGES, Stage, TrainingSettings
 
 
-def test_makes_a_model_that_sees_with_the_cnn(
+@pytest.fixture
+def run(
     tmp_path: Path,
     config: ModelConfig,
     settings: TrainingSettings,
     birds: CaptionedImages,
     device: torch.device,
-) -> None:
-    train(STAGES, config, settings, birds, tmp_path, device=device, workers=0, quiet=True)
+) -> Callable[..., None]:
+    """Train stages in ``tmp_path``, with other settings or images if they are given."""
+
+    def train_stages(
+        *stages: Stage,
+        images: CaptionedImages = birds,
+        weights: dict[Stage, Path] | None = None,
+        **changed: Any,
+    ) -> None:
+        train(
+            stages,
+            config,
+            dataclasses.replace(settings, **changed),
+            images,
+            tmp_path,
+            device=device,
+            backbone_weights=weights,
+            workers=0,
+            quiet=True,
+        )
+
+    return train_stages
+
+
+def test_makes_a_model_that_sees_with_the_cnn(tmp_path: Path, run: Callable[..., None]) -> None:
+    run(*STAGES)
     model = MirrorGAN.from_pretrained(tmp_path)
     trained = load_checkpoint(tmp_path / "cnn")["model"]
     for cnn in (model.image_encoder.cnn, model.stream.cnn):
@@ -44,3 +72,85 @@ def test_a_stage_that_is_missing_is_named(
     large = dataclasses.replace(config, image_encoder="inception_v3", stream_encoder="resnet152")
     with pytest.raises(InputError, match="no small CNN"):
         train(("cnn",), large, settings, birds, tmp_path, device=device, quiet=True)
+
+
+class Changed(CaptionedImages):
+    """Birds with another order, other captions or other classes."""
+
+    def __init__(self, birds: CaptionedImages, **changes: Any) -> None:
+        self._birds = birds
+        self._changes = changes
+
+    def __len__(self) -> int:
+        return len(self._birds)
+
+    def image(self, index: int) -> Image.Image:
+        return self._birds.image(index)
+
+    def name(self, index: int) -> str:
+        return self._birds.name(index)
+
+    def captions(self, index: int) -> list[str]:
+        change = self._changes.get("captions", lambda index: index)
+        changed = change(index)
+        return self._birds.captions(changed) if isinstance(changed, int) else changed
+
+    def label(self, index: int) -> int:
+        return self._changes.get("label", index)
+
+
+def test_a_stage_on_top_of_another_network_is_refused(
+    tmp_path: Path, settings: TrainingSettings, run: Callable[..., None]
+) -> None:
+    """A longer STEM under a GAN that never saw it, a longer CNN that nothing sees with."""
+
+    def longer(stage: Stage) -> dict[str, Any]:
+        return {stage: dataclasses.replace(getattr(settings, stage), steps=8)}
+
+    run(*STAGES)
+    run("gan", **longer("gan"))
+    run("stem", **longer("stem"))
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(InputError, match=r"gan/checkpoint\.pt: was made with weights of stem"):
+        run("gan", **longer("gan"))
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    run("cnn", **longer("cnn"))
+    for stage in ("stem", "stream"):
+        with pytest.raises(InputError, match=rf"{stage}/checkpoint\.pt: .* weights of cnn"):
+            run(stage)
+
+
+def test_other_data_of_the_same_words_is_refused(
+    birds: CaptionedImages, run: Callable[..., None]
+) -> None:
+    run("cnn")
+    with pytest.raises(InputError, match=r"cnn/checkpoint\.pt: was made with data"):
+        run("cnn", images=Changed(birds, captions=lambda index: (index + 1) % len(birds)))
+
+
+def test_what_a_later_stage_would_refuse_is_refused_at_once(
+    tmp_path: Path, settings: TrainingSettings, birds: CaptionedImages, run: Callable[..., None]
+) -> None:
+    late = dataclasses.replace(settings.gan, last_stage_from=6)
+    large = dataclasses.replace(settings.stream, batch_size=13)
+    silent = Changed(birds, captions=lambda index: ["!!!"] if index == 3 else index)
+    for changed, fault in (
+        ({"gan": late}, "last stage would never be trained"),
+        ({"stream": large}, r"fewer than a batch of 13.*--set stream\.batch_size=12"),
+        ({"images": silent}, "captions have no word"),
+        ({"images": Changed(birds, label=7)}, "all 12 pictures are of class 7"),
+        ({"weights": {"stem": Path("a.pth")}}, "a.pth: this model's stem sees with the small"),
+    ):
+        with pytest.raises(InputError, match=fault):
+            run(*STAGES, **changed)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_training_that_diverges_stops(
+    tmp_path: Path, settings: TrainingSettings, run: Callable[..., None]
+) -> None:
+    wild = dataclasses.replace(settings.cnn, learning_rate=1e30)
+    with pytest.raises(InputError, match=r"cnn: cross_entropy is nan at step \d: .* diverged"):
+        run(*STAGES, cnn=wild)
+    assert not (tmp_path / "stem").exists()
+    assert not (tmp_path / "model.safetensors").exists()

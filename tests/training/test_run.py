@@ -1,9 +1,11 @@
 """A training run: what a step sees, checkpoints, curves, and how a run ends and goes on."""
 
 import json
+import multiprocessing
 import pickle
 import random
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +213,42 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(InputError, match="file"), Run(folder, 1, SETTINGS, quiet=True):
             pass
+
+
+def test_a_forked_worker_does_not_hold_the_folder(tmp_path: Path) -> None:
+    """One of a DataLoader lives for seconds after its trainer was killed."""
+    with Run(tmp_path, 7, SETTINGS, quiet=True):
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        worker.start()
+    try:
+        with Run(tmp_path, 7, SETTINGS, quiet=True):
+            assert worker.is_alive()
+    finally:
+        worker.kill()
+        worker.join()
+
+
+def test_what_a_kill_left_of_a_checkpoint_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / ".checkpoint.pt").write_bytes(b"half of it")
+    with Run(tmp_path, 7, SETTINGS, quiet=True) as run:
+        run.save(0, {"weights": torch.ones(3)})
+    assert not (tmp_path / ".checkpoint.pt").exists()
+    assert load_checkpoint(tmp_path)["step"] == 1
+
+
+@pytest.mark.parametrize("state", [{}, {"model": {"weight": torch.ones(3)}}])
+def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path: Path, state: dict[str, Any]) -> None:
+    with Run(tmp_path, 7, SETTINGS, quiet=True) as run:
+        run.save(0, state)
+    with pytest.raises(InputError, match=r"checkpoint\.pt: has no fitting model; remove it"):
+        Run(tmp_path, 7, SETTINGS, quiet=True).restore({"model": torch.nn.Linear(2, 2)})
+
+
+def test_a_curve_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
+    with Run(tmp_path, 7, SETTINGS, quiet=True) as run:
+        (tmp_path / "curves.jsonl").mkdir()
+        with pytest.raises(InputError, match=r"curves\.jsonl: cannot be written"):
+            run.record(0, {"loss": 1.0})
 
 
 def test_two_cannot_train_in_one_folder(tmp_path: Path) -> None:
