@@ -280,7 +280,7 @@ Arguments arguments_of(const Tensor& x, const Tensor& dense_x, const Tensor& wei
   MIRRORGAN_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16, kOp, "x", dtype,
                   "Float or BFloat16, which the compiled CPU kernel takes");
   const int64_t channels = x.size(1);
-  MIRRORGAN_CHECK(channels % 2 == 0, kOp, "x", shape_text(x.sizes()), "an even number of channels");
+  MIRRORGAN_CHECK(channels > 0 && channels % 2 == 0, kOp, "x", shape_text(x.sizes()), "an even number of channels");
   check_channels("weight", weight, channels);
   check_channels("bias", bias, channels);
   Arguments a{};

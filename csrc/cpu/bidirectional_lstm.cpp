@@ -174,8 +174,12 @@ void bidirectional_lstm_cpu(
   MIRRORGAN_CHECK_SHAPE(kOp, "states", states, {a.samples, a.words, 2, a.units});
   MIRRORGAN_CHECK_SHAPE(kOp, "last", last, {a.samples, 2, a.units});
   a.gates = static_cast<const float*>(dense_gates.const_data_ptr());
-  a.tokens = static_cast<const int64_t*>(dense_tokens.const_data_ptr());
-  a.lengths = static_cast<const int64_t*>(dense_lengths.const_data_ptr());
+  // Copies: what was checked has to stay as it is, whatever memory the results are written into.
+  static thread_local Workspace<int64_t> kept_tokens, kept_lengths;
+  a.tokens = std::copy_n(static_cast<const int64_t*>(dense_tokens.const_data_ptr()), a.samples * a.words,
+                         kept_tokens.at_least(a.samples * a.words)) - a.samples * a.words;
+  a.lengths = std::copy_n(static_cast<const int64_t*>(dense_lengths.const_data_ptr()), a.samples,
+                          kept_lengths.at_least(a.samples)) - a.samples;
   a.recurrent = recurrent.const_data_ptr();
   a.states = static_cast<float*>(states.mutable_data_ptr());
   a.last = static_cast<float*>(last.mutable_data_ptr());

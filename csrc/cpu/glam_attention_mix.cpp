@@ -95,12 +95,14 @@ MIRRORGAN_INLINE Sample prepare(
     sentence[c] = to_float(of_sentence[c]);
   }
   for (int64_t row = 0; row < channels; ++row) {
+    float of_nothing = 0.0f;  // NaN where the row has one: AMX's softmax would take a score that is none for the least
     for (int64_t c = 0; c < channels; ++c) {
       const float factor = weight != nullptr ? to_float(weight[row * channels + c]) : row == c ? 1.0f : 0.0f;
       gate[row * channels + c] = factor * sentence[c];
+      of_nothing += 0.0f * gate[row * channels + c];
     }
     for (int64_t o = 0; o < out_channels; ++o) {
-      mix_of_gates[row * out_channels + o] = mix_s[row * out_channels + o] * sentence[row];
+      mix_of_gates[row * out_channels + o] = mix_s[row * out_channels + o] * sentence[row] + of_nothing;
     }
   }
   return {words, keys, sentence, gate, mix, folded};

@@ -391,23 +391,25 @@ template <bool powers>
   const KeptTiles tiles;
   Nothing nothing;
   alignas(64) float scores[kSums];
-  float shift[kPixels];
-  std::fill_n(shift, kPixels, std::numeric_limits<float>::infinity());
+  float shift[kPixels];  // the largest score
+  bool fine[kPixels];
+  std::fill_n(shift, kPixels, -std::numeric_limits<float>::infinity());
   for (int64_t column = 0; column < s.columns; column += kPair) {
     score(features, s, column, scores, nothing);
     for (int64_t r = 0; r < kPixels; ++r) {
-      shift[r] = std::min(shift[r], kOfZero - *std::max_element(scores + r * kPair, scores + (r + 1) * kPair));
+      shift[r] = std::max(shift[r], *std::max_element(scores + r * kPair, scores + (r + 1) * kPair));
     }
   }
   for (int64_t r = 0; r < kPixels; ++r) {
-    const bool fine = sums_before[r] >= 1.0f && std::nearbyint(kOfZero - shift[r]) < kTooLarge;
-    shift[r] = fine ? 0.0f : shift[r];
+    fine[r] = sums_before[r] >= 1.0f && std::nearbyint(shift[r]) < kTooLarge;
   }
   __m512i largest;
   for (int64_t column = 0; column < s.columns; column += kPair) {
     score(features, s, column, scores, nothing);
     for (int64_t i = 0; i < kSums; ++i) {
-      scores[i] += shift[i / kPair];
+      if (!fine[i / kPair]) {
+        scores[i] = scores[i] - shift[i / kPair] + kOfZero;  // in this order: beside a huge one kOfZero is lost
+      }
     }
     Convert<powers> convert{scores, s.out + column, s.depth, column == 0, sums, &largest, {}};
     meanwhile<0, 32>(convert);

@@ -152,12 +152,14 @@ def goes_at_once(
     biases: list[Tensor],
     head_bias: Tensor | None,
 ) -> bool:
-    """Whether all is whole tiles, rows and channels too, and the up-block is in phases."""
+    """Whether all is whole tiles, and blocks keep the channels; and the up-block is in phases."""
     if weights[-1].shape[0] != 4 or not all(map(in_tiles, weights)):
         return False
-    channels = (len(mix), *(len(bias) // 2 for bias in biases[::2]))
+    *hidden, last = (len(bias) // 2 for bias in biases[::2])
+    if any(n != len(mix) for n in hidden):
+        return False
     images = 0 if head_bias is None else len(head_bias)
-    return width % 16 == 0 and not any(n % 32 for n in channels) and images <= 4
+    return width % 16 == 0 and len(mix) % 32 == 0 and last % 32 == 0 and images <= 4
 
 
 def _check(

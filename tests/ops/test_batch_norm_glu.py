@@ -314,6 +314,13 @@ def test_compiled_op_checks_for_itself(case):
         op(*inputs()._replace(**{argument: tensor}), EPS)
 
 
+@compiled
+def test_compiled_op_refuses_pixels_without_channels():
+    """There could be as many of them as take for ever."""
+    with pytest.raises(ValueError, match="an even number of channels"):
+        op(torch.empty(2**20, 0, 2**20, 2**10), torch.empty(0), torch.empty(0), EPS)
+
+
 def test_choice():
     fastest = choice.choose("batch_norm_glu", "cpu", torch.bfloat16, needs_grad=True)
     assert fastest.implementation == ("cpu" if why_not_compiled() is None else "reference")

@@ -259,6 +259,19 @@ def test_refuses(implementation, argument, arguments, wanted):
 
 
 @compiled
+def test_compiled_op_may_write_over_what_it_was_told(case):
+    """Nobody should, but nobody shall crash the process with it."""
+    (gates, _, _, recurrent), _ = case(8, 8, 32)
+    states = torch.empty(8, 8, 2, 32)
+    lengths = states.flatten()[:16].view(torch.int64).fill_(8)
+    tokens = torch.zeros(8, 8, dtype=torch.int64)
+    last = torch.empty(8, 2, 32)
+    right = bidirectional_lstm(gates, tokens, lengths.clone(), recurrent)
+    torch.ops.mirrorgan.bidirectional_lstm(gates, tokens, lengths, recurrent, states, last)
+    assert torch.equal(last, right[1])
+
+
+@compiled
 @pytest.mark.parametrize("length", [-1, 4])
 def test_compiled_op_refuses_lengths_outside(length):
     lengths = torch.tensor([2, length])

@@ -12,7 +12,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mirrorgan_fast.ops import build_info, conv_glu, glam_attention_mix, packing, use
+from mirrorgan_fast.ops import (
+    build_info,
+    conv_glu,
+    glam_attention_mix,
+    glam_stage,
+    pack,
+    packing,
+    use,
+)
 
 from .calls import OPS, Call, Shapes, call
 from .conftest import compiled
@@ -98,6 +106,51 @@ def test_softmaxes_of_scores_of_any_size(implementation, level, words, dtype):
     torch.testing.assert_close(
         result, expected, rtol=0, atol=2e-2 if dtype == torch.bfloat16 else 1e-3
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("words", [3, 100])
+def test_equal_scores_share_equally_however_large_they_are(implementation, words, dtype):
+    shapes = Shapes(1, 32, height=1, width=40, out_channels=32, words=words, form="words")
+    features, keys, mask, *_, mix = call("glam_attention_mix", shapes, dtype).arguments
+    features[:, 0], keys[..., 0] = 1e7, 1e6
+    features[:, 1:] = 0
+    mix[:, :32] = mix[:, 32] = 0  # the context of all channels but that one
+    result = glam_attention_mix(features, keys, torch.ones_like(mask), None, None, mix)
+    context = keys[0].double().mean(dim=0)
+    expected = (mix[:, 32:].double() @ context)[None, :, None, None].expand(result.shape)
+    torch.testing.assert_close(result.double(), expected, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("argument", ["words", "sentence", "sentence_weight", "mix"])
+def test_nan_in_what_is_multiplied_with_shows(implementation, argument, dtype):
+    arguments = list(call("glam_attention_mix", WHOLE, dtype).arguments)
+    mask = arguments[2]
+    place = ["features", "words", "mask", "sentence", "sentence_weight", "mix"].index(argument)
+    at = (0, int(mask[0].nonzero()[0, 0]), 3) if argument == "words" else (0, 3)
+    arguments[place][at] = torch.nan
+    result = glam_attention_mix(*arguments)[0]
+    assert result.isnan().flatten(1).all(dim=1).any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_stage_may_have_wider_blocks(implementation, assert_matches, dtype):
+    """A hidden layer of more channels than the mix gives: there the ops run one by one."""
+    called = call("glam_stage", WHOLE._replace(out_channels=32, blocks=1, head=False), dtype)
+    *attention, weights, biases, _, _ = called.arguments
+    rng = torch.Generator().manual_seed(3)
+
+    def packed(out_channels: int, channels: int, glu: bool) -> Tensor:
+        weight = torch.randn(out_channels, channels, 3, 3, generator=rng) / (9 * channels) ** 0.5
+        return pack(weight, glu=glu, upsample=False, dtype=dtype)
+
+    weights = [packed(128, 32, True), packed(32, 64, False), weights[-1]]
+    biases = [torch.randn(128, generator=rng), torch.zeros(32), biases[-1]]
+    result = glam_stage(*attention, weights, biases)
+    with use("reference"):
+        expected = glam_stage(*attention, weights, biases)
+    assert_matches(result, expected.double())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
