@@ -58,7 +58,9 @@ def export(model: MirrorGAN, path: str | os.PathLike[str], format: str) -> None:
     suffix, content = FORMATS[format]
     if Path(path).suffix != suffix:
         raise InputError(f"{path}: expected a name that ends in {suffix} for the format {format}")
-    with whole_file(path) as partial:
+    device = next(model.parameters()).device
+    # nothing of the caller's context is to be in the file
+    with whole_file(path) as partial, torch.autocast(device.type, enabled=False):
         partial.touch()  # where that cannot be, it is told now and not after a minute
         partial.write_bytes(content(model))
 
@@ -176,8 +178,8 @@ def _traced(model: MirrorGAN) -> torch.export.ExportedProgram:
     example = (
         torch.zeros(2, config.caption_length, dtype=torch.int64, device=device),
         torch.ones(2, dtype=torch.int64, device=device),
-        torch.zeros(2, config.noise_size, device=device),
-        torch.zeros(2, config.condition_size, device=device),
+        torch.zeros(2, config.noise_size, device=device, dtype=torch.float32),
+        torch.zeros(2, config.condition_size, device=device, dtype=torch.float32),
     )
     batch = {0: torch.export.Dim("batch", min=1)}
     with use(REFERENCE):  # no op of this package

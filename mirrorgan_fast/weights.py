@@ -84,8 +84,10 @@ def save_tensors(
     """Write model.safetensors, floating-point tensors in ``dtype``.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or ``dtype`` is no floating one.
     """
+    if not dtype.is_floating_point:
+        raise InputError(f"{folder}: weights cannot be saved in {dtype}, which has no fractions")
     tensors = {
         name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in state.items()

@@ -38,7 +38,10 @@ from mirrorgan_fast.models.mirrorgan import MirrorGAN
 for name, (format, file) in json.loads(sys.argv[1]).items():
     model = MirrorGAN.from_pretrained(name).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    export(model, file, format)
+    torch.set_default_dtype(torch.float64)  # no file is of what its maker did elsewhere
+    with torch.autocast("cpu", torch.bfloat16):
+        export(model, file, format)
+    torch.set_default_dtype(torch.float32)
     assert all(module.training for module in model.modules())
     assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
 """

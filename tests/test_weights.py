@@ -263,3 +263,9 @@ def test_a_training_that_has_not_ended_is_no_damaged_model(tmp_path: Path) -> No
     (tmp_path / "gan" / "checkpoint.pt").write_bytes(b"")
     with pytest.raises(InputError, match="training in this folder has not come to its end"):
         load_tensors(tmp_path)
+
+
+def test_weights_are_not_saved_as_whole_numbers(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"torch\.int8, which has no fractions"):
+        save_tensors(tmp_path, {"weight": torch.ones(2)}, torch.int8)
+    assert not any(tmp_path.iterdir())

@@ -61,7 +61,7 @@ def r_precision(
             )
         for _ in range(repeats):
             drawn = rng.choice(others, candidates - 1, replace=False)
-            # A tie counts against the caption: codes that say nothing are not to score.
-            rank = int((fits[drawn] >= fits[caption]).sum())
+            # A tie counts against the caption, and NaN: codes that say nothing are not to score.
+            rank = int((~(fits[drawn] < fits[caption])).sum())
             found += rank < np.asarray(best)
     return dict(zip(best, (found / (len(own) * repeats)).tolist(), strict=True))

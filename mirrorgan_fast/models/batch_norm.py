@@ -8,18 +8,22 @@ from mirrorgan_fast.ops import batch_norm_glu, batch_norm_leaky_relu
 
 
 class _BatchNorm(nn.BatchNorm2d):
+    """With what follows it; ``convert_sync_batchnorm`` would make a batch norm alone of it."""
+
     @torch.no_grad()
     def _follow(self, x: Tensor, mean: Tensor, variance: Tensor) -> None:
         """Move the running averages towards a batch's statistics, as batch norm does."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        assert self.momentum is not None
         count = x.numel() // x.shape[1]
         self.num_batches_tracked += 1
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        pace = self.momentum
+        if pace is None:  # the mean of all batches, as torch.optim.swa_utils.update_bn has it
+            pace = 1 / int(self.num_batches_tracked)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), pace)
         unbiased = (variance * (count / (count - 1))).to(self.running_var.dtype)
-        self.running_var.lerp_(unbiased, self.momentum)
+        self.running_var.lerp_(unbiased, pace)
 
 
 class BatchNormGLU(_BatchNorm):

@@ -150,7 +150,10 @@ class MirrorGAN(nn.Module):
         noise: Tensor,  # (N, noise)
         condition_noise: Tensor,  # (N, condition)
     ) -> Tensor:
-        """Return the last images, uint8 (N, S, S, 3), by the fused parts if there are any."""
+        """Return the last images, uint8 (N, S, S, 3), by the fused parts if there are any.
+
+        Those that are not fused are called in the mode that they are in.
+        """
         if self.fused_stem is None:
             generated = self(tokens, lengths, noise, condition_noise)
             return to_uint8(generated.images[-1])
@@ -196,7 +199,7 @@ class MirrorGAN(nn.Module):
                 raise InputError(f"{name} is {min(values)}, expected 0 or more")
         size = self.config.noise_size + self.config.condition_size
         rows = [
-            np.random.Generator(np.random.Philox(np.random.SeedSequence(both)))
+            np.random.Generator(np.random.Philox(_seed_sequence(*both)))
             .standard_normal(size, dtype=np.float32)
             for both in zip(seeds, indices, strict=True)
         ]  # fmt: skip
@@ -252,6 +255,13 @@ class MirrorGAN(nn.Module):
             model = cls(*load_description(folder))
         load_state(model, load_tensors(folder), Path(folder))
         return model.eval()
+
+
+def _seed_sequence(seed: int, index: int) -> np.random.SeedSequence:
+    # Both are taken apart into words of 32 bits, and seeds of several words would run into indices.
+    if seed >= 2**32:
+        return np.random.SeedSequence(seed, spawn_key=(index,))
+    return np.random.SeedSequence((seed, index))
 
 
 @contextmanager

@@ -208,9 +208,10 @@ def choose(op: str, device: str, dtype: torch.dtype, *, needs_grad: bool) -> Cho
     _check_override()
     if _override == REFERENCE:
         return Choice(REFERENCE, "asked for by name")
-    # Tensors with a tangent do not require a gradient, and an op without a rule would drop it.
-    if forward_ad._current_level >= 0:
-        return Choice(REFERENCE, "forward-mode differentiation goes through the reference alone")
+    # Tensors with a tangent do not require a gradient, and an op without a rule would drop it; nor
+    # has an op rules for what torch.func makes of tensors.
+    if forward_ad._current_level >= 0 or _in_torch_func():
+        return Choice(REFERENCE, "torch.func and forward mode go through the reference alone")
     reason = ""  # why the first of them does not run
     for row in TABLE[op]:
         runs_here = row.device == device or (row.implementation == TRITON and _interpreted(device))
@@ -258,6 +259,11 @@ def report() -> dict[tuple[str, str, str], Choice]:
         for device in devices
         for dtype in (torch.float32, torch.bfloat16)
     }
+
+
+def _in_torch_func() -> bool:
+    active: bool = torch._C._are_functorch_transforms_active()
+    return active and not torch.compiler.is_compiling()
 
 
 def _why_not_built(implementation: str) -> str | None:

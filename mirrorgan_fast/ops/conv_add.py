@@ -12,6 +12,7 @@ from torch import Tensor
 from mirrorgan_fast.ops.checks import check_beside, check_out, refuse, share_memory
 from mirrorgan_fast.ops.choice import CUDA, REFERENCE, TRITON, has_wgmma, needs_grad
 from mirrorgan_fast.ops.inference_op import inference_op
+from mirrorgan_fast.ops.kept_memory import new_map
 from mirrorgan_fast.ops.packing import check_packed, choose_packed, convolve_packed
 
 _NAME = "conv_add"
@@ -61,7 +62,7 @@ def conv_add(
             result = reference(x, weight, bias, residual)
         return result if out is None else out.copy_(result)
     if out is None:
-        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        out = new_map(shape, x)
     if implementation == TRITON:
         from mirrorgan_fast.kernels.conv_add import conv_add_triton
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from mirrorgan_fast.ops.checks import check_out
 from mirrorgan_fast.ops.choice import REFERENCE, TRITON, needs_grad
 from mirrorgan_fast.ops.inference_op import inference_op
+from mirrorgan_fast.ops.kept_memory import new_map
 from mirrorgan_fast.ops.packing import check_packed, choose_packed, convolve_packed
 
 _NAME = "conv_glu"
@@ -56,7 +57,7 @@ def conv_glu(
             result = reference(x, weight, bias)
         return result if out is None else out.copy_(result)
     if out is None:
-        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        out = new_map(shape, x)
     if implementation == TRITON:
         from mirrorgan_fast.kernels.conv_glu import conv_glu_triton
 

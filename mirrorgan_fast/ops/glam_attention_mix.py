@@ -16,6 +16,7 @@ from mirrorgan_fast.ops.choice import CUDA, REFERENCE, TRITON, choose, needs_gra
 from mirrorgan_fast.ops.glam_attention import autocast, check_attention, glam_attention
 from mirrorgan_fast.ops.glam_attention import reference as attention_reference
 from mirrorgan_fast.ops.inference_op import inference_op
+from mirrorgan_fast.ops.kept_memory import new_map
 
 _NAME = "glam_attention_mix"
 
@@ -71,9 +72,7 @@ def glam_attention_mix(
             result = reference(*given, mix)
         return result if out is None else out.copy_(result)
     if out is None:
-        out = torch.empty(
-            shape, dtype=features.dtype, device=device, memory_format=torch.channels_last
-        )
+        out = new_map(shape, features)
     if implementation == CUDA and not _fits_cuda(words, mix):
         implementation = TRITON
     if implementation == TRITON:

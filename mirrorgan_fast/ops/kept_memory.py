@@ -7,6 +7,17 @@ import torch
 from torch import Tensor
 
 
+def new_map(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Return an empty channels_last map (N, C, H, W) of the data type and device of ``like``.
+
+    As a view of rows: ``torch.empty`` with a memory format is what Inductor fails at where an op
+    writes a map of a single pixel.
+    """
+    batch, channels, height, width = shape
+    rows = torch.empty((batch, height, width, channels), dtype=like.dtype, device=like.device)
+    return rows.permute(0, 3, 1, 2)
+
+
 class KeptMemory(threading.local):
     """Memory of one owner, in each thread another; a copy, in another process too, begins anew."""
 
@@ -31,13 +42,9 @@ class KeptMemory(threading.local):
         batch, _, height, width = like.shape
         shape = (batch, channels, height * scale, width * scale)
         # PyTorch keeps a GPU's, and a CUDA graph its own; what is traced has no memory.
-        if like.device.type != "cpu" or torch.compiler.is_compiling():
-            return torch.empty(
-                shape,
-                dtype=like.dtype,
-                device=like.device,
-                memory_format=torch.channels_last,
-            )
+        traced = torch.compiler.is_compiling() or type(like) is not Tensor
+        if like.device.type != "cpu" or traced:
+            return new_map(shape, like)
         last = self._last.get(name)
         if last is not None and last.shape == shape:
             return last

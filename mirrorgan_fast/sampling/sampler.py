@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mirrorgan_fast.data.vocabulary import Encoded
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.models.mirrorgan import MirrorGAN, evaluating
 from mirrorgan_fast.models.stem import word_mask
 from mirrorgan_fast.sampling.captions import Refused, Request, no_known_word
 
@@ -120,6 +120,13 @@ class Sampler:
         self.seconds = 0.0
         """How long the model has taken so far."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_painting"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._painting = threading.Lock()
+
     def __call__(
         self,
         captions: Iterable[str],
@@ -148,7 +155,7 @@ class Sampler:
         if isinstance(captions, str):
             raise InputError("captions is one string, expected several of them: put it in a list")
         requests = (
-            Request(i + 1, number, caption, seed, number)
+            Request(i + 1, number, _text(caption, i), seed, number)
             for i, caption in enumerate(captions)
             for number in range(i * per_caption, (i + 1) * per_caption)
         )
@@ -257,9 +264,10 @@ class Sampler:
     def _attention_maps(
         self, tokens: Tensor, lengths: Tensor, noise: Tensor, condition_noise: Tensor
     ) -> list[Tensor]:
-        words, sentence = self.model.stem(tokens, lengths)
-        mask = word_mask(lengths, tokens.shape[1])
-        return self.model.glam.attention_maps(noise, condition_noise, words, mask, sentence)
+        with evaluating(self.model):
+            words, sentence = self.model.stem(tokens, lengths)
+            mask = word_mask(lengths, tokens.shape[1])
+            return self.model.glam.attention_maps(noise, condition_noise, words, mask, sentence)
 
     def _halve(self) -> None:
         """Go on with smaller batches."""
@@ -288,6 +296,12 @@ class Sampler:
                     job.request, arrays[row], job.words, job.unknown, attention
                 )
         yield from items
+
+
+def _text(caption: object, place: int) -> str:
+    if not isinstance(caption, str):
+        raise InputError(f"caption {place} must be a string, found {type(caption).__name__}")
+    return caption
 
 
 def check_psi(psi: float) -> None:

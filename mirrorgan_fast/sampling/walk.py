@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import whole_file
-from mirrorgan_fast.models.mirrorgan import MirrorGAN, to_uint8
+from mirrorgan_fast.models.mirrorgan import MirrorGAN, evaluating, to_uint8
 from mirrorgan_fast.models.stem import word_mask
 from mirrorgan_fast.sampling.sampler import check_psi
 
@@ -19,7 +19,6 @@ _TOGETHER = 16
 _MILLISECONDS = 50
 
 
-@torch.no_grad()
 def walk(
     model: MirrorGAN, captions: Sequence[str], frames: int, seed: int = 0, psi: float = 1.0
 ) -> np.ndarray:
@@ -48,32 +47,33 @@ def walk(
     if frames < 2:
         raise InputError(f"a walk has 2 frames or more, not {frames}")
     check_psi(psi)
-    encoded = model.encode([*captions, *captions][:2])
-    device = next(model.parameters()).device
-    tokens, lengths = encoded.tokens.to(device), encoded.lengths.to(device)
-    words, sentence = model.stem(tokens, lengths)
-    mask = word_mask(lengths, tokens.shape[1])
-    noise, condition_noise = (
-        psi * part.to(sentence) for part in model.noise(seed, [0, 2 - len(captions)])
-    )
-    images = []
-    for t in torch.linspace(0, 1, frames)[:, None].to(sentence).split(_TOGETHER):
-        s_ca, _, _ = model.glam.augment(
-            torch.lerp(sentence[:1], sentence[1:], t), _great_circle(condition_noise, t)
+    with torch.no_grad(), evaluating(model):
+        encoded = model.encode([*captions, *captions][:2])
+        device = next(model.parameters()).device
+        tokens, lengths = encoded.tokens.to(device), encoded.lengths.to(device)
+        words, sentence = model.stem(tokens, lengths)
+        mask = word_mask(lengths, tokens.shape[1])
+        noise, condition_noise = (
+            psi * part.to(sentence) for part in model.noise(seed, [0, 2 - len(captions)])
         )
-        f = model.glam.F[0](_great_circle(noise, t), s_ca)
-        for F_att_i, F_i in zip(model.glam.F_att, model.glam.F[1:], strict=True):
-            first, second = (
-                F_att_i(
-                    f,
-                    words[i].expand(len(t), -1, -1),
-                    mask[i].expand(len(t), -1),
-                    s_ca,
-                )
-                for i in (0, 1)
+        images = []
+        for t in torch.linspace(0, 1, frames)[:, None].to(sentence).split(_TOGETHER):
+            s_ca, _, _ = model.glam.augment(
+                torch.lerp(sentence[:1], sentence[1:], t), _great_circle(condition_noise, t)
             )
-            f = F_i(torch.lerp(first, second, t[:, :, None, None]))
-        images.append(to_uint8(model.glam.G[-1](f)).cpu())
+            f = model.glam.F[0](_great_circle(noise, t), s_ca)
+            for F_att_i, F_i in zip(model.glam.F_att, model.glam.F[1:], strict=True):
+                first, second = (
+                    F_att_i(
+                        f,
+                        words[i].expand(len(t), -1, -1),
+                        mask[i].expand(len(t), -1),
+                        s_ca,
+                    )
+                    for i in (0, 1)
+                )
+                f = F_i(torch.lerp(first, second, t[:, :, None, None]))
+            images.append(to_uint8(model.glam.G[-1](f)).cpu())
     return torch.cat(images).numpy()
 
 

@@ -65,6 +65,15 @@ def test_ties_score_nothing() -> None:
     assert shares == {1: 0.0, 2: 0.0, 3: 0.0}
 
 
+@pytest.mark.parametrize("nan", ["codes", "sentences"])
+def test_nan_scores_nothing(nan: str) -> None:
+    values = {"codes": torch.ones(4, 5), "sentences": torch.randn(9, 5)}
+    values[nan] = torch.full_like(values[nan], torch.nan)
+    pool = pool_of(values["sentences"])
+    shares = r_precision(values["codes"], range(4), pool, np.random.default_rng(0), candidates=9)
+    assert shares == {1: 0.0, 2: 0.0, 3: 0.0}
+
+
 def test_neither_the_class_nor_the_wording_competes_with_itself() -> None:
     # Captions 1 (of the image's class) and 2 (the same words) would win.
     sentences = directions(30, 0, 0, 90, 120)

@@ -106,6 +106,12 @@ def test_noise_depends_on_seed_and_index_alone(model: MirrorGAN) -> None:
     assert torch.equal(one_eps[0], eps[2])
     rows = torch.cat(model.noise(5, range(50)) + model.noise(6, range(50)), dim=1)
     assert len({tuple(row.tolist()) for row in rows}) == 50
+    # seeds of several words of 32 bits are none of an index
+    for seed in (2**32, 5 * 2**32 + 1, 2**64):
+        small, index = seed % 2**32, seed >> 32
+        assert not torch.equal(model.noise(seed, [0])[0], model.noise(small, [index])[0])
+    many = torch.cat(model.noise([2**32, 2**33, 2**32, 2**96], [0, 0, 1, 1]), dim=1)
+    assert len({tuple(row.tolist()) for row in many}) == 4
 
 
 def test_noise_is_standard_normal(model: MirrorGAN) -> None:

@@ -267,6 +267,27 @@ def test_autocast_takes_bfloat16_maps_and_float32_scales(implementation, assert_
     assert_matches(out, by_formula(given)[0])
 
 
+def test_a_gradient_of_torch_func(implementation, assert_matches):
+    given = inputs()
+    cotangent = randn(3, 3, 5, 7)
+
+    def loss(x: Tensor) -> Tensor:
+        return (batch_norm_glu(x, given.weight, given.bias)[0] * cotangent).sum()
+
+    expected = gradients(lambda g: batch_norm_glu(*g), given, cotangent)[0]
+    assert_matches(torch.func.grad(loss)(given.x), expected.double())
+
+
+def test_the_module_follows_all_batches_alike_without_a_momentum(assert_matches):
+    ours, norm = BatchNormGLU(6, momentum=None), nn.BatchNorm2d(6, momentum=None).double()
+    for seed in range(3):
+        x = inputs((4, 6, 5, 3), seed=seed).x
+        ours(x)
+        norm(x.double())
+    assert_matches(ours.running_mean, norm.running_mean)
+    assert_matches(ours.running_var, norm.running_var)
+
+
 def test_the_module_follows_the_statistics_as_batch_norm_does(implementation, assert_matches):
     torch.manual_seed(0)
     ours, norm = BatchNormGLU(6), nn.BatchNorm2d(6).double()

@@ -404,9 +404,11 @@ def test_compiles_as_one_graph(implementation, assert_result, op, dtype, dynamic
 
 
 @compiled
+@pytest.mark.parametrize("shapes", [WHOLE._replace(head=False), Shapes(height=1, width=1)])
 @pytest.mark.parametrize("op", OPS)
-def test_compiles_with_inductor(assert_result, op):
-    called = call(op, WHOLE._replace(head=False), torch.bfloat16)
+def test_compiles_with_inductor(assert_result, op, shapes):
+    """Maps of one pixel too, as a linear layer has them at batch 1."""
+    called = call(op, shapes, torch.bfloat16)
     torch.compiler.reset()
     with use("cpu"):
         assert_result(called, torch.compile(Module(called.op), fullgraph=True)(*called.arguments))

@@ -1,7 +1,9 @@
 """The sampler: the same bits as one image at a time, in order, and when memory is short."""
 
+import copy
 import itertools
 import logging
+import pickle
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -205,6 +207,33 @@ def test_bad_arguments_are_refused(arguments: dict[str, object], model: MirrorGA
 def test_no_images_of_a_caption_are_refused(sampler: Sampler) -> None:
     with pytest.raises(InputError, match="per_caption is 0"):
         next(sampler(["a bird"], per_caption=0))
+
+
+def test_attention_of_a_model_that_went_on_training_is_that_of_evaluation(
+    model: MirrorGAN,
+) -> None:
+    trained = copy.deepcopy(model)
+    sampler = Sampler(trained)
+    expected = next(sampler(["a bird"], attention=True)).attention
+    trained.train()
+    before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+    found = next(sampler(["a bird"], attention=True)).attention
+    assert all(map(np.array_equal, found, expected))
+    assert all(torch.equal(before[name], now) for name, now in trained.state_dict().items())
+    assert trained.training
+
+
+def test_a_copy_and_a_pickle_give_the_same_images(sampler: Sampler) -> None:
+    expected = next(sampler(["a bird"])).image
+    for other in (copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler))):
+        assert np.array_equal(next(other(["a bird"])).image, expected)
+
+
+@pytest.mark.parametrize("wrong", [5, ["a bird"], None])
+def test_what_is_no_caption_is_named_by_its_place(sampler: Sampler, wrong: object) -> None:
+    kind = type(wrong).__name__
+    with pytest.raises(InputError, match=f"caption 21 must be a string, found {kind}"):
+        list(sampler(["a bird"] * 21 + [wrong]))
 
 
 def test_a_string_is_not_taken_for_its_letters(sampler: Sampler) -> None:

@@ -93,6 +93,15 @@ def test_the_command_refuses_what_is_not_of_a_walk(
     assert not any(tmp_path.iterdir())
 
 
+def test_a_model_in_training_walks_as_in_evaluation(model: MirrorGAN) -> None:
+    trained = copy.deepcopy(model).train()
+    before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+    images = walk(trained, ["a red bird"], 3)
+    assert np.array_equal(images, walk(copy.deepcopy(model).eval(), ["a red bird"], 3))
+    assert all(torch.equal(before[name], now) for name, now in trained.state_dict().items())
+    assert trained.training
+
+
 def test_weights_of_another_data_type_walk_about_the_same(model: MirrorGAN) -> None:
     images = walk(model, ["a red bird"], 5).astype(int)
     narrow = walk(copy.deepcopy(model).bfloat16(), ["a red bird"], 5)
