@@ -33,6 +33,7 @@ def glam_attention_mix(
     """Mix features with their word attention and, given a sentence, sentence attention.
 
     A sample's result depends on that sample alone. NaN in a pixel's features stays in that pixel.
+    With AMX a score above 1e7, beside smaller ones, counts as the least.
     Gradients exist for all inputs but ``mask``, of first order through Triton, else of any. Under
     autocast the inputs are taken in the autocast data type, which is also the result's.
 
