@@ -217,10 +217,18 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
 
 def test_a_forked_worker_does_not_hold_the_folder(tmp_path: Path) -> None:
     """One of a DataLoader lives for seconds after its trainer was killed."""
+    fork = multiprocessing.get_context("fork")
+    started = fork.Event()
+
+    def work() -> None:
+        started.set()
+        time.sleep(60)
+
     with Run(tmp_path, 7, SETTINGS, quiet=True):
-        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        worker = fork.Process(target=work)
         worker.start()
     try:
+        assert started.wait(30)
         with Run(tmp_path, 7, SETTINGS, quiet=True):
             assert worker.is_alive()
     finally:
