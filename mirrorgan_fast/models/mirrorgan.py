@@ -123,8 +123,7 @@ class MirrorGAN(nn.Module):
         device = next(self.parameters()).device
         noise, condition_noise = self.noise(seed, indices)
         inputs = (encoded.tokens, encoded.lengths, noise, condition_noise)
-        with evaluating(self):
-            images = self.render(*(part.to(device) for part in inputs))
+        images = self.render(*(part.to(device) for part in inputs))
         return [Image.fromarray(array) for array in images.cpu().numpy()]
 
     def encode(self, captions: Sequence[str]) -> Encoded:
@@ -152,10 +151,11 @@ class MirrorGAN(nn.Module):
     ) -> Tensor:
         """Return the last images, uint8 (N, S, S, 3), by the fused parts if there are any.
 
-        Those that are not fused are called in the mode that they are in.
+        Where there are none, it is in evaluation mode.
         """
         if self.fused_stem is None:
-            generated = self(tokens, lengths, noise, condition_noise)
+            with evaluating(self):
+                generated = self(tokens, lengths, noise, condition_noise)
             return to_uint8(generated.images[-1])
         if self.graphs is None:
             return self._render_fused(tokens, lengths, noise, condition_noise)
