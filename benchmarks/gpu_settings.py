@@ -103,13 +103,14 @@ def main() -> int:
         if time.monotonic() > end:
             print(f"{case.name}: no time left")
             continue
-        start = setting_of(case, function)
-        timed = descend(
-            start,
-            FIELDS[function],
-            cost_of(case, function, start),
-            lambda: time.monotonic() > end,
-        )
+        torch.cuda.empty_cache()
+        try:
+            start = setting_of(case, function)
+            cost = cost_of(case, function, start)
+        except Exception as error:  # a case that fails must not hide the others
+            print(f"{case.name}: {type(error).__name__}: {error}"[:500], file=sys.stderr)
+            continue
+        timed = descend(start, FIELDS[function], cost, lambda: time.monotonic() > end)
         best = min(timed, key=lambda setting: timed[setting])
         print(f"{case.name}, {function}: {start} takes {1e6 * timed[start]:.1f} us")
         print(f"    best of {len(timed)}: {best}, {1e6 * timed[best]:.1f} us", flush=True)

@@ -234,8 +234,10 @@ std::vector<float> of_chunks(const Arguments& a, Chunk pass) {
 std::vector<double> sum_over_rows(const Arguments& a, Chunk pass) {
   const std::vector<float> sums = of_chunks(a, pass);
   std::vector<double> total(static_cast<size_t>(4 * a.halves));
-  for (size_t i = 0; i < sums.size(); ++i) {
-    total[i % total.size()] += sums[i];
+  for (auto chunk = sums.begin(); chunk != sums.end(); chunk += 4 * a.halves) {
+    for (size_t i = 0; i < total.size(); ++i) {
+      total[i] += chunk[i];
+    }
   }
   return total;
 }

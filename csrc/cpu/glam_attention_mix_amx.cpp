@@ -391,24 +391,24 @@ template <bool powers>
   const KeptTiles tiles;
   Nothing nothing;
   alignas(64) float scores[kSums];
-  float shift[kPixels];  // the largest score
+  float highest[kPixels];
   bool fine[kPixels];
-  std::fill_n(shift, kPixels, -std::numeric_limits<float>::infinity());
+  std::fill_n(highest, kPixels, -std::numeric_limits<float>::infinity());
   for (int64_t column = 0; column < s.columns; column += kPair) {
     score(features, s, column, scores, nothing);
     for (int64_t r = 0; r < kPixels; ++r) {
-      shift[r] = std::max(shift[r], *std::max_element(scores + r * kPair, scores + (r + 1) * kPair));
+      highest[r] = std::max(highest[r], *std::max_element(scores + r * kPair, scores + (r + 1) * kPair));
     }
   }
   for (int64_t r = 0; r < kPixels; ++r) {
-    fine[r] = sums_before[r] >= 1.0f && std::nearbyint(shift[r]) < kTooLarge;
+    fine[r] = sums_before[r] >= 1.0f && std::nearbyint(highest[r]) < kTooLarge;
   }
   __m512i largest;
   for (int64_t column = 0; column < s.columns; column += kPair) {
     score(features, s, column, scores, nothing);
     for (int64_t i = 0; i < kSums; ++i) {
       if (!fine[i / kPair]) {
-        scores[i] = scores[i] - shift[i / kPair] + kOfZero;  // in this order: beside a huge one kOfZero is lost
+        scores[i] = scores[i] - highest[i / kPair] + kOfZero;  // in this order: beside a huge one kOfZero is lost
       }
     }
     Convert<powers> convert{scores, s.out + column, s.depth, column == 0, sums, &largest, {}};

@@ -168,13 +168,19 @@ def _split(caption: str) -> list[str]:
     return words
 
 
-def _split_all(captions: Iterable[str]) -> Iterator[list[str]]:
-    """The words of each caption. Raises InputError for what is no caption."""
+def each_caption(captions: Iterable[str]) -> Iterator[str]:
+    """The captions one by one. Raises InputError for a single string, and for what is no string."""
     if isinstance(captions, str):
         raise InputError("captions must be a list of strings, found one string: put it in a list")
     for position, caption in enumerate(captions):
         if not isinstance(caption, str):
             raise InputError(f"caption {position} must be a string, found {type(caption).__name__}")
+        yield caption
+
+
+def _split_all(captions: Iterable[str]) -> Iterator[list[str]]:
+    """The words of each caption. Raises InputError for what is no caption."""
+    for position, caption in enumerate(each_caption(captions)):
         try:
             yield _split(caption)
         except (

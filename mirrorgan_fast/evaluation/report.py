@@ -74,7 +74,7 @@ def evaluate(
     model.eval()
     size = model.config.image_size
     rng = np.random.default_rng(seed)
-    pool, known = _caption_pool(model, images)
+    pool, known, passed_over = _caption_pool(model, images)
     usable = [i for i, places in enumerate(known) if places]
     count = min(1000, len(usable)) if count is None else count
     if not 1 <= count <= len(usable):
@@ -94,8 +94,7 @@ def evaluate(
         "count": count,
         "seed": seed,
         "image_size": size,
-        "captions_passed_over": sum(len(images.captions(i)) for i in range(len(images)))
-        - len(pool.texts),
+        "captions_passed_over": passed_over,
         "r_precision": {},
         "redescription": {"generated": {}, "real": {}},
     }
@@ -231,30 +230,36 @@ def _to_bytes(images: Tensor) -> Tensor:
 
 def _caption_pool(
     model: MirrorGAN, images: CaptionedImages
-) -> tuple[CaptionPool, list[list[tuple[int, int]]]]:
+) -> tuple[CaptionPool, list[list[tuple[int, int]]], int]:
     """Return all captions of the split of which the model knows a word.
 
-    And for each image, which of its captions these are and where they stand in the pool.
+    And for each image, which of its captions these are and where they stand in the pool; and how
+    many captions of the split are passed over.
     """
     texts: list[str] = []
     labels: list[int] = []
     known: list[list[tuple[int, int]]] = []
+    tokens, lengths = [], []
+    passed_over = 0
     for i in range(len(images)):
         captions = images.captions(i)
-        lengths = model.vocabulary.encode(captions, model.config.caption_length).lengths.tolist()
-        known.append([])
-        for of_image, (caption, length) in enumerate(zip(captions, lengths, strict=True)):
-            if length:
-                known[-1].append((of_image, len(texts)))
-                texts.append(caption)
-                labels.append(images.label(i))
+        encoded = model.vocabulary.encode(captions, model.config.caption_length)
+        kept = encoded.lengths.nonzero()[:, 0]
+        known.append([(of_image, len(texts) + n) for n, of_image in enumerate(kept.tolist())])
+        texts += [captions[of_image] for of_image in kept.tolist()]
+        labels += [images.label(i)] * len(kept)
+        tokens.append(encoded.tokens[kept])
+        lengths.append(encoded.lengths[kept])
+        passed_over += len(captions) - len(kept)
     if not texts:
         raise InputError("the model knows no word of any caption of the split")
+    device = next(model.parameters()).device
+    batches = (torch.cat(part).split(_CAPTION_BATCH) for part in (tokens, lengths))
     sentences = [
-        model.stem(*_encode(model, texts[start : start + _CAPTION_BATCH]))[1]
-        for start in range(0, len(texts), _CAPTION_BATCH)
+        model.stem(some.to(device), of_some.to(device))[1]
+        for some, of_some in zip(*batches, strict=True)
     ]
-    return CaptionPool(texts, labels, torch.cat(sentences)), known
+    return CaptionPool(texts, labels, torch.cat(sentences)), known, passed_over
 
 
 def _named(images: ImageFolder, index: int) -> list[dict[str, str]]:

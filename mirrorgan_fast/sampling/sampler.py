@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mirrorgan_fast.data.vocabulary import Encoded
+from mirrorgan_fast.data.vocabulary import Encoded, each_caption
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.mirrorgan import MirrorGAN, evaluating
 from mirrorgan_fast.models.stem import word_mask
@@ -148,15 +148,13 @@ class Sampler:
 
         Raises:
             InputError: a caption has no word that the model knows (the images of those before it
-                come first), the captions are one string, or ``psi`` or the seed is out of range.
+                come first) or is no string, or ``psi`` or the seed is out of range.
         """
         if per_caption < 1:
             raise InputError(f"per_caption is {per_caption}, expected 1 or more")
-        if isinstance(captions, str):
-            raise InputError("captions is one string, expected several of them: put it in a list")
         requests = (
-            Request(i + 1, number, _text(caption, i), seed, number)
-            for i, caption in enumerate(captions)
+            Request(i + 1, number, caption, seed, number)
+            for i, caption in enumerate(each_caption(captions))
             for number in range(i * per_caption, (i + 1) * per_caption)
         )
         for result in self.stream(requests, psi, attention):
@@ -296,12 +294,6 @@ class Sampler:
                     job.request, arrays[row], job.words, job.unknown, attention
                 )
         yield from items
-
-
-def _text(caption: object, place: int) -> str:
-    if not isinstance(caption, str):
-        raise InputError(f"caption {place} must be a string, found {type(caption).__name__}")
-    return caption
 
 
 def check_psi(psi: float) -> None:

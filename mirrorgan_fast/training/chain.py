@@ -13,7 +13,7 @@ from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.training.pretraining import train_cnn, train_stem, train_stream
-from mirrorgan_fast.training.run import CHECKPOINT, find_checkpoint, load_checkpoint
+from mirrorgan_fast.training.run import CHECKPOINT, check_batch, find_checkpoint, load_checkpoint
 from mirrorgan_fast.training.settings import Stage, TrainingSettings
 from mirrorgan_fast.training.trainer import check_last_stage, train_gan
 from mirrorgan_fast.weights import CONFIG, load_description, load_state, save_description
@@ -56,13 +56,13 @@ def train(
             needed has not been trained, or was trained on since; the data cannot be trained on
             with these settings; see also ``Run``.
     """
-    small = "small" in (config.image_encoder, config.stream_encoder)
+    encoders: dict[Stage, str] = {"stem": config.image_encoder, "stream": config.stream_encoder}
+    small = "small" in encoders.values()
     if not small and set(stages) == {"cnn"}:
         raise InputError("train cnn: this model has no small CNN; go on with train stem")
     backbone_weights = backbone_weights or {}
-    small_of = {"stem": config.image_encoder == "small", "stream": config.stream_encoder == "small"}
     for stage, path in backbone_weights.items():
-        if small_of.get(stage):
+        if encoders.get(stage) == "small":
             raise InputError(f"{path}: this model's {stage} sees with the small CNN, without it")
     vocabulary = Vocabulary.build(
         caption for index in range(len(images)) for caption in images.captions(index)
@@ -70,10 +70,7 @@ def train(
     stages = [stage for stage in stages if stage != "cnn" or small]
     _check(stages, config, settings, images, vocabulary)
     before: dict[Stage, set[Stage]] = {"gan": {"stem", "stream"}}
-    if config.image_encoder == "small":
-        before["stem"] = {"cnn"}
-    if config.stream_encoder == "small":
-        before["stream"] = {"cnn"}
+    before |= {stage: {"cnn"} for stage, encoder in encoders.items() if encoder == "small"}
     for stage in stages:
         for needed in sorted(before.get(stage, set()) - set(stages)):
             find_checkpoint(folder / needed)
@@ -154,12 +151,7 @@ def _check(
     """Raise InputError for what a stage would refuse, now and not after hours."""
     count = len(images)
     for stage in stages:
-        batch_size = getattr(settings, stage).batch_size
-        if batch_size > count:
-            raise InputError(
-                f"{count} training images are fewer than a batch of {batch_size}; use more images "
-                f"or smaller batches (--set {stage}.batch_size={count})"
-            )
+        check_batch(count, getattr(settings, stage).batch_size, f"--set {stage}.batch_size")
     if "gan" in stages:
         check_last_stage(config, settings.gan)
     for i in range(count):

@@ -111,12 +111,8 @@ class Run:
             InputError: there are fewer examples than a batch holds.
             KeyboardInterrupt: Ctrl-C was pressed, and the last step is in the checkpoint.
         """
+        check_batch(len(examples), batch_size)
         per_epoch = len(examples) // batch_size
-        if per_epoch == 0:
-            raise InputError(
-                f"{len(examples)} training images are fewer than a batch of {batch_size}; "
-                f"use more images or smaller batches"
-            )
         step = self.first_step
         while step < self.steps:
             epoch, done = divmod(step, per_epoch)
@@ -240,6 +236,15 @@ class Run:
             kept = [row for row in rows if row.endswith("\n") and _step_of(row) <= step]
             with whole_file(curves) as unfinished:
                 unfinished.write_text("".join(kept), encoding="utf-8")
+
+
+def check_batch(images: int, batch_size: int, setting: str = "batch_size") -> None:
+    """Raise InputError if a batch, of the size that a setting says, takes more images than are."""
+    if batch_size > images:
+        raise InputError(
+            f"{images} training images are fewer than a batch of {batch_size}; use more images or "
+            f"smaller batches ({setting}={images})"
+        )
 
 
 def find_checkpoint(folder: Path) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import ModelConfig
@@ -139,6 +140,15 @@ def test_threads_do_not_disturb_each_other():
                 pool.map(lambda given: fused(*given), inputs), expected, strict=True
             ):
                 assert torch.equal(images, wanted)
+
+
+def test_what_was_traced_without_memory_leaves_none_behind():
+    fused = FusedGLAM(glam_of(SIZES["three stages"]), torch.float32)
+    inputs = inputs_of(2)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fused(*(mode.from_tensor(given) for given in inputs))
+    assert fused.packed.memory.bytes() == 0
+    assert torch.equal(fused(*inputs), copy.deepcopy(fused)(*inputs))
 
 
 def test_another_process_has_memory_of_its_own():

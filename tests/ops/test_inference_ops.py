@@ -404,11 +404,24 @@ def test_compiles_as_one_graph(implementation, assert_result, op, dtype, dynamic
 
 
 @compiled
-@pytest.mark.parametrize("shapes", [WHOLE._replace(head=False), Shapes(height=1, width=1)])
+@pytest.mark.parametrize("op", ["conv_glu", "conv_add", "glam_attention_mix"])
+def test_inductor_takes_maps_of_one_pixel(op):
+    """As a linear layer has them at batch 1, with other work around the op."""
+    called = call(op, Shapes(batch=1, height=1, width=1), torch.bfloat16)
+
+    def beside(x: Tensor, *others: Tensor | None) -> Tensor:
+        return called.op(x * 2, *others) + 1
+
+    torch.compiler.reset()
+    with use("cpu"):
+        result = torch.compile(beside, fullgraph=True)(*called.arguments)
+        assert torch.equal(result, beside(*called.arguments))
+
+
+@compiled
 @pytest.mark.parametrize("op", OPS)
-def test_compiles_with_inductor(assert_result, op, shapes):
-    """Maps of one pixel too, as a linear layer has them at batch 1."""
-    called = call(op, shapes, torch.bfloat16)
+def test_compiles_with_inductor(assert_result, op):
+    called = call(op, WHOLE._replace(head=False), torch.bfloat16)
     torch.compiler.reset()
     with use("cpu"):
         assert_result(called, torch.compile(Module(called.op), fullgraph=True)(*called.arguments))

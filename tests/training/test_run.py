@@ -252,6 +252,15 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path: Path, state: dict[s
         Run(tmp_path, 7, SETTINGS, quiet=True).restore({"model": torch.nn.Linear(2, 2)})
 
 
+def test_what_is_no_point_of_a_curve_is_left_out(tmp_path: Path) -> None:
+    rows = ['{"step": 1, "loss": 2.0}', "{", "7", "{}", '{"step": 2, "loss": 1.0}']
+    with Run(tmp_path, 7, SETTINGS, quiet=True) as run:
+        run.save(1, {})
+    (tmp_path / "curves.jsonl").write_text("\n".join(rows) + "\n")
+    with Run(tmp_path, 7, SETTINGS, quiet=True):
+        assert points(tmp_path) == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
+
+
 def test_a_curve_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
     with Run(tmp_path, 7, SETTINGS, quiet=True) as run:
         (tmp_path / "curves.jsonl").mkdir()
