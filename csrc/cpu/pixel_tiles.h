@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "instruction_sets.h"
@@ -13,10 +14,12 @@ namespace mirrorgan {
 
 constexpr int64_t kBlock = 64;          // pixels of a tile: 8 KiB for 32 channels
 constexpr int64_t kBlocksPerTask = 16;  // 1,024 pixels
+constexpr int64_t kSummed = 128;        // products one after the other, which round to the sum of all: then another sum begins
 
+// In place of what `out` holds, or added to it.
 template <int Rows, int Lanes>
 MIRRORGAN_INLINE void multiply_rows(
-    float* out, const float* left, int64_t row_stride, int64_t inner_stride, const float* right, int64_t inner) {
+    float* out, const float* left, int64_t row_stride, int64_t inner_stride, const float* right, int64_t inner, bool adds) {
   using Float = typename Vector<Lanes>::Float;
   // Two vectors wide: with Rows = 4 that is eight sums, enough to cover the latency of multiply-add and few enough to stay
   // in 16 registers.
@@ -35,9 +38,9 @@ MIRRORGAN_INLINE void multiply_rows(
     }
 #pragma GCC unroll 4
     for (int r = 0; r < Rows; ++r) {
-      float* row = out + r * kBlock + pixel;
-      *reinterpret_cast<Float*>(row) = sums[r][0];
-      *reinterpret_cast<Float*>(row + Lanes) = sums[r][1];
+      Float* row = reinterpret_cast<Float*>(out + r * kBlock + pixel);
+      row[0] = adds ? row[0] + sums[r][0] : sums[r][0];
+      row[1] = adds ? row[1] + sums[r][1] : sums[r][1];
     }
   }
 }
@@ -52,12 +55,18 @@ MIRRORGAN_INLINE void multiply(
     const float* right,
     int64_t rows,
     int64_t inner) {
-  int64_t row = 0;
-  for (; row + 4 <= rows; row += 4) {
-    multiply_rows<4, Lanes>(out + row * kBlock, left + row * row_stride, row_stride, inner_stride, right, inner);
-  }
-  for (; row < rows; ++row) {
-    multiply_rows<1, Lanes>(out + row * kBlock, left + row * row_stride, row_stride, inner_stride, right, inner);
+  for (int64_t begin = 0; begin < inner || begin == 0; begin += kSummed, left += kSummed * inner_stride) {
+    const float* rows_of_right = right + begin * kBlock;
+    const int64_t summed = std::min(inner - begin, kSummed);
+    int64_t row = 0;
+    for (; row + 4 <= rows; row += 4) {
+      multiply_rows<4, Lanes>(
+          out + row * kBlock, left + row * row_stride, row_stride, inner_stride, rows_of_right, summed, begin > 0);
+    }
+    for (; row < rows; ++row) {
+      multiply_rows<1, Lanes>(
+          out + row * kBlock, left + row * row_stride, row_stride, inner_stride, rows_of_right, summed, begin > 0);
+    }
   }
 }
 

@@ -85,6 +85,13 @@ def test_many_words_or_channels(implementation, assert_result, channels, words, 
     assert torch.equal(called.run(), result)
 
 
+def test_attention_to_very_many_channels_is_exact(implementation, assert_result):
+    """Scores are sums of very many products, and a softmax makes much of their errors."""
+    shapes = Shapes(1, 2048, height=8, width=8, out_channels=128, words=200)
+    called = call("glam_attention_mix", shapes, torch.float32)
+    assert_result(called, called.run())
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("words", [12, 80])
 @pytest.mark.parametrize("level", [-3000.0, -300.0, -40.0, 40.0, 300.0, 3000.0])
