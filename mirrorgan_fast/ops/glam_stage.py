@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.ops.checks import check_out, refuse
-from mirrorgan_fast.ops.choice import REFERENCE, choose
+from mirrorgan_fast.ops.choice import REFERENCE, choose, needs_grad
 from mirrorgan_fast.ops.conv_add import conv_add
 from mirrorgan_fast.ops.conv_add import reference as conv_add_reference
 from mirrorgan_fast.ops.conv_glu import conv_glu
@@ -74,7 +74,7 @@ def glam_stage(
     attention = (features, words, mask, sentence, sentence_weight, mix)
     channels = _check(attention, weights, biases, head_weight, head_bias)
     tensors = (*attention, *weights, *biases, head_weight, head_bias)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if needs_grad(*tensors):
         with torch.autocast(features.device.type, enabled=False):
             result = reference(*attention, weights, biases, head_weight, head_bias)
         return result if out is None else out.copy_(result)
