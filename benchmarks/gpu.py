@@ -41,6 +41,8 @@ if torch.cuda.get_device_capability() == (9, 0) and not choice.has_wgmma(torch.d
 """
 CUDA_TESTS = "tests of CUDA C++"
 ROUNDS = 5
+COMPILE_SECONDS = 60
+"""Of torch.compile, at least, for a case."""
 CHECK_SECONDS = 180
 """The longest a check may take before others: a kernel that never ends must leave them time."""
 COPIED = 1 << 30
@@ -183,38 +185,46 @@ def check(name: str, command: list[str], left: float) -> dict[str, Any]:
 
 
 def measure(report: dict[str, Any], left: Callable[[], float], keep: Callable[[], None]) -> None:
-    """Time the cases until no time is left; ``keep`` is called after each."""
+    """Time the cases until no time is left; ``keep`` is called before and after each.
+
+    First all of them beside plain PyTorch; then, as torch.compile takes minutes, those once more
+    that have it as a rival, the largest first.
+    """
     limits = report["limits"] = {"copied": copied(), "multiplied": multiplied()}
-    made = cases("cuda", Sizes())
-    while True:
-        about = "a case that could not be made, and all behind it"
+    timed: dict[str, dict[str, Any]] = {}
+    missing: list[str] = report["not_measured"]
+
+    def time_(case: Case, *, compiled: bool) -> None:
+        about = f"{case.name}, against torch.compile" if compiled else case.name
+        missing.append(about)
+        keep()  # which names it if it never ends
+        if left() < (COMPILE_SECONDS if compiled else 30):
+            return
         try:
-            case = next(made, None)
-            if case is None:
-                return
-            about = case.name
-            if left() < 30:
-                report["not_measured"].append(about)
-                continue
-            compiled = compile_(case) if case.compiles and left() > 150 else None
-            report["cases"].append(contest(case, compiled, limits))
-            torch.cuda.empty_cache()
+            timed[case.name] = contest(case, compile_(case) if compiled else None, limits)
+            missing.remove(about)
         except Exception as error:
             # one case that fails must not lose what the others have shown
-            report["not_measured"].append(f"{about}: {type(error).__name__}: {error}"[:500])
+            missing[-1] = f"{about}: {type(error).__name__}: {error}"[:500]
+        report["cases"] = list(timed.values())
+        torch.cuda.empty_cache()
         keep()
 
+    for compiled in (False, True):
+        try:
+            for case in cases("cuda", Sizes(), largest_first=compiled):
+                if case.compiles or not compiled:
+                    time_(case, compiled=compiled)
+        except Exception as error:
+            what = "a case that could not be made, and all behind it"
+            missing.append(f"{what}: {type(error).__name__}: {error}"[:500])
+            keep()
 
-def compile_(case: Case) -> Callable[[], Any] | None:
-    """Return what torch.compile makes of plain PyTorch, or None and say why."""
+
+def compile_(case: Case) -> Callable[[], Any]:
+    """Return what torch.compile makes of plain PyTorch."""
     torch.compiler.reset()
-    compiled = torch.compile(case.eager, mode="max-autotune")
-    try:
-        for _ in range(3):
-            compiled()
-    except Exception as error:
-        print(f"{case.name}: torch.compile: {error}"[:500], file=sys.stderr)
-        return None
+    compiled: Callable[[], Any] = torch.compile(case.eager, mode="max-autotune")
     return compiled
 
 

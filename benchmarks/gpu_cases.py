@@ -69,15 +69,12 @@ class Sizes(NamedTuple):
 SMALL = Sizes(2, 2, 32, 8, 3, 2, 5, 16, (1, 2), "birds-painted")
 
 
-def cases(device: str, sizes: Sizes) -> Iterator[Case]:
+def cases(device: str, sizes: Sizes, *, largest_first: bool = False) -> Iterator[Case]:
     """Make the cases one by one, for each takes memory."""
     torch.manual_seed(0)
-    yield from _convolutions(device, sizes)
-    yield from _attention(device, sizes)
-    yield from _batch_norms(device, sizes)
-    yield _similarity(device, sizes)
-    yield _training_step(device, sizes)
-    yield from _generator(device, sizes)
+    parts = [_convolutions, _attention, _batch_norms, _similarity, _training_step, _generator]
+    for part in reversed(parts) if largest_first else parts:
+        yield from part(device, sizes)
 
 
 def similarity_by_loop(words: Tensor, mask: Tensor, regions: Tensor) -> Tensor:
@@ -284,7 +281,7 @@ def _batch_norms(device: str, sizes: Sizes) -> Iterator[Case]:
         yield Case(f"{op.__name__} and its backward, {about}", ours, eager, nbytes=moved)
 
 
-def _similarity(device: str, sizes: Sizes) -> Case:
+def _similarity(device: str, sizes: Sizes) -> Iterator[Case]:
     words, regions = (
         torch.randn(sizes.pairs, count, sizes.depth, device=device, dtype=BF16) / sizes.depth**0.25
         for count in (sizes.words, sizes.regions)
@@ -300,7 +297,7 @@ def _similarity(device: str, sizes: Sizes) -> Case:
 
     leaves = [words, regions]
     product = 2.0 * sizes.pairs**2 * sizes.words * sizes.regions * sizes.depth
-    return Case(
+    yield Case(
         f"word_similarity and its backward against a loop over captions, {sizes.pairs} pairs",
         _backward(ours, leaves),
         _backward(loop, leaves),
@@ -308,7 +305,7 @@ def _similarity(device: str, sizes: Sizes) -> Case:
     )
 
 
-def _training_step(device: str, sizes: Sizes) -> Case:
+def _training_step(device: str, sizes: Sizes) -> Iterator[Case]:
     """The step's core: G and all D, with no frozen network."""
     config = ModelConfig.preset(sizes.preset)  # type: ignore[arg-type]
     batch = sizes.training_batch
@@ -354,10 +351,11 @@ def _training_step(device: str, sizes: Sizes) -> Case:
 
         return step
 
-    return Case(
+    yield Case(
         f"training step of {sizes.preset} without frozen networks, batch {batch}",
         stepping("triton"),
         stepping("reference"),
+        compiles=True,
         images=batch,
     )
 

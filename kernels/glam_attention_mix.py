@@ -16,7 +16,7 @@ from torch.library import triton_op, wrap_triton
 from mirrorgan_fast.kernels.products import dot
 from mirrorgan_fast.kernels.settings import FEW, attention_backward, attention_forward, power_of_two
 
-MOST_WORDS, MOST_CHANNELS = 64, 48
+MOST_WORDS, MOST_CHANNELS, MOST_COLUMNS = 64, 48, 96
 """Of the backward, which takes more than `FEW` of one of them alone: more would spill."""
 
 
@@ -357,10 +357,15 @@ def glam_attention_mix_triton(
     _forward(features, words, mask, sentence, sentence_weight, mix, out)
 
 
-def trains(words: int, channels: int) -> bool:
+def fits(channels: int, columns: int) -> bool:
+    """Return whether so many channels in and out fit into a multiprocessor."""
+    return channels <= 128 and columns <= 256
+
+
+def trains(words: int, channels: int, columns: int) -> bool:
     """Return whether the backward takes so many."""
     few = words <= FEW or channels <= FEW
-    return few and words <= MOST_WORDS and channels <= MOST_CHANNELS
+    return few and words <= MOST_WORDS and channels <= MOST_CHANNELS and columns <= MOST_COLUMNS
 
 
 @triton_op("mirrorgan::glam_attention_mix_trained", mutates_args=())

@@ -76,6 +76,11 @@ def word_similarity(words: int) -> Setting:
     return Setting(rows=power_of_two(words), columns=32, depth=0, warps=8, stages=1, turns=8)
 
 
+def word_similarity_sum() -> Setting:
+    """Return the setting of the sum that ends its backward."""
+    return Setting(rows=1, columns=512, depth=0, stages=1)
+
+
 def lstm() -> Setting:
     """Return the setting of the LSTM; ``rows`` are captions."""
     return Setting(rows=16, columns=0, depth=0, warps=8, stages=1)

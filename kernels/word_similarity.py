@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from mirrorgan_fast.kernels.products import dot
-from mirrorgan_fast.kernels.settings import power_of_two, word_similarity
+from mirrorgan_fast.kernels.settings import power_of_two, word_similarity, word_similarity_sum
 
 MOST_WORDS, MOST_DEPTH = 32, 256  # more words spill, and on sm_100 Triton 3.7 cannot compile them
 
@@ -39,7 +39,8 @@ def word_similarity_kernel(
     """Write the similarity of a pair."""
     image = (tl.program_id(0) // captions).to(tl.int64)
     caption = (tl.program_id(0) % captions).to(tl.int64)
-    word, real = real_words(mask_ptr, caption, words, T)
+    word = tl.arange(0, T)
+    real = real_words(mask_ptr, caption, word, words)
     w = load(words_ptr, caption * words + word, real, DEPTH, D)
     seen, _ = see(w, real, regions_ptr, image, regions, gamma1, DEPTH, T, R, D)
     cosine, _, _ = compare(seen, w)
@@ -53,7 +54,7 @@ def of_words_kernel(
     words_ptr,  # (captions, words, DEPTH)
     mask_ptr,  # (captions, words)
     regions_ptr,  # (images, regions, DEPTH)
-    of_words_ptr,  # (programs of a caption, captions, words, DEPTH)
+    parts_ptr,  # (programs of a caption, captions, words, DEPTH)
     of_seen_ptr,  # (images, captions, words, DEPTH)
     looks_ptr,  # (images, captions, 2, words)
     images,
@@ -75,7 +76,8 @@ def of_words_kernel(
     """
     chunk = (tl.program_id(0) // captions).to(tl.int64)
     caption = (tl.program_id(0) % captions).to(tl.int64)
-    word, real = real_words(mask_ptr, caption, words, T)
+    word = tl.arange(0, T)
+    real = real_words(mask_ptr, caption, word, words)
     w = load(words_ptr, caption * words + word, real, DEPTH, D)
     wide = w.to(tl.float32)
     of_w = tl.zeros((T, D), tl.float32)
@@ -107,7 +109,7 @@ def of_words_kernel(
             of_w = dot(of_score, v, of_w)
     column = tl.arange(0, D)
     tl.store(
-        of_words_ptr
+        parts_ptr
         + ((chunk * captions + caption) * words + word)[:, None] * DEPTH
         + column[None, :],
         tl.where(real[:, None], of_w, 0.0),
@@ -137,10 +139,11 @@ def of_regions_kernel(
     image = (tl.program_id(0) // blocks).to(tl.int64)
     region = tl.program_id(0) % blocks * R + tl.arange(0, R)
     v = load(regions_ptr, image * regions + region, region < regions, DEPTH, D)
+    word = tl.arange(0, T)
     of_v = tl.zeros((R, D), tl.float32)
     for caption in range(captions):
         pair = image * captions + caption
-        word, real = real_words(mask_ptr, caption, words, T)
+        real = real_words(mask_ptr, caption, word, words)
         w = load(words_ptr, caption * words + word, real, DEPTH, D)
         of_seen = load(of_seen_ptr, pair * words + word, real, DEPTH, D)
         logsum = tl.load(looks_ptr + pair * 2 * words + word, mask=real, other=0.0)
@@ -159,10 +162,25 @@ def of_regions_kernel(
 
 
 @triton.jit
-def real_words(mask_ptr, caption, words, T: tl.constexpr):
-    """Return the words (T,) of a caption, and which of them are real."""
-    word = tl.arange(0, T)
-    return word, tl.load(mask_ptr + caption * words + word, mask=word < words, other=0) != 0
+def sum_kernel(
+    parts_ptr,  # (parts, size)
+    out_ptr,  # (size,)
+    parts,
+    size,
+    BLOCK: tl.constexpr,
+):
+    """Write the sums of the parts."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for part in range(parts):
+        total += tl.load(parts_ptr + part * size + place, mask=place < size, other=0.0)
+    tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), mask=place < size)
+
+
+@triton.jit
+def real_words(mask_ptr, caption, word, words):
+    """Return which words of a caption are real."""
+    return tl.load(mask_ptr + caption * words + word, mask=word < words, other=0) != 0
 
 
 @triton.jit
@@ -292,20 +310,26 @@ def word_similarity_triton_backward(
     shapes, turns = _shapes(count, depth), word_similarity(count).turns
     chunks = triton.cdiv(images, turns)
     words, mask, regions = words.contiguous(), mask.contiguous(), regions.contiguous()
-    of_words = words.new_empty((chunks, *words.shape), dtype=torch.float32)
+    parts = words.new_empty((chunks, *words.shape), dtype=torch.float32)
     of_seen = words.new_empty((images, *words.shape))
     looks = words.new_empty((images, captions, 2, count), dtype=torch.float32)
-    of_regions = torch.empty_like(regions) if captions else torch.zeros_like(regions)
-    if images * captions:
-        wrap_triton(of_words_kernel)[(chunks * captions,)](
-            gradient.contiguous(), words, mask, regions, of_words, of_seen, looks,
-            images, captions, count, places, gamma1, gamma2, STEPS=turns, **shapes,
-        )  # fmt: skip
-        wrap_triton(of_regions_kernel)[(images * triton.cdiv(places, shapes["R"]),)](
-            words, mask, regions, of_seen, looks, of_regions,
-            captions, count, places, gamma1, **shapes,
-        )  # fmt: skip
-    return of_words.sum(dim=0).to(words.dtype), of_regions
+    if words.numel() * regions.numel() == 0:
+        return torch.zeros_like(words), torch.zeros_like(regions)
+    of_words, of_regions = torch.empty_like(words), torch.empty_like(regions)
+    wrap_triton(of_words_kernel)[(chunks * captions,)](
+        gradient.contiguous(), words, mask, regions, parts, of_seen, looks,
+        images, captions, count, places, gamma1, gamma2, STEPS=turns, **shapes,
+    )  # fmt: skip
+    wrap_triton(of_regions_kernel)[(images * triton.cdiv(places, shapes["R"]),)](
+        words, mask, regions, of_seen, looks, of_regions,
+        captions, count, places, gamma1, **shapes,
+    )  # fmt: skip
+    summed = word_similarity_sum()
+    wrap_triton(sum_kernel)[(triton.cdiv(words.numel(), summed.columns),)](
+        parts, of_words, chunks, words.numel(), BLOCK=summed.columns,
+        num_warps=summed.warps, num_stages=summed.stages,
+    )  # fmt: skip
+    return of_words, of_regions
 
 
 def _shapes(words: int, depth: int) -> dict[str, int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from gpu import ROUNDS, check, contest, main, table
+from gpu import COMPILE_SECONDS, ROUNDS, check, contest, main, measure, table
 from gpu_cases import SMALL, Case, cases
 from gpu_settings import FIELDS, asked_by, cost_of, descend, instead, neighbours, setting_of
 from triton_resources import calls, launches
@@ -52,6 +52,46 @@ def test_a_contest_takes_turns_and_its_table_says_who_won(monkeypatch) -> None:
     assert f"| {case.name} | 1000000 us | 4 | 3.0 |  | 50% |" in text
     assert "copies 4.00 TB/s, multiplies 800 TFLOP/s" in text
     assert text.endswith("Not measured: a case\n")
+
+
+@pytest.mark.parametrize("seconds", [COMPILE_SECONDS + 1, COMPILE_SECONDS - 1, 10])
+def test_what_was_not_timed_is_named(monkeypatch, seconds) -> None:
+    """All cases come first without torch.compile; that is for the time that is left."""
+    turns: list[tuple[str, bool]] = []
+
+    def found(case: Case, compiled: object, limits: object) -> dict[str, object]:
+        turns.append((case.name, compiled is not None))
+        if case.name == "b":
+            raise RuntimeError("no memory")
+        return {"name": case.name, "compiled": compiled}
+
+    def made(*_: object, largest_first: bool) -> list[Case]:
+        given = [Case(name, list, list, compiles=name != "c") for name in "abc"]
+        return given[::-1] if largest_first else given
+
+    monkeypatch.setattr("gpu.copied", lambda: 1.0)
+    monkeypatch.setattr("gpu.multiplied", lambda: 1.0)
+    monkeypatch.setattr("gpu.compile_", lambda case: "its")
+    monkeypatch.setattr("gpu.contest", found)
+    monkeypatch.setattr("gpu.cases", made)
+    report: dict[str, list] = {"cases": [], "not_measured": []}
+    kept: list[list[str]] = []
+    measure(report, lambda: seconds, lambda: kept.append([*report["not_measured"]]))
+    compiled = seconds > COMPILE_SECONDS
+    failed = ": RuntimeError: no memory"
+    if seconds == 10:
+        assert (turns, report["cases"]) == ([], [])
+        assert report["not_measured"][:3] == ["a", "b", "c"]
+        return
+    assert turns[:3] == [("a", False), ("b", False), ("c", False)]
+    assert turns[3:] == ([("b", True), ("a", True)] if compiled else [])
+    assert [case["name"] for case in report["cases"]] == ["a", "c"]
+    assert report["cases"][0]["compiled"] == ("its" if compiled else None)
+    rest = ["b, against torch.compile", "a, against torch.compile"]
+    rest = [rest[0] + failed] if compiled else rest
+    assert report["not_measured"] == ["b" + failed, *rest]
+    assert ["a"] in kept  # while it ran
+    assert kept[-1] == report["not_measured"]
 
 
 def test_a_check_tells_its_status_and_ends_when_no_time_is_left() -> None:

@@ -25,7 +25,8 @@ class Graphs:
 
     It is captured once for each of `BUCKETS` and each choice of implementations; other batches are
     filled up to the next bucket, and larger ones cut. A captured function must not wait for the GPU
-    nor read its memory.
+    nor read its memory. All graphs share their memory: calls may come from several streams, one
+    after the other, but not from two threads at once. A copy has no graphs yet.
 
     Args:
         function: takes tensors (N, ...) and returns one (N, ...), all of them on one GPU.
@@ -35,12 +36,19 @@ class Graphs:
         self.function = function
         self.captured: dict[tuple[object, ...], Captured] = {}
         self.pool: Any = None
+        self.capturing: torch.cuda.Stream | None = None
+        self.last: torch.cuda.Stream | None = None  # that had a call
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.function,)
 
     @torch.no_grad()
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Return what the function returns, as a new tensor."""
         if len(inputs[0]) == 0:
             return self.function(*inputs)
+        if inputs[0].is_cuda:
+            self.follow(torch.cuda.current_stream(inputs[0].device))
         parts = [self._replay(*rows) for rows in in_parts(inputs, BUCKETS[-1])]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -62,18 +70,27 @@ class Graphs:
         captured.replay()
         return captured.output[:batch].clone()  # the next replay writes there again
 
+    def follow(self, stream: torch.cuda.Stream) -> None:
+        """Have a stream wait until another one has had its result out of the graphs' memory."""
+        if self.last is not None and self.last != stream:
+            stream.wait_stream(self.last)
+        self.last = stream
+
     def capture(self, inputs: tuple[Tensor, ...]) -> Captured:
         """Capture the function on these inputs, whose memory becomes the graph's."""
         device = inputs[0].device
-        stream = torch.cuda.Stream(device)
+        if self.capturing is None:
+            self.capturing = torch.cuda.Stream(device)  # one, or graphs could not share memory
+            self.pool = torch.cuda.graph_pool_handle()
+        stream = self.capturing
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             for _ in range(2):  # what is compiled and allocated once must not be captured
                 self.function(*inputs)
         torch.cuda.current_stream(device).wait_stream(stream)
-        if self.pool is None:
-            self.pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=stream):
+        # Another thread may copy to the GPU meanwhile and allocate: that is not of this graph.
+        of_thread = "thread_local"
+        with torch.cuda.graph(graph, self.pool, stream, capture_error_mode=of_thread):
             output = self.function(*inputs)
         return Captured(graph.replay, inputs, output)

@@ -129,14 +129,17 @@ def bidirectional_lstm(
 
     differentiated = needs_grad(gates, recurrent)
     implementation = choose_packed(_NAME, gates, recurrent, needs_grad=differentiated)
+    if implementation == TRITON:
+        from mirrorgan_fast.kernels.bidirectional_lstm import MOST_UNITS, bidirectional_lstm_triton
+
+        if units > MOST_UNITS:
+            implementation = REFERENCE
     if implementation == REFERENCE:
         with torch.autocast(gates.device.type, enabled=False):
             return reference(gates, tokens, lengths, recurrent)
     states = gates.new_empty(*tokens.shape, 2, units)
     last = gates.new_empty(len(tokens), 2, units)
     if implementation == TRITON:
-        from mirrorgan_fast.kernels.bidirectional_lstm import bidirectional_lstm_triton
-
         bidirectional_lstm_triton(gates, tokens, lengths, recurrent, states, last)
     else:
         _op(gates, tokens, lengths, recurrent, states, last)

@@ -64,7 +64,7 @@ def glam_attention_mix(
     differentiated = needs_grad(*given, mix)
     device = features.device
     choice = choose(_NAME, device.type, features.dtype, needs_grad=differentiated)
-    implementation = choice.implementation
+    implementation = _that_takes(words, mix, choice.implementation)
     if differentiated:
         result = _differentiable(implementation, *given, mix)
         return result if out is None else out.copy_(result)
@@ -74,8 +74,6 @@ def glam_attention_mix(
         return result if out is None else out.copy_(result)
     if out is None:
         out = new_map(shape, features)
-    if implementation == CUDA and not _fits_cuda(words, mix):
-        implementation = TRITON
     if implementation == TRITON:
         from mirrorgan_fast.kernels.glam_attention_mix import glam_attention_mix_triton
 
@@ -85,9 +83,16 @@ def glam_attention_mix(
     return out
 
 
-def _fits_cuda(words: Tensor, mix: Tensor) -> bool:
-    """Whether words and mix fit into what the kernel keeps in shared memory."""
-    return words.shape[1] <= 32 and words.shape[2] == 32 and len(mix) <= 64
+def _that_takes(words: Tensor, mix: Tensor, implementation: str) -> str:
+    """Return the implementation, or where words and mix are too many for it another one."""
+    _, count, channels = words.shape
+    if implementation == CUDA and (count > 32 or channels != 32 or len(mix) > 64):
+        implementation = TRITON
+    if implementation == TRITON:
+        from mirrorgan_fast.kernels.glam_attention_mix import fits
+
+        return TRITON if fits(channels, len(mix)) else REFERENCE
+    return implementation
 
 
 def _differentiable(
@@ -104,7 +109,7 @@ def _differentiable(
     if implementation == TRITON:
         from mirrorgan_fast.kernels.glam_attention_mix import glam_attention_mix_trained, trains
 
-        if trains(*words.shape[1:]):
+        if trains(*words.shape[1:], len(mix)):
             trained: Tensor = glam_attention_mix_trained(*given, mix)
             return trained
     # PyTorch's convolution is faster, forward and backward, than the product in the reference

@@ -4,6 +4,10 @@ A CUDA graph needs a GPU; here a capture is the call itself, which leaves its re
 would.
 """
 
+import copy
+import pickle
+import threading
+
 import pytest
 import torch
 from torch import Tensor
@@ -83,3 +87,56 @@ def test_a_model_paints_the_same_with_graphs() -> None:
     for indices in ([0], [1, 2], [0, 1, 2]):
         images = model.sample([captions[i] for i in indices], 3, indices)
         assert images == [expected[i] for i in indices]
+
+
+def test_a_copy_has_no_graphs_yet() -> None:
+    """A capture can be neither copied nor sent to another process."""
+    model = MirrorGAN.from_pretrained().fused()
+    model.graphs = CalledAgain(model._render_fused)
+    expected = model.sample(["a red bird"])
+    for made in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert made.graphs.captured == {}
+        assert made.graphs.function.__self__ is made
+        assert made.sample(["a red bird"]) == expected
+
+
+def test_a_stream_waits_for_another_one_that_had_the_memory() -> None:
+    class Stream:
+        def __init__(self) -> None:
+            self.waited_for: list[Stream] = []
+
+        def wait_stream(self, other: "Stream") -> None:
+            self.waited_for.append(other)
+
+    graphs = Graphs(torch.clone)
+    a, b = Stream(), Stream()
+    for stream in (a, a, b, b, a):
+        graphs.follow(stream)
+    assert (a.waited_for, b.waited_for) == ([b], [a])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_captures_beside_other_streams_and_threads() -> None:
+    model = MirrorGAN.from_pretrained().cuda().fused()
+    captions = ["a red bird", "a blue bird on a rock"] * 9
+    encoded, noise = model.encode(captions), model.noise(1, range(len(captions)))
+    inputs = [part.cuda() for part in (encoded.tokens, encoded.lengths, *noise)]
+    expected = model._render_fused(*inputs)
+    ended = threading.Event()
+
+    def allocate() -> None:
+        while not ended.is_set():
+            torch.empty(1 << 20).pin_memory().cuda()
+
+    beside = threading.Thread(target=allocate)
+    beside.start()
+    try:
+        for stream in (torch.cuda.Stream(), torch.cuda.Stream()):
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for batch in (18, 1, 2, 5):
+                    images = model.render(*(part[:batch] for part in inputs))
+                    assert torch.equal(images, expected[:batch])
+    finally:
+        ended.set()
+        beside.join()

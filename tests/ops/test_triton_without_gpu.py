@@ -18,8 +18,10 @@ from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.ops import (
     batch_norm_glu,
     batch_norm_leaky_relu,
+    bidirectional_lstm,
     choice,
     glam_attention_mix,
+    pack_lstm,
     use,
     word_similarity,
 )
@@ -157,7 +159,7 @@ TRAINED = {
     "word_similarity": (
         lambda w: word_similarity(w, ONES(2, 3, dtype=torch.bool), w),
         ONES(2, 3, 6, dtype=torch.bfloat16),
-        3,
+        4,
     ),
 }
 
@@ -166,6 +168,45 @@ TRAINED = {
 def test_torch_compile_sees_the_kernels_of_forward_and_backward(as_on_gpu, op) -> None:
     run, x, kernels = TRAINED[op]
     assert trace(run, x.requires_grad_()).count(KERNEL) == kernels
+
+
+def test_word_similarity_is_four_launches(as_on_gpu) -> None:
+    """Forward and backward together: beside its kernels there is nothing that computes."""
+    words, regions = ONES(2, 3, 6).half().requires_grad_(), ONES(4, 5, 6).half().requires_grad_()
+    graph = trace(word_similarity, words, ONES(2, 3, dtype=torch.bool), regions)
+    assert graph.count(KERNEL) == 4
+    others = set(re.findall(r"torch\.ops\.aten\.(\w+)", graph))
+    assert others == {"empty", "empty_like", "new_empty"}
+
+
+@pytest.mark.parametrize(
+    ("channels", "columns", "kernels"), [(128, 256, 1), (129, 8, 0), (8, 257, 0)]
+)
+def test_attention_that_fits_into_no_multiprocessor_is_pytorch(
+    as_on_gpu, channels, columns, kernels
+) -> None:
+    called = call(
+        "glam_attention_mix", Shapes(channels=channels, out_channels=columns), torch.bfloat16
+    )
+    assert trace(lambda: called.run()).count(KERNEL) == kernels
+
+
+def test_the_gradient_of_attention_to_many_columns_is_pytorchs(as_on_gpu) -> None:
+    features, *rest = call(
+        "glam_attention_mix", Shapes(channels=8, out_channels=97), torch.bfloat16
+    ).arguments
+    assert KERNEL not in trace(lambda f: glam_attention_mix(f, *rest), features.requires_grad_())
+
+
+@pytest.mark.parametrize(("units", "kernels"), [(128, 1), (160, 0)])
+def test_an_lstm_that_fits_into_no_multiprocessor_is_pytorchs(as_on_gpu, units, kernels) -> None:
+    packed = pack_lstm(torch.nn.LSTM(4, units, bidirectional=True), layout="rows")
+    gates, tokens, lengths = ONES(3, 2, 4 * units), ONES(2, 5).long(), ONES(2).long()
+
+    def run() -> Tensor:
+        return bidirectional_lstm(gates, tokens, lengths, packed.recurrent)[0]
+
+    assert trace(run).count(KERNEL) == kernels
 
 
 def test_packing_in_rows_is_the_same_convolution() -> None:
