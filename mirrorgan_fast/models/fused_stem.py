@@ -35,7 +35,9 @@ class FusedSTEM:
     ) -> tuple[Tensor, Tensor]:
         """Return words (N, T, D) and sentence (N, D); the arguments are those of ``STEM``."""
         device = self.gates.device
+        if tokens.dtype == torch.int32:
+            tokens = tokens.long()
         states, last = bidirectional_lstm(
-            self.gates, tokens.to(device, torch.int64), lengths.to(device), self.recurrent
+            self.gates, tokens.to(device), lengths.to(device), self.recurrent
         )
         return states[..., : self.units].flatten(2), last[..., : self.units].flatten(1)

@@ -83,6 +83,8 @@ def batch_norm(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y, and mean and biased variance of each channel, the two float32 or wider."""
+    if 1 in x.shape[2:]:  # or PyTorch may take channels for pixels in the backward of such a map
+        x = x.contiguous()
     wide = torch.promote_types(x.dtype, torch.float32)
     mean, variance = x.new_zeros((2, x.shape[1]), dtype=wide).unbind()
     normalized = functional.batch_norm(

@@ -135,6 +135,7 @@ def bidirectional_lstm(
         if units > MOST_UNITS:
             implementation = REFERENCE
     if implementation == REFERENCE:
+        _check_values(tokens, lengths, len(gates))
         with torch.autocast(gates.device.type, enabled=False):
             return reference(gates, tokens, lengths, recurrent)
     states = gates.new_empty(*tokens.shape, 2, units)
@@ -144,6 +145,21 @@ def bidirectional_lstm(
     else:
         _op(gates, tokens, lengths, recurrent, states, last)
     return states, last
+
+
+def _check_values(tokens: Tensor, lengths: Tensor, vocabulary: int) -> None:
+    """Check words and lengths as the compiled op does, where it does not have to wait for them."""
+    if torch.compiler.is_compiling() or type(tokens) is not Tensor or tokens.device.type != "cpu":
+        return
+    words = tokens.shape[1]
+    read = tokens[torch.arange(words) < lengths[:, None]]
+    for name, values, most, said in (
+        ("lengths", lengths, words, "T"),
+        ("tokens", read, vocabulary - 1, "V - 1"),
+    ):
+        wrong = values[(values < 0) | (values > most)]
+        if len(wrong):
+            raise InputError(f"{_NAME}: {name}: found {wrong[0]}, wanted 0 to {said}")
 
 
 def reference(

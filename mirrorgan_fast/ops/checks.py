@@ -3,7 +3,7 @@
 from typing import NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mirrorgan_fast.errors import InputError
 
@@ -48,7 +48,7 @@ def share_memory(out: Tensor, x: Tensor) -> bool:
     While a graph is traced, and of tensors that stand for others, there is no memory: then, whether
     they are one tensor.
     """
-    if torch.compiler.is_compiling() or type(out) is not Tensor or type(x) is not Tensor:
+    if torch.compiler.is_compiling() or not {type(out), type(x)} <= {Tensor, nn.Parameter}:
         return out is x
     try:
         start, read = out.data_ptr(), x.data_ptr()

@@ -68,6 +68,7 @@ def reference(
     gamma2: float,
 ) -> Tensor:
     """What `word_similarity` means, in plain PyTorch; the arguments are the same, and trusted."""
+    words = words.masked_fill(~mask[:, :, None], 0)  # no NaN in gradients of what is not read
     wide = torch.promote_types(words.dtype, torch.float32)
     # the one large product, in the precision that the features came in
     scores = torch.einsum("mtd,nrd->nmtr", words, regions.to(words.dtype)).to(wide)

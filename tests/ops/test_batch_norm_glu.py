@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.batch_norm import BatchNormGLU
-from mirrorgan_fast.ops import batch_norm_glu, build_info, choice, why_not_compiled
+from mirrorgan_fast.ops import (
+    batch_norm_glu,
+    batch_norm_leaky_relu,
+    build_info,
+    choice,
+    why_not_compiled,
+)
 from mirrorgan_fast.ops.batch_norm_glu import backward_reference
 
 from .conftest import compiled
@@ -142,6 +148,17 @@ def test_the_backward_reference_is_the_gradient():
     actual = backward_reference(cotangent, *given, mean, variance, EPS)
     for tensor, expected in zip(actual, gradients(by_formula, given, cotangent), strict=True):
         torch.testing.assert_close(tensor, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("op", [batch_norm_glu, batch_norm_leaky_relu])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_gradients_of_maps_of_one_row_or_column(implementation, op, dim):
+    """Of which PyTorch may take the channels for pixels."""
+    rng = torch.Generator().manual_seed(0)
+    rows = torch.randn(2, 5, 6, generator=rng, dtype=torch.float64)
+    x = rows.transpose(1, 2).unsqueeze(dim).requires_grad_()
+    weight, bias = torch.randn(2, 6, generator=rng, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: op(x, weight, bias)[0], x)
 
 
 @compiled

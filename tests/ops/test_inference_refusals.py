@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.ops import conv_add, pack
@@ -128,6 +129,9 @@ def test_refuses_to_write_into_what_it_reads(implementation, op):
     for overlapping in ((0, x.numel() - 1), (result.numel() - 1, 0), (0, 0)):
         with pytest.raises(InputError, match=rf"^{op}: out: .* memory that is not x's"):
             run(*overlapping)
+    parameter = nn.Parameter(placed(memory, 0, x), requires_grad=False)
+    with pytest.raises(InputError, match=rf"^{op}: out: .* memory that is not x's"):
+        right.op(parameter, *others, out=placed(memory, 0, result))
 
 
 def test_writes_over_all_of_a_residual_or_nothing(implementation):

@@ -82,9 +82,13 @@ def test_is_of_the_pair_alone() -> None:
     for m, length in enumerate(lengths):
         alone = word_similarity(words[m : m + 1, :length], mask[m : m + 1, :length], v[1:2])
         torch.testing.assert_close(alone, similarity[1:2, m : m + 1])
+    words, v = words.requires_grad_(), v.requires_grad_()
+    gradients = torch.autograd.grad(word_similarity(words, mask, v).sum(), (words, v))
     for garbage in (1e4, torch.nan):
         filled = words.masked_fill(~mask[:, :, None], garbage)
-        torch.testing.assert_close(word_similarity(filled, mask, v), similarity)
+        result = word_similarity(filled, mask, v)
+        torch.testing.assert_close(result, similarity)
+        torch.testing.assert_close(torch.autograd.grad(result.sum(), (words, v)), gradients)
 
 
 def test_gradients() -> None:
