@@ -205,11 +205,12 @@ def _one_by_one(
             text = (keys[i][rows], mask[rows], None if v is None else v[rows])
             attention = (f, *text, stage.sentence_weight, stage.mix)
             if i == len(packed.stages) - 1:
-                glam_stage(*attention, weights, biases, *packed.head, out=out[rows])
+                image = out[rows]
+                glam_stage(*attention, weights, biases, *packed.head, image, packed.memory)
                 continue
             channels = len(biases[-1]) // 2
             made = packed.memory.map(f"f_{i + 1}", together, f, channels, scale=2)
-            f = glam_stage(*attention, weights, biases, out=made)
+            f = glam_stage(*attention, weights, biases, out=made, memory=packed.memory)
 
 
 # An op is called with inference mode's tensors for a sixth of what it takes else.

@@ -21,6 +21,7 @@ from mirrorgan_fast.ops.glam_attention_mix import reference as attention_referen
 from mirrorgan_fast.ops.image_head import image_head
 from mirrorgan_fast.ops.image_head import reference as image_reference
 from mirrorgan_fast.ops.inference_op import inference_op
+from mirrorgan_fast.ops.kept_memory import KeptMemory
 from mirrorgan_fast.ops.packing import check_packed, in_tiles, taps_of
 
 _NAME = "glam_stage"
@@ -38,6 +39,7 @@ def glam_stage(
     head_weight: Tensor | None = None,  # packed, of 3 channels
     head_bias: Tensor | None = None,  # (3,)
     out: Tensor | None = None,  # (N, C'', 2H, 2W) or (N, 2H, 2W, 3)
+    memory: KeptMemory | None = None,
 ) -> Tensor:
     """Attend and mix, run residual blocks and an up-block, and make an image if there is a head.
 
@@ -57,6 +59,7 @@ def glam_stage(
         head_weight: of `image_head`; None: the result is f_i.
         head_bias: of `image_head`.
         out: where to write the result; None makes a new tensor.
+        memory: for what is between the ops, where they run one by one; None: it is made anew.
 
     Returns:
         ``out``: f_i, channels_last and of the data type of ``features``; or images, uint8.
@@ -96,7 +99,7 @@ def glam_stage(
         width, mix, weights, biases, head_bias
     ):
         with torch.autocast(features.device.type, enabled=False):
-            return _one_by_one(attention, layers, head, out)
+            return _one_by_one(attention, layers, head, out, memory)
     _op(*attention, weights, biases, head_weight, head_bias, out)
     return out
 
@@ -134,15 +137,22 @@ def _one_by_one(
     layers: list[tuple[Tensor, Tensor]],
     head: tuple[Tensor, Tensor] | None,
     out: Tensor,
+    memory: KeptMemory | None,
 ) -> Tensor:
     """Do the same with the ops that a stage consists of, each by what is fastest for it."""
-    x = glam_attention_mix(*attention)
+
+    def made(name: str, like: Tensor, channels: int, scale: int = 1) -> Tensor | None:
+        return None if memory is None else memory.map(name, len(like), like, channels, scale)
+
+    x = glam_attention_mix(*attention, out=made("x", attention[0], len(attention[-1])))
     *of_blocks, up = layers
     for glu, add in zip(of_blocks[::2], of_blocks[1::2], strict=True):
-        x = conv_add(conv_glu(x, *glu), *add, x, out=x)
+        hidden = conv_glu(x, *glu, out=made("hidden", x, len(glu[1]) // 2))
+        x = conv_add(hidden, *add, x, out=x)
     if head is None:
         return conv_glu(x, *up, out=out)
-    return image_head(conv_glu(x, *up), *head, out=out)
+    f = conv_glu(x, *up, out=made("f", x, len(up[1]) // 2, scale=2))
+    return image_head(f, *head, out=out)
 
 
 def goes_at_once(

@@ -130,6 +130,18 @@ def test_memory_is_kept_and_does_not_grow():
     assert fused.packed.memory.bytes() == kept
 
 
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_map_of_a_stage_is_allocated_once_memory_is_kept(batch, dtype):
+    fused = FusedGLAM(glam_of(SIZES["three stages"]), dtype)
+    inputs = inputs_of(batch)
+    out = fused(*inputs)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        fused(*inputs, out=out)
+    allocated = [event.self_cpu_memory_usage for event in profile.events()]
+    assert max(allocated) < 32 * 32 * 32 * dtype.itemsize
+
+
 def test_threads_do_not_disturb_each_other():
     fused = FusedGLAM(glam_of(SIZES["three stages"]), torch.float32)  # op by op
     inputs = [inputs_of(batch, seed=batch) for batch in (1, 2, 3, 4)]
