@@ -21,7 +21,7 @@ class MapShape(NamedTuple):
     """A feature map in training."""
 
     batch: int  # N
-    channels: int  # 2C
+    channels: int  # 2C, of what batch_norm_glu takes
     size: int  # H = W
 
 
@@ -32,6 +32,23 @@ BATCH_NORM_GLU = [
     MapShape(16, 128, 32),
     MapShape(16, 256, 8),
 ]
+
+
+# Of birds-painted: its up-blocks with maps large enough for the sub-pixel form
+UP_CONV = [MapShape(16, 64, 64), MapShape(16, 64, 32)]
+
+
+class SimilarityShape(NamedTuple):
+    """A call of word_similarity."""
+
+    pairs: int  # N = M
+    words: int  # T
+    regions: int  # R
+    depth: int  # D
+
+
+# DAMSM's batch, with the regions of an Inception-v3
+WORD_SIMILARITY = SimilarityShape(48, 18, 289, 256)
 
 
 class StageShape(NamedTuple):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from contest import Contest, Work
+from rivals import training_step
 from shapes import BATCH_NORM_GLU, MapShape
 from torch import Tensor, nn
 from torch.nn import functional
@@ -39,15 +40,10 @@ def test_batch_norm_glu(contest: Contest, shape: MapShape, dtype: torch.dtype) -
         dtype: torch.dtype,
         memory_format: torch.memory_format,
     ) -> Callable[[], object]:
-        own_x = x.to(dtype, memory_format=memory_format).requires_grad_()
-        own_gradient = gradient.to(dtype, memory_format=memory_format)
-
-        def step() -> None:
-            with torch.enable_grad():
-                out = forward(own_x)
-            torch.autograd.grad(out, (own_x, *parameters), own_gradient)
-
-        return step
+        own_x, own_gradient = (
+            tensor.to(dtype, memory_format=memory_format) for tensor in (x, gradient)
+        )
+        return training_step(forward, (own_x,), parameters, own_gradient)
 
     plain, compiled = Plain(channels), torch.compile(Plain(channels))
     wide, last = torch.contiguous_format, torch.channels_last

@@ -1,0 +1,55 @@
+"""The up-blocks' convolution as it trains: in sub-pixel form, no upsampled map exists."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from contest import Contest, Work
+from rivals import training_step
+from shapes import UP_CONV, MapShape
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mirrorgan_fast.models.glam import UpConv2d
+
+
+class Plain(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", UP_CONV, ids=lambda shape: f"{shape.channels}x{shape.size}")
+def test_up_conv(contest: Contest, shape: MapShape, dtype: torch.dtype) -> None:
+    batch, channels, size = shape
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, channels, size, size, generator=rng)
+    gradient = torch.randn(batch, channels, 2 * size, 2 * size, generator=rng)
+
+    def trains(
+        layer: nn.Conv2d, dtype: torch.dtype, memory_format: torch.memory_format, compiled: bool
+    ) -> Callable[[], object]:
+        own = copy.deepcopy(layer).to(dtype, memory_format=memory_format)
+        own_x, own_gradient = (
+            tensor.to(dtype, memory_format=memory_format) for tensor in (x, gradient)
+        )
+        forward = torch.compile(own) if compiled else own
+        return training_step(forward, (own_x,), tuple(own.parameters()), own_gradient)
+
+    ours = UpConv2d(channels, channels, 3, padding=1, bias=False)
+    plain = Plain(channels, channels, 3, padding=1, bias=False)
+    last = torch.channels_last
+    contest.run(
+        trains(ours, dtype, last, compiled=False),
+        {
+            "eager": trains(plain, torch.float32, torch.contiguous_format, compiled=False),
+            "compiled": trains(plain, torch.bfloat16, last, compiled=True),
+        },
+        # of each result four products a channel, and twice as many for the gradients
+        Work(
+            3 * 2 * 4 * channels * gradient.numel(),
+            3 * (x.numel() + gradient.numel()) * dtype.itemsize,
+            dtype,
+        ),
+    )

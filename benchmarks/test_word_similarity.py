@@ -1,0 +1,35 @@
+"""word_similarity in plain PyTorch, forward and backward: DAMSM's training."""
+
+import pytest
+import torch
+from contest import Contest, Work
+from gpu_cases import GAMMA1, GAMMA2, similarity_by_loop
+from rivals import training_step
+from shapes import WORD_SIMILARITY
+from torch import Tensor
+
+from mirrorgan_fast.ops import word_similarity
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_word_similarity(contest: Contest, dtype: torch.dtype) -> None:
+    pairs, words, regions, depth = WORD_SIMILARITY
+    rng = torch.Generator().manual_seed(0)
+    w, v = (
+        torch.randn(pairs, count, depth, generator=rng) / depth**0.25 for count in (words, regions)
+    )
+    mask = torch.ones(pairs, words, dtype=torch.bool)
+    gradient = torch.randn(pairs, pairs, generator=rng)
+
+    def at_once(words: Tensor, regions: Tensor) -> Tensor:
+        return word_similarity(words, mask, regions, gamma1=GAMMA1, gamma2=GAMMA2)
+
+    def by_loop(words: Tensor, regions: Tensor) -> Tensor:
+        return similarity_by_loop(words, mask, regions)
+
+    contest.run(
+        training_step(at_once, (w.to(dtype), v.to(dtype)), (), gradient),
+        {"eager": training_step(by_loop, (w, v), (), gradient)},
+        # scores and what is seen, and twice two for their gradients
+        Work(6 * 2 * pairs**2 * words * regions * depth, w.nbytes + v.nbytes, dtype),
+    )
