@@ -66,8 +66,15 @@ class MirrorGAN(nn.Module):
                 are less than a grey level from those of float32 in the mean.
 
         Raises:
-            InputError: another data type.
+            InputError: another data type, or a weight that is no number.
         """
+        for part in ("stem", "glam"):
+            for name, tensor in getattr(self, part).state_dict().items():
+                if not tensor.isfinite().all():
+                    raise InputError(
+                        f"weights {part}.{name}: found NaN or infinity, wanted numbers, as of a "
+                        f"training that did not diverge"
+                    )
         model = copy.copy(self)
         model._modules = dict(self._modules)  # a copy of a module shares even this
         model.fused_glam = FusedGLAM(self.glam, dtype)
@@ -152,7 +159,13 @@ class MirrorGAN(nn.Module):
         """Return the last images, uint8 (N, S, S, 3), by the fused parts if there are any.
 
         Where there are none, it is in evaluation mode.
+
+        Raises:
+            InputError: on the CPU, a noise is NaN or infinite. (A GPU would have to be waited for.)
         """
+        for name, given in (("noise", noise), ("condition_noise", condition_noise)):
+            if given.device.type == "cpu" and not given.isfinite().all():
+                raise InputError(f"{name}: found NaN or infinity, wanted numbers")
         if self.fused_stem is None:
             with evaluating(self):
                 generated = self(tokens, lengths, noise, condition_noise)

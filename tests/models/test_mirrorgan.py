@@ -188,6 +188,30 @@ def test_wrong_arguments_are_refused(model: MirrorGAN) -> None:
         model.sample(["a red bird", "a bird"], indices=[1])
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("name", ["noise", "condition_noise"])
+def test_noise_that_is_no_number_is_refused(
+    model: MirrorGAN, name: str, fused: bool, value: float
+) -> None:
+    """It would be a black image."""
+    encoded, (noise, condition_noise) = model.encode(["a red bird"]), model.noise(0, [0])
+    given = {"noise": noise, "condition_noise": condition_noise}
+    given[name] = given[name].clone()
+    given[name][0, 1] = value
+    paints = model.fused() if fused else model
+    with pytest.raises(InputError, match=f"^{name}: found NaN or infinity"):
+        paints.render(encoded.tokens, encoded.lengths, **given)
+
+
+@pytest.mark.parametrize("weight", ["glam.G.1.0.weight", "stem.lstm.bias_hh_l0"])
+def test_weights_that_are_no_numbers_are_refused(model: MirrorGAN, weight: str) -> None:
+    broken = copy.deepcopy(model)
+    broken.get_parameter(weight).data.view(-1)[3] = torch.nan
+    with pytest.raises(InputError, match=rf"^weights {weight}: found NaN"):
+        broken.fused()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_weights_of_another_data_type_give_about_the_same(
     model: MirrorGAN, dtype: torch.dtype
