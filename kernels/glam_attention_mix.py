@@ -17,7 +17,7 @@ from mirrorgan_fast.kernels.products import dot
 from mirrorgan_fast.kernels.settings import FEW, attention_backward, attention_forward, power_of_two
 
 MOST_WORDS, MOST_CHANNELS, MOST_COLUMNS = 64, 48, 96
-"""Of the backward, which takes more than `FEW` of one of them alone: more would spill."""
+"""Of the backward, which takes more than `FEW` words or channels, not both: more would spill."""
 
 
 @triton.jit
