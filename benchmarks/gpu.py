@@ -133,6 +133,7 @@ def checks() -> list[tuple[str, list[str]]]:
         ("built", [python, "-c", BUILT]),
         (CUDA_TESTS, [*pytest, "-x", "tests/ops/test_cuda.py"]),
         ("tests of Triton", [*pytest, *at_once, "tests/ops/test_triton.py"]),
+        ("tests of CUDA graphs", [*pytest, "tests/models/test_graphs.py"]),
     ]
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer:
