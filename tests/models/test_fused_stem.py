@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.fused_stem import FusedSTEM
 from mirrorgan_fast.models.stem import STEM
@@ -53,3 +54,11 @@ def test_the_encoder_is_left_alone_and_left_behind():
         for parameter in stem.parameters():
             parameter.zero_()
     assert torch.equal(fused(tokens, lengths)[0], words)
+
+
+def test_tokens_are_whole_numbers():
+    stem, tokens, lengths = stem_and_captions(12)
+    fused = FusedSTEM(stem)
+    assert all(map(torch.equal, fused(tokens.int(), lengths), fused(tokens, lengths)))
+    with pytest.raises(InputError, match=r"tokens: found torch.float32 .* wanted int64"):
+        fused(tokens.float(), lengths)
