@@ -4,7 +4,7 @@ A case is a call of ours and one of plain PyTorch that gives the same, in bfloat
 otherwise. `tests/test_gpu_benchmark.py` runs them on the CPU, small.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -192,17 +192,22 @@ def _levels(image: Tensor) -> Tensor:
     return image.float().add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def _backward(run: Callable[..., Tensor], leaves: list[Tensor]) -> Callable[[], Any]:
-    """Forward and backward."""
+def backward(
+    run: Callable[..., Tensor], leaves: Sequence[Tensor], parameters: Sequence[Tensor] = ()
+) -> Callable[[], Any]:
+    """Forward and backward: the gradients of leaves and parameters."""
     leaves = [leaf.detach().requires_grad_() for leaf in leaves]
     cotangents: list[Tensor] = []
 
     def call() -> Any:
-        result = run(*leaves)
-        if not cotangents:  # the same for ours and its rival
+        with torch.enable_grad():
+            result = run(*leaves)
+        if not cotangents:  # the same for ours and its rival, each in the layout of its result
             rng = torch.Generator().manual_seed(1)
-            cotangents.append(torch.randn(result.shape, generator=rng).to(result))
-        return torch.autograd.grad(result, leaves, cotangents[0])
+            cotangents.append(
+                torch.empty_like(result).copy_(torch.randn(result.shape, generator=rng))
+            )
+        return torch.autograd.grad(result, (*leaves, *parameters), cotangents[0])
 
     return call
 
@@ -217,7 +222,7 @@ def _both(
             with use(implementation):
                 return run(*given)
 
-        return _backward(call, leaves)
+        return backward(call, leaves)
 
     return of("triton"), of("reference")
 
@@ -299,8 +304,8 @@ def _similarity(device: str, sizes: Sizes) -> Iterator[Case]:
     product = 2.0 * sizes.pairs**2 * sizes.words * sizes.regions * sizes.depth
     yield Case(
         f"word_similarity and its backward against a loop over captions, {sizes.pairs} pairs",
-        _backward(ours, leaves),
-        _backward(loop, leaves),
+        backward(ours, leaves),
+        backward(loop, leaves),
         operations=6 * product,  # scores and what is seen, and twice two for their gradients
     )
 

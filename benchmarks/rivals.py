@@ -1,7 +1,7 @@
 """Plain PyTorch, as a rival: a model's own module, as it is and as torch.compile makes it."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from contest import Work
@@ -31,24 +31,6 @@ def work(module: nn.Module, dtype: torch.dtype, tensors: list[Tensor], *inputs: 
     with counter:
         _plainly(module, inputs)
     return Work(counter.get_total_flops(), sum(tensor.nbytes for tensor in tensors), dtype)
-
-
-def training_step(
-    forward: Callable[..., Tensor],
-    inputs: Iterable[Tensor],
-    parameters: Iterable[Tensor],
-    gradient: Tensor,
-) -> Callable[[], object]:
-    """Return a call of forward and backward, given the gradient of what ``forward`` returns."""
-    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
-    wanted = (*leaves, *parameters)
-
-    def step() -> None:
-        with torch.enable_grad():
-            out = forward(*leaves)
-        torch.autograd.grad(out, wanted, gradient)
-
-    return step
 
 
 def as_map(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from contest import Contest, Work
-from gpu_cases import GAMMA1, GAMMA2, similarity_by_loop
-from rivals import training_step
+from gpu_cases import GAMMA1, GAMMA2, backward, similarity_by_loop
 from shapes import WORD_SIMILARITY
 from torch import Tensor
 
@@ -19,7 +18,6 @@ def test_word_similarity(contest: Contest, dtype: torch.dtype) -> None:
         torch.randn(pairs, count, depth, generator=rng) / depth**0.25 for count in (words, regions)
     )
     mask = torch.ones(pairs, words, dtype=torch.bool)
-    gradient = torch.randn(pairs, pairs, generator=rng)
 
     def at_once(words: Tensor, regions: Tensor) -> Tensor:
         return word_similarity(words, mask, regions, gamma1=GAMMA1, gamma2=GAMMA2)
@@ -28,8 +26,8 @@ def test_word_similarity(contest: Contest, dtype: torch.dtype) -> None:
         return similarity_by_loop(words, mask, regions)
 
     contest.run(
-        training_step(at_once, (w.to(dtype), v.to(dtype)), (), gradient),
-        {"eager": training_step(by_loop, (w, v), (), gradient)},
+        backward(at_once, (w.to(dtype), v.to(dtype))),
+        {"eager": backward(by_loop, (w, v))},
         # scores and what is seen, and twice two for their gradients
         Work(6 * 2 * pairs**2 * words * regions * depth, w.nbytes + v.nbytes, dtype),
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from gpu import COMPILE_SECONDS, ROUNDS, check, contest, main, measure, table
-from gpu_cases import SMALL, Case, cases
+from gpu_cases import SMALL, Case, backward, cases
 from gpu_settings import FIELDS, asked_by, cost_of, descend, instead, neighbours, setting_of
 from triton_resources import calls, launches
 
@@ -32,6 +32,20 @@ def test_ours_and_plain_pytorch_give_the_same(case, assert_matches) -> None:
         else:
             difference = (a.double() - b.double()).norm() / b.double().norm()
             assert difference < 2e-2
+
+
+def test_a_backward_begins_with_a_gradient_in_the_layout_of_the_result() -> None:
+    """Or it would be copied first, and that timed."""
+    layouts: list[tuple[int, ...]] = []
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        result = 2 * x
+        result.register_hook(lambda gradient: layouts.append(gradient.stride()))
+        return result
+
+    x = torch.ones(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    backward(run, [x])()
+    assert layouts == [x.stride()]
 
 
 def test_a_contest_takes_turns_and_its_table_says_who_won(monkeypatch) -> None:

@@ -90,7 +90,6 @@ class Graphs:
         torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # Another thread may copy to the GPU meanwhile and allocate: that is not of this graph.
-        of_thread = "thread_local"
-        with torch.cuda.graph(graph, self.pool, stream, capture_error_mode=of_thread):
+        with torch.cuda.graph(graph, self.pool, stream, "thread_local"):
             output = self.function(*inputs)
         return Captured(graph.replay, inputs, output)

@@ -24,6 +24,7 @@ from mirrorgan_fast.models.glam import GLAM, Generated
 from mirrorgan_fast.models.graphs import Graphs
 from mirrorgan_fast.models.stem import STEM, word_mask
 from mirrorgan_fast.models.stream import STREAM
+from mirrorgan_fast.ops.checks import at_hand
 from mirrorgan_fast.ops.parts import in_parts
 from mirrorgan_fast.weights import (
     find_pretrained,
@@ -164,7 +165,7 @@ class MirrorGAN(nn.Module):
             InputError: on the CPU, a noise is NaN or infinite. (A GPU would have to be waited for.)
         """
         for name, given in (("noise", noise), ("condition_noise", condition_noise)):
-            if given.device.type == "cpu" and not given.isfinite().all():
+            if at_hand(given) and not given.isfinite().all():
                 raise InputError(f"{name}: found NaN or infinity, wanted numbers")
         if self.fused_stem is None:
             with evaluating(self):

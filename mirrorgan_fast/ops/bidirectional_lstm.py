@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.ops.checks import refuse
+from mirrorgan_fast.ops.checks import at_hand, refuse
 from mirrorgan_fast.ops.choice import REFERENCE, TRITON, needs_grad
 from mirrorgan_fast.ops.inference_op import inference_op
 from mirrorgan_fast.ops.packing import Layout, choose_packed, layout_on, pack, unpack
@@ -149,7 +149,7 @@ def bidirectional_lstm(
 
 def _check_values(tokens: Tensor, lengths: Tensor, vocabulary: int) -> None:
     """Check words and lengths as the compiled op does, where it does not have to wait for them."""
-    if torch.compiler.is_compiling() or type(tokens) is not Tensor or tokens.device.type != "cpu":
+    if not at_hand(tokens):
         return
     words = tokens.shape[1]
     read = tokens[torch.arange(words) < lengths[:, None]]

@@ -42,6 +42,15 @@ def check_out(
         refuse(op, "out", out, "memory that is not x's, which is read while out is written")
 
 
+def at_hand(tensor: Tensor) -> bool:
+    """Whether there are values to look at, without waiting for a GPU.
+
+    There are none while a graph is traced, nor of tensors that stand for others.
+    """
+    real = type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu"
+    return real and not torch.compiler.is_compiling()
+
+
 def share_memory(out: Tensor, x: Tensor) -> bool:
     """Whether a dense ``out`` lies within the memory that ``x`` spans.
 

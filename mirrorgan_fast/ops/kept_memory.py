@@ -6,6 +6,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from mirrorgan_fast.ops.checks import at_hand
+
 
 def new_map(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Return an empty channels_last map (N, C, H, W) of the data type and device of ``like``.
@@ -42,8 +44,7 @@ class KeptMemory(threading.local):
         batch, _, height, width = like.shape
         shape = (batch, channels, height * scale, width * scale)
         # PyTorch keeps a GPU's, and a CUDA graph its own; what is traced has no memory.
-        traced = torch.compiler.is_compiling() or type(like) is not Tensor
-        if like.device.type != "cpu" or traced:
+        if not at_hand(like):
             return new_map(shape, like)
         last = self._last.get(name)
         if last is not None and last.shape == shape:

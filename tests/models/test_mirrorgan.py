@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from shapes import SMALL
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mirrorgan_fast import weights
 from mirrorgan_fast.data.captioned_images import ImageFolder, TrainingExamples
@@ -202,6 +203,13 @@ def test_noise_that_is_no_number_is_refused(
     paints = model.fused() if fused else model
     with pytest.raises(InputError, match=f"^{name}: found NaN or infinity"):
         paints.render(encoded.tokens, encoded.lengths, **given)
+
+
+def test_noise_of_what_is_traced_is_not_looked_at(model: MirrorGAN) -> None:
+    encoded, noise, fused = model.encode(["a red bird"]), model.noise(0, [0]), model.fused()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        given = map(mode.from_tensor, (encoded.tokens, encoded.lengths, *noise))
+        assert fused.render(*given).shape == (1, 32, 32, 3)
 
 
 @pytest.mark.parametrize("weight", ["glam.G.1.0.weight", "stem.lstm.bias_hh_l0"])
