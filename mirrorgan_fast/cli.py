@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from mirrorgan_fast.data.captioned_images import ImageFolder, read_picture
+from mirrorgan_fast.data.captioned_images import ImageFolder
 from mirrorgan_fast.data.open_images import open_images
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.ops import build_info, report, why_no_cuda_kernels, why_not_compiled
+from mirrorgan_fast.pictures import read_picture
 from mirrorgan_fast.sampling.journal import ERRORS, MANIFEST, SHEET
 from mirrorgan_fast.sampling.run import Captions, SamplingSettings, sample_to_folder
 from mirrorgan_fast.sampling.sampler import Sampler

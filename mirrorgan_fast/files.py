@@ -1,18 +1,78 @@
-"""Files that appear whole or not at all, and of one process at a time."""
+"""Files: read without trust, written whole or not at all, and held by one process at a time."""
 
 import fcntl
 import io
+import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from mirrorgan_fast.errors import InputError
 
+StrPath = str | os.PathLike[str]
+
+
+def open_file(path: StrPath) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Links are followed. A pipe, a device or a folder is refused at once: reading one could wait, or
+    go on, forever.
+
+    Raises:
+        InputError: there is no such file, it may not be read, or it is not a regular file.
+    """
+    try:
+        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({reason(error)})") from error
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise InputError(f"{path}: is not a regular file; give a file")
+    return file
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # else opening a pipe waits for its writer
+
+
+def read_file(path: StrPath, limit: int) -> bytes:
+    """Read a regular file of at most ``limit`` bytes.
+
+    Raises:
+        InputError: as ``open_file``, or the file is larger.
+    """
+    with open_file(path) as file:
+        try:
+            content = file.read(limit + 1)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({reason(error)})") from error
+    if len(content) > limit:
+        raise InputError(f"{path}: has more than {limit:,} bytes, which no such file has")
+    return content
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON that may be anything.
+
+    Raises:
+        ValueError: it is not JSON, is nested too deeply, or has a number of too many digits.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def reason(error: Exception) -> str:
+    """Return what the system says of an error, without the path, which the message has already."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str], *, of_process: bool = True) -> Iterator[Path]:
+def whole_file(path: StrPath, *, of_process: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; what was written there takes its place at the end.
 
     If the block raises, ``path`` is left as it was and the temporary file is removed. The parent
@@ -32,10 +92,12 @@ def whole_file(path: str | os.PathLike[str], *, of_process: bool = True) -> Iter
     partial = target.with_name(f".{owner}{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        # A link that somebody has put there would lead what is written to its target.
+        partial.unlink(missing_ok=True)
         yield partial
         os.replace(partial, target)
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
+    except (OSError, UnicodeEncodeError) as error:
+        raise InputError(f"{target}: cannot be written ({reason(error)})") from error
     finally:
         with suppress(OSError):  # its folder could not be made, so there is nothing to remove
             partial.unlink(missing_ok=True)

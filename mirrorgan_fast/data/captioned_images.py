@@ -15,12 +15,13 @@ from typing import Any, NamedTuple, NotRequired, Protocol, Self, TypedDict
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from mirrorgan_fast.data.vocabulary import Vocabulary
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.pictures import read_picture
 
 
 class CaptionedImages(Protocol):
@@ -364,38 +365,6 @@ def leads_out(path: str) -> bool:
     By its text and not its target: who links the folder of the pictures to another disk means to.
     """
     return os.path.isabs(path) or Path(os.path.normpath(path)).parts[:1] == ("..",)
-
-
-def read_picture(path: Path, place: str) -> Image.Image:
-    """The picture of a file, mode "RGB", upright as its EXIF says, what is transparent on white.
-
-    place: what to call the picture in an error, such as "metadata.jsonl, line 3".
-
-    Raises InputError if the file is no picture, a damaged one, or one of more than 8 bits a channel
-    without color, which has no agreed black and white.
-    """
-    # Pillow raises nearly anything on a damaged file: OSError, SyntaxError, struct.error and more.
-    try:
-        with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened)
-    except Exception as error:
-        raise InputError(f"{place}: {path} is not a picture that can be read ({error})") from error
-    return on_white(picture, f"{place}: {path}")
-
-
-def on_white(picture: Image.Image, place: str) -> Image.Image:
-    """A picture of any mode as "RGB", what is transparent on white.
-
-    place: what to call it in an error.
-
-    Raises InputError for one of more than 8 bits a channel without color.
-    """
-    if picture.mode.startswith(("I", "F")):
-        raise InputError(f"{place} has pixels of type {picture.mode}; make them 8 bits")
-    if picture.has_transparency_data:
-        layer = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return picture.convert("RGB")
 
 
 def _fits(label: int) -> bool:

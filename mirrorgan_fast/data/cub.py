@@ -18,9 +18,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mirrorgan_fast.data.captioned_images import CaptionedImages, leads_out, read_picture
+from mirrorgan_fast.data.captioned_images import CaptionedImages, leads_out
 from mirrorgan_fast.data.vocabulary import Vocabulary
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.pictures import read_picture
 
 Value = TypeVar("Value")
 Box = tuple[float, float, float, float]

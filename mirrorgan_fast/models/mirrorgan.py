@@ -2,18 +2,17 @@
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mirrorgan_fast.data.captioned_images import on_white
 from mirrorgan_fast.data.vocabulary import Encoded, Vocabulary
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import ModelConfig
@@ -26,6 +25,7 @@ from mirrorgan_fast.models.stem import STEM, word_mask
 from mirrorgan_fast.models.stream import STREAM
 from mirrorgan_fast.ops.checks import at_hand
 from mirrorgan_fast.ops.parts import in_parts
+from mirrorgan_fast.pictures import Picture, to_picture
 from mirrorgan_fast.weights import (
     find_pretrained,
     load_description,
@@ -221,25 +221,32 @@ class MirrorGAN(nn.Module):
         return both[:, : self.config.noise_size], both[:, self.config.noise_size :]
 
     @torch.no_grad()
-    def describe(self, images: Sequence[Image.Image]) -> list[str]:
+    def describe(self, images: Picture | Sequence[Picture]) -> list[str]:
         """Say what is in each image, with STREAM, in evaluation mode.
 
         Args:
-            images: of any size and mode (but greys of more than 8 bits); each is turned upright as
-                its EXIF says, what is transparent is put on white, and a square is cut from its
-                middle.
+            images: of any size: images of Pillow, paths, or arrays, uint8 (H, W), (H, W, 3) or
+                (H, W, 4); or one of these. Each is turned upright as its EXIF says, what is
+                transparent is put on white, and a square is cut from its middle.
 
         Returns:
             a caption for each.
 
         Raises:
-            InputError: an image has greys of more than 8 bits.
+            InputError: one is none of these or cannot be read; or the weights give NaN.
         """
-        if not images:
+        if isinstance(images, Image.Image | str | os.PathLike) or (
+            isinstance(images, np.ndarray) and images.ndim < 4
+        ):
+            images = [images]
+        if not isinstance(images, Iterable):
+            raise InputError(f"describe: found {type(images).__name__}, wanted images")
+        size = self.config.image_size
+        tensors = [from_image(image, size, f"image {i}") for i, image in enumerate(images)]
+        if not tensors:
             return []
-        tensor = torch.stack([from_image(image, self.config.image_size) for image in images])
         with evaluating(self):
-            described = self.stream.describe(tensor.to(next(self.parameters())))
+            described = self.stream.describe(torch.stack(tensors).to(next(self.parameters())))
         return [self.vocabulary.decode(row) for row in described]
 
     def save_pretrained(
@@ -296,15 +303,20 @@ def to_uint8(images: Tensor) -> Tensor:
     return grey_levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def from_image(image: Image.Image, size: int) -> Tensor:
+def from_image(image: Picture, size: int, place: str = "an image") -> Tensor:
     """Cut a square from the middle of an image; return it as (3, size, size) in [-1, 1].
 
     As in training: upright as its EXIF says, what is transparent on white, scaled bilinearly.
 
+    Args:
+        image: of Pillow, a path or an array (see ``pictures.Picture``).
+        size: pixels a side.
+        place: what to call it in an error.
+
     Raises:
-        InputError: it has more than 8 bits a channel without color.
+        InputError: see ``pictures.to_picture``.
     """
-    upright = on_white(ImageOps.exif_transpose(image), "an image")
+    upright = to_picture(image, place)
     square = min(upright.size)
     left, top = (upright.width - square) / 2, (upright.height - square) / 2
     box = (left, top, left + square, top + square)

@@ -99,7 +99,7 @@ class STREAM(nn.Module):
             tokens int64 (N, caption_length), 0 from the end of each description on.
 
         Raises:
-            InputError: no beams.
+            InputError: no beams, or the weights or an image give NaN.
         """
         if beams < 1:
             raise InputError(f"beams is {beams}, expected 1 or more")
@@ -127,6 +127,12 @@ class STREAM(nn.Module):
             ended = word == 0
             state = (state[0][:, row], state[1][:, row])
             x = self.embedding(word.flatten())
+        if score[:, 0].isnan().any():
+            raise InputError(
+                "describe: found NaN where the probabilities of words should be: the weights of "
+                "the captioner, or an image, have NaN; load weights of a training that did not "
+                "diverge"
+            )
         return tokens[:, 0]
 
     def _first(self, pooled: Tensor) -> Tensor:

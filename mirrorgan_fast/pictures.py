@@ -1,0 +1,144 @@
+"""Pictures that may be anything: opened without trust, upright, on white, RGB."""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.files import StrPath, open_file
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+"""The only formats that Pillow may decode here. Some of its others start programs (PostScript is
+handed to Ghostscript), and most of them are seldom tested against hostile files."""
+MAX_PIXELS = 64_000_000
+"""Of a picture, unless a caller says otherwise: 64 megapixels take up to 0.8 GB while they are
+read."""
+
+Picture = Image.Image | StrPath | np.ndarray
+"""What stands for a picture in the Python API: Pillow's image, a path, or an array of grey levels,
+uint8 (H, W), (H, W, 3) or (H, W, 4)."""
+
+_LEAST_WIDTH = 8  # Pillow keeps 8 to 12 bytes a row beside its pixels, so narrow ones take more
+_BAND = 2**20  # pixels that are put on white at a time
+_pillows_limit = threading.Lock()
+
+
+def read_picture(path: StrPath, place: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read a picture: mode "RGB", upright as its EXIF says, what is transparent on white.
+
+    Args:
+        path: of the file.
+        place: what to call the picture in an error, such as "metadata.jsonl, line 3".
+        max_pixels: a picture of more is refused before it is decoded.
+
+    Raises:
+        InputError: the file cannot be read, is not a picture of one of ``FORMATS``, is damaged, has
+            too many pixels, or has more than 8 bits a channel without color, for which there is no
+            agreed black and white.
+    """
+    with open_file(path) as file:
+        # Pillow raises nearly anything on a damaged file: OSError, SyntaxError, struct.error ...
+        try:
+            with _open(file) as opened:
+                _check_pixels(opened.size, max_pixels)
+                ImageOps.exif_transpose(opened, in_place=True)
+                return _on_white(opened)
+        except InputError as error:
+            raise InputError(f"{place}: {path} {error}") from error
+        except MemoryError:
+            raise
+        except Exception as error:
+            unknown = isinstance(error, UnidentifiedImageError)
+            told = "its format is not one that is read" if unknown else str(error)
+            raise InputError(
+                f"{place}: {path} is not a picture that can be read ({told}); give "
+                f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+            ) from error
+
+
+def to_picture(given: Picture, place: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Turn what stands for a picture into one, as ``read_picture`` returns it.
+
+    Args:
+        given: Pillow's image, a path or an array.
+        place: what to call it in an error.
+        max_pixels: of a file.
+
+    Raises:
+        InputError: it is none of these, or as ``read_picture``.
+    """
+    if isinstance(given, str | os.PathLike):
+        return read_picture(Path(given), place, max_pixels)
+    if isinstance(given, np.ndarray):
+        channels = given.shape[2:] in ((), (3,), (4,))
+        if given.dtype != np.uint8 or given.ndim not in (2, 3) or not channels or not given.size:
+            raise InputError(
+                f"{place}: found an array of {given.dtype} of shape {given.shape}, wanted uint8 "
+                f"(H, W), (H, W, 3) or (H, W, 4)"
+            )
+        given = Image.fromarray(given)
+    if not isinstance(given, Image.Image):
+        raise InputError(
+            f"{place}: found {type(given).__name__}, wanted an image of Pillow, a path or an array"
+        )
+    try:
+        return _on_white(ImageOps.exif_transpose(given))
+    except InputError as error:
+        raise InputError(f"{place} {error}") from error
+    except Exception as error:  # Pillow reads a file that it opened only now
+        raise InputError(f"{place} cannot be read ({error})") from error
+
+
+def crop(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """Cut a box (left, top, right, bottom) out of a picture of any size."""
+    with _without_pillows_limit():
+        return picture.crop(box)
+
+
+def _open(file: BinaryIO) -> Image.Image:
+    """Open a picture without decoding its pixels."""
+    with _without_pillows_limit():
+        return Image.open(file, formats=FORMATS)
+
+
+@contextmanager
+def _without_pillows_limit() -> Iterator[None]:
+    """Have Pillow neither warn of a large picture nor refuse it: ``max_pixels`` decides here."""
+    with _pillows_limit:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if max(width, _LEAST_WIDTH) * height > max_pixels:
+        raise InputError(
+            f"has {width:,} x {height:,} pixels, more than the {max_pixels:,} that are read; "
+            f"scale it down, or raise --max-pixels"
+        )
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    """Return a picture of any mode as "RGB", what is transparent on white."""
+    if picture.mode.startswith(("I", "F")):
+        raise InputError(f"has pixels of type {picture.mode}; make them 8 bits")
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    # In bands, so that there are never three copies of a large picture.
+    width, height = picture.size
+    result = Image.new("RGB", picture.size)
+    rows = max(1, _BAND // max(1, width))
+    for top in range(0, height, rows):
+        band = picture.crop((0, top, width, min(top + rows, height))).convert("RGBA")
+        white = Image.new("RGBA", band.size, "white")
+        result.paste(Image.alpha_composite(white, band).convert("RGB"), (0, top))
+    return result
