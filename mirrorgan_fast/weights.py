@@ -9,30 +9,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from mirrorgan_fast.data.vocabulary import Vocabulary
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.files import whole_file
+from mirrorgan_fast.files import StrPath, parse_json, read_file, whole_file
 from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.tensor_files import read_safetensors, read_shapes
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 """Where the models that come with the package are, a folder each."""
 
 CONFIG, _VOCABULARY, _TENSORS = "config.json", "vocabulary.txt", "model.safetensors"
+_LONGEST_CONFIG = 2**20  # bytes
 
 
-def find_pretrained(name_or_path: str | os.PathLike[str]) -> Path:
+def find_pretrained(name_or_path: StrPath) -> Path:
     """Return the folder of a model: a path, or the name of one that comes with the package.
 
     Raises:
         InputError: there is no such folder; the message lists the names that come with the package.
     """
     for folder in (Path(name_or_path), PRETRAINED / name_or_path):
-        if (folder / CONFIG).is_file():
+        if os.path.exists(folder / CONFIG):
             return folder
     shipped = sorted(path.parent.name for path in PRETRAINED.glob(f"*/{CONFIG}"))
     raise InputError(
@@ -41,9 +42,7 @@ def find_pretrained(name_or_path: str | os.PathLike[str]) -> Path:
     )
 
 
-def save_description(
-    folder: str | os.PathLike[str], config: ModelConfig, vocabulary: Vocabulary
-) -> None:
+def save_description(folder: StrPath, config: ModelConfig, vocabulary: Vocabulary) -> None:
     """Write config.json and vocabulary.txt.
 
     Raises:
@@ -56,16 +55,17 @@ def save_description(
         partial.write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
 
 
-def load_description(folder: str | os.PathLike[str]) -> tuple[ModelConfig, Vocabulary]:
+def load_description(folder: StrPath) -> tuple[ModelConfig, Vocabulary]:
     """Read what ``save_description`` wrote.
 
     Raises:
         InputError: a file is missing or damaged, or describes no possible model.
     """
     path = Path(folder) / CONFIG
+    content = read_file(path, _LONGEST_CONFIG)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        values = parse_json(content)
+    except ValueError as error:
         raise InputError(f"{path}: cannot be read as JSON ({error}); get it anew") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected an object with a model's sizes; get it anew")
@@ -77,7 +77,7 @@ def load_description(folder: str | os.PathLike[str]) -> tuple[ModelConfig, Vocab
 
 
 def save_tensors(
-    folder: str | os.PathLike[str],
+    folder: StrPath,
     state: Mapping[str, Tensor],
     dtype: torch.dtype = torch.float32,
 ) -> None:
@@ -96,24 +96,36 @@ def save_tensors(
         partial.write_bytes(save(tensors))  # its save_file makes files for the owner alone
 
 
-def load_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
+def load_tensors(folder: StrPath) -> dict[str, Tensor]:
     """Read model.safetensors.
 
     Raises:
-        InputError: the file is missing or damaged.
+        InputError: the file is missing or damaged, or has NaN or infinity.
     """
+    return read_safetensors(_tensors_path(folder))
+
+
+def load_weights(folder: StrPath, module: torch.nn.Module) -> None:
+    """Read model.safetensors into a module, which may have been built ``without_weights``.
+
+    Names and shapes are compared before any tensor is read.
+
+    Raises:
+        InputError: as ``load_tensors``, or the weights are of another network.
+    """
+    path = _tensors_path(folder)
+    check_shapes(module, read_shapes(path), path)
+    load_state(module, read_safetensors(path), path)
+
+
+def _tensors_path(folder: StrPath) -> Path:
     path = Path(folder) / _TENSORS
-    if not path.exists() and any(Path(folder).glob("*/checkpoint.pt")):
+    if not os.path.exists(path) and any(Path(folder).glob("*/checkpoint.pt")):
         raise InputError(
             f"{path}: is not there yet: the training in this folder has not come to its end; go on "
             f"with it"
         )
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{path}: cannot be read as weights ({error}); it is missing or damaged: get it anew"
-        ) from error
+    return path
 
 
 @contextmanager
@@ -139,28 +151,45 @@ class _WithoutRandomNumbers(TorchFunctionMode):
         return function(*arguments, **named)
 
 
+def check_shapes(
+    module: torch.nn.Module, shapes: Mapping[str, Sequence[int]], source: Path
+) -> None:
+    """Raise InputError if a module has not the tensors of these names and shapes alone.
+
+    ``source`` is named in the message.
+    """
+    expected = module.state_dict()
+    for name in (*expected, *shapes):
+        if name not in shapes:
+            raise InputError(
+                f"{source}: {name} is missing; these are not the weights of its config"
+            )
+        if name not in expected:
+            raise InputError(
+                f"{source}: {name:.80} is unknown; these are not the weights of its config"
+            )
+        if tuple(shapes[name]) != tuple(expected[name].shape):
+            raise InputError(
+                f"{source}: {name} has shape {tuple(shapes[name])!s:.80}, "
+                f"its config says {tuple(expected[name].shape)}"
+            )
+
+
 def load_state(module: torch.nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
     """Copy ``state`` into ``module``, whose dtypes are kept: all of it or, on an error, nothing.
 
     A module may have been built ``without_weights``.
 
     Raises:
-        InputError: a name or shape differs; ``source`` is named in the message.
+        InputError: a name or shape differs, or a tensor has whole numbers where it must have
+            fractions, or the reverse; ``source`` is named in the message.
     """
+    check_shapes(module, {name: tensor.shape for name, tensor in state.items()}, source)
     expected = module.state_dict()
-    for name in (*expected, *state):
-        if name not in state:
+    for name, tensor in state.items():
+        if tensor.is_floating_point() != expected[name].is_floating_point():
             raise InputError(
-                f"{source}: {name} is missing; these are not the weights of its config"
-            )
-        if name not in expected:
-            raise InputError(
-                f"{source}: {name} is unknown; these are not the weights of its config"
-            )
-        if state[name].shape != expected[name].shape:
-            raise InputError(
-                f"{source}: {name} has shape {tuple(state[name].shape)}, "
-                f"its config says {tuple(expected[name].shape)}"
+                f"{source}: {name} has {tensor.dtype}, not numbers like {expected[name].dtype}"
             )
     if not any(tensor.is_meta for tensor in expected.values()):
         module.load_state_dict(state)

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,6 +22,7 @@ from mirrorgan_fast.data.painted_birds import ATTRIBUTES
 from mirrorgan_fast.data.vocabulary import Vocabulary
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import whole_file
+from mirrorgan_fast.tensor_files import read_safetensors
 from mirrorgan_fast.training.precision import autocast
 from mirrorgan_fast.training.pretraining import to_signed
 from mirrorgan_fast.training.run import Run
@@ -107,19 +107,17 @@ class AttributeClassifier(nn.Module):
         """Load the classifier in a folder, or the one that comes with a model of the package.
 
         Raises:
-            InputError: there is none, or its file is damaged.
+            InputError: there is none, or its file is damaged or has NaN or infinity.
         """
         paths = [folder / FILE_NAME for folder in (Path(name_or_path), PRETRAINED / name_or_path)]
-        path = next((path for path in paths if path.is_file()), paths[0])
-        try:
-            tensors = load_file(path)
-        except (OSError, SafetensorError) as error:
+        path = next((path for path in paths if os.path.exists(path)), None)
+        if path is None:
             raise InputError(
-                f"{path}: cannot be read as weights of an attribute classifier ({error}); "
-                f"get it anew, or train it"
-            ) from error
+                f"{paths[0]}: there is no such attribute classifier; name a folder that has one, "
+                f"or train it (mirrorgan-fast train attributes)"
+            )
         classifier = cls()
-        load_state(classifier, tensors, path)
+        load_state(classifier, read_safetensors(path), path)
         return classifier.eval()
 
 

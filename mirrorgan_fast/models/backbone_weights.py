@@ -8,11 +8,10 @@ anything is copied.
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.tensor_files import check_numbers, read_safetensors, read_torch
 
 
 def load_backbone(module: nn.Module, path: str | Path, ignore: tuple[str, ...] = ()) -> None:
@@ -49,24 +48,14 @@ def load_backbone(module: nn.Module, path: str | Path, ignore: tuple[str, ...] =
 def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix not in (".pth", ".pt", ".safetensors"):
         raise InputError(f"{path}: weights come as .pth, .pt or .safetensors; convert the file")
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such weights file; check the path")
-    content: Any
-    try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    # What the readers raise depends on the byte that is wrong, from EOFError to UnicodeDecodeError.
-    except Exception as error:
-        raise InputError(
-            f"{path}: cannot be read as weights ({type(error).__name__}): the file is damaged or "
-            "holds more than tensors; fetch it again, or save its state dict with torch.save"
-        ) from error
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    content: Any = read_torch(path)
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
     ):
         raise InputError(f"{path}: holds no state dict; save model.state_dict() with torch.save")
+    check_numbers(content, path)
     return content
 
 

@@ -3,9 +3,10 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.fields import bounded, check_fields
 
 Norm = Literal["batch", "none"]
 
@@ -17,54 +18,42 @@ class ModelConfig:
     ``generator_channels`` and ``discriminator_channels`` are the channels C of the first layer at
     full resolution (GF and DF in the authors' code); every other width follows from them.
 
+    The bounds keep what a damaged or hostile file may ask for within what a machine can build.
+
     Raises:
-        InputError: a size that no such network has.
+        InputError: a size out of its bounds, or sizes that do not go together.
     """
 
-    image_size: int = 256
+    image_size: int = bounded(256, 8, 4096)
     """Pixels a side of the last stage's images: a power of two, each stage doubles it."""
-    stages: int = 3
+    stages: int = bounded(3, 1, 8)
     """m, the number of generators in the cascade."""
-    generator_channels: int = 32
-    discriminator_channels: int = 64
+    generator_channels: int = bounded(32, 1, 1024)
+    discriminator_channels: int = bounded(64, 1, 1024)
     discriminator_norm: Norm = "batch"
     """``batch`` is the authors'; ``none`` goes with the R1 penalty of ``GANSettings``."""
-    residual_blocks: int = 2
-    noise_size: int = 100
+    residual_blocks: int = bounded(2, 1, 32)
+    noise_size: int = bounded(100, 1, 4096)
     """Length of z."""
-    condition_size: int = 100
+    condition_size: int = bounded(100, 1, 4096)
     """Length of the augmented sentence s_ca."""
-    embedding_size: int = 256
-    """D, the length of a word or sentence feature, and of their image counterparts."""
-    word_embedding_size: int = 300
-    caption_length: int = 18
+    embedding_size: int = bounded(256, 2, 4096)
+    """D, the length of a word or sentence feature, and of their image counterparts: an even number,
+    half of it for each direction of the LSTM."""
+    word_embedding_size: int = bounded(300, 1, 4096)
+    caption_length: int = bounded(18, 1, 1024)
     """T in training and sampling; longer captions are shortened to it."""
-    text_dropout: float = 0.5
+    text_dropout: float = bounded(0.5, 0, below=1)
     sentence_attention: Literal["paper", "authors", "none"] = "paper"
     """Form of the global attention; ``none`` is the paper's ablation, which is AttnGAN's F_att."""
     image_encoder: Literal["inception_v3", "small"] = "inception_v3"
     """The CNN of DAMSM."""
     stream_encoder: Literal["resnet152", "small"] = "resnet152"
     """The CNN of STREAM."""
-    stream_hidden_size: int = 512
+    stream_hidden_size: int = bounded(512, 1, 8192)
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if get_origin(field.type) is Literal and value not in get_args(field.type):
-                raise InputError(
-                    f"model config: {field.name} is {value!r}, "
-                    f"expected one of {', '.join(get_args(field.type))}"
-                )
-            if field.type is int and (not isinstance(value, int) or value < 1):
-                raise InputError(
-                    f"model config: {field.name} is {value!r}, expected a whole number above 0"
-                )
-        dropout: Any = self.text_dropout
-        if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-            raise InputError(
-                f"model config: text_dropout is {dropout!r}, expected a number from 0 to below 1"
-            )
+        check_fields(self, "model config")
         if self.image_size & (self.image_size - 1) or self.first_size < 8:
             raise InputError(
                 f"model config: image_size {self.image_size} with {self.stages} stages, expected a "
@@ -72,8 +61,7 @@ class ModelConfig:
             )
         if self.embedding_size % 2:
             raise InputError(
-                f"model config: embedding_size is {self.embedding_size}, expected an even number "
-                f"(half of it for each direction of the LSTM)"
+                f"model config: embedding_size is {self.embedding_size}, expected an even number"
             )
 
     @property

@@ -4,7 +4,6 @@ import copy
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -29,8 +28,7 @@ from mirrorgan_fast.pictures import Picture, to_picture
 from mirrorgan_fast.weights import (
     find_pretrained,
     load_description,
-    load_state,
-    load_tensors,
+    load_weights,
     save_description,
     save_tensors,
     without_weights,
@@ -274,7 +272,7 @@ class MirrorGAN(nn.Module):
         folder = find_pretrained(name_or_path)
         with without_weights():
             model = cls(*load_description(folder))
-        load_state(model, load_tensors(folder), Path(folder))
+        load_weights(folder, model)
         return model.eval()
 
 

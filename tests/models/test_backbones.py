@@ -283,7 +283,7 @@ def test_pickled_code_is_not_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("weights.h5", "come as .pth, .pt or .safetensors"), ("weights.pth", "no such weights file")],
+    [("weights.h5", "come as .pth, .pt or .safetensors"), ("weights.pth", "No such file")],
 )
 def test_files_that_cannot_be(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -1,0 +1,80 @@
+"""Fields of settings with their bounds beside them, checked by what they are declared to be."""
+
+import dataclasses
+from functools import cache
+from math import isfinite
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from mirrorgan_fast.errors import InputError
+
+
+def bounded(
+    default: Any, least: float, most: float | None = None, *, below: float | None = None
+) -> Any:
+    """Return a dataclass field for numbers from ``least`` to ``most``, or to below ``below``.
+
+    Of a pair, the bounds are those of each of its numbers.
+    """
+    return dataclasses.field(
+        default=default, metadata={"least": least, "most": most, "below": below}
+    )
+
+
+def check_fields(record: Any, subject: str) -> None:
+    """Check every field of a dataclass: its type, its choices and its bounds.
+
+    ``True`` is not a number here, nor are NaN and infinity. Fields of other types than bool, int,
+    float, Literal and pairs of float are not looked at.
+
+    Args:
+        record: an instance of a dataclass.
+        subject: what it is called in errors, such as "model config".
+
+    Raises:
+        InputError: a value that the field cannot have; it names the field and what is wanted.
+    """
+    kinds = _kinds(type(record))  # type: ignore[arg-type]
+    for field in dataclasses.fields(record):
+        value, kind = getattr(record, field.name), kinds[field.name]
+        wanted = _wanted(value, kind, field.metadata)
+        if wanted is not None:
+            raise InputError(f"{subject}: {field.name} is {value!r:.80}, expected {wanted}")
+
+
+@cache
+def _kinds(record: type) -> dict[str, Any]:
+    return get_type_hints(record)  # resolves annotations that are strings
+
+
+def _wanted(value: object, kind: Any, bounds: Any) -> str | None:
+    """Return what is wanted in the place of a value, or None if it is right."""
+    if get_origin(kind) is Literal:
+        choices = get_args(kind)
+        right = any(type(value) is type(choice) and value == choice for choice in choices)
+        return None if right else f"one of {', '.join(map(str, choices))}"
+    if kind is bool:
+        return None if type(value) is bool else "true or false"
+    if get_origin(kind) is tuple:
+        parts = value if isinstance(value, tuple) else ()
+        right = len(parts) == 2 and all(_is_within(part, float, bounds) for part in parts)
+        return None if right else f"two numbers {_range(bounds)}"
+    if kind not in (int, float) or _is_within(value, kind, bounds):
+        return None
+    return f"a {'whole ' if kind is int else ''}number {_range(bounds)}"
+
+
+def _is_within(value: Any, kind: type, bounds: Any) -> bool:
+    if type(value) is not int and (kind is int or type(value) is not float or not isfinite(value)):
+        return False
+    least, most, below = (bounds.get(name) for name in ("least", "most", "below"))
+    return (
+        (least is None or value >= least)
+        and (most is None or value <= most)
+        and (below is None or value < below)
+    )
+
+
+def _range(bounds: Any) -> str:
+    least, most, below = (bounds.get(name) for name in ("least", "most", "below"))
+    end = f" to {most:,}" if most is not None else f" to below {below:,}" if below else ""
+    return f"from {least:,}{end}" if end else f"from {least:,} on"
