@@ -21,7 +21,8 @@ from kills import captions, small_model
 
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.ops import build_info
-from mirrorgan_fast.sampling.run import Captions, SamplingSettings, sample_to_folder
+from mirrorgan_fast.sampling.caption_files import Captions
+from mirrorgan_fast.sampling.run import SamplingSettings, sample_to_folder
 from mirrorgan_fast.sampling.sampler import Sampler
 from mirrorgan_fast.sampling.sinks import FORMATS
 from mirrorgan_fast.training.precision import keep_memory

@@ -2,15 +2,17 @@
 
 import argparse
 import dataclasses
+import io
 import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import numpy as np
 import torch
@@ -18,23 +20,29 @@ from tqdm import tqdm
 
 from mirrorgan_fast.data.captioned_images import ImageFolder
 from mirrorgan_fast.data.open_images import open_images
-from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.errors import InputError, UnknownWordsWarning, listed, printable
+from mirrorgan_fast.fields import field_kinds
+from mirrorgan_fast.files import reason
+from mirrorgan_fast.interrupts import Terminated, sigterm_raises
 from mirrorgan_fast.models.config import ModelConfig
-from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.models.mirrorgan import SEEDS, MirrorGAN
 from mirrorgan_fast.ops import build_info, report, why_no_cuda_kernels, why_not_compiled
-from mirrorgan_fast.pictures import read_picture
-from mirrorgan_fast.sampling.journal import ERRORS, MANIFEST, SHEET
-from mirrorgan_fast.sampling.run import Captions, SamplingSettings, sample_to_folder
-from mirrorgan_fast.sampling.sampler import Sampler
+from mirrorgan_fast.pictures import MAX_PIXELS, read_picture, square
+from mirrorgan_fast.sampling.caption_files import Captions
+from mirrorgan_fast.sampling.journal import ERRORS, SHEET, read_manifest
+from mirrorgan_fast.sampling.run import SamplingSettings, sample_to_folder
+from mirrorgan_fast.sampling.sampler import Sampler, is_out_of_memory
 from mirrorgan_fast.sampling.sheet import write_sheet
 from mirrorgan_fast.sampling.sinks import FORMATS
 from mirrorgan_fast.sampling.walk import check_animation, walk, write_walk
 from mirrorgan_fast.training import settings as training_settings
 from mirrorgan_fast.training.precision import keep_memory
+from mirrorgan_fast.training.pretraining import BackboneWeights
 from mirrorgan_fast.training.settings import STAGES, Stage, TrainingSettings
-from mirrorgan_fast.weights import PRETRAINED
+from mirrorgan_fast.weights import PRETRAINED, find_pretrained, load_description
 
 _BATCH_SIZE = 16
+_BAR_AFTER = 2  # seconds; a bar only for what takes longer than people wait
 _MOST_ON_SHEET = 256
 _NOT_WITH_WALK = (
     "per_caption",
@@ -44,6 +52,7 @@ _NOT_WITH_WALK = (
     "batch_size",
     "dtype",
     "stats",
+    "no_sheet",
 )
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 Record = TypeVar("Record", ModelConfig, TrainingSettings)
@@ -53,32 +62,89 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        the exit status: 0, or 2 for bad input, 3 if some of many captions made no image, 130 for
-        Ctrl-C, 141 if what it prints is not read to its end.
+        the exit status: 0, or 2 for bad input, 3 if some of many captions made no image or some of
+        many pictures could not be described, 130 for Ctrl-C, 143 for SIGTERM, 141 if what it prints
+        is not read to its end.
     """
-    options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):  # a character that they cannot show is escaped
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    goes_on = False
     try:
-        status: int | None = options.run(options)
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except InputError as error:
-        # one from a process that reads images has that one's traceback before its message
-        message = str(error).rstrip().rpartition(f"{InputError.__module__}.InputError: ")[2]
-        print(f"mirrorgan-fast: {message}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
+        try:
+            options = _parser().parse_args(arguments)
+        finally:
+            _flush()  # what --help prints
         goes_on = options.goes_on and getattr(options, "walk", None) is None
+        with sigterm_raises():
+            status: int | None = options.run(options)
+    except InputError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt as error:
         advice = "; the same command goes on from here" if goes_on else ""
-        print(f"mirrorgan-fast: stopped{advice}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # what is printed is not read any more, nor what Python flushes yet
+        return _fail(f"stopped{advice}", 143 if isinstance(error, Terminated) else 130)
+    except _OutputError as error:
+        # Python flushes at its end what is not printed yet
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        if isinstance(error.__cause__, BrokenPipeError):
+            return 141
+        return _fail(f"standard output: cannot be written ({error})")
+    except OSError as error:
+        place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return _fail(printable(f"{place}{reason(error)}"))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _fail("out of memory; free some of it, or ask for smaller sizes or batches")
     return status or 0
 
 
+class _OutputError(Exception):
+    """What is printed cannot be written: the disk is full, or nobody reads the pipe."""
+
+
+def _print(text: str) -> None:
+    """Print to standard output, at once: another program may wait for it."""
+    try:
+        print(text)
+    except OSError as error:
+        raise _OutputError(reason(error)) from error
+    _flush()
+
+
+def _flush() -> None:
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        raise _OutputError(reason(error)) from error
+
+
+def _say(text: str) -> None:
+    """Print to standard error, whether anybody reads it or not."""
+    with suppress(OSError):
+        print(text, file=sys.stderr)
+
+
+def _fail(message: str, status: int = 2) -> int:
+    _say(f"mirrorgan-fast: {message}")
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage of all options."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the arguments."""
+        command = self.prog.partition(" ")[2]
+        raise InputError(f"{command}: {message}" if command else message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mirrorgan-fast", description=(__doc__ or ""))
+    parser = _Parser(prog="mirrorgan-fast", description=(__doc__ or ""))
+    parser.add_argument(
+        "--version", action="version", version=f"mirrorgan-fast {version('mirrorgan-fast')}"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(
@@ -96,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument(
         "--captions",
         metavar="FILE",
-        help='a caption a line (UTF-8), or JSON lines with "caption" (*.jsonl); -: standard input',
+        help="text (a caption a line), JSON lines, a JSON array, CSV or TSV; -: standard input",
     )
     sample.add_argument(
         "-n", "--per-caption", type=_positive, default=1, metavar="N", help="images of each caption"
@@ -115,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="images of a folder, tar or array (default: 1000)",
     )
-    sample.add_argument("--seed", type=int, default=0, help="0 or more (default: 0)")
+    sample.add_argument("--seed", type=_seed, default=0, help="0 or more (default: 0)")
     sample.add_argument(
         "--psi",
         type=float,
@@ -139,12 +205,18 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FRAMES",
         help="an animation (-o FILE.webp or .gif) between two captions, or two images of one",
     )
+    sample.add_argument(
+        "--no-sheet",
+        action="store_true",
+        help=f"without the contact sheet, {SHEET}, of captions given as arguments",
+    )
     sample.add_argument("--stats", action="store_true", help="tell the speed of each stage")
     _add_model(sample)
 
     describe = command("describe", _describe, "say what is in images")
     describe.add_argument("image", nargs="+", type=Path)
     describe.add_argument("--json", action="store_true", help="print one JSON object a line")
+    _add_max_pixels(describe)
     _add_model(describe)
 
     exporting = command("export", _export, "write the model as one file that runs without us")
@@ -163,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     paint.add_argument("--train", type=_positive, default=20_000, metavar="N")
     paint.add_argument("--test", type=_positive, default=2_000, metavar="N")
     paint.add_argument("--size", type=int, default=128, help="pixels a side, 64 to 512")
-    paint.add_argument("--seed", type=int, default=0)
+    paint.add_argument("--seed", type=_seed, default=0)
     paint.add_argument(
         "--layout",
         choices=("folder", "cub"),
@@ -180,7 +252,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--count", type=_positive, metavar="N", help="of captions (default: 1000, or all if fewer)"
     )
-    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--seed", type=_seed, default=0)
     evaluate.add_argument(
         "--judge",
         default="birds-painted",
@@ -188,6 +260,7 @@ def _parser() -> argparse.ArgumentParser:
         help="where attributes.safetensors is (default: that of the package)",
     )
     evaluate.add_argument("--json", action="store_true")
+    _add_max_pixels(evaluate)
     _add_model(evaluate)
 
     training = command("train", _train, "train on captioned images", goes_on=True)
@@ -207,14 +280,23 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="change the preset: image_size=64, gan.steps=5000, precision=fp32, ...",
     )
-    training.add_argument("--stem-weights", type=Path, help="ImageNet weights of Inception-v3")
-    training.add_argument("--stream-weights", type=Path, help="ImageNet weights of ResNet-152")
+    for stage, encoder in (("stem", "Inception-v3"), ("stream", "ResNet-152")):
+        training.add_argument(
+            f"--{stage}-weights",
+            type=_backbone_weights,
+            metavar="FILE",
+            help=f"ImageNet weights of {encoder}; or random: train it from nothing",
+        )
     training.add_argument(
-        "--compile", action="store_true", help="torch.compile for the GAN: slower to begin"
+        "--compile",
+        action="store_true",
+        default=None,
+        help="torch.compile for the GAN: slower to begin",
     )
     training.add_argument(
-        "--workers", type=_from_zero, default=1, metavar="N", help="processes that read images"
+        "--workers", type=_workers, default=1, metavar="N", help="processes that read images"
     )
+    _add_max_pixels(training)
     training.add_argument("--quiet", action="store_true")
     _add_device(training)
     return parser
@@ -235,18 +317,39 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: auto)")
 
 
-def _from_zero(text: str) -> int:
-    return _whole(text, least=0)
+def _add_max_pixels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-pixels",
+        type=_positive,
+        default=MAX_PIXELS,
+        metavar="N",
+        help=f"refuse larger pictures before they are decoded (default: {MAX_PIXELS:,})",
+    )
 
 
 def _positive(text: str) -> int:
-    return _whole(text, least=1)
+    return _whole(text, 1, 10**9)
 
 
-def _whole(text: str, least: int) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from {least} on")
+def _workers(text: str) -> int:
+    return _whole(text, 0, 1024)
+
+
+def _seed(text: str) -> int:
+    return _whole(text, 0, SEEDS - 1, "2^128 - 1")
+
+
+def _whole(text: str, least: int, most: int, told: str = "") -> int:
+    # digits are counted first: Python refuses to convert very many
+    if not text.isdecimal() or len(text) > 40 or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(
+            f"found {text!r:.60}, expected a whole number from {least} to {told or f'{most:,}'}"
+        )
     return int(text)
+
+
+def _backbone_weights(text: str) -> BackboneWeights:
+    return "random" if text == "random" else Path(text)
 
 
 def _device(options: argparse.Namespace) -> torch.device:
@@ -254,9 +357,13 @@ def _device(options: argparse.Namespace) -> torch.device:
     if name == "auto":  # torchrun numbers the processes of a machine
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from error
+        device = torch.zeros(1, device=name).device
+        if device.type == "meta":
+            raise ValueError("computes nothing")
+    # PyTorch says one or the other of a device that it was not built for, or of an odd number
+    except (RuntimeError, AssertionError, ValueError, OverflowError) as error:
+        told = str(error).splitlines() or [type(error).__name__]
+        raise InputError(f"--device {name}: {told[0]}") from error
     if device.type == "cuda":
         torch.cuda.set_device(device)  # where Triton launches
     return device
@@ -270,7 +377,7 @@ def _painter(options: argparse.Namespace) -> MirrorGAN:
     """Return the model, and say if it takes longer than it could."""
     model, why = _model(options), why_not_compiled()
     if why and next(model.parameters()).device.type == "cpu" and not options.quiet:
-        print(f"mirrorgan-fast: without compiled kernels, so slower: {why}", file=sys.stderr)
+        _say(f"mirrorgan-fast: without compiled kernels, so slower: {why}")
     return model
 
 
@@ -307,22 +414,23 @@ def _sample(options: argparse.Namespace) -> int:
             quiet=options.quiet,
         )
     if options.stats:
-        print(done.table(), file=sys.stderr)
+        _say(done.table())
     if done.process > 0:
         return 0
     with_sheet = ""
-    if options.caption and done.images and settings.format in ("png", "jpeg", "webp"):
+    of_files = settings.format in ("png", "jpeg", "webp")
+    if options.caption and done.images and of_files and not options.no_sheet:
         # about eight, and no caption's images in two rows
         columns = settings.per_caption * max(1, 8 // settings.per_caption)
-        with (options.output / MANIFEST).open("rb") as file:
-            rows = [json.loads(line) for line in islice(file, _MOST_ON_SHEET)]
+        rows = read_manifest(options.output, _MOST_ON_SHEET)
         images = [np.asarray(read_picture(options.output / row["file"], "sheet")) for row in rows]
         write_sheet(options.output / SHEET, images, columns=min(len(images), columns))
-        with_sheet = " and sheet.png"
-    print(f"{done.images} images{with_sheet} in {options.output}")
+        with_sheet = f" and {SHEET}"
+    _print(f"{done.images} images{with_sheet} in {printable(str(options.output))}")
     if not done.refused:
         return 0
-    print(f"{done.refused} captions made no image: {options.output / ERRORS}", file=sys.stderr)
+    errors = printable(str(options.output / ERRORS))
+    _say(f"{done.refused} captions made no image: {errors}")
     return 3 if done.processes == 1 else 0  # torchrun takes it for a failure
 
 
@@ -333,61 +441,81 @@ def _walk(options: argparse.Namespace) -> int:
         if getattr(options, name) != options.default_of(name):
             flag = "-n" if name == "per_caption" else "--" + name.replace("_", "-")
             raise InputError(f"--walk: makes one animation, for which there is no {flag}")
-    if options.output.exists() and not options.overwrite:
-        raise InputError(f"{options.output}: is there already; use another -o, or --overwrite")
+    _check_output(options)
     check_animation(options.output)
     model = _painter(options)
     _check_captions(options.caption, model)
-    images = walk(model, options.caption, options.walk, options.seed, options.psi)
+    with warnings.catch_warnings():  # of unknown words, which were told
+        warnings.simplefilter("ignore", UnknownWordsWarning)
+        images = walk(model, options.caption, options.walk, options.seed, options.psi)
     write_walk(options.output, images)
-    print(f"{len(images)} images, forth and back, in {options.output}")
+    _print(f"{len(images)} images, forth and back, in {printable(str(options.output))}")
     return 0
+
+
+def _check_output(options: argparse.Namespace) -> None:
+    if os.path.lexists(options.output) and not options.overwrite:
+        raise InputError(f"{options.output}: is there already; use another -o, or --overwrite")
 
 
 def _check_captions(captions: Sequence[str], model: MirrorGAN) -> None:
     """Tell what of captions the model does not know, before anything is made."""
     for caption, unknown in zip(captions, model.encode(captions).unknown, strict=True):
         if unknown:
-            print(
-                f"unknown words skipped: {', '.join(unknown)} (in {caption!r:.60})", file=sys.stderr
-            )
+            _say(f"unknown words skipped: {listed(unknown)} (in {caption!r:.60})")
 
 
-def _describe(options: argparse.Namespace) -> None:
-    images = [read_picture(path, "describe") for path in options.image]
+def _describe(options: argparse.Namespace) -> int:
     model = _model(options)
-    for batch in _batches(images, options.quiet, "describing"):
-        for path, text in zip(options.image[batch], model.describe(images[batch]), strict=True):
-            if options.json:
-                print(json.dumps({"image": str(path), "description": text}))
-            else:
-                print(f"{path}: {text}")
-
-
-def _batches(items: Sequence[Any], quiet: bool, name: str) -> Iterator[slice]:
-    # `delay`: a bar only for what takes longer than people wait
-    with tqdm(total=len(items), desc=name, unit="image", delay=2, disable=quiet) as bar:
-        for start in range(0, len(items), _BATCH_SIZE):
-            yield slice(start, start + _BATCH_SIZE)
-            bar.update(min(_BATCH_SIZE, len(items) - start))
+    size = model.config.image_size
+    count, failed = len(options.image), 0
+    bar = tqdm(
+        total=count, desc="describing", unit="image", delay=_BAR_AFTER, disable=options.quiet
+    )
+    with bar:
+        for start in range(0, count, _BATCH_SIZE):
+            paths, pictures = [], []
+            for path in options.image[start : start + _BATCH_SIZE]:
+                bar.update()
+                try:  # one at a time at its full size
+                    whole = read_picture(path, "describe", options.max_pixels)
+                    pictures.append(square(whole, size))
+                    paths.append(path)
+                except InputError as error:
+                    if count == 1:
+                        raise
+                    failed += 1
+                    if bar.format_dict["elapsed"] > _BAR_AFTER:  # it is in the way
+                        bar.clear()
+                    _say(f"mirrorgan-fast: {error}")
+            for path, text in zip(paths, model.describe(pictures), strict=True):
+                if options.json:
+                    _print(json.dumps({"image": str(path), "description": text}))
+                else:
+                    _print(f"{printable(str(path))}: {text}")
+    if not failed:
+        return 0
+    _say(f"{failed} of {count} pictures could not be described")
+    return 3
 
 
 def _export(options: argparse.Namespace) -> None:
     # PyTorch's exporters take longer to import than an image
     from mirrorgan_fast.export import export
 
-    if options.output.exists() and not options.overwrite:
-        raise InputError(f"{options.output}: is there already; use another -o, or --overwrite")
+    _check_output(options)
+    model = _model(options)
     if not options.quiet:
-        print("exporting, which takes up to a minute", file=sys.stderr)
-    export(_model(options), options.output, options.format)
-    print(f"{options.output}: {options.output.stat().st_size / 1e6:.1f} MB")
+        _say("exporting, which takes up to a minute")
+    export(model, options.output, options.format)
+    _print(f"{printable(str(options.output))}: {options.output.stat().st_size / 1e6:.1f} MB")
 
 
 def _info(options: argparse.Namespace) -> None:
+    _, vocabulary = load_description(find_pretrained(options.model))
     if options.words:
-        words = MirrorGAN.from_pretrained(options.model).vocabulary.words[1:]
-        print(json.dumps(words) if options.json else "\n".join(words))
+        words = vocabulary.words[1:]
+        _print(json.dumps(words) if options.json else "\n".join(words))
         return
     built = build_info()
     extension: object = f"not built: {why_not_compiled()}"
@@ -408,15 +536,15 @@ def _info(options: argparse.Namespace) -> None:
         "models": sorted(folder.parent.name for folder in PRETRAINED.glob("*/config.json")),
     }
     if options.json:
-        print(json.dumps(facts, indent=2))
+        _print(json.dumps(facts, indent=2))
         return
     for name, value in facts.items():
         if isinstance(value, dict):
-            print(f"{name}:")
+            _print(f"{name}:")
             for key, entry in value.items():
-                print(f"  {key}: {_listed(entry)}")
+                _print(f"  {key}: {_listed(entry)}")
         else:
-            print(f"{name}: {_listed(value)}")
+            _print(f"{name}: {_listed(value)}")
 
 
 def _listed(value: object) -> str:
@@ -455,7 +583,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from mirrorgan_fast.evaluation.report import as_table, evaluate
 
     keep_memory()
-    images = open_images(options.data, "test", options.split_field)
+    images = open_images(options.data, "test", options.split_field, options.max_pixels)
     judge: AttributeClassifier | None = None
     if isinstance(images, ImageFolder) and is_painted(images.record(0)):
         judge = AttributeClassifier.from_pretrained(options.judge).to(_device(options))
@@ -467,7 +595,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         seed=options.seed,
         quiet=options.quiet,
     )
-    print(json.dumps(figures, indent=2) if options.json else as_table(figures))
+    _print(json.dumps(figures, indent=2) if options.json else as_table(figures))
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -488,7 +616,7 @@ def _train(options: argparse.Namespace) -> None:
             config = _changed(config, name, value)
         else:
             settings = _changed(settings, name, value)
-    backbone_weights: dict[Stage, Path] = {}
+    backbone_weights: dict[Stage, BackboneWeights] = {}
     if options.stem_weights:
         backbone_weights["stem"] = options.stem_weights
     if options.stream_weights:
@@ -498,7 +626,7 @@ def _train(options: argparse.Namespace) -> None:
         STAGES if options.stage == "all" else (options.stage,),
         config,
         settings,
-        open_images(options.data, "train", options.split_field),
+        open_images(options.data, "train", options.split_field, options.max_pixels),
         options.folder,
         device=_device(options),
         backbone_weights=backbone_weights,
@@ -515,7 +643,7 @@ def _train_attributes(options: argparse.Namespace) -> None:
         raise InputError("train attributes: has no settings; leave out --set")
     keep_memory()
     classifier = train_attribute_classifier(
-        ImageFolder(options.data, "train", options.split_field or "split"),
+        ImageFolder(options.data, "train", options.split_field or "split", options.max_pixels),
         options.folder / "attributes",
         device=_device(options),
         workers=options.workers,
@@ -544,7 +672,7 @@ def _changed(record: Record, name: str, value: str, within: str = "") -> Record:
     if rest:
         changed: Any = _changed(current, rest, value, f"{within}{first}.")
     else:
-        changed = _parsed(within + name, value, fields[first].type)
+        changed = _parsed(within + name, value, field_kinds(type(record))[first])
     return dataclasses.replace(record, **{first: changed})
 
 

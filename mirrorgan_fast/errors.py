@@ -1,5 +1,7 @@
 """The one exception for what a user can cause: bad arguments, captions, files or pictures."""
 
+from collections.abc import Sequence
+
 
 class InputError(ValueError):
     """Bad input. The message is one line: what was wrong, where, and what to do about it.
@@ -15,6 +17,10 @@ class InputError(ValueError):
         super().__init__(printable(message.rpartition(_IN_TRACEBACK)[2].rstrip("\n")))
 
 
+class UnknownWordsWarning(UserWarning):
+    """Words of a caption are skipped, since the model's vocabulary lacks them."""
+
+
 _IN_TRACEBACK = f"{__name__}.{InputError.__name__}: "
 
 
@@ -26,3 +32,8 @@ def printable(text: str) -> str:
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
         for letter in text
     )
+
+
+def listed(words: Sequence[str], most: int = 5) -> str:
+    """Name the first few of many words."""
+    return ", ".join(words[:most]) + (", ..." if len(words) > most else "")

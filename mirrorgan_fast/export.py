@@ -50,7 +50,7 @@ def export(model: MirrorGAN, path: str | os.PathLike[str], format: str) -> None:
         format: a name in `FORMATS`.
 
     Raises:
-        InputError: another format or suffix; the file cannot be written; ONNX's packages are not
+        InputError: another format or suffix; a weight is NaN; the file cannot be written; ONNX's packages are not
             installed; for ``aoti``, no C++ compiler that works.
     """
     if format not in FORMATS:
@@ -58,6 +58,7 @@ def export(model: MirrorGAN, path: str | os.PathLike[str], format: str) -> None:
     suffix, content = FORMATS[format]
     if Path(path).suffix != suffix:
         raise InputError(f"{path}: expected a name that ends in {suffix} for the format {format}")
+    model.check_weights("stem", "glam")
     device = next(model.parameters()).device
     # nothing of the caller's context is to be in the file
     with whole_file(path) as partial, torch.autocast(device.type, enabled=False):

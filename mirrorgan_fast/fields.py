@@ -1,7 +1,6 @@
 """Fields of settings with their bounds beside them, checked by what they are declared to be."""
 
 import dataclasses
-from functools import cache
 from math import isfinite
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -33,7 +32,7 @@ def check_fields(record: Any, subject: str) -> None:
     Raises:
         InputError: a value that the field cannot have; it names the field and what is wanted.
     """
-    kinds = _kinds(type(record))  # type: ignore[arg-type]
+    kinds = field_kinds(type(record))
     for field in dataclasses.fields(record):
         value, kind = getattr(record, field.name), kinds[field.name]
         wanted = _wanted(value, kind, field.metadata)
@@ -41,9 +40,9 @@ def check_fields(record: Any, subject: str) -> None:
             raise InputError(f"{subject}: {field.name} is {value!r:.80}, expected {wanted}")
 
 
-@cache
-def _kinds(record: type) -> dict[str, Any]:
-    return get_type_hints(record)  # resolves annotations that are strings
+def field_kinds(record: type) -> dict[str, Any]:
+    """Return the type of each field of a dataclass, also of one whose annotations are strings."""
+    return get_type_hints(record)
 
 
 def _wanted(value: object, kind: Any, bounds: Any) -> str | None:

@@ -103,6 +103,27 @@ def whole_file(path: StrPath, *, of_process: bool = True) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def open_lock(path: StrPath, refusal: str) -> io.FileIO:
+    """Open a file that is there only to be locked, made if need be, and lock it.
+
+    Raises:
+        InputError: it cannot be made, is a link or not a regular file; or another process has
+            locked it, with ``refusal`` as the message.
+    """
+    try:
+        descriptor = os.open(
+            path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666
+        )
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({reason(error)})") from error
+    file = io.FileIO(descriptor, "r+")
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise InputError(f"{path}: is not a regular file; remove it")
+    lock(file, refusal)
+    return file
+
+
 def lock(file: IO[Any] | io.FileIO, refusal: str) -> None:
     """Keep other processes from locking an open file, until it is closed or this process ends.
 

@@ -1,11 +1,12 @@
 """Pictures that may be anything: opened without trust, upright, on white, RGB."""
 
+import logging
 import os
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -26,7 +27,9 @@ uint8 (H, W), (H, W, 3) or (H, W, 4)."""
 
 _LEAST_WIDTH = 8  # Pillow keeps 8 to 12 bytes a row beside its pixels, so narrow ones take more
 _BAND = 2**20  # pixels that are put on white at a time
-_pillows_limit = threading.Lock()
+_pillows_settings = threading.Lock()
+# What Pillow logs of a damaged file is in our error; this only keeps it from standard error.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def read_picture(path: StrPath, place: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -42,10 +45,10 @@ def read_picture(path: StrPath, place: str, max_pixels: int = MAX_PIXELS) -> Ima
             too many pixels, or has more than 8 bits a channel without color, for which there is no
             agreed black and white.
     """
-    with open_file(path) as file:
+    with open_file(path) as file, _pillow_alone():
         # Pillow raises nearly anything on a damaged file: OSError, SyntaxError, struct.error ...
         try:
-            with _open(file) as opened:
+            with Image.open(file, formats=FORMATS) as opened:
                 _check_pixels(opened.size, max_pixels)
                 ImageOps.exif_transpose(opened, in_place=True)
                 return _on_white(opened)
@@ -95,22 +98,28 @@ def to_picture(given: Picture, place: str, max_pixels: int = MAX_PIXELS) -> Imag
         raise InputError(f"{place} cannot be read ({error})") from error
 
 
+def square(picture: Image.Image, size: int) -> Image.Image:
+    """Cut the square from the middle of a picture, and scale it bilinearly to ``size`` pixels."""
+    side = min(picture.size)
+    left, top = (picture.width - side) / 2, (picture.height - side) / 2
+    box = (left, top, left + side, top + side)
+    return picture.resize((size, size), Image.Resampling.BILINEAR, box=box)
+
+
 def crop(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
     """Cut a box (left, top, right, bottom) out of a picture of any size."""
-    with _without_pillows_limit():
+    with _pillow_alone():
         return picture.crop(box)
 
 
-def _open(file: BinaryIO) -> Image.Image:
-    """Open a picture without decoding its pixels."""
-    with _without_pillows_limit():
-        return Image.open(file, formats=FORMATS)
-
-
 @contextmanager
-def _without_pillows_limit() -> Iterator[None]:
-    """Have Pillow neither warn of a large picture nor refuse it: ``max_pixels`` decides here."""
-    with _pillows_limit:
+def _pillow_alone() -> Iterator[None]:
+    """Have Pillow neither refuse a large picture nor warn, of its size or of odd metadata.
+
+    ``max_pixels`` decides here. Both are settings of the whole process, so one thread at a time.
+    """
+    with _pillows_settings, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             yield
@@ -132,7 +141,9 @@ def _on_white(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith(("I", "F")):
         raise InputError(f"has pixels of type {picture.mode}; make them 8 bits")
     if not picture.has_transparency_data:
-        return picture.convert("RGB")
+        result = picture.convert("RGB")
+        result.info = {}  # what was said of the file has been done, and may be damaged
+        return result
     # In bands, so that there are never three copies of a large picture.
     width, height = picture.size
     result = Image.new("RGB", picture.size)

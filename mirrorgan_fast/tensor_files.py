@@ -19,6 +19,7 @@ from mirrorgan_fast.files import StrPath, open_file, parse_json, reason
 
 _LONGEST_HEADER = 16 * 2**20  # bytes; 1,600 tensors of the largest preset take 0.2 MB
 _LONGEST_PICKLE = 64 * 2**20  # bytes; what torch.save says of 1,600 tensors takes 0.2 MB
+_FETCH = "fetch or make it again"
 # What the pickle in a file of torch.save needs for a state dict. PyTorch's own reader, which runs
 # no code either (weights_only), lets more through: a bytearray of any size, for example.
 _NAMES = re.compile(
@@ -68,10 +69,15 @@ def read_safetensors(path: StrPath) -> dict[str, Tensor]:
     return tensors
 
 
-def read_torch(path: StrPath) -> Any:
+def read_torch(path: StrPath, kind: str = "weights", advice: str = _FETCH) -> Any:
     """Read what ``torch.save`` wrote of containers, numbers, strings and tensors, to the CPU.
 
     No code of the file is run, and reading takes no more memory than the file has bytes.
+
+    Args:
+        path: of the file.
+        kind: what it is to be, in an error.
+        advice: what to do if it is not, in an error.
 
     Raises:
         InputError: the file cannot be read, is damaged, or holds something else.
@@ -87,7 +93,7 @@ def read_torch(path: StrPath) -> Any:
         # What the readers raise depends on the byte that is wrong: EOFError, UnicodeDecodeError ...
         except Exception as error:
             told = str(error).splitlines()[0] if isinstance(error, ValueError) else ""
-            raise _damaged(path, told or type(error).__name__) from error
+            raise _damaged(path, told or type(error).__name__, kind, advice) from error
 
 
 def check_numbers(tensors: Mapping[str, Tensor], path: StrPath) -> None:
@@ -139,8 +145,8 @@ def _check_names(pickle: BinaryIO) -> None:
             raise ValueError(f"it has the opcode {opcode.name}")
 
 
-def _damaged(path: StrPath, told: str) -> InputError:
+def _damaged(path: StrPath, told: str, kind: str = "weights", advice: str = _FETCH) -> InputError:
     return InputError(
-        f"{path}: cannot be read as weights ({told}); it is damaged, or holds more than tensors: "
-        f"fetch or make it again"
+        f"{path}: cannot be read as {kind} ({told}); it is damaged, or holds more than tensors: "
+        f"{advice}"
     )

@@ -152,7 +152,7 @@ class _WithoutRandomNumbers(TorchFunctionMode):
 
 
 def check_shapes(
-    module: torch.nn.Module, shapes: Mapping[str, Sequence[int]], source: Path
+    module: torch.nn.Module, shapes: Mapping[str, Sequence[int]], source: StrPath
 ) -> None:
     """Raise InputError if a module has not the tensors of these names and shapes alone.
 
@@ -175,7 +175,7 @@ def check_shapes(
             )
 
 
-def load_state(module: torch.nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
+def load_state(module: torch.nn.Module, state: Mapping[str, Tensor], source: StrPath) -> None:
     """Copy ``state`` into ``module``, whose dtypes are kept: all of it or, on an error, nothing.
 
     A module may have been built ``without_weights``.

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from shapes import SMALL
 from torch._utils import ExceptionWrapper
 
@@ -73,11 +75,11 @@ def test_sample_writes_images_and_a_sheet_and_describe_reads_them(
     what = ("sample", "a red bird", "a bird", "-n", 2, "-o", "out")
     made = run(*what, "--model", model, folder=tmp_path)
     assert (made.returncode, made.stderr) == (0, "")
-    assert made.stdout == "4 images and sheet.png in out\n"
+    assert made.stdout == "4 images and sheet/sheet.png in out\n"
     assert files(tmp_path / "out") == [
         *(f"000{i}.png" for i in range(4)),
         "manifest.jsonl",
-        "sheet.png",
+        "sheet/sheet.png",
     ]
     images = [Image.open(tmp_path / "out" / f"000{i}.png") for i in range(4)]
     assert {(image.size, image.mode) for image in images} == {((32, 32), "RGB")}
@@ -113,6 +115,11 @@ def test_info_tells_versions_and_implementations(model: Path, tmp_path: Path) ->
     assert facts["ops"]
     words = run("info", "--words", "--model", model, folder=tmp_path)
     assert words.stdout.split() == WORDS[1:]
+    version = run("--version", folder=tmp_path)
+    assert version.stdout == f"mirrorgan-fast {facts['mirrorgan-fast']}\n"
+    unknown = run("info", "--model", "nosuch", folder=tmp_path)
+    assert (unknown.returncode, unknown.stdout) == (2, "")
+    assert unknown.stderr.startswith("mirrorgan-fast: nosuch: no model there")
     listed = run("info", "--words", "--json", "--model", model, folder=tmp_path)
     assert json.loads(listed.stdout) == WORDS[1:]
 
@@ -160,7 +167,7 @@ def test_unknown_words_are_named_and_skipped(
     arguments = ["-o", str(tmp_path), "--model", str(model)]
     assert main(["sample", "a purple 鸟 with wings", *arguments]) == 0
     assert "purple, with, wings" in capsys.readouterr().err
-    assert files(tmp_path) == ["0000.png", "manifest.jsonl", "sheet.png"]
+    assert files(tmp_path) == ["0000.png", "manifest.jsonl", "sheet/sheet.png"]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +185,7 @@ def test_a_caption_without_a_known_word_is_refused(
 def test_very_long_captions_work(model: Path, tmp_path: Path) -> None:
     caption = "a red bird and a blue bird " * 2000
     assert main(["sample", caption, "-o", str(tmp_path), "--model", str(model)]) == 0
-    assert files(tmp_path) == ["0000.png", "manifest.jsonl", "sheet.png"]
+    assert files(tmp_path) == ["0000.png", "manifest.jsonl", "sheet/sheet.png"]
 
 
 def test_images_that_are_there_stay(
@@ -199,7 +206,23 @@ def test_images_that_are_there_stay(
         ([], "give captions as arguments, or a file"),
         (["a bird", "--captions", "x.txt"], "give captions as arguments, or a file"),
         (["--captions", "nowhere.txt"], "nowhere.txt: cannot be read"),
-        (["a bird", "--seed", "-1"], "seed is -1"),
+        (
+            ["a bird", "--seed", "-1"],
+            "sample: argument --seed: found '-1', expected a whole number",
+        ),
+        (["a bird", "--seed", "9" * 5000], "--seed: found '999"),
+        (["a bird", "--seed", str(2**128)], "expected a whole number from 0 to 2^128 - 1"),
+        (["a bird", "--batch-size", str(2**63)], "--batch-size: found"),
+        (["a bird", "-n", "1" + "0" * 20], "-n/--per-caption: found"),
+        (["a bird", "--shard-size", "0"], "--shard-size: found '0'"),
+        (["a bird", "--device", "meta"], "--device meta: computes nothing"),
+        (["a bird", "--device", "cuda:" + "9" * 20], "--device cuda:999"),
+        (["a bird", "--device", ""], "--device : "),
+        (["a bird", "--walk", "3", "--no-sheet"], "there is no --no-sheet"),
+        (["a bird", "--model", "x" * 300], "no model there"),
+        (["a bird", "--model", "a\0b"], "no model there"),
+        (["a bird", "--nonsense"], "unrecognized arguments: --nonsense"),
+        (["a bird", "--format", "bmp"], "argument --format: invalid choice: 'bmp'"),
         (["a bird", "--psi", "1.5"], "psi is 1.5, expected 0 to 1"),
         (["a bird", "--psi", "nan"], "psi is nan, expected 0 to 1"),
         (["a bird", "--quality", "0"], "quality is 0, expected 1 to 100"),
@@ -302,7 +325,34 @@ def test_a_picture_that_is_none_is_refused(
     Image.new("RGB", (20, 30)).save(good)
     if content is not None:
         bad.write_bytes(content)
-    assert "bad.png" in refusal(capsys, "describe", good, bad, "--model", model)
+    assert "bad.png" in refusal(capsys, "describe", bad, "--model", model)
+    # among others it stops nothing
+    assert main(["describe", *map(str, (good, bad, good)), "--model", str(model)]) == 3
+    printed = capsys.readouterr()
+    assert [line.partition(": ")[0] for line in printed.out.splitlines()] == [str(good)] * 2
+    told, count = printed.err.splitlines()
+    assert told.startswith("mirrorgan-fast: describe: ") or "bad.png: cannot be read" in told
+    assert "bad.png" in told
+    assert count == "1 of 3 pictures could not be described"
+
+
+def test_pictures_may_be_larger_if_said(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (50, 20)).save(path)
+    describing = ["describe", str(path), "--model", str(model), "--max-pixels"]
+    assert main([*describing, "1000"]) == 0
+    assert "has 50 x 20 pixels, more than the 999" in refusal(capsys, *describing, "999")
+
+
+def test_a_sheet_is_beside_the_images_or_nowhere(model: Path, tmp_path: Path) -> None:
+    arguments = ["sample", "a bird", "-n", "3", "-o", str(tmp_path), "--model", str(model)]
+    assert main([*arguments, "--no-sheet"]) == 0
+    assert files(tmp_path) == ["0000.png", "0001.png", "0002.png", "manifest.jsonl"]
+    assert main(arguments) == 0
+    assert {Image.open(path).size for path in tmp_path.glob("*.png")} == {(32, 32)}
+    assert Image.open(tmp_path / "sheet" / "sheet.png").size == (3 * 32 + 2 * 2, 32)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
@@ -376,10 +426,14 @@ def test_the_chain_from_nothing_to_a_report(
         ("gan.steps.x=3", "--set gan.steps.x: gan.steps is no single setting"),
         ("stem.speed=3", "there are: stem.steps, stem.batch_size"),
         ("gan.betas=0.5,1", "two numbers from 0 to below 1"),
-        ("gan.batch_size=1", "batch_size is 1, expected 2 or more"),
-        ("gan.average_decay=1.5", "expected 1 or less"),
-        ("seed=99999999999999", "expected 1099511627775 or less"),
-        ("gan.steps=0", "expected 1 or more"),
+        ("gan.batch_size=1", "batch_size is 1, expected a whole number from 2 to 65,536"),
+        ("gan.average_decay=1.5", "expected a number from 0 to 1"),
+        ("gan.learning_rate=nan", "expected a number from 0"),
+        ("gan.learning_rate=inf", "expected a number from 0"),
+        ("caption_length=99999999999999999999", "a whole number from 1 to 1,024"),
+        ("seed=" + "9" * 5000, "expected a whole number"),
+        ("seed=99999999999999", "expected a whole number from 0 to 1,099,511,627,775"),
+        ("gan.steps=0", "steps is 0, expected a whole number from 1"),
         ("image_size=100", "power of two"),
         ("gan.form=ours", "paper, authors"),
     ],
@@ -447,3 +501,104 @@ def test_output_that_nobody_reads_is_no_error() -> None:
     run = subprocess.run(command, stdout=other, stderr=subprocess.PIPE, text=True)
     os.close(other)
     assert (run.returncode, run.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="without /dev/full")
+@pytest.mark.parametrize("how", [["info"], ["info", "--words"], ["info", "--json"]])
+def test_a_full_disk_below_standard_output_is_one_line(how: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        told = subprocess.run([COMMAND, *how], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert told.returncode == 2
+    assert told.stderr.startswith(b"mirrorgan-fast: standard output: cannot be written (")
+    assert told.stderr.count(b"\n") == 1
+
+
+def test_characters_that_cannot_be_shown_are_escaped(model: Path, tmp_path: Path) -> None:
+    """By a terminal or a pipe that has ASCII alone, after the work was done."""
+    path = tmp_path / "v\u00f6gel\n\x1b[31m.png"
+    Image.new("RGB", (8, 8)).save(path)
+    undecodable = os.fsencode(tmp_path) + b"/\xff.png"
+    os.link(path, undecodable)
+    told = subprocess.run(
+        [COMMAND, "describe", path, undecodable, "--model", model],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert (told.returncode, told.stderr) == (0, b"")
+    first, second = told.stdout.splitlines()
+    assert b"v\\xf6gel\\n\\x1b[31m.png: " in first
+    assert b"\\udcff.png: " in second
+
+
+def test_no_memory_is_one_line(model: Path, tmp_path: Path) -> None:
+    """Wherever it ends: here while weights are read."""
+    script = (
+        "import resource, sys; from mirrorgan_fast.cli import main;"
+        "import mirrorgan_fast.cli as cli;"
+        "cli._model = lambda options: bytearray(2**44);"
+        "sys.exit(main(['describe', 'x.png']))"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert told.returncode == 2
+    assert told.stderr.startswith("mirrorgan-fast: out of memory; ")
+    assert told.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("WORLD_SIZE", "x"), ("RANK", "x"), ("RANK", "-1"), ("RANK", "1"), ("WORLD_SIZE", "9" * 30)],
+)
+def test_an_odd_environment_is_refused(
+    name: str,
+    value: str,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(name, value)
+    line = refusal(capsys, "sample", "a bird", "-o", tmp_path / "o", "--model", model)
+    assert f"{name} is '{value[:20]}" in line
+    monkeypatch.setenv(name, "")  # as unset
+    assert main(["sample", "a bird", "-o", str(tmp_path / "o"), "--model", str(model)]) == 0
+
+
+@pytest.mark.parametrize("part", ["glam", "stream", "image_encoder", "stem"])
+def test_weights_that_are_no_numbers_are_refused_by_every_command(
+    part: str,
+    model: Path,
+    birds: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    damaged = tmp_path / "model"
+    shutil.copytree(model, damaged)
+    tensors = load_file(damaged / "model.safetensors")
+    name = next(n for n in tensors if n.startswith(f"{part}.") and n.endswith("weight"))
+    tensors[name].flatten()[0] = float("nan")
+    save_file(tensors, damaged / "model.safetensors")
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    for command in (
+        ["sample", "a bird", "-o", tmp_path / "out"],
+        ["sample", "a bird", "--walk", 3, "-o", tmp_path / "walk.gif"],
+        ["export", "--format", "onnx", "-o", tmp_path / "model.onnx"],
+        ["describe", picture],
+        ["evaluate", "--data", birds],
+    ):
+        assert f"{name} has NaN" in refusal(capsys, *command, "--model", damaged)
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "picture.png"}
+
+
+def test_large_networks_need_weights_to_begin_with(
+    birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = ["train", "stem", "--data", birds, "--run", tmp_path / "run", "--preset", "cub"]
+    line = refusal(capsys, *training, "--set", "stem.batch_size=2")
+    assert "inception_v3 has no weights to begin with" in line
+    assert "--stem-weights FILE" in line
+    assert "--stem-weights random" in line
+    assert not (tmp_path / "run").exists()

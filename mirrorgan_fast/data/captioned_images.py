@@ -8,8 +8,12 @@ vocabulary into the tensors a training step takes.
 import copy
 import hashlib
 import json
+import mmap
 import os
+import reprlib
+import unicodedata
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, Protocol, Self, TypedDict
 
@@ -20,8 +24,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mirrorgan_fast.data.vocabulary import Vocabulary
-from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.pictures import read_picture
+from mirrorgan_fast.errors import InputError, listed
+from mirrorgan_fast.files import StrPath, open_file, parse_json, reason
+from mirrorgan_fast.pictures import MAX_PIXELS, read_picture
+
+METADATA = "metadata.jsonl"
+LARGEST_METADATA = 2**32
+"""Bytes. Two million pictures with ten captions each."""
+_LONGEST_ROW = 2**24  # bytes; parsed, a row may take twenty times as many
+_MOST_LINES = 2**24
 
 
 class CaptionedImages(Protocol):
@@ -53,7 +64,8 @@ class CaptionedImages(Protocol):
 
 class _Row(NamedTuple):
     line: int
-    record: dict[str, Any]
+    file_name: str
+    text: bytes  # of the whole row, which is parsed when it is asked for: that takes less memory
 
 
 class ImageFolder(CaptionedImages):
@@ -67,6 +79,7 @@ class ImageFolder(CaptionedImages):
     root: the folder.
     split: take only the rows whose ``split_field`` is this; None takes all.
     split_field: the field to compare with ``split``.
+    max_pixels: a picture of more is refused before it is decoded.
 
     Raises InputError, naming the file and the line, for a row that breaks these rules or whose
     picture is not there, and for a split without rows, naming those there are. Pictures are opened
@@ -75,20 +88,48 @@ class ImageFolder(CaptionedImages):
 
     def __init__(
         self,
-        root: str | os.PathLike[str],
+        root: StrPath,
         split: str | None = None,
         split_field: str = "split",
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self._root = Path(root)
-        self._metadata = self._root / "metadata.jsonl"
-        rows = self._read_rows()
-        if split is not None:
-            rows = self._select(rows, split, split_field)
-        for row in rows:
-            if not os.path.isfile(self._root / row.record["file_name"]):
-                raise self._error(row.line, f"there is no file {row.record['file_name']!r:.80}")
-        self._labels = self._read_labels(rows)
-        self._rows = rows
+        self._metadata = self._root / METADATA
+        self._max_pixels = max_pixels
+        self._fields: dict[str, None] = {}
+        self._rows: list[_Row] = []
+        labels: dict[str, list[int | str | None]] = {"label": [], "class_id": []}
+        splits: dict[str, None] = {}
+        seen: dict[str, tuple[int, str]] = {}  # by name
+        for line, text in self._lines():
+            record = self._read_record(line, text)
+            self._fields |= dict.fromkeys(record)
+            path = os.path.normpath(record["file_name"])
+            first, other = seen.setdefault(_name(path), (line, path))
+            if first != line:
+                same = "same picture as" if path == other else "name, without its extension, of"
+                raise self._error(line, f"{shown(record['file_name'])} is the {same} line {first}")
+            if split is None or record.get(split_field) == split:
+                self._rows.append(_Row(line, record["file_name"], text))
+                for field, of_rows in labels.items():
+                    value = record.get(field)
+                    is_label = value is None or is_integer_of_64_bits(value)
+                    of_rows.append(value if is_label else shown(value))
+            elif split_field in record:
+                other_split = record[split_field]
+                is_name = isinstance(other_split, str)
+                splits[other_split[:80] if is_name else shown(other_split)] = None
+        if not seen:
+            raise InputError(f"{self._metadata}: has no rows")
+        if not self._rows:
+            raise InputError(
+                f'{self._metadata}: no row has the {split_field} "{split}"; '
+                f"there are: {listed(sorted(splits)) or 'none at all'}"
+            )
+        for row in self._rows:
+            if not os.path.isfile(self._root / row.file_name):
+                raise self._error(row.line, no_such_file(self._root, row.file_name))
+        self._labels = self._choose(labels)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -96,16 +137,17 @@ class ImageFolder(CaptionedImages):
     def image(self, index: int) -> Image.Image:
         """The picture, mode "RGB", upright, on white; raises InputError if its file is damaged."""
         row = self._rows[index]
-        path = self._root / row.record["file_name"]
-        return read_picture(path, place=f"{self._metadata}, line {row.line}")
+        place = f"{self._metadata}, line {row.line}"
+        return read_picture(self._root / row.file_name, place, self._max_pixels)
 
     def captions(self, index: int) -> list[str]:
         """The list in the picture's row."""
-        return list(self.record(index)["captions"])
+        captions: list[str] = self.record(index)["captions"]
+        return captions
 
     def name(self, index: int) -> str:
         """The path of the picture inside the folder, without the extension."""
-        return _name(self.record(index)["file_name"])
+        return _name(self._rows[index].file_name)
 
     def label(self, index: int) -> int:
         """The row's ``label`` or ``class_id``; if the rows have none, ``index``."""
@@ -113,79 +155,81 @@ class ImageFolder(CaptionedImages):
 
     def record(self, index: int) -> dict[str, Any]:
         """The picture's whole row of ``metadata.jsonl``."""
-        return self._rows[index].record
+        row = self._rows[index]
+        return self._read_record(row.line, row.text)
+
+    @property
+    def fields(self) -> list[str]:
+        """The names of the fields that any row has, whatever its split."""
+        return list(self._fields)
 
     def _error(self, line: int, fault: str) -> InputError:
         return InputError(f"{self._metadata}, line {line}: {fault}")
 
-    def _read_rows(self) -> list[_Row]:
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        """The lines of ``metadata.jsonl`` that are not empty, with their numbers."""
         try:
-            lines = self._metadata.read_bytes().split(b"\n")
-        except OSError as error:
+            file = open_file(self._metadata)
+        except InputError as error:
             raise InputError(
-                f"{self._metadata}: cannot read it ({error.strerror}); an image folder needs this "
-                'file, a line a picture: {"file_name": "a.jpg", "captions": ["a red bird"]}'
+                f"{error}; an image folder needs this file, a line a picture: "
+                '{"file_name": "a.jpg", "captions": ["a red bird"]}'
             ) from error
-        rows: list[_Row] = []
-        seen: dict[str, tuple[int, str]] = {}  # by name
-        for line, text in enumerate(lines, start=1):
-            if not text.strip():
-                continue
-            record = self._read_record(line, text)
-            path = os.path.normpath(record["file_name"])
-            first, other = seen.setdefault(_name(path), (line, path))
-            if first != line:
-                same = "same picture as" if path == other else "name, without its extension, of"
-                raise self._error(line, f"{record['file_name']!r:.80} is the {same} line {first}")
-            rows.append(_Row(line, record))
-        if not rows:
-            raise InputError(f"{self._metadata}: has no rows")
-        return rows
+        with file:
+            try:
+                if os.fstat(file.fileno()).st_size > LARGEST_METADATA:
+                    raise InputError(f"{self._metadata}: has more than {LARGEST_METADATA:,} bytes")
+                for line in range(1, _MOST_LINES + 1):
+                    text = file.readline(_LONGEST_ROW + 1)
+                    if len(text) > _LONGEST_ROW:
+                        raise self._error(line, f"has more than {_LONGEST_ROW:,} bytes")
+                    if not text:
+                        return
+                    if text.strip():
+                        yield line, text
+            except OSError as error:
+                raise InputError(f"{self._metadata}: cannot be read ({reason(error)})") from error
+        raise InputError(f"{self._metadata}: has more than {_MOST_LINES:,} lines")
+
+    def _choose(self, labels: dict[str, list[int | str | None]]) -> list[int]:
+        """The first labels that any row has, of which all must have one."""
+        for field, of_rows in labels.items():
+            if of_rows.count(None) < len(of_rows):
+                chosen = []
+                for row, label in zip(self._rows, of_rows, strict=True):
+                    if not isinstance(label, int):
+                        fault = f'"{field}" must be an integer of 64 bits, found {label}'
+                        raise self._error(row.line, fault)
+                    chosen.append(label)
+                return chosen
+        return list(range(len(self._rows)))
 
     def _read_record(self, line: int, text: bytes) -> dict[str, Any]:
         try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            record = parse_json(text)
+        except ValueError as error:
             raise self._error(line, f"not a JSON object ({error})") from error
         if not isinstance(record, dict):
             raise self._error(line, f"must be a JSON object, found {type(record).__name__}")
         for field in ("file_name", "captions"):
             if field not in record:
-                there = ", ".join(record) or "nothing"
+                there = listed([name[:80] for name in record]) or "nothing"
                 raise self._error(line, f'has no "{field}"; it has {there}')
         file_name, captions = record["file_name"], record["captions"]
         if not isinstance(file_name, str) or not file_name:
-            raise self._error(line, f'"file_name" must be a path, found {file_name!r}')
+            raise self._error(line, f'"file_name" must be a path, found {shown(file_name)}')
         if leads_out(file_name):
-            raise self._error(line, f'"file_name" leads out of the folder: {file_name!r}')
-        if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
-            raise self._error(line, f'"captions" must be a list of strings, found {captions!r:.80}')
+            raise self._error(line, f'"file_name" leads out of the folder: {shown(file_name)}')
+        if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
+            raise self._error(
+                line, f'"captions" must be a list of strings, found {shown(captions)}'
+            )
         if not captions:
             raise self._error(line, '"captions" is empty; a picture needs at least one')
+        for caption in captions:
+            if not is_text(caption):
+                raise self._error(line, f"a caption has a lone surrogate: {shown(caption)}")
         return record
-
-    def _select(self, rows: list[_Row], split: str, split_field: str) -> list[_Row]:
-        selected = [row for row in rows if row.record.get(split_field) == split]
-        if not selected:
-            there = {str(row.record[split_field]) for row in rows if split_field in row.record}
-            raise InputError(
-                f'{self._metadata}: no row has the {split_field} "{split}"; '
-                f"there are: {', '.join(sorted(there)) or 'none at all'}"
-            )
-        return selected
-
-    def _read_labels(self, rows: list[_Row]) -> list[int]:
-        for field in ("label", "class_id"):
-            if not any(field in row.record for row in rows):
-                continue
-            for row in rows:
-                label = row.record.get(field)
-                if not isinstance(label, int) or isinstance(label, bool) or not _fits(label):
-                    raise self._error(
-                        row.line, f'"{field}" must be an integer of 64 bits, found {label!r:.80}'
-                    )
-            return [row.record[field] for row in rows]
-        return list(range(len(rows)))
 
 
 class Example(TypedDict):
@@ -235,13 +279,15 @@ class TrainingExamples(Dataset[Example]):
         augment: bool = False,
         seed: int = 0,
     ) -> None:
-        for argument, value, least in (
-            ("image_size", image_size, 1),
-            ("caption_length", caption_length, 1),
-            ("seed", seed, 0),
+        for argument, value, least, most in (
+            ("image_size", image_size, 1, 4096),
+            ("caption_length", caption_length, 1, 1024),
+            ("seed", seed, 0, 2**128 - 1),
         ):
-            if value < least:
-                raise InputError(f"{argument} must be at least {least}, found {value}")
+            if type(value) is not int or not least <= value <= most:
+                raise InputError(
+                    f"{argument} must be a whole number from {least} to {most:,}, found {value!r}"
+                )
         self._images = images
         self._vocabulary = vocabulary
         self._image_size = image_size
@@ -249,15 +295,15 @@ class TrainingExamples(Dataset[Example]):
         self._augment = augment
         self._seed = seed
         self._reads_images = True
-        # In shared memory, because workers that outlive an epoch (persistent_workers) hold a copy
-        # of everything else.
-        self._epoch = torch.zeros((), dtype=torch.int64)
-        self._epoch.share_memory_()
+        # Shared with processes, because workers that outlive an epoch (persistent_workers) hold a
+        # copy of everything else. Memory without a name takes no room in /dev/shm, which may be
+        # small or not writable.
+        self._epoch = torch.frombuffer(mmap.mmap(-1, 8), dtype=torch.int64)
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch, at least 0; call it before iterating a DataLoader, not during."""
-        if epoch < 0:
-            raise InputError(f"epoch must be at least 0, found {epoch}")
+        if not 0 <= epoch < 2**63:
+            raise InputError(f"epoch must be at least 0 and below 2**63, found {epoch}")
         self._epoch.fill_(epoch)
 
     def without_images(self) -> Self:
@@ -367,8 +413,56 @@ def leads_out(path: str) -> bool:
     return os.path.isabs(path) or Path(os.path.normpath(path)).parts[:1] == ("..",)
 
 
-def _fits(label: int) -> bool:
-    return -(2**63) <= label < 2**63
+def no_such_file(root: Path, path: str) -> str:
+    """Say that a folder has no file of this path, and if there is one that looks the same."""
+    here, found = root, []
+    parts = Path(os.path.normpath(path)).parts
+    for part in parts:
+        there: str | None = part
+        if not os.path.lexists(here / part):
+            try:
+                there = same_looking(part, os.listdir(here))
+            except OSError:
+                there = None
+        if there is None:
+            return f"there is no file {shown(path)}"
+        found.append(there)
+        here /= there
+    if found == list(parts):
+        return f"{shown(path)} is no regular file"
+    return (
+        f"there is no file {path!a} but {os.path.join(*found)!a}, which looks the same: its "
+        "letters are composed in another way of Unicode; rename one as the other"
+    )
+
+
+def same_looking(name: str, others: Iterable[str]) -> str | None:
+    """Return the first of other names that differs at most in how Unicode composes its letters."""
+    form = unicodedata.normalize("NFC", name)
+    return next((other for other in others if unicodedata.normalize("NFC", other) == form), None)
+
+
+def is_integer_of_64_bits(value: object) -> bool:
+    """Whether a value fits in an int64 tensor; True and False are no integers here."""
+    return type(value) is int and -(2**63) <= value < 2**63
+
+
+def is_text(text: str) -> bool:
+    """Whether a string can be written to a file: one with half of a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+_BRIEFLY = reprlib.Repr()
+_BRIEFLY.maxstring = _BRIEFLY.maxother = 80
+
+
+def shown(value: object) -> str:
+    """Show a value of a file in a message, however large or nested it is."""
+    return _BRIEFLY.repr(value)
 
 
 def _name(file_name: str) -> str:

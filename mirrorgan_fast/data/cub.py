@@ -6,25 +6,42 @@ and ``class_info.pickle`` (their classes), ``text/<name>.txt`` (a caption a line
 Pickles are read without running anything that is in them.
 """
 
-import math
+import io
 import os
 import pickle
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mirrorgan_fast.data.captioned_images import CaptionedImages, leads_out
+from mirrorgan_fast.data.captioned_images import (
+    CaptionedImages,
+    is_integer_of_64_bits,
+    is_text,
+    leads_out,
+    no_such_file,
+    same_looking,
+    shown,
+)
+from mirrorgan_fast.data.folders import whole_folder
+from mirrorgan_fast.data.plain_pickle import read_plain_pickle
 from mirrorgan_fast.data.vocabulary import Vocabulary
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.pictures import read_picture
+from mirrorgan_fast.files import StrPath, read_file, reason
+from mirrorgan_fast.pictures import MAX_PIXELS, crop, read_picture
 
 Value = TypeVar("Value")
 Box = tuple[float, float, float, float]
+
+PUBLISHED = "CUB_200_2011"
+_LARGEST_TABLE = 2**25  # bytes; of CUB's 11,788 pictures: 0.6 MB; of a million painted ones: 30 MB
+_LONGEST_LINE = 2**13  # characters; a path has up to half as many
+_LARGEST_TEXT = 2**20  # bytes of one picture's captions; of CUB's: 0.7 kB
+_MOST_CAPTIONS = 3 * 2**28  # bytes of memory of all captions; of CUB's: 16 MB
+_STRING = 64  # bytes that a string takes beside its characters
+_FARTHEST = 2**31  # pixels that a box may reach
 
 
 class CubFolder(CaptionedImages):
@@ -39,30 +56,30 @@ class CubFolder(CaptionedImages):
 
     root: the folder that has ``CUB_200_2011`` and ``text``.
     split: "train" or "test".
+    max_pixels: a picture of more is refused before it is decoded.
 
     Raises InputError, naming the file and where there are lines the line, for anything missing or
     damaged. Pictures are opened by ``image``, which raises InputError for a damaged one.
     """
 
-    def __init__(self, root: str | os.PathLike[str], split: str) -> None:
+    def __init__(self, root: StrPath, split: str, max_pixels: int = MAX_PIXELS) -> None:
         if split not in ("train", "test"):
             raise InputError(f'split must be "train" or "test", found {split!r}')
         self._root = Path(root)
-        self._published = self._root / "CUB_200_2011"
-        number_of = {
-            file_name.removesuffix(".jpg"): number
-            for number, file_name in _read_table(self._published / "images.txt", str).items()
-        }
+        self._published = self._root / PUBLISHED
+        self._max_pixels = max_pixels
+        number_of = self._read_numbers()
         self._names = self._read_names(split, number_of)
         numbers = [number_of[name] for name in self._names]
         self._labels = self._read_labels(split, numbers)
         boxes_path = self._published / "bounding_boxes.txt"
         boxes = _read_table(boxes_path, _parse_box)
         self._boxes = [_look_up(boxes, number, boxes_path) for number in numbers]
-        self._captions = [self._read_captions(name) for name in self._names]
+        self._captions = self._read_captions()
+        pictures = self._published / "images"
         for name in self._names:
-            if not self._picture_path(name).is_file():
-                raise InputError(f"{self._picture_path(name)}: there is no such picture")
+            if not os.path.isfile(self._picture_path(name)):
+                raise InputError(f"{pictures}: {no_such_file(pictures, f'{name}.jpg')}")
 
     def __len__(self) -> int:
         return len(self._names)
@@ -70,7 +87,7 @@ class CubFolder(CaptionedImages):
     def image(self, index: int) -> Image.Image:
         """The bird, mode "RGB"; raises InputError if the file is damaged or the box beside it."""
         path = self._picture_path(self._names[index])
-        picture = read_picture(path, place=str(self._published))
+        picture = read_picture(path, str(self._published), self._max_pixels)
         x, y, width, height = self._boxes[index]
         center_x, center_y = int(x + width / 2), int(y + height / 2)
         reach = max(1, int(0.75 * max(width, height)))
@@ -79,7 +96,7 @@ class CubFolder(CaptionedImages):
         bottom = min(picture.height, center_y + reach)
         if left >= right or top >= bottom:
             raise InputError(f"{path}: its bounding box is outside the picture")
-        return picture.crop((left, top, right, bottom))
+        return crop(picture, (left, top, right, bottom))
 
     def captions(self, index: int) -> list[str]:
         """The lines of the picture's text file that are not empty."""
@@ -96,19 +113,33 @@ class CubFolder(CaptionedImages):
     def _picture_path(self, name: str) -> Path:
         return self._published / "images" / f"{name}.jpg"
 
+    def _read_numbers(self) -> dict[str, str]:
+        """The number of each picture by its name."""
+        path = self._published / "images.txt"
+        table = _read_table(path, _parse_name)
+        number_of = {name: number for number, name in table.items()}
+        for number, name in table.items():
+            if number_of[name] != number:
+                raise InputError(
+                    f"{path}: pictures {number} and {number_of[name]} are both {shown(name)}"
+                )
+        return number_of
+
     def _read_names(self, split: str, number_of: dict[str, str]) -> list[str]:
         path = self._root / split / "filenames.pickle"
-        if path.is_file():
-            names = _read_plain_pickle(path)
+        if os.path.lexists(path):
+            names = read_plain_pickle(path)
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 raise InputError(f"{path}: must be a list of names of pictures")
             for name in names:
                 if name not in number_of:
-                    raise InputError(f"{path}: {name!r} is not in CUB_200_2011/images.txt")
+                    raise InputError(f"{path}: {_not_in(name, number_of)}")
+            if len(set(names)) < len(names):
+                raise InputError(f"{path}: has the same picture twice")
         else:
             path = self._published / "train_test_split.txt"
-            in_train = _read_table(path, int)
-            wanted = int(split == "train")
+            in_train = _read_table(path, _parse_flag)
+            wanted = split == "train"
             names = [
                 name
                 for name, number in number_of.items()
@@ -118,36 +149,40 @@ class CubFolder(CaptionedImages):
             raise InputError(f"{path}: has no pictures of the split {split!r}")
         for name in names:
             if leads_out(name):
-                raise InputError(f"{path}: {name!r} leads out of the folder")
+                raise InputError(f"{path}: {shown(name)} leads out of the folder")
         return names
 
     def _read_labels(self, split: str, numbers: list[str]) -> list[int]:
         pickled = self._root / split / "class_info.pickle"
         # It belongs to the order of the names in the pickle beside it.
-        if pickled.is_file() and pickled.with_name("filenames.pickle").is_file():
-            labels = _read_plain_pickle(pickled)
-            if not isinstance(labels, list) or not all(isinstance(label, int) for label in labels):
-                raise InputError(f"{pickled}: must be a list of integers")
+        if os.path.lexists(pickled) and os.path.lexists(pickled.with_name("filenames.pickle")):
+            labels = read_plain_pickle(pickled)
+            if not isinstance(labels, list) or not all(map(is_integer_of_64_bits, labels)):
+                raise InputError(f"{pickled}: must be a list of integers of 64 bits")
             if len(labels) != len(numbers):
                 raise InputError(f"{pickled}: has {len(labels)} classes of {len(numbers)} pictures")
             return labels
         path = self._published / "image_class_labels.txt"
-        if path.is_file():
-            table = _read_table(path, int)
+        if os.path.lexists(path):
+            table = _read_table(path, _parse_label)
             return [_look_up(table, number, path) for number in numbers]
         return list(range(len(numbers)))
 
-    def _read_captions(self, name: str) -> list[str]:
-        path = self._root / "text" / f"{name}.txt"
-        captions = [line.strip() for line in _read_lines(path) if line.strip()]
-        if not captions:
-            raise InputError(f"{path}: has no caption")
+    def _read_captions(self) -> list[list[str]]:
+        captions, room = [], _MOST_CAPTIONS
+        for name in self._names:
+            path = self._root / "text" / f"{name}.txt"
+            lines = [line.strip() for line in _read_lines(path, _LARGEST_TEXT) if line.strip()]
+            if not lines:
+                raise InputError(f"{path}: has no caption")
+            room -= sum(len(line) + _STRING for line in lines)
+            if room < 0:  # the files may be links to one and the same
+                raise InputError(f"{path}: with this one, there are more captions than are read")
+            captions.append(lines)
         return captions
 
 
-def read_captions_pickle(
-    path: str | os.PathLike[str],
-) -> tuple[list[list[int]], list[list[int]], Vocabulary]:
+def read_captions_pickle(path: StrPath) -> tuple[list[list[int]], list[list[int]], Vocabulary]:
     """Reads the ``captions.pickle`` that AttnGAN and MirrorGAN make of their data.
 
     Returns the captions of the train and of the test split as word numbers, caption j of picture i
@@ -155,8 +190,7 @@ def read_captions_pickle(
 
     Raises InputError if the file is not such a pickle or would run code when loaded.
     """
-    path = Path(path)
-    match _read_plain_pickle(path):
+    match read_plain_pickle(path):
         case [list(train), list(test), dict(words), dict()] if set(words) == {*range(len(words))}:
             pass
         case _:
@@ -167,22 +201,22 @@ def read_captions_pickle(
         raise InputError(f"{path}: {error}") from error
     for caption in (*train, *test):
         if not isinstance(caption, list) or not {*map(type, caption)} <= {int}:
-            raise InputError(f"{path}: a caption must be a list of integers, found {caption!r:.80}")
+            raise InputError(
+                f"{path}: a caption must be a list of integers, found {shown(caption)}"
+            )
         if not all(0 <= number < len(vocabulary) for number in caption):
-            raise InputError(f"{path}: a caption has a number without a word: {caption!r:.80}")
+            raise InputError(f"{path}: a caption has a number without a word: {shown(caption)}")
     return train, test, vocabulary
 
 
 def write_cub(
-    train: CaptionedImages,
-    test: CaptionedImages,
-    root: str | os.PathLike[str],
-    progress: bool = True,
+    train: CaptionedImages, test: CaptionedImages, root: StrPath, progress: bool = True
 ) -> None:
     """Writes two captioned image sets in the layout of this module.
 
     Pictures become JPEG of quality 95, with bounding boxes such that readers crop nothing. White
-    space in captions becomes single spaces. The folder appears whole or not at all.
+    space in captions becomes single spaces. The folder appears whole or not at all; what a killed
+    process had written of it is removed by the next call for the same folder.
 
     root: the folder to make; it must not exist or be empty.
     progress: shows a progress bar on stderr.
@@ -192,21 +226,18 @@ def write_cub(
     picture has no caption.
     """
     root = Path(os.path.abspath(root))
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise InputError(f"{root}: is there already and not an empty folder; choose another place")
-    partial = root.with_name(f".{root.name}.{os.getpid()}.partial")
     try:
-        _write_whole(train, test, partial, progress)
-        os.replace(partial, root)
-    except OSError as error:
-        raise InputError(f"{root}: cannot write the data set ({error})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with whole_folder(root) as partial:
+            _write_to(train, test, partial, progress)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"{root}: cannot write the data set ({reason(error)})") from error
 
 
-def _write_whole(train: CaptionedImages, test: CaptionedImages, root: Path, progress: bool) -> None:
-    published = root / "CUB_200_2011"
-    published.mkdir(parents=True)
+def _write_to(train: CaptionedImages, test: CaptionedImages, root: Path, progress: bool) -> None:
+    published = root / PUBLISHED
+    published.mkdir()
     seen: set[str] = set()
     with (
         open(published / "images.txt", "w", encoding="utf-8") as file_names,
@@ -216,7 +247,7 @@ def _write_whole(train: CaptionedImages, test: CaptionedImages, root: Path, prog
         for split, images in (("train", train), ("test", test)):
             names = [images.name(index) for index in range(len(images))]
             for index, name in enumerate(names):
-                if name in seen or leads_out(name) or name.split() != [name]:
+                if name in seen or not _may_be_written(name):
                     raise InputError(
                         f"{split} picture {name!r}: its name must be unique, inside the folder "
                         "and without white space"
@@ -224,8 +255,9 @@ def _write_whole(train: CaptionedImages, test: CaptionedImages, root: Path, prog
                 seen.add(name)
                 captions = [" ".join(caption.split()) for caption in images.captions(index)]
                 text = "".join(f"{caption}\n" for caption in captions if caption)
-                if not text:
-                    raise InputError(f"{split} picture {name!r}: has no caption")
+                if not text or not is_text(text):
+                    fault = "a caption has a lone surrogate" if text else "has no caption"
+                    raise InputError(f"{split} picture {name!r}: {fault}")
                 _parent_made(root / "text" / f"{name}.txt").write_text(text, encoding="utf-8")
                 picture = images.image(index)
                 # Color at full resolution: an eye ring or a bill is a pixel or two wide.
@@ -235,7 +267,7 @@ def _write_whole(train: CaptionedImages, test: CaptionedImages, root: Path, prog
                 file_names.write(f"{len(seen)} {name}.jpg\n")
                 boxes.write(f"{len(seen)} 0.0 0.0 {picture.width:.1f} {picture.height:.1f}\n")
                 bar.update()
-            labels = [images.label(index) for index in range(len(images))]
+            labels = [int(images.label(index)) for index in range(len(images))]
             for file_name, content in (("filenames.pickle", names), ("class_info.pickle", labels)):
                 # Protocol 2 is the newest that the readers of this layout, Python 2, understand.
                 _parent_made(root / split / file_name).write_bytes(
@@ -243,16 +275,30 @@ def _write_whole(train: CaptionedImages, test: CaptionedImages, root: Path, prog
                 )
 
 
+def _may_be_written(name: str) -> bool:
+    in_folder = os.path.normpath(name) == name and not leads_out(name)
+    return in_folder and name.split() == [name] and is_text(name) and "\0" not in name
+
+
 def _parent_made(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 
-def _read_lines(path: Path) -> list[str]:
+def _not_in(name: str, number_of: dict[str, str]) -> str:
+    twin = same_looking(name, number_of)
+    if twin is None:
+        return f"{shown(name)} is not in {PUBLISHED}/images.txt"
+    return (
+        f"{name!a} is not in {PUBLISHED}/images.txt but {twin!a} is, which looks the same: its "
+        "letters are composed in another way of Unicode"
+    )
+
+
+def _read_lines(path: Path, limit: int) -> Iterator[str]:
     try:
-        return path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot read it ({error.strerror})") from error
+        # One by one, which takes less memory, whatever ends the lines.
+        return iter(io.StringIO(read_file(path, limit).decode("utf-8-sig"), newline=None))
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text") from error
 
@@ -260,62 +306,50 @@ def _read_lines(path: Path) -> list[str]:
 def _read_table(path: Path, parse: Callable[[str], Value]) -> dict[str, Value]:
     """A table of lines "number value", as {number: parsed value}."""
     table: dict[str, Value] = {}
-    for line, text in enumerate(_read_lines(path), start=1):
-        if not text.strip():
-            continue
+    for line, text in enumerate(_read_lines(path, _LARGEST_TABLE), start=1):
         number, _, value = text.strip().partition(" ")
+        if not number:
+            continue
+        if number in table:
+            raise InputError(f"{path}, line {line}: picture {shown(number)} has a line already")
         try:
-            table[number] = parse(value)
+            if len(text) > _LONGEST_LINE:
+                raise ValueError("too long")
+            table[number] = parse(value.strip())
         except ValueError as error:
-            raise InputError(f"{path}, line {line}: cannot make sense of {text!r:.80}") from error
+            raise InputError(f"{path}, line {line}: cannot make sense of {shown(text)}") from error
     return table
 
 
 def _look_up(table: dict[str, Value], number: str, path: Path) -> Value:
     if number not in table:
-        raise InputError(f"{path}: has no line for picture {number} of images.txt")
+        raise InputError(f"{path}: has no line for picture {number:.80} of images.txt")
     return table[number]
+
+
+def _parse_name(text: str) -> str:
+    name = text.removesuffix(".jpg")
+    if not name:
+        raise ValueError(text)
+    return name
+
+
+def _parse_flag(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise ValueError(text)
+    return text == "1"
+
+
+def _parse_label(text: str) -> int:
+    label = int(text)
+    if not is_integer_of_64_bits(label):
+        raise ValueError(text)
+    return label
 
 
 def _parse_box(text: str) -> Box:
     x, y, width, height = map(float, text.split())
-    if not all(map(math.isfinite, (x, y, width, height))) or width <= 0 or height <= 0:
+    far = not all(abs(value) <= _FARTHEST for value in (x, y, width, height))  # so is NaN
+    if far or width <= 0 or height <= 0:
         raise ValueError(text)
     return x, y, width, height
-
-
-def _numpy_scalar(dtype: np.dtype[Any], data: bytes | str) -> Any:
-    # Python 2 pickled the bytes of a number as a string, which the unpickler decodes as Latin-1.
-    raw = data.encode("latin-1") if isinstance(data, str) else data
-    return np.frombuffer(raw, dtype, count=1)[0].item()
-
-
-def _latin_bytes(text: str, encoding: str) -> bytes:
-    return text.encode("latin-1")
-
-
-# All that a pickle of numbers and strings may ask for, and what it gets.
-_LOADABLE: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "scalar"): _numpy_scalar,
-    ("numpy._core.multiarray", "scalar"): _numpy_scalar,
-    ("_codecs", "encode"): _latin_bytes,  # so Python 3 writes bytes in protocol 2
-}
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Loads containers, numbers and strings, and refuses everything that could run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _LOADABLE:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which could run code")
-        return _LOADABLE[module, name]
-
-
-def _read_plain_pickle(path: Path) -> Any:
-    # A damaged pickle raises nearly anything: EOFError, KeyError, UnicodeDecodeError and more.
-    try:
-        with open(path, "rb") as file:
-            return _PlainUnpickler(file, encoding="latin-1").load()
-    except Exception as error:
-        raise InputError(f"{path}: cannot be loaded as plain data ({error})") from error

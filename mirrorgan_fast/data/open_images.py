@@ -4,15 +4,17 @@ import logging
 import os
 from pathlib import Path
 
-from mirrorgan_fast.data.captioned_images import CaptionedImages, ImageFolder
-from mirrorgan_fast.data.cub import CubFolder
-from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.data.captioned_images import METADATA, CaptionedImages, ImageFolder
+from mirrorgan_fast.data.cub import PUBLISHED, CubFolder
+from mirrorgan_fast.errors import InputError, listed
+from mirrorgan_fast.files import StrPath
+from mirrorgan_fast.pictures import MAX_PIXELS
 
 _LOG = logging.getLogger("mirrorgan_fast")
 
 
 def open_images(
-    root: str | os.PathLike[str], split: str, split_field: str | None = None
+    root: StrPath, split: str, split_field: str | None = None, max_pixels: int = MAX_PIXELS
 ) -> CaptionedImages:
     """Open the split of a data set: CUB's own layout, or an image folder with metadata.jsonl.
 
@@ -22,25 +24,24 @@ def open_images(
         root: of the data set.
         split: "train" or "test".
         split_field: the field of an image folder's rows that names the split (default: "split").
+        max_pixels: a picture of more is refused before it is decoded.
 
     Raises:
         InputError: the folder has neither layout, has no such split or field, or is damaged.
     """
-    if (Path(root) / "CUB_200_2011").is_dir():
+    # of os.path and not of Path, which raises OSError for names that are too long
+    if os.path.isdir(Path(root) / PUBLISHED):
         if split_field is not None:
             raise InputError(f"{root}: the layout of CUB has splits and no field of them")
-        return CubFolder(root, split)
-    if (Path(root) / "images.txt").is_file() and not (Path(root) / "metadata.jsonl").exists():
+        return CubFolder(root, split, max_pixels)
+    if os.path.isfile(Path(root) / "images.txt") and not os.path.lexists(Path(root) / METADATA):
         raise InputError(f"{root}: is a part of CUB-200-2011; give the folder that it lies in")
-    folder = ImageFolder(root)
-    fields = list(dict.fromkeys(name for i in range(len(folder)) for name in folder.record(i)))
-    if (split_field or "split") in fields:
-        return ImageFolder(root, split, split_field or "split")
+    folder = ImageFolder(root, max_pixels=max_pixels)
+    field = split_field or "split"
+    if field in folder.fields or (split_field is None and split != "train"):
+        return ImageFolder(root, split, field, max_pixels)
     if split_field is not None:
-        raise InputError(
-            f"{root}: no row has a field {split_field!r}; there are: {', '.join(fields)}"
-        )
-    if split != "train":
-        return ImageFolder(root, split)
+        there = listed([name[:80] for name in folder.fields])
+        raise InputError(f"{root}: no row has a field {split_field!r}; there are: {there}")
     _LOG.warning("%s: no row names a split: training on all %d pictures", root, len(folder))
     return folder

@@ -10,9 +10,12 @@ pictures.
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,8 +25,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from tqdm import tqdm
 
+from mirrorgan_fast.data.folders import check_free
+from mirrorgan_fast.data.processes import in_processes
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.files import whole_file
+from mirrorgan_fast.files import open_lock, parse_json, read_file, reason, whole_file
+from mirrorgan_fast.pictures import read_picture
 
 Points = NDArray[np.float64]
 Plane = NDArray[np.float32]
@@ -67,8 +73,15 @@ HELD_OUT_PAIRS: frozenset[tuple[str, str]] = frozenset(
     + [("red", "brown"), ("purple", "orange")]
 )
 
+PARTS = (*COLORED_PARTS, "wing_bars", "eye_ring", "bill", "perch", "background")
+"""What a painting has masks of."""
+
 _MOSTLY = 0.51  # of a pixel; at exactly a half, two parts would both have it
 SMALLEST_SIZE, LARGEST_SIZE = 64, 512
+MOST_BIRDS = 500_000
+"""Of a split: their `metadata.jsonl`, 2 kB a bird, can still be read."""
+_SEEDS = 2**128
+_MOST_WORKERS = 1024
 
 
 # --- the bird -------------------------------------------------------------------------------------
@@ -163,10 +176,14 @@ def _check_split(split: str) -> None:
 
 
 def _check_size(size: int) -> None:
-    if not SMALLEST_SIZE <= size <= LARGEST_SIZE:
+    if not _is_within(size, SMALLEST_SIZE, LARGEST_SIZE):
         raise InputError(
-            f"painted birds are {SMALLEST_SIZE} to {LARGEST_SIZE} pixels wide, not {size}"
+            f"painted birds are {SMALLEST_SIZE} to {LARGEST_SIZE} pixels wide, not {size!r}"
         )
+
+
+def _is_within(value: object, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
 
 
 # --- the picture ----------------------------------------------------------------------------------
@@ -177,9 +194,8 @@ class Painting:
     """A picture and where its parts are.
 
     image: uint8 (S, S, 3), RGB.
-    masks: part -> bool (S, S), the pixels that show mostly this part: the six colored parts,
-        "wing_bars", "eye_ring", "bill", "perch" and "background". Masks do not overlap; eye and
-        legs are in none. A part the bird lacks has an empty mask.
+    masks: for each of `PARTS`, bool (S, S): the pixels that show mostly this part. Masks do not
+        overlap; eye and legs are in none. A part the bird lacks has an empty mask.
     """
 
     image: NDArray[np.uint8]
@@ -951,17 +967,22 @@ class PaintedBirds:
     """`count` painted birds of a split, painted when asked for; a `CaptionedImages`.
 
     Picture i is a function of (seed, split, i) only: a longer data set begins with the shorter one,
-    and another size shows the same birds. An unknown split, a count below 1 or a size out of range
-    raises `InputError`; an index out of range `IndexError`.
+    and another size shows the same birds. An unknown split, a count below 1 or above `MOST_BIRDS`,
+    a size out of range or a seed below 0 or from 2**128 on raises `InputError`; an index out of
+    range `IndexError`.
     """
 
     def __init__(self, split: str, count: int, size: int = 128, seed: int = 0) -> None:
         _check_split(split)
         _check_size(size)
-        if count < 1:
-            raise InputError(f"painted birds: count must be at least 1, not {count}")
-        if seed < 0:
-            raise InputError(f"painted birds: seed must not be negative, it is {seed}")
+        if not _is_within(count, 1, MOST_BIRDS):
+            raise InputError(
+                f"painted birds: count must be at least 1, not {count!r}, at most {MOST_BIRDS:,}"
+            )
+        if not _is_within(seed, 0, _SEEDS - 1):
+            raise InputError(
+                f"painted birds: seed must not be negative, and below 2**128; it is {seed!r}"
+            )
         self.split, self.count, self.size, self.seed = split, count, size, seed
 
     def __len__(self) -> int:
@@ -1006,6 +1027,12 @@ class PaintedBirds:
         )
 
 
+# Raised when a picture, a caption or a row becomes another one: a painting that an older version
+# has begun cannot go on.
+_DRAWING = 1
+_BEGUN = ".paint.json"
+
+
 def export_image_folder(
     root: str | Path,
     train: int,
@@ -1018,66 +1045,151 @@ def export_image_folder(
 ) -> None:
     """Write painted birds as an image folder: `images/<split>/<number>.png`, then `metadata.jsonl`.
 
-    train, test: number of birds of each split (0 leaves it out). workers: processes (default: one a
-    core); the files do not depend on it. masks: also write `masks/<split>/<number>.png`, indexed: 0
-    is nothing, i is the i-th name of the "parts" of the row. Every row has file_name, captions,
-    split, attributes, and `named`: what each caption asserts.
+    Stopped at any time, even killed, the same call goes on from there. Until it is done, a file
+    `.paint.json` in the folder has the arguments.
 
-    A folder that has files in it or cannot be written, a bad size or count raises `InputError`.
+    train, test: number of birds of each split, at most `MOST_BIRDS` (0 leaves it out). workers:
+    processes, at most 1,024 (default: one a core); the files do not depend on it. masks: also write
+    `masks/<split>/<number>.png`, indexed: 0 is nothing, i is the i-th name of the "parts" of the
+    row. Every row has file_name, captions, split, attributes, and `named`: what each caption
+    asserts.
+
+    A folder that has other files in it or cannot be written, a bad size or count raises
+    `InputError`.
     """
     root = Path(root)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise InputError(f"{root} is not an empty folder: choose a new one, or delete it first")
-    if min(train, test) < 0 or train + test == 0:
-        raise InputError(f"cannot export {train} train and {test} test birds: ask for at least one")
-    splits = [
-        PaintedBirds(split, n, size, seed)
-        for split, n in zip(SPLITS, (train, test), strict=True)
-        if n
+    if workers is None:
+        workers = os.cpu_count() or 1
+    if not _is_within(workers, 1, _MOST_WORKERS):
+        raise InputError(f"workers must be 1 to {_MOST_WORKERS:,}, not {workers!r}")
+    if (train, test) == (0, 0):
+        raise InputError("cannot export 0 train and 0 test birds: ask for at least one")
+    sets = [
+        PaintedBirds(split, count, size, seed)
+        for split, count in zip(SPLITS, (train, test), strict=True)
+        if count != 0
     ]
-    jobs = [_Export(root, birds, index, masks) for birds in splits for index in range(len(birds))]
-    try:
-        for birds in splits:
-            for folder in ("images", "masks") if masks else ("images",):
-                (root / folder / birds.split).mkdir(parents=True, exist_ok=True)
-        with ProcessPoolExecutor(workers) as pool:
-            done = pool.map(_Export.write, jobs, chunksize=max(1, min(64, len(jobs) // 64)))
-            bar = tqdm(
-                done, total=len(jobs), desc="painting birds", unit="image", disable=not progress
+    total = sum(map(len, sets))
+    asked = {"train": train, "test": test, "size": size, "seed": seed, "masks": masks}
+    with _begun(root, asked | {"drawing": _DRAWING}):
+        for kind in ("images", "masks") if masks else ("images",):
+            for folder in (root / kind, *(root / kind / birds.split for birds in sets)):
+                _make_folder(folder)
+        rows = in_processes(
+            _Export(root, masks).write,
+            ((birds, index) for birds in sets for index in range(len(birds))),
+            min(workers, total),
+        )
+        with (
+            closing(rows),
+            whole_file(root / "metadata.jsonl", of_process=False) as unfinished,
+            unfinished.open("w", encoding="utf-8") as metadata,
+            tqdm(total=total, desc="painting birds", unit="image", disable=not progress) as bar,
+        ):
+            for row in rows:
+                metadata.write(json.dumps(row) + "\n")
+                bar.update()
+
+
+@contextmanager
+def _begun(root: Path, asked: dict[str, int]) -> Iterator[None]:
+    """Make a folder and note in it what is painted there, until the block ends without an error.
+
+    If something was begun there, it must be the same. Raises `InputError` if it is not, if the
+    folder has anything else in it, or if another process paints there.
+    """
+    begun = root / _BEGUN
+    if not os.path.lexists(begun):
+        check_free(root)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{root}: cannot be written ({reason(error)})") from error
+        with whole_file(begun, of_process=False) as partial:
+            partial.write_text(json.dumps(asked))
+    with _lock(begun):
+        try:
+            found = parse_json(read_file(begun, 4096))
+            if not isinstance(found, dict) or not {*map(type, found.values())} <= {int, bool}:
+                raise ValueError("it has other contents")
+        except ValueError as error:
+            raise InputError(f"{begun}: is damaged ({error}); remove the folder") from error
+        if found != asked:
+            others = ", ".join(f"{name} {value}" for name, value in found.items())
+            raise InputError(
+                f"{root}: another painting was begun there ({others}); go on with its arguments, "
+                "choose a new folder, or remove this one"
             )
-            rows = list(bar)
+        yield
+        begun.unlink()
+
+
+def _lock(begun: Path) -> io.FileIO:
+    """Lock it; the processes of a painter that was killed end a moment later than it."""
+    refusal = f"{begun.parent}: another process is painting there; wait for it"
+    for _ in range(50):
+        try:
+            return open_lock(begun, refusal)
+        except InputError as error:
+            if not isinstance(error.__cause__, BlockingIOError):
+                raise
+            time.sleep(0.1)
+    return open_lock(begun, refusal)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise InputError(f"{root}: cannot be written ({error.strerror or error})") from error
-    with whole_file(root / "metadata.jsonl") as unfinished:
-        unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        raise InputError(f"{folder}: cannot be made ({reason(error)})") from error
+    if folder.is_symlink():
+        raise InputError(f"{folder}: is a link, which leads out of the folder; remove it")
 
 
 @dataclass(frozen=True)
 class _Export:
-    """One picture to write."""
+    """Where pictures are written, and what of them."""
 
     root: Path
-    birds: PaintedBirds
-    index: int
     masks: bool
 
-    def write(self) -> dict[str, Any]:
-        """Write the picture and return its row of `metadata.jsonl`."""
-        name = f"{self.birds.name(self.index)}.png"
-        painting = self.birds.painting(self.index)
-        Image.fromarray(painting.image).save(self.root / "images" / name)
-        captions = self.birds.bird_captions(self.index)
+    def write(self, job: tuple[PaintedBirds, int]) -> dict[str, Any]:
+        """Write a picture, unless it is there, and return its row of `metadata.jsonl`."""
+        birds, index = job
+        name = f"{birds.name(index)}.png"
+        picture, mask = self.root / "images" / name, self.root / "masks" / name
+        wanted = [picture, mask] if self.masks else [picture]
+        if not all(_is_whole(path, birds.size) for path in wanted):
+            painting = birds.painting(index)
+            _save(painting.image, picture)
+            if self.masks:
+                indexed = np.zeros(painting.image.shape[:2], np.uint8)
+                for i, part in enumerate(PARTS, start=1):
+                    indexed[painting.masks[part]] = i
+                _save(indexed, mask)
+        captions = birds.bird_captions(index)
         row: dict[str, Any] = {
             "file_name": f"images/{name}",
             "captions": [caption.text for caption in captions],
-            "split": self.birds.split,
-            "attributes": asdict(self.birds.bird(self.index)),
+            "split": birds.split,
+            "attributes": asdict(birds.bird(index)),
             "named": [caption.named for caption in captions],
         }
         if self.masks:
-            indexed = np.zeros(painting.image.shape[:2], np.uint8)
-            for i, mask in enumerate(painting.masks.values(), start=1):
-                indexed[mask] = i
-            Image.fromarray(indexed).save(self.root / "masks" / name)
-            row |= {"mask": f"masks/{name}", "parts": list(painting.masks)}
+            row |= {"mask": f"masks/{name}", "parts": list(PARTS)}
         return row
+
+
+def _save(pixels: NDArray[np.uint8], path: Path) -> None:
+    with whole_file(path, of_process=False) as partial:
+        Image.fromarray(pixels).save(partial)
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    """Whether a picture is there already; one that was written as the power failed is damaged."""
+    if path.is_symlink() or not path.exists():
+        return False
+    try:
+        return read_picture(path, str(path)).size == (size, size)
+    except InputError:
+        return False

@@ -209,17 +209,20 @@ def train_attribute_classifier(
     Raises:
         InputError: a row has no such attributes, or see ``Run``.
     """
-    settings = {"batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
-    run = Run(folder, steps, settings, quiet=quiet)
     vocabulary = Vocabulary.build(c for i in range(len(images)) for c in images.captions(i))
     examples = TrainingExamples(images, vocabulary, INPUT_SIZE, seed=seed)
+    settings = {
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "data": examples.digest(),
+    }
+    run = Run(folder, steps, settings, quiet=quiet)
     truth = _as_numbers(true_attributes(images, range(len(images))))
     torch.manual_seed(seed)
     classifier = AttributeClassifier().to(device)
     optimizer = torch.optim.AdamW(classifier.parameters(), learning_rate)
-    if run.checkpoint:
-        classifier.load_state_dict(run.checkpoint["model"])
-        optimizer.load_state_dict(run.checkpoint["optimizer"])
+    run.restore({"model": classifier, "optimizer": optimizer})
     with run:
         for step, _, batch in run.batches(examples, batch_size, seed, workers):
             for group in optimizer.param_groups:

@@ -27,7 +27,7 @@ from mirrorgan_fast.evaluation.edits import (
 )
 from mirrorgan_fast.evaluation.r_precision import CaptionPool, r_precision
 from mirrorgan_fast.evaluation.redescription import bleu_4, redescription_accuracy
-from mirrorgan_fast.models.mirrorgan import MirrorGAN, from_image, to_uint8
+from mirrorgan_fast.models.mirrorgan import SEEDS, MirrorGAN, from_image, to_uint8
 from mirrorgan_fast.training.precision import autocast
 from mirrorgan_fast.training.pretraining import to_signed
 
@@ -68,9 +68,12 @@ def evaluate(
         (see ``painted_pairs``).
 
     Raises:
-        InputError: there are fewer pictures, or too few for R-precision; or, with a classifier,
-            they are no painted birds.
+        InputError: the seed is out of range; a weight is NaN; there are fewer pictures, or too few
+            for R-precision; or, with a classifier, they are no painted birds.
     """
+    if not isinstance(seed, int) or not 0 <= seed < SEEDS:
+        raise InputError(f"seed is {seed!r:.60}, expected a whole number from 0 to 2^128")
+    model.check_weights("stem", "glam", "stream", "image_encoder")
     model.eval()
     size = model.config.image_size
     rng = np.random.default_rng(seed)

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mirrorgan_fast.data.vocabulary import Encoded, Vocabulary
-from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.errors import InputError, UnknownWordsWarning, listed
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.models.fused_glam import FusedGLAM
@@ -24,7 +25,7 @@ from mirrorgan_fast.models.stem import STEM, word_mask
 from mirrorgan_fast.models.stream import STREAM
 from mirrorgan_fast.ops.checks import at_hand
 from mirrorgan_fast.ops.parts import in_parts
-from mirrorgan_fast.pictures import Picture, to_picture
+from mirrorgan_fast.pictures import Picture, square, to_picture
 from mirrorgan_fast.weights import (
     find_pretrained,
     load_description,
@@ -34,6 +35,8 @@ from mirrorgan_fast.weights import (
     without_weights,
 )
 
+SEEDS = 2**128
+"""How many seeds there are, and how many indices of each."""
 # Captions that go together through the fused text encoder, so that its memory does not grow.
 _TOGETHER = 64
 
@@ -67,13 +70,7 @@ class MirrorGAN(nn.Module):
         Raises:
             InputError: another data type, or a weight that is no number.
         """
-        for part in ("stem", "glam"):
-            for name, tensor in getattr(self, part).state_dict().items():
-                if not tensor.isfinite().all():
-                    raise InputError(
-                        f"weights {part}.{name}: found NaN or infinity, wanted numbers, as of a "
-                        f"training that did not diverge"
-                    )
+        self.check_weights("stem", "glam")
         model = copy.copy(self)
         model._modules = dict(self._modules)  # a copy of a module shares even this
         model.fused_glam = FusedGLAM(self.glam, dtype)
@@ -81,6 +78,16 @@ class MirrorGAN(nn.Module):
         if next(self.parameters()).device.type == "cuda":
             model.graphs = Graphs(model._render_fused)
         return model
+
+    def check_weights(self, *parts: str) -> None:
+        """Raise InputError if a weight of these parts, such as "stem", is NaN or infinite."""
+        for part in parts:
+            for name, tensor in getattr(self, part).state_dict().items():
+                if not tensor.isfinite().all():
+                    raise InputError(
+                        f"weights {part}.{name}: found NaN or infinity, wanted numbers, as of a "
+                        f"training that did not diverge"
+                    )
 
     def forward(
         self,
@@ -115,10 +122,14 @@ class MirrorGAN(nn.Module):
             RGB images of ``config.image_size`` pixels a side.
 
         Raises:
-            InputError: a caption has no known word, the seed or an index is negative, or there are
-                not as many indices as captions.
+            InputError: a caption has no known word, the seed or an index is out of range, or there
+                are not as many indices as captions.
+
+        Warns:
+            UnknownWordsWarning: a caption has words that the vocabulary lacks.
         """
         encoded = self.encode(captions)
+        warn_of_unknown(encoded.unknown, stacklevel=4)  # past torch.no_grad
         indices = range(len(captions)) if indices is None else indices
         if len(indices) != len(captions):
             raise InputError(
@@ -203,12 +214,15 @@ class MirrorGAN(nn.Module):
             indices: of the images, N.
 
         Raises:
-            InputError: a seed or an index is negative.
+            InputError: a seed or an index is not a whole number from 0 to 2^128.
         """
         seeds = seed if isinstance(seed, Sequence) else [seed] * len(indices)
         for name, values in (("seed", seeds), ("index", indices)):
-            if min(values) < 0:
-                raise InputError(f"{name} is {min(values)}, expected 0 or more")
+            for value in values:
+                if not isinstance(value, int | np.integer) or not 0 <= value < SEEDS:
+                    raise InputError(
+                        f"{name} is {value!r:.60}, expected a whole number from 0 to 2^128"
+                    )
         size = self.config.noise_size + self.config.condition_size
         rows = [
             np.random.Generator(np.random.Philox(_seed_sequence(*both)))
@@ -276,6 +290,17 @@ class MirrorGAN(nn.Module):
         return model.eval()
 
 
+def warn_of_unknown(unknown: Iterable[Sequence[str]], stacklevel: int = 3) -> None:
+    """Warn once of the words that were skipped in captions, in the name of the caller's caller."""
+    words = list(dict.fromkeys(word for of_caption in unknown for word in of_caption))
+    if words:
+        warnings.warn(
+            f"words that the model does not know are skipped: {listed(words)}",
+            UnknownWordsWarning,
+            stacklevel=stacklevel,
+        )
+
+
 def _seed_sequence(seed: int, index: int) -> np.random.SeedSequence:
     # Both are taken apart into words of 32 bits, and seeds of several words would run into indices.
     if seed >= 2**32:
@@ -314,9 +339,5 @@ def from_image(image: Picture, size: int, place: str = "an image") -> Tensor:
     Raises:
         InputError: see ``pictures.to_picture``.
     """
-    upright = to_picture(image, place)
-    square = min(upright.size)
-    left, top = (upright.width - square) / 2, (upright.height - square) / 2
-    box = (left, top, left + square, top + square)
-    resized = upright.resize((size, size), Image.Resampling.BILINEAR, box=box)
-    return torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1).float() / 127.5 - 1
+    pixels = np.asarray(square(to_picture(image, place), size)).copy()
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1

@@ -76,21 +76,21 @@ def glam_stage(
         raise InputError(f"{_NAME}: head_bias: found only one of weight and bias, wanted both")
     attention = (features, words, mask, sentence, sentence_weight, mix)
     channels = _check(attention, weights, biases, head_weight, head_bias)
-    tensors = (*attention, *weights, *biases, head_weight, head_bias)
-    if needs_grad(*tensors):
-        with torch.autocast(features.device.type, enabled=False):
-            result = reference(*attention, weights, biases, head_weight, head_bias)
-        return result if out is None else out.copy_(result)
     batch, _, height, width = features.shape
     shape: tuple[int, ...] = (batch, channels, 2 * height, 2 * width)
     dtype, memory_format = features.dtype, torch.channels_last
     if head_bias is not None:
         shape = (batch, 2 * height, 2 * width, channels)
         dtype, memory_format = torch.uint8, torch.contiguous_format
+    if out is not None:
+        check_out(_NAME, out, features, shape, dtype, memory_format)
+    tensors = (*attention, *weights, *biases, head_weight, head_bias)
+    if needs_grad(*tensors):
+        with torch.autocast(features.device.type, enabled=False):
+            result = reference(*attention, weights, biases, head_weight, head_bias)
+        return result if out is None else out.copy_(result)
     if out is None:
         out = torch.empty(shape, dtype=dtype, device=features.device, memory_format=memory_format)
-    else:
-        check_out(_NAME, out, features, shape, dtype, memory_format)
 
     choice = choose(_NAME, features.device.type, features.dtype, needs_grad=False)
     layers = list(zip(weights, biases, strict=True))

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from mirrorgan_fast.errors import InputError
+
 
 def inference_op(
     name: str, writes: tuple[str, ...] = ("out",)
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a function the op ``mirrorgan::<name>``; where no other kernel is registered it runs.
 
-    It must not be given what requires a gradient.
+    It must not be given what requires a gradient. What its implementation in C++ refuses is an
+    ``InputError``, as in Python.
 
     Args:
         name: of the op.
@@ -35,9 +38,13 @@ def inference_op(
         places = [parameters.index(argument) for argument in writes]
 
         def call(*arguments: object) -> None:
-            op(*arguments)
             if torch.compiler.is_compiling():
+                op(*arguments)
                 return
+            try:
+                op(*arguments)
+            except ValueError as error:  # what a check in C++ throws
+                raise InputError(str(error)) from error
             for place in places:  # so that a backward pass finds what was overwritten
                 written = arguments[place]
                 assert isinstance(written, Tensor)

@@ -1,14 +1,28 @@
-"""Captions as a stream: text or JSON lines, from a file or a pipe, of any size."""
+"""What is wanted of a caption: which images, and if none can be made of it, why."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
-LONGEST_LINE = 65_536
-"""Bytes; a longer line is refused without ever being in memory as a whole."""
+LONGEST_CAPTION = 65_536
+"""Bytes of UTF-8; a longer caption is refused."""
 BEGINNING = 500
 """Letters of a refused caption that are kept."""
+_NUMBERS = 2**128  # seeds and indices are below
+
+
+class Record(NamedTuple):
+    """A caption as it was read, not yet checked."""
+
+    fields: Mapping[str, Any] | None
+    """``caption``, and where the record names them ``seed`` and ``index``, of whatever type. None
+    if it could not be read."""
+    beginning: str
+    """How the record begins; what is told of it if it is refused."""
+    reason: str = ""
+    """Why it could not be read."""
+    position: int = 0
+    """Of the caption in a list of captions that share the fields, from 0."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +30,7 @@ class Request:
     """An image that is wanted."""
 
     line: int
-    """Where its caption stands in its source, from 1."""
+    """The number of its caption in its source, from 1."""
     number: int
     """Where the image stands in the output, from 0; its file is named after it."""
     caption: str
@@ -47,51 +61,29 @@ class Refused:
     """How it begins."""
 
 
-def lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
-    """Yield each line's number, from 1, and its bytes, or None if they are too many."""
-    number = 0
-    while line := stream.readline(LONGEST_LINE + 1):
-        number += 1
-        if len(line) <= LONGEST_LINE or line.endswith(b"\n"):
-            yield number, line
-            continue
-        while line and not line.endswith(b"\n"):
-            line = stream.readline(LONGEST_LINE + 1)
-        yield number, None
-
-
-def parse(
-    line: int, data: bytes | None, *, json_lines: bool, seed: int, per_caption: int
-) -> Line | Refused:
-    """Read a line of captions.
+def parse(line: int, record: Record, *, seed: int, per_caption: int) -> Line | Refused:
+    """Take what is wanted from a record, if it can be taken.
 
     Args:
-        line: its number.
-        data: what ``lines`` yields.
-        json_lines: whether it is a JSON object: ``caption``, and if an image is to be made as
-            another run made it (as a line of its manifest says) ``seed`` and ``index``.
-        seed: where the line has none.
-        per_caption: images of each caption. Where the line has no index, that of its first image
+        line: its number, from 1.
+        record: as it was read. One with a ``seed`` and an ``index``, as a line of a manifest has
+            them, asks for the image that another run made.
+        seed: where the record has none.
+        per_caption: images of each caption. Where the record has no index, that of its first image
             is ``(line - 1) * per_caption``.
     """
-    if data is None:
-        return Refused(line, f"is longer than {LONGEST_LINE:,} bytes", "")
-    try:
-        text = data.decode("utf-8-sig" if line == 1 else "utf-8").strip()
-    except UnicodeDecodeError as error:
-        return Refused(line, f"is not UTF-8 (byte {error.start + 1})", _beginning(data))
-    beginning = text[:BEGINNING]
+    if record.fields is None:
+        return Refused(line, record.reason, record.beginning)
     number = (line - 1) * per_caption
-    fields: Any = {"caption": text}
-    if json_lines and text:
-        try:
-            fields = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            return Refused(line, f"is not JSON ({error})", beginning)
-        if not isinstance(fields, dict):
-            fields = {}
-    first = request_of({"seed": seed, "index": number, **fields}, line, number, beginning)
-    return Line(first, per_caption) if isinstance(first, Request) else first
+    fields = {"seed": seed, "index": number, **record.fields}
+    first = request_of(fields, line, number, record.beginning)
+    if isinstance(first, Refused):
+        return first
+    if "index" in record.fields and record.position:
+        first = replace(first, index=first.index + record.position * per_caption)
+    if first.index + per_caption > _NUMBERS:  # a line of the manifest would have it
+        return Refused(line, '"index" is too large for all images', record.beginning)
+    return Line(first, per_caption)
 
 
 def request_of(
@@ -109,10 +101,14 @@ def request_of(
     if not isinstance(caption, str):
         return Refused(line, 'has no "caption" that is text', beginning)
     caption = caption.strip()
-    if any("\ud800" <= letter <= "\udfff" for letter in caption):
+    try:
+        size = len(caption.encode())
+    except UnicodeEncodeError:
         return Refused(line, "has half a surrogate pair, which is no text", beginning)
+    if size > LONGEST_CAPTION:
+        return Refused(line, f"is longer than {LONGEST_CAPTION:,} bytes", beginning)
     for name in ("seed", "index"):
-        if type(fields[name]) is not int or not 0 <= fields[name] < 2**128:
+        if type(fields[name]) is not int or not 0 <= fields[name] < _NUMBERS:
             return Refused(line, f'"{name}" is no whole number from 0 to 2^128', beginning)
     if not caption:
         return Refused(line, "is empty", beginning)
@@ -124,7 +120,3 @@ def no_known_word(request: Request, unknown: list[str]) -> Refused:
     named = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
     why = f"has no word that the model knows ({named or 'it has no words'})"
     return Refused(request.line, why, request.caption[:BEGINNING])
-
-
-def _beginning(data: bytes) -> str:
-    return data[:BEGINNING].decode("utf-8", "backslashreplace").strip()

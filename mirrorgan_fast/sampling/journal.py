@@ -1,27 +1,59 @@
 """What a run has written so far, so that it can be stopped at any moment and gone on with.
 
 In the hidden folder ".progress" of the output: what decides the images (run.json), and for each
-shard the lines of the manifest and the refused captions, in order. A line is written when its image
-is there. At the end they become manifest.jsonl and errors.jsonl.
+shard the rows of its images and refused captions, in order. A row is written when its image is
+there. At the end they become manifest.jsonl and errors.jsonl.
+
+Each row stands behind eight digits, the CRC-32 of the shard's rows up to it, so that one that was
+changed, lost, doubled or moved is noticed. Nothing that is read here is trusted: all of it is
+checked before anything is written or removed.
 """
 
 import io
 import json
+import os
 import re
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from itertools import count, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NoReturn
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.files import lock, whole_file
-from mirrorgan_fast.sampling.captions import Refused
+from mirrorgan_fast.files import (
+    StrPath,
+    open_file,
+    open_lock,
+    parse_json,
+    read_file,
+    reason,
+    whole_file,
+)
+from mirrorgan_fast.sampling.in_place import open_in_place, regular
+from mirrorgan_fast.sampling.rows import (
+    IS_REFUSED,
+    LONGEST_ROW,
+    Rows,
+    captions_of_shard,
+    check_place,
+    check_run,
+    image_row,
+    is_ours,
+    own_sink,
+)
 from mirrorgan_fast.sampling.sampler import Result
+from mirrorgan_fast.sampling.sinks import Row
 
-MANIFEST, ERRORS, SHEET = "manifest.jsonl", "errors.jsonl", "sheet.png"
-_REFUSED = b'{"error": '
-_OURS_IN_SHARD = re.compile(r"\.?\d{8,}\.(png|jpg|webp)")
-_OURS = re.compile(rf"\d+(\.(png|jpg|webp|tar|npy))?|{MANIFEST}|{ERRORS}|{SHEET}")
+MANIFEST, ERRORS, SHEET = "manifest.jsonl", "errors.jsonl", "sheet/sheet.png"
+_DIGITS = len("89abcdef ")  # before a row
+_LONGEST_LINE = _DIGITS + LONGEST_ROW + 1  # bytes
+_LONGEST_RUN = 65_536  # bytes
+_SHARD = re.compile(r"([0-9]{5}|[1-9][0-9]{5,18})\.jsonl")
+_IN_PROGRESS = re.compile(rf"\.?run\.json|lock-(0|[1-9][0-9]{{0,9}})|{_SHARD.pattern}")
+_OUR_FOLDER = re.compile(r"[0-9]{5,}|\.progress|sheet")
+# What a folder without a run of ours may not have, if it is not to be overwritten.
+_OURS = re.compile(rf"[0-9]+(\.(png|jpg|webp|tar|npy))?|{MANIFEST}|{ERRORS}|sheet(\.png)?")
 
 
 class Journal:
@@ -34,37 +66,56 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._hidden = folder / ".progress"
-        self._run = self._hidden / "run.json"
+        self._run_file = self._hidden / "run.json"
+        self._run: Mapping[str, Any] = {}  # what decides the rows that are there
+        self._checksums: dict[int, int] = {}  # of shards that are written, up to where they end
         self._lock: io.FileIO | None = None
 
     def begin(self, run: Mapping[str, Any], overwrite: bool) -> None:
         """Begin a run, or go on with it.
 
         Args:
-            run: all that decides the images except their captions, as JSON has it.
+            run: all that decides the images except their captions (see ``rows.check_run``).
             overwrite: whether the output of another run may be replaced.
 
         Raises:
-            InputError: there is output of another run, or another process writes there.
+            InputError: there is output of another run, something there is not understood, or
+                another process writes there. Nothing has been changed then.
         """
-        if self._read_run() != run and not overwrite:
-            self._refuse(self._read_run(), run)
+        try:
+            check_run(run)
+        except ValueError as error:
+            raise InputError(f"the run {error}") from error
+        self._look(run, overwrite)
+        if not self._lock_file(0).exists():
+            self._check_rows()  # before the lock, as a refusal is to leave nothing behind
         self.lock(0)
         for path in self._hidden.glob("lock-*"):  # of processes that outlived the first one
-            if path.name != "lock-0":
-                with path.open("w") as file:
-                    self._lock_file(file)
-        there = self._read_run()  # as nobody can change it any more
-        if there != run:
-            if there is not None and not overwrite:
-                self._refuse(there, run)
+            if path != self._lock_file(0):
+                self._open_lock(path).close()
+        self._look(run, overwrite)  # as nobody can change it any more
+        self._check_rows()
+        if self._run != run:
             self.begin_anew(run)
 
     def begin_anew(self, run: Mapping[str, Any]) -> None:
         """Remove what is written here, and begin a run."""
         self._clear()
-        with whole_file(self._run) as partial:
-            partial.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+        with whole_file(self._run_file, of_process=False) as partial, partial.open("wb") as file:
+            file.write(json.dumps(run, indent=2).encode() + b"\n")
+            file.flush()
+            # Else a power cut could leave an empty one, and nobody could tell what the images are.
+            os.fsync(file.fileno())
+        self._run = run
+
+    def join(self, run: Mapping[str, Any], process: int) -> None:
+        """Be another process of a run that the first one has begun.
+
+        Raises:
+            InputError: see ``lock``.
+        """
+        self.lock(process)
+        self._run = run
 
     def lock(self, process: int) -> None:
         """Keep others from being this process of a run, until it ends.
@@ -73,143 +124,311 @@ class Journal:
             InputError: another one is.
         """
         self._hidden.mkdir(parents=True, exist_ok=True)
-        self._lock = io.FileIO(self._hidden / f"lock-{process}", "w")
-        self._lock_file(self._lock)
-
-    def _lock_file(self, file: IO[Any] | io.FileIO) -> None:
-        lock(file, f"{self.folder}: another process writes there; wait for it, or use another -o")
+        self._lock = self._open_lock(self._lock_file(process))
 
     def unlock(self) -> None:
         """Let others write."""
         if self._lock is not None:
             self._lock.close()
 
-    def _clear(self) -> None:
-        for shard in self.shards():
-            for row in self.resume(shard):
-                if "file" in row:
-                    self._remove(self.folder / row["file"])
-            files = self.folder / f"{shard:05d}"
-            if files.is_dir():  # with those that a killed process had no time to write a row of
-                for path in files.iterdir():
-                    if _OURS_IN_SHARD.fullmatch(path.name):
-                        path.unlink()
-                with suppress(OSError):  # somebody else's are in it
-                    files.rmdir()
-            for suffix in ("tar", "npy"):
-                (self.folder / f".{shard:05d}.{suffix}").unlink(missing_ok=True)
-            self._path(shard).unlink()
-        if self._read_run() is not None:  # else they are somebody's
-            for name in (MANIFEST, ERRORS, SHEET):
-                (self.folder / name).unlink(missing_ok=True)
-            self._run.unlink()
-
-    @staticmethod
-    def _remove(path: Path) -> None:
-        for there in (path, path.with_name(f".{path.name}")):
-            there.unlink(missing_ok=True)
-
     def shards(self) -> list[int]:
         """Return the numbers of all shards that anything is written of."""
-        return sorted(int(path.stem) for path in self._hidden.glob("[0-9]*.jsonl"))
+        found = (_SHARD.fullmatch(entry.name) for entry in _entries(self._hidden))
+        return sorted(int(name[1]) for name in found if name)
 
-    def resume(self, shard: int) -> list[dict[str, Any]]:
-        """Make ready to write of a shard; return what is written, without half a line at the end.
+    def read(self, shard: int) -> Iterator[Row]:
+        """Yield what is written of a shard, up to where a crash may have cut it off.
+
+        Raises:
+            InputError: a row is not what this run can have written, or is damaged.
+        """
+        rows = Rows(self._run, shard, self.folder)
+        for number, (_, data) in enumerate(self._lines(shard), start=1):
+            try:
+                row = rows.take(data)
+            except ValueError as error:
+                self._refuse_line(shard, number, str(error))
+            yield row
+
+    def keep(self, shard: int, rows: int) -> None:
+        """Make ready to write of a shard, behind its first rows, and remove the others.
 
         From now on the shard is known to have been begun.
         """
-        path = self._path(shard)
-        path.touch()
-        *lines, rest = path.read_bytes().split(b"\n")
-        rows: list[dict[str, Any]] = []
-        with suppress(ValueError):  # a power cut may leave anything
-            rows.extend(json.loads(line) for line in lines)
-        if rest or len(rows) < len(lines):
-            self.keep(shard, len(rows))
-        return rows
-
-    def keep(self, shard: int, count: int) -> None:
-        """Remove all but the first lines of a shard."""
-        with self._path(shard).open("r+b") as file:
-            for _ in range(count):
-                file.readline()
-            file.truncate(file.tell())
+        end, self._checksums[shard] = 0, _first_checksum(shard)
+        with open_in_place(self._path(shard)) as file:
+            for checksum, data in islice(self._lines(shard), rows):
+                end, self._checksums[shard] = end + _DIGITS + len(data), checksum
+            file.truncate(end)
 
     def append_to(self, shard: int) -> io.FileIO:
-        """Open a shard to write behind what is there."""
-        return io.FileIO(self._path(shard), "a")
+        """Open a shard that was made ready to write behind what is there."""
+        file = open_in_place(self._path(shard))
+        file.seek(0, os.SEEK_END)
+        return file
+
+    def image_row(self, result: Result, place: Row) -> bytes:
+        """Return the row of an image.
+
+        Args:
+            result: the image.
+            place: what the sink says of where it is.
+
+        Raises:
+            InputError: it is the user's own sink, and a row cannot say this.
+        """
+        try:
+            if self._run["sink"]:
+                check_place(self.folder, place)
+            row = image_row(result, place)
+            if len(row) > LONGEST_ROW:
+                raise ValueError(f"has more than {LONGEST_ROW:,} bytes")
+        except (AttributeError, TypeError, ValueError) as error:  # or it is no mapping at all
+            name = self._run["sink"]
+            raise InputError(f"the sink {name}: no row can say what it says ({error})") from error
+        return row
+
+    def seal(self, shard: int, rows: Iterable[bytes]) -> bytes:
+        """Return the next rows of a shard with their checksums."""
+        lines = []
+        checksum = self._checksums[shard]
+        for row in rows:
+            checksum = zlib.crc32(row, checksum)
+            lines.append(b"%08x %b" % (checksum, row))
+        self._checksums[shard] = checksum
+        return b"".join(lines)
 
     def assemble(self) -> tuple[int, int]:
         """Write manifest.jsonl and, if any caption was refused, errors.jsonl.
 
         Returns:
-            the number of lines in each.
+            the number of rows in each.
         """
-        images = self._copy_lines(MANIFEST, refused=False)
-        refused = any(line.startswith(_REFUSED) for line in self._lines())
-        return images, self._copy_lines(ERRORS, refused=True) if refused else 0
+        images = self._copy_rows(MANIFEST, refused=False)
+        refused = any(data.startswith(IS_REFUSED) for data in self._all_lines())
+        return images, self._copy_rows(ERRORS, refused=True) if refused else 0
 
-    def _copy_lines(self, name: str, refused: bool) -> int:
-        count = 0
+    def images(self) -> Iterator[Row]:
+        """Yield the rows of all images, as the manifest has them.
+
+        Raises:
+            InputError: something in the folder is not understood.
+        """
+        self._run = self._read_run()
+        for shard in self.shards():
+            yield from (row for row in self.read(shard) if "error" not in row)
+
+    # --- what is there ----------------------------------------------------------------------------
+
+    def _look(self, run: Mapping[str, Any], overwrite: bool) -> None:
+        """Read what run is there, if it may be gone on with or replaced."""
+        self._run = self._read_run()
+        if self._run != run and not overwrite:
+            self._refuse_other(run)
+
+    def _check_rows(self) -> None:
+        for shard in self.shards():
+            for _ in self.read(shard):
+                pass
+
+    def _read_run(self) -> Mapping[str, Any]:
+        """Return what decided the run that is there; nothing if there is none."""
+        self._check_names()
+        if regular(self._run_file) is None:
+            if self.shards():
+                raise InputError(
+                    f"{self._run_file}: is missing, which says what the images are; {self._leave}"
+                )
+            return {}
+        try:
+            run: dict[str, Any] = parse_json(read_file(self._run_file, _LONGEST_RUN))
+            check_run(run)
+        except InputError as error:
+            raise InputError(f"{error}; {self._leave}") from error
+        except ValueError as error:
+            raise InputError(f"{self._run_file}: is damaged ({error}); {self._leave}") from error
+        return run
+
+    def _check_names(self) -> None:
+        """Check that nothing leads elsewhere, and that only our files are among ours."""
+        for entry in _entries(self.folder):
+            if _OUR_FOLDER.fullmatch(entry.name) and entry.is_symlink():
+                raise InputError(
+                    f"{entry.path}: is a symbolic link, which is not followed; remove it, or use "
+                    "another -o"
+                )
+        for entry in _entries(self._hidden):
+            why = ""
+            if not _IN_PROGRESS.fullmatch(entry.name):
+                why = "is not of this program"
+            elif not entry.is_file(follow_symlinks=False):
+                why = "is not a regular file"
+            elif entry.stat(follow_symlinks=False).st_nlink > 1:
+                why = "has another name (a hard link), under which it would change too"
+            if why:
+                raise InputError(f"{entry.path}: {why}; move it elsewhere, or use another -o")
+
+    def _lines(self, shard: int) -> Iterator[tuple[int, bytes]]:
+        """Yield the rows of a shard as bytes, each with the checksum up to it."""
+        path, checksum = self._path(shard), _first_checksum(shard)
+        if regular(path) is None:
+            return
+        with open_file(path) as file:
+            for number in count(1):
+                line = file.readline(_LONGEST_LINE)
+                # A killed process or a full disk leaves half a line at the end; a power cut, zeros
+                # in place of any blocks that had not come to the disk, and no row has a zero. What
+                # follows is made again. No crash leaves anything else that is not right.
+                if b"\0" in line or (line[-1:] != b"\n" and len(line) < _LONGEST_LINE):
+                    return
+                data = line[_DIGITS:]
+                checksum = zlib.crc32(data, checksum)
+                if line[:_DIGITS] != b"%08x " % checksum:
+                    if line.startswith(b"{"):
+                        raise InputError(
+                            f"{path}, line {number}: has no checksum, as an older version wrote "
+                            "it; finish with that version, or use another -o"
+                        )
+                    self._refuse_line(shard, number, "is damaged")
+                yield checksum, data
+
+    def _all_lines(self) -> Iterator[bytes]:
+        for shard in self.shards():
+            yield from (data for _, data in self._lines(shard))
+
+    def _copy_rows(self, name: str, refused: bool) -> int:
+        copied = 0
         with (
             whole_file(self.folder / name, of_process=False) as partial,
             partial.open("wb") as file,
         ):
-            for line in self._lines():
-                if line.startswith(_REFUSED) == refused:
-                    file.write(line)
-                    count += 1
-        return count
-
-    def _lines(self) -> Iterator[bytes]:
-        """Yield all whole lines, in order."""
-        for shard in self.shards():
-            with self._path(shard).open("rb") as lines:
-                yield from (line for line in lines if line.endswith(b"\n"))
+            for data in self._all_lines():
+                if data.startswith(IS_REFUSED) == refused:
+                    file.write(data)
+                    copied += 1
+        return copied
 
     def _path(self, shard: int) -> Path:
         return self._hidden / f"{shard:05d}.jsonl"
 
-    def _read_run(self) -> dict[str, Any] | None:
-        try:
-            there = json.loads(self._run.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return there if isinstance(there, dict) else None
+    def _lock_file(self, process: int) -> Path:
+        return self._hidden / f"lock-{process}"
 
-    def _refuse(self, there: Mapping[str, Any] | None, run: Mapping[str, Any]) -> None:
+    def _open_lock(self, path: Path) -> io.FileIO:
+        refusal = f"{self.folder}: another process writes there; wait for it, or use another -o"
+        return open_lock(path, refusal)
+
+    # --- what is refused --------------------------------------------------------------------------
+
+    def _refuse_line(self, shard: int, number: int, why: str) -> NoReturn:
+        raise InputError(
+            f"{self._path(shard)}, line {number}: {why}; remove this file to have the images of "
+            "its shard made again, or use another -o"
+        )
+
+    @property
+    def _leave(self) -> str:
+        return f"use another -o, or remove {self.folder} yourself"
+
+    def _refuse_other(self, run: Mapping[str, Any]) -> None:
+        """Refuse what another run has made, or nobody's files of our names."""
         advice = "use another -o, or --overwrite"
-        if there is not None:
+        if there := self._run:
             differs = [
                 f"{name} {there.get(name)}, not {run.get(name)}"
                 for name in run
                 if there.get(name) != run[name]
             ]
             raise InputError(f"{self.folder}: has images of {'; '.join(differs)}: {advice}")
-        if self.folder.is_dir():
-            for path in sorted(self.folder.iterdir()):
-                if _OURS.fullmatch(path.name):
-                    raise InputError(f"{path}: is there already; {advice}")
+        for entry in sorted(_entries(self.folder), key=lambda entry: entry.name):
+            if _OURS.fullmatch(entry.name):
+                raise InputError(f"{entry.path}: is there already; {advice}")
+
+    # --- what is removed --------------------------------------------------------------------------
+
+    def _clear(self) -> None:
+        """Remove what the run that is there has made, and nothing else."""
+        if not self._run:
+            return
+        for shard in self.shards():
+            for row in self.read(shard):
+                if is_ours(row):
+                    _remove(self.folder / row["file"])
+                    _remove(_partial(self.folder / row["file"]))
+            self._remove_without_row(shard)
+            self._path(shard).unlink()
+        for name in (MANIFEST, ERRORS, SHEET):
+            _remove(self.folder / name)
+            _remove(_partial(self.folder / name))
+        _remove_empty((self.folder / SHEET).parent)
+        self._run_file.unlink()
+
+    def _remove_without_row(self, shard: int) -> None:
+        """Remove the images that a killed process had no time to write a row of."""
+        own = own_sink(self._run, self.folder)
+        if own is None:
+            return
+        images = captions_of_shard(self._run) * self._run["per_caption"]
+        file = self.folder / own.place(shard, shard * images, 0)["file"]
+        _remove(_partial(file))
+        if file.parent == self.folder:
+            return
+        for entry in list(_entries(file.parent)):
+            number = re.fullmatch(r"\.?([0-9]{8,})" + re.escape(file.suffix), entry.name)
+            if number and int(number[1]) // images == shard:
+                _remove(Path(entry.path))
+        _remove_empty(file.parent)
 
 
-def image_row(result: Result, place: Mapping[str, Any]) -> bytes:
-    """Return the manifest's line of an image, which ``sample --captions`` can read."""
-    return _line(
-        {
-            "caption": result.caption,
-            "seed": result.seed,
-            "index": result.index,
-            "unknown": result.unknown,
-            "line": result.request.line,
-            **place,
-        }
-    )
+def read_manifest(folder: StrPath, most: int) -> list[Row]:
+    """Return the first rows of an output folder's manifest, checked.
+
+    They are read from the journal, where they have checksums.
+
+    Args:
+        folder: of the output.
+        most: how many.
+
+    Raises:
+        InputError: something there is not understood.
+    """
+    try:
+        return list(islice(Journal(Path(folder)).images(), most))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({reason(error)})") from error
 
 
-def refused_row(refused: Refused) -> bytes:
-    """Return the line of a caption that no image can be made of."""
-    return _line({"error": refused.reason, "line": refused.line, "text": refused.text})
+def _first_checksum(shard: int) -> int:
+    """Return the checksum before the first row: another one in each shard."""
+    return zlib.crc32(b"%d" % shard)
 
 
-def _line(row: Mapping[str, Any]) -> bytes:
-    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+def _entries(folder: Path) -> Iterator["os.DirEntry[str]"]:
+    """Yield what is in a folder, if there is one.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: cannot be read ({reason(error)})") from error
+
+
+def _partial(path: Path) -> Path:
+    """Return the name that a file has until it is whole."""
+    return path.with_name(f".{path.name}")
+
+
+def _remove(path: Path) -> None:
+    """Remove a file. What else may have its name, as a folder or a link, stays."""
+    if regular(path) is not None:
+        path.unlink()
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # there is none, or somebody else's are in it
+        folder.rmdir()

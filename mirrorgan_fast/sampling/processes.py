@@ -8,15 +8,20 @@ from torch import distributed
 
 from mirrorgan_fast.errors import InputError
 
+_MOST = 1_000_000  # processes
 _TIMEOUT = timedelta(days=365)  # nobody waits for less than the whole of another's share
 
 
 class Processes:
-    """This process and those beside it; without ``torchrun`` it is alone."""
+    """This process and those beside it; without ``torchrun`` it is alone.
+
+    Raises:
+        InputError: the environment names processes that cannot be, or that cannot be joined.
+    """
 
     def __init__(self) -> None:
-        self.rank = int(os.environ.get("RANK", "0"))
-        self.count = int(os.environ.get("WORLD_SIZE", "1"))
+        self.count = _from_environment("WORLD_SIZE", 1, 1, _MOST)
+        self.rank = _from_environment("RANK", 0, 0, self.count - 1)
         self._group: distributed.ProcessGroup | None = None  # within one of the caller's own
         if self.count == 1:
             return
@@ -42,3 +47,15 @@ class Processes:
         """Leave the others."""
         if self.count > 1:
             distributed.destroy_process_group(self._group)
+
+
+def _from_environment(name: str, default: int, least: int, most: int) -> int:
+    text = os.environ.get(name, "")
+    if not text:
+        return default
+    if not text.isdecimal() or len(text) > 9 or not least <= int(text) <= most:
+        raise InputError(
+            f"{name} is {text!r:.40} in the environment, expected {least} to {most:,}: start the "
+            f"processes by torchrun, or unset it"
+        )
+    return int(text)

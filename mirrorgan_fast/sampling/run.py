@@ -1,110 +1,27 @@
 """From a file of captions to a folder of images, which can be stopped at any moment and gone on."""
 
 import hashlib
-import io
-import json
 import os
-import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO, Self
 
 from tqdm import tqdm
 
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.files import reason
+from mirrorgan_fast.interrupts import Interrupts
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
-from mirrorgan_fast.sampling.captions import (
-    BEGINNING,
-    LONGEST_LINE,
-    Line,
-    Refused,
-    Request,
-    lines,
-    parse,
-)
-from mirrorgan_fast.sampling.interrupts import Interrupts
+from mirrorgan_fast.sampling.caption_files import Captions
+from mirrorgan_fast.sampling.captions import BEGINNING, Line, Record, Refused, Request, parse
 from mirrorgan_fast.sampling.journal import Journal
 from mirrorgan_fast.sampling.processes import Processes
 from mirrorgan_fast.sampling.sampler import AHEAD, Result, Sampler, check_psi
 from mirrorgan_fast.sampling.sinks import LOSSY, Row, Sink, check_format, open_sink
 from mirrorgan_fast.sampling.writer import Shard, Writer
-
-
-class Captions:
-    """Captions that are read as a stream; to be closed, or used in a ``with`` statement.
-
-    Args:
-        name: what they are called in messages.
-        stream: of lines in UTF-8.
-        json_lines: whether the lines are JSON objects (see ``captions.parse``).
-        size: of the stream in bytes, if it is known.
-    """
-
-    def __init__(
-        self, name: str, stream: BinaryIO, json_lines: bool, size: int | None = None
-    ) -> None:
-        self.name, self.stream, self.json_lines, self.size = name, stream, json_lines, size
-        self._start: int | None = None  # where they begin, once they have been read
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.stream.close()
-
-    def lines(self) -> Iterator[tuple[int, bytes | None]]:
-        """Yield what ``captions.lines`` does, from the first line on.
-
-        Raises:
-            InputError: they cannot be read on; or once more, as they come from a pipe.
-        """
-        try:
-            if self._start is not None:
-                if not self.stream.seekable():
-                    raise InputError(f"{self.name}: was read already, and cannot be once more")
-                self.stream.seek(self._start)
-            self._start = self.stream.tell() if self.stream.seekable() else 0
-            yield from lines(self.stream)
-        except OSError as error:
-            raise InputError(f"{self.name}: cannot be read ({error.strerror or error})") from error
-
-    @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Open a file, or the standard input if the path is "-".
-
-        Files whose names end in .jsonl or .ndjson have JSON lines; so has a pipe that begins with
-        "{".
-
-        Raises:
-            InputError: it cannot be read.
-        """
-        name = "standard input" if str(path) == "-" else str(path)
-        try:
-            if str(path) != "-":
-                stream = open(path, "rb")  # noqa: SIM115
-            elif sys.stdin is None:
-                raise InputError("standard input: is closed; give a file")
-            else:
-                assert isinstance(sys.stdin.buffer, io.BufferedReader)
-                stream = sys.stdin.buffer
-            size = os.fstat(stream.fileno()).st_size
-            json_lines = Path(path).suffix in (".jsonl", ".ndjson")
-            if not json_lines and not stream.seekable():
-                begins = stream.peek(8).removeprefix(b"\xef\xbb\xbf").lstrip()
-                json_lines = begins.startswith(b"{")
-        except OSError as error:
-            raise InputError(f"{name}: cannot be read ({error.strerror or error})") from error
-        return cls(name, stream, json_lines, size or None)
-
-    @classmethod
-    def of(cls, captions: Iterable[str]) -> Self:
-        """Take captions that are in memory."""
-        text = "".join(json.dumps({"caption": caption}) + "\n" for caption in captions)
-        return cls("captions", io.BytesIO(text.encode()), json_lines=True, size=len(text))
 
 
 @dataclass(frozen=True)
@@ -196,8 +113,8 @@ def sample_to_folder(
         quiet: whether there is no progress bar.
 
     Raises:
-        InputError: the folder has output of another run, the captions are not those that it was
-            begun with, or something cannot be written.
+        InputError: the folder has output of another run, or something that is not understood; the
+            captions are not those that it was begun with; or something cannot be written.
     """
     settings = settings or SamplingSettings()
     run = {
@@ -209,30 +126,37 @@ def sample_to_folder(
     }
     if not settings.format.endswith(LOSSY):
         del run["quality"]
-    sink = sink or open_sink(settings.format, folder, flat=settings.flat, quality=settings.quality)
+    sink = sink or open_sink(
+        settings.format,
+        folder,
+        flat=settings.flat,
+        quality=settings.quality,
+        image_size=sampler.model.config.image_size,
+    )
     processes = Processes()
-    if processes.count > 1 and not captions.stream.seekable():
+    if processes.count > 1 and not captions.repeatable:
         raise InputError(f"{captions.name}: several processes cannot read it; give them a file")
+    captions.prepare()
     journal = Journal(Path(folder))
     start = time.perf_counter()
     begun = False
     try:
-        refusal: InputError | None = None
+        refusal: InputError | OSError | None = None
         if processes.rank == 0:
             try:
                 journal.begin(run, overwrite)
-            except InputError as error:
+            except (InputError, OSError) as error:  # which the others are to know of
                 refusal = error
         if processes.total(int(refusal is not None)) != [0]:
             raise refusal or InputError(f"process {processes.rank}: stops, as process 0 does")
         if processes.rank > 0:
-            journal.lock(processes.rank)
+            journal.join(run, processes.rank)
         begun = True
         job = _Job(sampler, captions, settings, journal, sink, processes)
         try:
             writer = job.run(workers, quiet)
         except _OtherCaptionsError:
-            if not (overwrite and processes.count == 1 and captions.stream.seekable()):
+            if not (overwrite and processes.count == 1 and captions.repeatable):
                 raise
             journal.begin_anew(run)
             writer = job.run(workers, quiet)
@@ -244,8 +168,8 @@ def sample_to_folder(
         raise
     except OSError as error:
         raise InputError(
-            f"{folder}: cannot be written ({error.strerror or error}); once it can, the same "
-            "command goes on from here"
+            f"{error.filename or folder}: cannot be written ({reason(error)}); once it can, the "
+            "same command goes on from here"
         ) from error
     finally:
         journal.unlock()
@@ -280,13 +204,12 @@ class _Job:
         self._sampler, self._captions, self._settings = sampler, captions, settings
         self._journal, self._sink, self._processes = journal, sink, processes
         self._asked = self._there_already = 0  # images
-        self._read = 0  # bytes
         self._seconds = {"captions": 0.0, "model": 0.0}
 
     def run(self, workers: int | None, quiet: bool) -> Writer:
         """Make what is not there yet; return who has written it."""
         sampler = self._sampler
-        self._asked = self._there_already = self._read = 0
+        self._asked = self._there_already = 0
         painted, start, waited = sampler.seconds, time.perf_counter(), 0.0
         bar = tqdm(
             desc="sampling", unit="image", delay=2, disable=quiet or self._processes.rank > 0
@@ -339,18 +262,15 @@ class _Job:
 
     def _expected(self) -> int | None:
         """Return how many images are to be made, as far as can be told."""
-        size = self._captions.size
-        if size is None:
-            return None
-        return round(self._asked * max(1.0, size / self._read)) - self._there_already
+        share = self._captions.share
+        return None if share is None else round(self._asked / share) - self._there_already
 
     def _items(self) -> Iterator[Request | Refused | Shard]:
         """Yield the captions of this process's shards, without what is there already."""
         captions_of_shard = max(1, self._settings.shard_size // self._settings.per_caption)
         rows: deque[Row] = deque()
         line, shard, begun = 0, 0, -1
-        for line, data in self._captions.lines():
-            self._read += LONGEST_LINE if data is None else len(data)
+        for line, record in self._captions.records():
             shard = (line - 1) // captions_of_shard
             if shard % self._processes.count != self._processes.rank:
                 continue
@@ -359,31 +279,24 @@ class _Job:
                 begun = shard
                 rows, count = self._there(shard)
                 yield Shard(shard, count)
-            yield from self._wanted(line, data, rows)
+            yield from self._wanted(line, record, rows)
         self._check(not rows and max(self._journal.shards(), default=0) <= shard, line + 1)
 
     def _there(self, shard: int) -> tuple[deque[Row], int]:
         """Return what is written of a shard and still there, and how many images that is."""
-        rows = self._journal.resume(shard)
+        rows = list(self._journal.read(shard))
         images = [place for place, row in enumerate(rows) if "error" not in row]
         whole = self._sink.whole(shard, [rows[place] for place in images])
         if whole < len(images):
             del rows[images[whole] :]
-            self._journal.keep(shard, len(rows))
+        self._journal.keep(shard, len(rows))
         self._there_already += whole
         return deque(rows), whole
 
-    def _wanted(
-        self, line: int, data: bytes | None, rows: deque[Row]
-    ) -> Iterator[Request | Refused]:
-        """Yield what is wanted of a line, without what is in the rows, and take it from there."""
-        parsed = parse(
-            line,
-            data,
-            json_lines=self._captions.json_lines,
-            seed=self._settings.seed,
-            per_caption=self._settings.per_caption,
-        )
+    def _wanted(self, line: int, record: Record, rows: deque[Row]) -> Iterator[Request | Refused]:
+        """Yield what is wanted of a record, without what is in the rows, and take it from there."""
+        settings = self._settings
+        parsed = parse(line, record, seed=settings.seed, per_caption=settings.per_caption)
         wanted = parsed.images if isinstance(parsed, Line) else 1
         self._asked += wanted
         for k in range(wanted):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mirrorgan_fast.data.vocabulary import Encoded, each_caption
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.models.mirrorgan import MirrorGAN, evaluating
+from mirrorgan_fast.models.mirrorgan import MirrorGAN, evaluating, warn_of_unknown
 from mirrorgan_fast.models.stem import word_mask
 from mirrorgan_fast.sampling.captions import Refused, Request, no_known_word
 
@@ -23,6 +23,7 @@ _LOG = logging.getLogger("mirrorgan_fast")
 # Images of a batch. More make nothing faster on two cores (8 to 64: the same images a second); on a
 # GPU it is the largest batch with a CUDA graph.
 _AUTO = {"cpu": 16, "cuda": 64}
+_MOST_OF_A_BATCH = 65_536
 AHEAD = 4
 """Batches whose captions are read ahead, so that those of a length can go together."""
 Other = TypeVar("Other")
@@ -95,7 +96,7 @@ class Sampler:
             halved, which is logged.
 
     Raises:
-        InputError: the batch size is below 1, or a data type that there is no generator of.
+        InputError: the batch size is out of range, or a data type that there is no generator of.
     """
 
     def __init__(
@@ -113,8 +114,8 @@ class Sampler:
         self.device = next(model.parameters()).device
         if batch_size == "auto":
             batch_size = _AUTO.get(self.device.type, _AUTO["cpu"])
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}, expected 1 or more")
+        if not 1 <= batch_size <= _MOST_OF_A_BATCH:
+            raise InputError(f"batch_size is {batch_size}, expected 1 to {_MOST_OF_A_BATCH:,}")
         self.batch_size = batch_size
         self._painting = threading.Lock()  # on a GPU calls share the memory of a CUDA graph
         self.seconds = 0.0
@@ -149,6 +150,9 @@ class Sampler:
         Raises:
             InputError: a caption has no word that the model knows (the images of those before it
                 come first) or is no string, or ``psi`` or the seed is out of range.
+
+        Warns:
+            UnknownWordsWarning: a caption has words that the model does not know, the first time.
         """
         if per_caption < 1:
             raise InputError(f"per_caption is {per_caption}, expected 1 or more")
@@ -157,9 +161,13 @@ class Sampler:
             for i, caption in enumerate(each_caption(captions))
             for number in range(i * per_caption, (i + 1) * per_caption)
         )
+        warned = False
         for result in self.stream(requests, psi, attention):
             if isinstance(result, Refused):
                 raise InputError(f"caption {result.line} {result.reason}: {result.text!r:.60}")
+            if result.unknown and not warned:
+                warn_of_unknown([result.unknown])
+                warned = True
             yield result
 
     def stream(
@@ -226,7 +234,7 @@ class Sampler:
                 batch = jobs[start : start + self.batch_size]
                 window.painted.append(self._paint(batch, encoded, psi, attention))
         except (RuntimeError, MemoryError) as error:
-            if not _of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             return None
         return window
@@ -302,8 +310,8 @@ def check_psi(psi: float) -> None:
         raise InputError(f"psi is {psi}, expected 0 to 1")
 
 
-def _of_memory(error: RuntimeError | MemoryError) -> bool:
-    """Whether PyTorch, or a kernel of ours, could not get memory."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, PyTorch or a kernel of ours could not get memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     told = str(error).lower()

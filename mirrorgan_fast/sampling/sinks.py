@@ -4,18 +4,19 @@ import io
 import json
 import math
 import os
+import re
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.files import whole_file, write_all
+from mirrorgan_fast.files import open_file, whole_file, write_all
+from mirrorgan_fast.sampling.in_place import open_in_place, regular
 from mirrorgan_fast.sampling.sampler import Result
 
 Row = Mapping[str, Any]
@@ -73,9 +74,28 @@ class Sink(Protocol):
         """There is no more for now; a shard that is not complete can be gone on with."""
 
 
+class OwnSink(Sink, ABC):
+    """A sink of this program: where an image is follows from its number."""
+
+    @abstractmethod
+    def place(self, shard: int, number: int, count: int) -> Row:
+        """Return what the manifest says of where an image is.
+
+        Args:
+            shard: the number of its shard, from 0.
+            number: of the image, from 0.
+            count: images of the shard before it.
+        """
+
+
 def open_sink(
-    format: str, folder: str | os.PathLike[str], *, flat: bool = False, quality: int = 95
-) -> Sink:
+    format: str,
+    folder: str | os.PathLike[str],
+    *,
+    flat: bool = False,
+    quality: int = 95,
+    image_size: int | None = None,
+) -> OwnSink:
     """Return the sink of a format.
 
     Args:
@@ -84,6 +104,7 @@ def open_sink(
         flat: for files of one image, whether all of them are in ``folder`` rather than in a folder
             a shard.
         quality: of JPEG and WebP, 1 to 100.
+        image_size: see ``Arrays``.
 
     Raises:
         InputError: there is no such format, or the quality is out of range.
@@ -91,7 +112,7 @@ def open_sink(
     check_format(format, quality)
     kind, _, picture = format.partition("-")
     if kind == "npy":
-        return Arrays(folder)
+        return Arrays(folder, image_size)
     if kind == "tar":
         return Tars(folder, picture or "png", quality)
     return Files(folder, kind, flat=flat, quality=quality)
@@ -105,7 +126,7 @@ def check_format(format: str, quality: int) -> None:
         raise InputError(f"quality is {quality}, expected 1 to 100")
 
 
-class Files(Sink):
+class Files(OwnSink):
     """A file an image, "00002/00002017.png" for image 2017 of shards of 1,000.
 
     Args: as of ``open_sink``, without tars.
@@ -117,30 +138,32 @@ class Files(Sink):
         self._folder = Path(folder)
         self._format, self._flat, self._quality = format, flat, quality
 
+    def place(self, shard: int, number: int, count: int) -> Row:
+        """Return the name of its file."""
+        name = f"{number:04d}" if self._flat else f"{shard:05d}/{number:08d}"
+        return {"file": f"{name}.{_SUFFIX[self._format]}"}
+
     def whole(self, shard: int, rows: Sequence[Row]) -> int:
         """Return how many are there."""
         for i, row in enumerate(rows):
-            path = self._folder / row["file"]
-            if not path.exists() or not path.stat().st_size:
+            if not _size(f"{self._folder}/{row.get('file', '')}"):  # a Path takes longer
                 return i
         return len(rows)
 
-    def encode(self, shard: int, result: Result) -> str:
+    def encode(self, shard: int, result: Result) -> Row:
         """Write the file, which may be there before those of images before it."""
-        number = result.request.number
-        name = f"{number:04d}" if self._flat else f"{shard:05d}/{number:08d}"
-        file = f"{name}.{_SUFFIX[self._format]}"
+        place = self.place(shard, result.request.number, 0)
         # The same temporary name in every run: what a killed one left is overwritten.
-        with whole_file(self._folder / file, of_process=False) as partial:
+        with whole_file(self._folder / place["file"], of_process=False) as partial:
             partial.write_bytes(encode(result.image, self._format, self._quality))
-        return file
+        return place
 
     def begin(self, shard: int, count: int) -> None:
         """Do nothing: files do not depend on each other."""
 
-    def write(self, result: Result, encoded: str) -> Row:
+    def write(self, result: Result, encoded: Row) -> Row:
         """Return where it is."""
-        return {"file": encoded}
+        return encoded
 
     def end(self) -> None:
         """Do nothing."""
@@ -149,26 +172,32 @@ class Files(Sink):
         """Do nothing."""
 
 
-class _Growing(Sink, ABC):
+class _Growing(OwnSink):
     """A file a shard, that has a hidden name until it is complete."""
 
     def __init__(self, folder: str | os.PathLike[str], suffix: str) -> None:
         self._folder, self._suffix = Path(folder), suffix
-        self._final = self._partial = Path()
-        self._count = 0  # of images in it
+        self._shard = self._count = 0  # the shard that is written, and images in it
         self._file: io.FileIO | None = None
+
+    def place(self, shard: int, number: int, count: int) -> Row:
+        """Return the name of its file."""
+        return {"file": f"{shard:05d}.{self._suffix}"}
 
     def whole(self, shard: int, rows: Sequence[Row]) -> int:
         """Return how many are there."""
         final, partial = self._paths(shard)
-        if final.exists():
+        if self._is_complete(final, len(rows)):
             return len(rows)
-        return self._whole(partial, len(rows))[0] if partial.exists() else 0
+        return self._whole(final if _size(final) else partial, len(rows))[0]
 
     def begin(self, shard: int, count: int) -> None:
         """Go on behind the images that are there."""
-        self._final, self._partial = self._paths(shard)
-        self._count = count
+        self._shard, self._count = shard, count
+        final, partial = self._paths(shard)
+        # A power cut may leave it empty or cut off.
+        if _size(final) and not (count and self._is_complete(final, count)):
+            os.replace(final, partial)
 
     def write(self, result: Result, encoded: bytes) -> Row:
         """Write the next image."""
@@ -177,15 +206,18 @@ class _Growing(Sink, ABC):
             if not self._count:
                 write_all(self._file, self._head(result))
         write_all(self._file, encoded)
+        place = self.place(self._shard, result.request.number, self._count)
         self._count += 1
-        return {"file": self._final.name}
+        return place
 
     def end(self) -> None:
         """Complete the shard."""
-        if self._count and not self._final.exists():
-            self._complete(self._file or self._open())
+        final, partial = self._paths(self._shard)
+        if self._count and not _size(final):
+            self._file = self._file or self._open()
+            self._complete(self._file)
             self.close()
-            os.replace(self._partial, self._final)
+            os.replace(partial, final)
 
     def close(self) -> None:
         """Stop."""
@@ -200,14 +232,26 @@ class _Growing(Sink, ABC):
     def _open(self) -> io.FileIO:
         """Open the file behind its last image."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        if self._final.exists():  # there are more captions now than when it was completed
-            os.replace(self._final, self._partial)
-        end = self._whole(self._partial, self._count)[1] if self._count else 0
-        # Not buffered: what is written outlasts the process.
-        file = io.FileIO(self._partial, "r+" if self._count else "w+")
+        final, partial = self._paths(self._shard)
+        if not self._count:
+            partial.unlink(missing_ok=True)  # which may be a link that somebody has put there
+        elif _size(final):  # there are more captions now than when it was completed
+            os.replace(final, partial)
+        file = open_in_place(partial)
+        whole, end = self._whole(partial, self._count)
+        if whole < self._count:
+            file.close()
+            raise InputError(
+                f"{final}: is damaged: {whole} of {self._count} images are whole; the same command "
+                "makes the others again"
+            )
         file.truncate(end)
         file.seek(end)
         return file
+
+    @abstractmethod
+    def _is_complete(self, path: Path, count: int) -> bool:
+        """Whether this is a complete file, of ``count`` images or more as far as can be told."""
 
     @abstractmethod
     def _whole(self, path: Path, most: int) -> tuple[int, int]:
@@ -233,11 +277,17 @@ class Tars(_Growing):
         quality: of JPEG and WebP, 1 to 100.
     """
 
+    _END = bytes(2 * tarfile.BLOCKSIZE)  # of a complete tar
+
     def __init__(
         self, folder: str | os.PathLike[str], format: str = "png", quality: int = 95
     ) -> None:
         super().__init__(folder, "tar")
         self._format, self._quality = format, quality
+
+    def place(self, shard: int, number: int, count: int) -> Row:
+        """Return the name of its tar, and its key in it."""
+        return {**super().place(shard, number, count), "key": f"{number:08d}"}
 
     def encode(self, shard: int, result: Result) -> bytes:
         """Encode an image."""
@@ -247,45 +297,73 @@ class Tars(_Growing):
             "index": result.index,
             "unknown": result.unknown,
         }
-        parts = {
-            _SUFFIX[self._format]: encode(result.image, self._format, self._quality),
-            "txt": result.caption.encode(),
-            "json": json.dumps(told, ensure_ascii=False).encode(),
-        }
+        parts = (
+            encode(result.image, self._format, self._quality),
+            result.caption.encode(),
+            json.dumps(told, ensure_ascii=False).encode(),
+        )
         return b"".join(
-            self._member(f"{self._key(result)}.{suffix}", data) for suffix, data in parts.items()
+            self._header(f"{result.request.number:08d}.{suffix}", len(data))
+            + data
+            + b"\0" * (-len(data) % tarfile.BLOCKSIZE)
+            for suffix, data in zip(self._suffixes(), parts, strict=True)
         )
 
-    def write(self, result: Result, encoded: bytes) -> Row:
-        """Write the next image."""
-        return {**super().write(result, encoded), "key": self._key(result)}
+    def _suffixes(self) -> tuple[str, str, str]:
+        """Return those of an image's parts."""
+        return _SUFFIX[self._format], "txt", "json"
 
     @staticmethod
-    def _key(result: Result) -> str:
-        return f"{result.request.number:08d}"
-
-    @staticmethod
-    def _member(name: str, data: bytes) -> bytes:
+    def _header(name: str, size: int) -> bytes:
+        """Return what stands before a part."""
         member = tarfile.TarInfo(name)
-        member.size = len(data)
-        header = member.tobuf(tarfile.USTAR_FORMAT)
-        return header + data + b"\0" * (-len(data) % tarfile.BLOCKSIZE)
+        member.size = size
+        return member.tobuf(tarfile.USTAR_FORMAT)
+
+    def _is_complete(self, path: Path, count: int) -> bool:
+        size, looked_at = _size(path), tarfile.BLOCKSIZE + len(self._END)
+        if size < looked_at or size % tarfile.BLOCKSIZE:
+            return False
+        with open_file(path) as file:
+            file.seek(-looked_at, os.SEEK_END)
+            last, end = file.read(tarfile.BLOCKSIZE), file.read()
+        return end == self._END and any(last)  # zeros before the end are what a power cut leaves
 
     def _whole(self, path: Path, most: int) -> tuple[int, int]:
-        whole, end, size = 0, 0, path.stat().st_size
-        with suppress(tarfile.TarError), tarfile.open(path, "r:") as tar:
-            while whole < most:
-                members = [tar.next() for _ in range(3)]
-                if None in members or tar.offset > size:
-                    break
-                whole, end = whole + 1, tar.offset
-        return whole, end
+        end, size = 0, _size(path)
+        if not size:
+            return 0, 0
+        with open_file(path) as file:
+            for whole in range(most):
+                position = end
+                for suffix in self._suffixes():
+                    file.seek(position)
+                    taken = self._part(file.read(tarfile.BLOCKSIZE), suffix)
+                    position += taken
+                    if not taken or position > size:
+                        return whole, end
+                end = position
+        return most, end
+
+    def _part(self, header: bytes, suffix: str) -> int:
+        """Return how many bytes a part takes with its header, 0 if it is not one of this class.
+
+        This reads no more of a tar than what this class writes, whatever else one may have.
+        """
+        name = re.match(rb"[0-9]{8,20}\.%b(?=\0)" % suffix.encode(), header)
+        digits = re.fullmatch(rb"[0-7]{11}", header[124:135])
+        if name is None or digits is None:
+            return 0
+        size = int(digits[0], 8)
+        if self._header(name[0].decode(), size) != header:
+            return 0
+        return -(-(len(header) + size) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
     def _head(self, result: Result) -> bytes:
         return b""
 
     def _complete(self, file: io.FileIO) -> None:
-        write_all(file, bytes(2 * tarfile.BLOCKSIZE))
+        write_all(file, self._END)
 
 
 class Arrays(_Growing):
@@ -295,44 +373,59 @@ class Arrays(_Growing):
 
     Args:
         folder: where they are to be.
+        image_size: S, if it is known. An array that says another one is made anew.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], image_size: int | None = None) -> None:
         super().__init__(folder, "npy")
+        self._image_size = image_size
+
+    def place(self, shard: int, number: int, count: int) -> Row:
+        """Return the name of its array, and its row in it."""
+        return {**super().place(shard, number, count), "row": count}
 
     def encode(self, shard: int, result: Result) -> bytes:
         """Encode an image."""
         return result.image.tobytes()
 
-    def write(self, result: Result, encoded: bytes) -> Row:
-        """Write the next image."""
-        return {**super().write(result, encoded), "row": self._count - 1}
+    def _is_complete(self, path: Path, count: int) -> bool:
+        shape = self._shape(path)
+        whole = len(self._header(shape)) + math.prod(shape)
+        return shape[0] >= max(1, count) and _size(path) == whole
 
     def _whole(self, path: Path, most: int) -> tuple[int, int]:
-        with path.open("rb") as file:
-            try:
-                shape = self._shape(file)
-            except ValueError:
-                return 0, 0
-            begin, each = file.tell(), math.prod(shape[1:])
-        whole = min(most, (path.stat().st_size - begin) // each)
+        shape = self._shape(path)
+        begin, each = len(self._header(shape)), math.prod(shape[1:])
+        if not each:
+            return 0, 0
+        whole = min(most, (_size(path) - begin) // each)
         return whole, begin + whole * each
 
     def _head(self, result: Result) -> bytes:
         return self._header((0, *result.image.shape))
 
     def _complete(self, file: io.FileIO) -> None:
+        shape = self._shape(self._paths(self._shard)[1])
         file.seek(0)
-        header = self._header((self._count, *self._shape(file)[1:]))
-        file.seek(0)
-        write_all(file, header)
+        write_all(file, self._header((self._count, *shape[1:])))
 
-    @staticmethod
-    def _shape(file: IO[bytes] | io.FileIO) -> tuple[int, ...]:
-        """Read a header."""
-        np.lib.format.read_magic(file)
-        shape, _, _ = np.lib.format.read_array_header_1_0(file)
-        return shape
+    def _shape(self, path: Path) -> tuple[int, ...]:
+        """Return what a header says, zeros if it is not one of this class.
+
+        This reads no more than the one header that this class writes, whatever others may claim.
+        """
+        nothing = (0, 0, 0, 0)
+        if not _size(path):
+            return nothing
+        with open_file(path) as file:
+            data = file.read(len(self._header(nothing)))
+        found = re.search(rb"\(([0-9]{1,18}), ([0-9]{1,9}), ([0-9]{1,9}), 3\)", data)
+        if found is None:
+            return nothing
+        shape = *(int(size) for size in found.groups()), 3
+        expected = shape[1] if self._image_size is None else self._image_size
+        right = self._header(shape) == data and shape[1] == shape[2] == expected
+        return shape if right else nothing
 
     @staticmethod
     def _header(shape: tuple[int, ...]) -> bytes:
@@ -341,6 +434,12 @@ class Arrays(_Growing):
         described = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(buffer, described)
         return buffer.getvalue()
+
+
+def _size(path: str | os.PathLike[str]) -> int:
+    """Return the size of a regular file; 0 if there is none, which a link to one is not."""
+    found = regular(path)
+    return 0 if found is None else found.st_size
 
 
 def encode(image: np.ndarray, format: str, quality: int = 95) -> bytes:

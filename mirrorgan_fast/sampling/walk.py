@@ -11,10 +11,12 @@ from torch import Tensor
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import whole_file
-from mirrorgan_fast.models.mirrorgan import MirrorGAN, evaluating, to_uint8
+from mirrorgan_fast.models.mirrorgan import MirrorGAN, evaluating, to_uint8, warn_of_unknown
 from mirrorgan_fast.models.stem import word_mask
 from mirrorgan_fast.sampling.sampler import check_psi
 
+MOST_FRAMES = 10_000
+"""Of a walk; they are all in memory at once."""
 _TOGETHER = 16
 _MILLISECONDS = 50
 
@@ -32,7 +34,7 @@ def walk(
         model: its modules are called, in evaluation mode and as they are, not the fused ones.
         captions: one or two. Of one it is from the image of index 0 to that of index 1; of two the
             index is 0.
-        frames: 2 or more, the ends included.
+        frames: 2 to ``MOST_FRAMES``, the ends included.
         seed: 0 or more.
         psi: factor of the noise, 0 to 1.
 
@@ -40,15 +42,20 @@ def walk(
         uint8 (frames, S, S, 3).
 
     Raises:
-        InputError: a caption has no known word, or an argument is out of range.
+        InputError: a caption has no known word, an argument is out of range, or a weight is NaN.
+
+    Warns:
+        UnknownWordsWarning: a caption has words that the vocabulary lacks.
     """
     if len(captions) not in (1, 2):
         raise InputError(f"a walk is along one caption or between two, not {len(captions)}")
-    if frames < 2:
-        raise InputError(f"a walk has 2 frames or more, not {frames}")
+    if not 2 <= frames <= MOST_FRAMES:
+        raise InputError(f"a walk has 2 to {MOST_FRAMES:,} frames, not {frames}")
     check_psi(psi)
+    model.check_weights("stem", "glam")
     with torch.no_grad(), evaluating(model):
         encoded = model.encode([*captions, *captions][:2])
+        warn_of_unknown(encoded.unknown)
         device = next(model.parameters()).device
         tokens, lengths = encoded.tokens.to(device), encoded.lengths.to(device)
         words, sentence = model.stem(tokens, lengths)

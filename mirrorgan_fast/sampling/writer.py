@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from mirrorgan_fast.files import write_all
 from mirrorgan_fast.sampling.captions import Refused
-from mirrorgan_fast.sampling.journal import Journal, image_row, refused_row
+from mirrorgan_fast.sampling.journal import Journal
+from mirrorgan_fast.sampling.rows import refused_row
 from mirrorgan_fast.sampling.sampler import Result
 from mirrorgan_fast.sampling.sinks import Sink
 
@@ -50,6 +51,7 @@ class Writer:
         self._shard = -1
         self._items: list[Result | Refused] = []  # of the next chunk
         self._lines: io.FileIO | None = None
+        self._shard_of_lines = -1
         self._failed: BaseException | None = None
         self._stopped = False
         self._one_at_a_time = threading.Lock()
@@ -133,18 +135,19 @@ class Writer:
             self._lines.close()
         self._sink.begin(shard.number, shard.there)
         self._lines = self._journal.append_to(shard.number)
+        self._shard_of_lines = shard.number
 
     def _write(self, items: list[Result | Refused], encoded: list[Any]) -> None:
         """Write images and then, as these are there now, their lines."""
         assert self._lines is not None
         start = time.perf_counter()
         parts = iter(encoded)
-        lines = [
+        rows = [
             refused_row(item)
             if isinstance(item, Refused)
-            else image_row(item, self._sink.write(item, next(parts)))
+            else self._journal.image_row(item, self._sink.write(item, next(parts)))
             for item in items
         ]
-        write_all(self._lines, b"".join(lines))
+        write_all(self._lines, self._journal.seal(self._shard_of_lines, rows))
         self.images += len(encoded)
         self.writing += time.perf_counter() - start

@@ -1,6 +1,7 @@
 """The chain from nothing to a model: CNN, STEM, STREAM and the GAN, in one run folder."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,12 +12,20 @@ from mirrorgan_fast.data.captioned_images import CaptionedImages, TrainingExampl
 from mirrorgan_fast.data.vocabulary import Vocabulary
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.image_encoder import SmallImageEncoder
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
-from mirrorgan_fast.training.pretraining import train_cnn, train_stem, train_stream
-from mirrorgan_fast.training.run import CHECKPOINT, check_batch, find_checkpoint, load_checkpoint
+from mirrorgan_fast.training.checkpoint import find_checkpoint, load_weights_of
+from mirrorgan_fast.training.pretraining import (
+    BackboneWeights,
+    check_backbone,
+    train_cnn,
+    train_stem,
+    train_stream,
+)
+from mirrorgan_fast.training.run import check_batch
 from mirrorgan_fast.training.settings import Stage, TrainingSettings
 from mirrorgan_fast.training.trainer import check_last_stage, train_gan
-from mirrorgan_fast.weights import CONFIG, load_description, load_state, save_description
+from mirrorgan_fast.weights import CONFIG, load_description, save_description
 
 
 def train(
@@ -27,9 +36,9 @@ def train(
     folder: Path,
     *,
     device: torch.device,
-    backbone_weights: dict[Stage, Path] | None = None,
+    backbone_weights: Mapping[Stage, BackboneWeights] | None = None,
     workers: int = 1,
-    compiled: bool = False,
+    compiled: bool | None = None,
     quiet: bool = False,
 ) -> None:
     """Train the stages that are asked for, each going on from its checkpoint if there is one.
@@ -46,9 +55,10 @@ def train(
         images: what to train on.
         folder: of the run; made if need be.
         device: where to train.
-        backbone_weights: ImageNet weights of DAMSM's (``stem``) and STREAM's (``stream``) CNN.
+        backbone_weights: ImageNet weights of DAMSM's (``stem``) and STREAM's (``stream``) CNN, if
+            these are large; "random" trains one from nothing. A stage that has begun remembers its.
         workers: processes that read images.
-        compiled: use ``torch.compile`` for the GAN.
+        compiled: use ``torch.compile`` for the GAN; None: as the run began, which is without.
         quiet: no progress bars.
 
     Raises:
@@ -69,6 +79,9 @@ def train(
     )
     stages = [stage for stage in stages if stage != "cnn" or small]
     _check(stages, config, settings, images, vocabulary)
+    for stage, encoder in encoders.items():
+        if stage in stages:
+            check_backbone(stage, encoder, backbone_weights.get(stage), folder / stage)
     before: dict[Stage, set[Stage]] = {"gan": {"stem", "stream"}}
     before |= {stage: {"cnn"} for stage, encoder in encoders.items() if encoder == "small"}
     for stage in stages:
@@ -123,8 +136,7 @@ def train(
         model = MirrorGAN(config, vocabulary)
         matching = torch.nn.ModuleDict({"stem": model.stem, "image_encoder": model.image_encoder})
         for part, stage in ((matching, "stem"), (model.stream, "stream")):
-            checkpoint = load_checkpoint(folder / stage)
-            load_state(part, checkpoint["model"], folder / stage / CHECKPOINT)
+            load_weights_of(folder / stage, part)
         model.glam = train_gan(
             config,
             settings,
@@ -169,18 +181,14 @@ def _small_cnn(encoder: str, folder: Path) -> dict[str, Tensor] | None:
     """Return the weights of DAMSM's or STREAM's CNN, if it is the small one."""
     if encoder != "small":
         return None
-    state = load_checkpoint(folder / "cnn")["model"]
-    prefix = "cnn."
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in state.items()
-        if name.startswith(prefix)
-    }
+    cnn = SmallImageEncoder()
+    load_weights_of(folder / "cnn", cnn, prefix="cnn.")
+    return cnn.state_dict()
 
 
 def _claim(folder: Path, config: ModelConfig, vocabulary: Vocabulary) -> None:
     """Write the description of the model into a new run's folder, or compare it with that there."""
-    if not (folder / CONFIG).exists():
+    if not os.path.lexists(folder / CONFIG):
         save_description(folder, config, vocabulary)
         return
     there, words = load_description(folder)

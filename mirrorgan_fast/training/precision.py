@@ -9,7 +9,10 @@ import torch
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
-def autocast(device: torch.device, precision: Literal["auto", "bf16", "fp32"]) -> torch.autocast:
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Return the autocast context of a precision.
 
     ``auto`` is bf16 where the processor computes in it, else fp32.

@@ -1,32 +1,40 @@
 """Pretraining: the small CNN by phrases, STREAM as a captioner, STEM with DAMSM's image encoder."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mirrorgan_fast.data.captioned_images import TrainingExamples
+from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder, sentence_similarity
 from mirrorgan_fast.models.image_encoder import SmallImageEncoder
 from mirrorgan_fast.models.stem import STEM, word_mask
 from mirrorgan_fast.models.stream import STREAM
+from mirrorgan_fast.training.checkpoint import CHECKPOINT, fingerprint
 from mirrorgan_fast.training.objectives import damsm_loss, stream_loss
-from mirrorgan_fast.training.precision import autocast
-from mirrorgan_fast.training.run import Batch, Run, fingerprint
+from mirrorgan_fast.training.precision import Precision, autocast, computes_in_bf16
+from mirrorgan_fast.training.run import Batch, Run, Unsaid, load_batches
 from mirrorgan_fast.training.settings import (
     CNNSettings,
     GANSettings,
+    Stage,
     STEMSettings,
     STREAMSettings,
     TrainingSettings,
 )
+
+BackboneWeights = Path | Literal["random"]
+"""A file of ImageNet weights for a large CNN, or "random" to train it from nothing."""
+StageSettings = CNNSettings | STEMSettings | STREAMSettings | GANSettings
+_BACKBONE = "weights that the CNN began with"
 
 
 def train_cnn(
@@ -50,7 +58,9 @@ def train_cnn(
         InputError: see ``Run``.
     """
     options = settings.cnn
-    run = Run(folder, options.steps, dependencies(config, settings, options, examples), quiet=quiet)
+    needs = dependencies(config, settings, options, examples, device)
+    run = begin(folder, options, settings, needs, quiet=quiet)
+    precision = run.settings["precision"]
     torch.manual_seed(settings.seed)
     phrases = examples.phrases(options.phrases)
     cnn = SmallImageEncoder().to(device)
@@ -69,7 +79,7 @@ def train_cnn(
             for group in optimizer.param_groups:
                 group["lr"] = options.learning_rate * (1 - step / options.steps)
             target = phrases[batch["index"]].to(device).float()
-            with autocast(device, settings.precision):
+            with autocast(device, precision):
                 grid = cnn.grid(cnn.regions(to_signed(batch["image"], device)))
                 early, logits = heads["grid"](grid), heads["pooled"](cnn.pooled(grid))
             early_loss, loss = (
@@ -95,7 +105,7 @@ def train_stem(
     folder: Path,
     *,
     device: torch.device,
-    backbone_weights: Path | None = None,
+    backbone_weights: BackboneWeights | None = None,
     seeing: Mapping[str, Tensor] | None = None,
     workers: int = 1,
     quiet: bool = False,
@@ -103,25 +113,30 @@ def train_stem(
     """Train STEM and DAMSM's image encoder to recognise which caption is which image's.
 
     Writes checkpoints and curves into ``folder``, and goes on from the checkpoint there is.
-    ``seeing`` are weights of the image encoder's CNN, which then stays as it is.
+    ``seeing`` are weights of the image encoder's CNN, which then stays as it is; a large CNN has
+    ``backbone_weights`` instead, which a checkpoint remembers.
 
     Raises:
-        InputError: see ``Run``.
+        InputError: see ``Run`` and ``check_backbone``.
     """
     options = settings.stem
-    needs = dependencies(config, settings, options, examples, cnn=seeing)
-    run = Run(folder, options.steps, needs, quiet=quiet)
+    check_backbone("stem", config.image_encoder, backbone_weights, folder)
     torch.manual_seed(settings.seed)
     stem = STEM(config, vocabulary_size).to(device)
-    encoder = DAMSMImageEncoder(config, backbone_weights).to(device)
+    encoder = DAMSMImageEncoder(config, _file(backbone_weights)).to(device)
     if seeing is not None:
         _see_with(encoder.cnn, seeing)
+    needs = dependencies(config, settings, options, examples, device, cnn=seeing)
+    needs |= _backbone(encoder.cnn, backbone_weights)
+    run = begin(folder, options, settings, needs, quiet=quiet)
+    precision = run.settings["precision"]
+    _freeze_backbone(encoder.cnn, run)
     sight = _Sight(
         encoder.cnn,
         examples,
         device,
-        settings,
-        frozen=seeing is not None,
+        precision,
+        frozen=seeing is not None and not settings.augment,
         workers=workers,
         quiet=quiet,
     )
@@ -137,7 +152,7 @@ def train_stem(
             for group in optimizer.param_groups:
                 group["lr"] = options.learning_rate * options.decay**epoch
             lengths, labels = batch["length"].to(device), batch["label"].to(device)
-            with autocast(device, settings.precision):
+            with autocast(device, precision):
                 words, sentences = stem(batch["tokens"].to(device), lengths)
                 mask = word_mask(lengths, words.shape[1])
                 regions, codes = encoder.embed(*sight(batch))
@@ -162,7 +177,7 @@ def train_stream(
     folder: Path,
     *,
     device: torch.device,
-    backbone_weights: Path | None = None,
+    backbone_weights: BackboneWeights | None = None,
     seeing: Mapping[str, Tensor] | None = None,
     workers: int = 1,
     quiet: bool = False,
@@ -170,24 +185,29 @@ def train_stream(
     """Train STREAM to caption real images.
 
     Writes checkpoints and curves into ``folder``, and goes on from the checkpoint there is.
-    ``seeing`` are weights of STREAM's CNN, which then stays as it is.
+    ``seeing`` are weights of STREAM's CNN, which then stays as it is; a large CNN has
+    ``backbone_weights`` instead, which a checkpoint remembers.
 
     Raises:
-        InputError: see ``Run``.
+        InputError: see ``Run`` and ``check_backbone``.
     """
     options = settings.stream
-    needs = dependencies(config, settings, options, examples, cnn=seeing)
-    run = Run(folder, options.steps, needs, quiet=quiet)
+    check_backbone("stream", config.stream_encoder, backbone_weights, folder)
     torch.manual_seed(settings.seed)
-    stream = STREAM(config, vocabulary_size, backbone_weights).to(device)
+    stream = STREAM(config, vocabulary_size, _file(backbone_weights)).to(device)
     if seeing is not None:
         _see_with(stream.cnn, seeing)
+    needs = dependencies(config, settings, options, examples, device, cnn=seeing)
+    needs |= _backbone(stream.cnn, backbone_weights)
+    run = begin(folder, options, settings, needs, quiet=quiet)
+    precision = run.settings["precision"]
+    _freeze_backbone(stream.cnn, run)
     sight = _Sight(
         lambda image: (stream.see(image),),
         examples,
         device,
-        settings,
-        frozen=seeing is not None,
+        precision,
+        frozen=seeing is not None and not settings.augment,
         workers=workers,
         quiet=quiet,
     )
@@ -203,7 +223,7 @@ def train_stream(
                 # to zero in a straight line: the last steps settle the rare words
                 group["lr"] = options.learning_rate * (1 - step / options.steps)
             tokens, lengths = batch["tokens"].to(device), batch["length"].to(device)
-            with autocast(device, settings.precision):
+            with autocast(device, precision):
                 logits = stream.predict(sight(batch)[0], tokens)
                 loss = stream_loss(logits, tokens, lengths, "authors")
             optimizer.zero_grad()
@@ -222,11 +242,39 @@ def to_signed(image: Tensor, device: torch.device) -> Tensor:
     return signed.contiguous(memory_format=torch.channels_last)
 
 
+def begin(
+    folder: Path,
+    options: StageSettings,
+    settings: TrainingSettings,
+    needs: dict[str, Any],
+    *,
+    quiet: bool,
+) -> Run:
+    """Begin the run of a stage, or go on with it (see ``Run``).
+
+    Args:
+        folder: of the stage.
+        options: the stage's settings.
+        settings: those of all stages.
+        needs: what its result depends on.
+        quiet: no progress bar.
+    """
+    return Run(
+        folder,
+        options.steps,
+        needs,
+        log_every=settings.log_every,
+        save_every=settings.save_every,
+        quiet=quiet,
+    )
+
+
 def dependencies(
     config: ModelConfig,
     settings: TrainingSettings,
-    options: CNNSettings | STEMSettings | STREAMSettings | GANSettings,
+    options: StageSettings,
     examples: TrainingExamples,
+    device: torch.device,
     **networks: Mapping[str, Tensor] | None,
 ) -> dict[str, Any]:
     """Return what a stage's result depends on, beside the number of its steps.
@@ -236,6 +284,8 @@ def dependencies(
         settings: those of all stages.
         options: those of this stage.
         examples: their captions, names and classes count.
+        device: where it is trained, which decides the precision if that is "auto" and there is no
+            checkpoint.
         **networks: weights that were trained before, by name; None: there are none.
     """
     values = asdict(config) | asdict(options)
@@ -246,9 +296,52 @@ def dependencies(
         "precision": settings.precision,
         "data": examples.digest(),
     }
+    if settings.precision == "auto":
+        values["precision"] = Unsaid("bf16" if computes_in_bf16(device) else "fp32")
     for name, weights in networks.items():
         values[f"weights of {name}"] = None if weights is None else fingerprint(weights)
     return values
+
+
+def check_backbone(
+    stage: Stage, encoder: str, weights: BackboneWeights | None, folder: Path
+) -> None:
+    """Check that a large CNN has weights to begin with.
+
+    Args:
+        stage: "stem" or "stream", whose CNN it is.
+        encoder: its name; "small" needs none.
+        weights: what was given for it.
+        folder: of the stage's run, whose checkpoint has them if it began already.
+
+    Raises:
+        InputError: there are none.
+    """
+    if encoder != "small" and weights is None and not os.path.lexists(folder / CHECKPOINT):
+        raise InputError(
+            f"train {stage}: {encoder} has no weights to begin with; give ImageNet's, as "
+            f"torchvision has them (--{stage}-weights FILE), or train it from random ones on "
+            f"purpose (--{stage}-weights random)"
+        )
+
+
+def _file(weights: BackboneWeights | None) -> Path | None:
+    return None if weights == "random" else weights
+
+
+def _backbone(cnn: nn.Module, weights: BackboneWeights | None) -> dict[str, Any]:
+    """Return the setting that says which weights a large CNN began with."""
+    if isinstance(cnn, SmallImageEncoder):
+        return {}
+    if weights is None:
+        return {_BACKBONE: Unsaid(None)}
+    return {_BACKBONE: weights if weights == "random" else fingerprint(cnn.state_dict())}
+
+
+def _freeze_backbone(cnn: nn.Module, run: Run) -> None:
+    """Have a CNN that began with ImageNet's weights stay as it is, also when a run resumes."""
+    if run.settings.get(_BACKBONE, "random") != "random":
+        cnn.requires_grad_(False)
 
 
 class _Sight:
@@ -263,7 +356,7 @@ class _Sight:
         see: Callable[[Tensor], tuple[Tensor, ...]],
         examples: TrainingExamples,
         device: torch.device,
-        settings: TrainingSettings,
+        precision: Precision,
         *,
         frozen: bool,
         workers: int,
@@ -272,10 +365,10 @@ class _Sight:
         self._see = see
         self._all_examples = examples
         self._device = device
-        self._precision = settings.precision
+        self._precision = precision
         self._workers = workers
         self._quiet = quiet
-        self._remembers = frozen and not settings.augment
+        self._remembers = frozen
         self._seen: list[Tensor] = []
         self.examples = examples.without_images() if self._remembers else examples
         """Those to make batches of."""
@@ -289,13 +382,14 @@ class _Sight:
 
     @torch.no_grad()
     def _look_at_all(self) -> None:
-        loader = DataLoader(
+        loader = load_batches(
             self._all_examples,
+            self._workers,
             batch_size=64,
-            num_workers=self._workers,
             generator=torch.Generator(),  # of its own: a step's random numbers stay the same
         )
-        for batch in tqdm(loader, desc="looking", disable=self._quiet):
+        total = -(-len(self._all_examples) // 64)
+        for batch in tqdm(loader, total=total, desc="looking", disable=self._quiet):
             with autocast(self._device, self._precision):
                 seen = self._see(to_signed(batch["image"], self._device))
             if not self._seen:

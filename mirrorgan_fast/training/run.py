@@ -1,16 +1,16 @@
 """What every training loop here needs: batches that resume, checkpoints, curves and progress."""
 
-import hashlib
+import io
 import json
+import multiprocessing
 import os
-import signal
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from math import inf, isfinite
+from math import isfinite
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import IO, Any, Self
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -20,24 +20,34 @@ from tqdm import tqdm
 
 from mirrorgan_fast.data.captioned_images import TrainingExamples
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.files import lock, whole_file
+from mirrorgan_fast.files import open_file, open_lock, parse_json, reason, whole_file
+from mirrorgan_fast.interrupts import Interrupts, leave_interrupts_to_parent
+from mirrorgan_fast.training.checkpoint import CHECKPOINT, load_checkpoint, restore, seal
 
 Batch = dict[str, Tensor]
 
-CHECKPOINT = "checkpoint.pt"
 CURVES = "curves.jsonl"
+_LONGEST_POINT = 2**16  # bytes
+
+
+class Unsaid(NamedTuple):
+    """A setting that nobody has said: it is that of the checkpoint, or else the default."""
+
+    default: Any
 
 
 class Run:
     """The folder of one training run, and what is written to it while it goes.
 
     ``checkpoint.pt`` holds the whole state; ``curves.jsonl`` and TensorBoard events the losses.
-    Used as a context: inside it Ctrl-C takes effect at the end of a step, after its checkpoint.
+    Used as a context: inside it Ctrl-C and SIGTERM take effect at the end of a step, after its
+    checkpoint; a second one comes at once.
 
     Args:
         folder: made if need be.
         steps: where the run ends.
-        settings: what the result depends on; a checkpoint made with others is refused.
+        settings: what the result depends on; a checkpoint made with others is refused. Those that
+            are ``Unsaid`` are taken from the checkpoint.
         log_every: steps between two points of the curves, each the mean of the steps since.
         save_every: steps between two checkpoints.
         quiet: no progress bar.
@@ -59,12 +69,12 @@ class Run:
     ) -> None:
         self.folder = folder
         self.steps = steps
-        self.settings = settings
+        self.settings = dict(settings)
         self.log_every = log_every
         self.save_every = save_every
         self.checkpoint = self._load_checkpoint()
         self.first_step: int = self.checkpoint["step"] if self.checkpoint else 0
-        self._interrupted = False
+        self._interrupts = Interrupts(insisting=True)
         self._saved_step = -1
         not_logged = (self.checkpoint or {}).get("not_logged", ({}, 0))
         self._sums: dict[str, float] = not_logged[0]
@@ -76,15 +86,16 @@ class Run:
     def __enter__(self) -> Self:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.folder / "lock").open("w")
         except OSError as error:
-            raise InputError(f"{self.folder}: cannot be written ({error.strerror})") from error
-        lock(self._lock, f"{self.folder}: another process trains there; wait for it, or stop it")
+            raise InputError(f"{self.folder}: cannot be written ({reason(error)})") from error
+        refusal = f"{self.folder}: another process trains there; wait for it, or stop it"
+        self._lock = open_lock(self.folder / "lock", refusal)
         # A DataLoader's forked workers, which outlive a killed run by seconds, must not hold it.
         os.register_at_fork(after_in_child=partial(_close, weakref.ref(self._lock)))
         self._forget_curves_after(self.first_step)
         self._writer = SummaryWriter(str(self.folder), purge_step=self.first_step + 1)
-        self._handler = signal.signal(signal.SIGINT, self._interrupt)
+        self._interrupts.__enter__()
+        self._interrupts.hold()
         return self
 
     def __exit__(
@@ -93,7 +104,7 @@ class Run:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        signal.signal(signal.SIGINT, self._handler)
+        self._interrupts.__exit__()
         self._writer.close()
         self._bar.close()
         self._lock.close()
@@ -108,8 +119,9 @@ class Run:
         examples; what is left over at its end is dropped.
 
         Raises:
-            InputError: there are fewer examples than a batch holds.
-            KeyboardInterrupt: Ctrl-C was pressed, and the last step is in the checkpoint.
+            InputError: there are fewer examples than a batch holds, or as ``load_batches``.
+            KeyboardInterrupt: Ctrl-C was pressed or SIGTERM came, and the last step is in the
+                checkpoint.
         """
         check_batch(len(examples), batch_size)
         per_epoch = len(examples) // batch_size
@@ -122,11 +134,12 @@ class Run:
                 order[i * batch_size : (i + 1) * batch_size]
                 for i in range(done, min(per_epoch, done + self.steps - step))
             ]
-            for batch in DataLoader(examples, batch_sampler=batches, num_workers=workers):
+            for batch in load_batches(examples, workers, batch_sampler=batches):
                 torch.manual_seed(_generator(seed, step).initial_seed())
                 yield step, epoch, batch
-                if self._interrupted and self._saved_step == step:
-                    raise KeyboardInterrupt
+                if self._saved_step == step:
+                    self._interrupts.release()
+                    self._interrupts.hold()
                 step += 1
                 self._bar.update()
 
@@ -162,7 +175,7 @@ class Run:
             with curves.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step + 1, **rounded}) + "\n")
         except OSError as error:
-            raise InputError(f"{curves}: cannot be written ({error.strerror})") from error
+            raise InputError(f"{curves}: cannot be written ({reason(error)})") from error
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step + 1)
 
@@ -172,7 +185,7 @@ class Run:
 
     def saving(self, step: int) -> bool:
         """Return whether a checkpoint is due after ``step``."""
-        return self.due(step, self.save_every) or self._interrupted
+        return self.due(step, self.save_every) or self._interrupts.waiting
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the state after ``step`` as the checkpoint.
@@ -188,58 +201,100 @@ class Run:
         }
         with whole_file(path, of_process=False) as unfinished:  # of the one who has the lock
             try:
-                torch.save({**about, **state}, unfinished)
+                torch.save(seal({**about, **state}), unfinished)
             except RuntimeError as error:  # what its writer makes of a full disk
                 raise InputError(f"{path}: cannot be written; is the disk full?") from error
         self._saved_step = step
 
-    def _interrupt(self, signal_number: int, frame: FrameType | None) -> None:
-        if self._interrupted:  # a second Ctrl-C does not wait
-            raise KeyboardInterrupt
-        self._interrupted = True
-
     def _load_checkpoint(self) -> dict[str, Any] | None:
-        if not (self.folder / CHECKPOINT).exists():
+        """Return the checkpoint, if there is one, and take from it what nobody has said."""
+        there = os.path.lexists(self.folder / CHECKPOINT)
+        checkpoint = load_checkpoint(self.folder) if there else None
+        made_with = checkpoint["settings"] if checkpoint else {}
+        for name, value in self.settings.items():
+            if isinstance(value, Unsaid):
+                self.settings[name] = made_with.get(name, value.default)
+        if checkpoint is None:
             return None
-        checkpoint = load_checkpoint(self.folder)
-        made_with = checkpoint["settings"]
         for name in {**made_with, **self.settings}:
             if made_with.get(name) != self.settings.get(name):
                 raise InputError(
                     f"{self.folder / CHECKPOINT}: was made with {name} {made_with.get(name)!r}, "
-                    f"now it is {self.settings.get(name)!r}; resume with the same, start again in "
-                    f"another folder, or remove it"
+                    f"now it is {self.settings.get(name)!r}; resume with the same, or start again "
+                    f"in another folder"
                 )
         return checkpoint
 
     def restore(self, parts: Mapping[str, Any]) -> None:
-        """Load what ``save`` wrote, if there is a checkpoint, into modules and optimizers.
+        """Load what ``save`` wrote, if there is a checkpoint, into modules and Adam optimizers.
 
         Raises:
             InputError: it lacks one of them, or has another.
         """
-        if self.checkpoint is None:
-            return
-        for name, part in parts.items():
-            try:
-                part.load_state_dict(self.checkpoint[name])
-            except (KeyError, RuntimeError, ValueError) as error:
-                raise InputError(
-                    f"{self.folder / CHECKPOINT}: has no fitting {name}; remove it to start again"
-                ) from error
+        if self.checkpoint is not None:
+            for name, part in parts.items():
+                restore(part, self.checkpoint.get(name), f"{self.folder / CHECKPOINT}: its {name}")
 
     def _forget_curves_after(self, step: int) -> None:
         # What a killed run wrote after its last checkpoint is done again.
         curves = self.folder / CURVES
-        if curves.exists():
-            rows = curves.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [row for row in rows if row.endswith("\n") and _step_of(row) <= step]
-            with whole_file(curves) as unfinished:
-                unfinished.write_text("".join(kept), encoding="utf-8")
+        if not os.path.lexists(curves):
+            return
+        with (
+            open_file(curves) as file,
+            whole_file(curves) as unfinished,
+            unfinished.open("wb") as kept,
+        ):
+            while row := file.readline(_LONGEST_POINT):
+                if row.endswith(b"\n") and _is_point(row, step):
+                    kept.write(row)
+
+
+def load_batches(examples: TrainingExamples, workers: int, **options: Any) -> Iterator[Batch]:
+    """Yield the batches of a DataLoader.
+
+    Args:
+        examples: what to load.
+        workers: processes that read them, which end with this one.
+        **options: of the DataLoader.
+
+    Raises:
+        InputError: the processes cannot send what they read, for want of shared memory.
+    """
+    try:
+        # What the DataLoader will make; if it fails there, Python prints an error of its own, too.
+        trial: list[Any] = [multiprocessing.Queue() for _ in range(workers + 2 if workers else 0)]
+        for queue in trial:
+            queue.close()
+    except OSError as error:
+        raise _no_shared_memory(workers, reason(error)) from error
+    loader: Iterable[Batch] = DataLoader(
+        examples, num_workers=workers, worker_init_fn=leave_interrupts_to_parent, **options
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        # PyTorch speaks of shared memory, in a worker or here; a full one may be a bus error.
+        told = str(error).strip()
+        if not workers or ("shared memory" not in told and "shm" not in told):
+            raise
+        raise _no_shared_memory(workers, told.splitlines()[-1]) from error
+
+
+def _no_shared_memory(workers: int, told: str) -> InputError:
+    return InputError(
+        f"{workers} worker processes cannot send pictures through shared memory ({told}); make "
+        f"/dev/shm larger and writable (docker run --shm-size=1g), or read in this process: "
+        f"--workers 0"
+    )
 
 
 def check_batch(images: int, batch_size: int, setting: str = "batch_size") -> None:
     """Raise InputError if a batch, of the size that a setting says, takes more images than are."""
+    if images < 2:
+        raise InputError(
+            f"{images} training image: there is nothing to tell it apart from; use 2 or more"
+        )
     if batch_size > images:
         raise InputError(
             f"{images} training images are fewer than a batch of {batch_size}; use more images or "
@@ -247,52 +302,16 @@ def check_batch(images: int, batch_size: int, setting: str = "batch_size") -> No
         )
 
 
-def find_checkpoint(folder: Path) -> Path:
-    """Return the path of a run's checkpoint.
-
-    Raises:
-        InputError: there is none.
-    """
-    path = folder / CHECKPOINT
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such checkpoint; train that part first")
-    return path
-
-
-def load_checkpoint(folder: Path) -> dict[str, Any]:
-    """Read the checkpoint of a run.
-
-    Raises:
-        InputError: there is none, or it is damaged.
-    """
-    path = find_checkpoint(folder)
+def _is_point(row: bytes, last: int) -> bool:
+    """Return whether a row of the curves is a point of a step up to ``last``."""
     try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        checkpoint["settings"]
-    except Exception as error:  # the reader raises a dozen different ones on a damaged file
-        raise InputError(
-            f"{path}: damaged checkpoint ({type(error).__name__}); remove it to start again"
-        ) from error
-    return checkpoint
+        point = parse_json(row)
+    except ValueError:  # not UTF-8, too
+        return False
+    return isinstance(point, dict) and type(point.get("step")) is int and point["step"] <= last
 
 
-def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """Return what tells weights from others."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        values = state[name].detach().cpu().contiguous()
-        digest.update(name.encode() + values.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _step_of(row: str) -> float:
-    try:
-        return float(json.loads(row)["step"])
-    except (ValueError, TypeError, KeyError):  # no point of a curve
-        return inf
-
-
-def _close(file: weakref.ref[IO[Any]]) -> None:
+def _close(file: "weakref.ref[io.FileIO]") -> None:
     opened = file()
     if opened is not None:
         opened.close()

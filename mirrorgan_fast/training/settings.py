@@ -1,43 +1,25 @@
 """What a training run depends on beside the model's sizes: a dataclass a stage, with presets."""
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.fields import bounded, check_fields
 from mirrorgan_fast.training.objectives import Form
+from mirrorgan_fast.training.precision import Precision
 
 Stage = Literal["cnn", "stem", "stream", "gan"]
 STAGES: tuple[Stage, ...] = ("cnn", "stem", "stream", "gan")
 """Of the chain, in their order."""
 
-
-_FROM_ZERO = ("seed", "decay_steps", "last_stage_from")
-_MOST_OF_SEED = 2**40 - 1  # with a step beside it, it is a seed of PyTorch's
+_MOST_STEPS = 1_000_000_000
+_MOST_OF_A_BATCH = 65_536
 
 
 class _Settings:
-    """Refuses what no setting here can be: a count below 1, a negative number."""
+    """Refuses what is out of a field's bounds."""
 
     def __post_init__(self) -> None:
-        for entry in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, entry.name)
-            least = 1 if entry.type is int and entry.name not in _FROM_ZERO else 0
-            if entry.name == "batch_size":
-                least = 2  # of one there are no statistics, and no other caption
-            if isinstance(value, int | float) and not value >= least:
-                raise InputError(
-                    f"training settings: {entry.name} is {value}, expected {least} or more"
-                )
-            most = {"seed": _MOST_OF_SEED, "average_decay": 1}.get(entry.name)
-            if most is not None and value > most:
-                raise InputError(
-                    f"training settings: {entry.name} is {value}, expected {most} or less"
-                )
-            if entry.name == "betas" and not all(0 <= beta < 1 for beta in value):
-                raise InputError(
-                    f"training settings: betas is {value}, expected two numbers from 0 to below 1"
-                )
+        check_fields(self, "training settings")
 
 
 @dataclass(frozen=True)
@@ -47,10 +29,11 @@ class CNNSettings(_Settings):
     Not for the large CNNs, which start from ImageNet's weights.
     """
 
-    steps: int = 3_000
-    batch_size: int = 64
-    learning_rate: float = 3e-3
-    phrases: int = 1_024
+    steps: int = bounded(3_000, 1, _MOST_STEPS)
+    batch_size: int = bounded(64, 2, _MOST_OF_A_BATCH)
+    """2 or more: of one there are no statistics, and no other caption."""
+    learning_rate: float = bounded(3e-3, 0)
+    phrases: int = bounded(1_024, 1, 1_000_000)
     """How many: the commonest of up to three words."""
 
 
@@ -58,48 +41,48 @@ class CNNSettings(_Settings):
 class STEMSettings(_Settings):
     """Pretraining of STEM with DAMSM; the defaults are AttnGAN's for birds."""
 
-    steps: int = 36_000
-    batch_size: int = 48
-    learning_rate: float = 2e-3
-    decay: float = 0.98
+    steps: int = bounded(36_000, 1, _MOST_STEPS)
+    batch_size: int = bounded(48, 2, _MOST_OF_A_BATCH)
+    learning_rate: float = bounded(2e-3, 0)
+    decay: float = bounded(0.98, 0, 1)
     """Factor on the learning rate after each epoch."""
-    gradient_clip: float = 0.25
+    gradient_clip: float = bounded(0.25, 0)
 
 
 @dataclass(frozen=True)
 class STREAMSettings(_Settings):
     """Pretraining of STREAM as a captioner."""
 
-    steps: int = 36_000
-    batch_size: int = 48
-    learning_rate: float = 1e-3
-    gradient_clip: float = 5.0
+    steps: int = bounded(36_000, 1, _MOST_STEPS)
+    batch_size: int = bounded(48, 2, _MOST_OF_A_BATCH)
+    learning_rate: float = bounded(1e-3, 0)
+    gradient_clip: float = bounded(5.0, 0)
 
 
 @dataclass(frozen=True)
 class GANSettings(_Settings):
     """Training of GLAM against the discriminators; the defaults are the paper's for birds."""
 
-    steps: int = 265_000
-    batch_size: int = 20
-    learning_rate: float = 2e-4
-    discriminator_learning_rate: float = 2e-4
-    betas: tuple[float, float] = (0.5, 0.999)
-    decay_steps: int = 0
+    steps: int = bounded(265_000, 1, _MOST_STEPS)
+    batch_size: int = bounded(20, 2, _MOST_OF_A_BATCH)
+    learning_rate: float = bounded(2e-4, 0)
+    discriminator_learning_rate: float = bounded(2e-4, 0)
+    betas: tuple[float, float] = bounded((0.5, 0.999), 0, below=1)
+    decay_steps: int = bounded(0, 0, _MOST_STEPS)
     """At the end, over which both learning rates fall to zero in a line, as CycleGAN's do; all
     ``steps`` where those are fewer."""
     form: Form = "paper"
     """Form of the losses: the paper's, or those of the authors' code."""
-    stream_weight: float = 20.0
+    stream_weight: float = bounded(20.0, 0)
     """lambda."""
-    damsm_weight: float = 0.0
-    kl_weight: float = 1.0
-    r1_weight: float = 0.0
+    damsm_weight: float = bounded(0.0, 0)
+    kl_weight: float = bounded(1.0, 0)
+    r1_weight: float = bounded(0.0, 0)
     """gamma of the R1 penalty (``r1_penalty``), which every fourth step adds fourfold."""
-    last_stage_from: int = 0
+    last_stage_from: int = bounded(0, 0, _MOST_STEPS)
     """Step from which the last stage trains too. Until then the others train alone, in 0.4 of
     the time a step: what captions mean is learned at half of the size."""
-    average_decay: float = 0.999
+    average_decay: float = bounded(0.999, 0, 1)
     """Of the moving average of the generator's parameters and buffers, which is what is kept."""
 
 
@@ -111,11 +94,17 @@ class TrainingSettings(_Settings):
     stem: STEMSettings = field(default_factory=STEMSettings)
     stream: STREAMSettings = field(default_factory=STREAMSettings)
     gan: GANSettings = field(default_factory=GANSettings)
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """``auto`` is bf16 autocast where the processor computes in it, else fp32."""
+    precision: Precision = "auto"
+    """``auto`` is that of the checkpoint, or else bf16 autocast where the processor computes in it,
+    else fp32."""
     augment: bool = True
     """Random crops and flips; not for captions that speak of left and right."""
-    seed: int = 0
+    seed: int = bounded(0, 0, 2**40 - 1)
+    """With a step beside it, it is a seed of PyTorch's."""
+    save_every: int = bounded(500, 1, _MOST_STEPS)
+    """Steps between two checkpoints; it may change when a run resumes."""
+    log_every: int = bounded(50, 1, _MOST_STEPS)
+    """Steps between two points of the curves; it may change when a run resumes."""
 
 
 PRESETS: dict[str, TrainingSettings] = {

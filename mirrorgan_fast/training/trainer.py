@@ -28,8 +28,8 @@ from mirrorgan_fast.training.objectives import (
     stream_loss,
 )
 from mirrorgan_fast.training.precision import autocast
-from mirrorgan_fast.training.pretraining import dependencies, to_signed
-from mirrorgan_fast.training.run import Run
+from mirrorgan_fast.training.pretraining import begin, dependencies, to_signed
+from mirrorgan_fast.training.run import Unsaid
 from mirrorgan_fast.training.settings import GANSettings, TrainingSettings
 
 _SHEET_CAPTIONS, _SHEET_NOISES = 8, 4
@@ -48,7 +48,7 @@ def train_gan(
     device: torch.device,
     workers: int = 1,
     sheet_every: int = 1000,
-    compiled: bool = False,
+    compiled: bool | None = None,
     quiet: bool = False,
 ) -> GLAM:
     """Train GLAM and its discriminators; STEM, STREAM and the image encoder stay as they are.
@@ -68,7 +68,8 @@ def train_gan(
         device: where to train.
         workers: processes that read images.
         sheet_every: steps between two sheets of samples.
-        compiled: use ``torch.compile`` on the generator: a minute or two at the start.
+        compiled: use ``torch.compile`` on the generator: a minute or two at the start. None: as
+            the run began, which is without.
         quiet: no progress bar.
 
     Returns:
@@ -85,11 +86,14 @@ def train_gan(
         settings,
         options,
         examples,
+        device,
         stem=stem.state_dict(),
         image_encoder=image_encoder.state_dict(),
         stream=stream.state_dict(),
     )
-    run = Run(folder, options.steps, needs, quiet=quiet)
+    needs["compiled"] = Unsaid(False) if compiled is None else compiled
+    run = begin(folder, options, settings, needs, quiet=quiet)
+    precision = run.settings["precision"]
     torch.manual_seed(settings.seed)
     for frozen in (stem, image_encoder, stream):
         frozen.to(device).eval().requires_grad_(False)
@@ -116,7 +120,7 @@ def train_gan(
     }
     run.restore(parts)
     average.eval()
-    generate = torch.compile(glam) if compiled else glam
+    generate = torch.compile(glam) if run.settings["compiled"] else glam
     sheet_batch = _sheet_batch(examples)
 
     with run:
@@ -139,7 +143,7 @@ def train_gan(
             condition_noise = torch.randn(len(real), config.condition_size, device=device)
             figures: dict[str, float | Tensor] = {}
 
-            with autocast(device, settings.precision):
+            with autocast(device, precision):
                 with torch.no_grad():
                     words, sentence = stem(tokens, lengths)
                 fakes, mu, log_var = generate(noise, condition_noise, words, mask, sentence, stages)
@@ -165,7 +169,7 @@ def train_gan(
 
             # G: be believed by every D_i, be described back as the caption
             all_D.requires_grad_(False)
-            with autocast(device, settings.precision):
+            with autocast(device, precision):
                 loss_G = options.kl_weight * kl_loss(mu, log_var)
                 figures["KL"] = loss_G.detach()
                 for i, (D_i, fake_i) in enumerate(zip(D[:stages], fakes, strict=True)):
@@ -197,7 +201,7 @@ def train_gan(
             if run.saving(step):
                 run.save(step, {name: part.state_dict() for name, part in parts.items()})
             if run.due(step, sheet_every):
-                with autocast(device, settings.precision):
+                with autocast(device, precision):
                     write_sheet(
                         folder / "samples" / f"{step + 1:07d}.png",
                         _samples(average.module, stem, sheet_batch, config, stages, device),

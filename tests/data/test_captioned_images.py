@@ -2,6 +2,10 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,9 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 
+from mirrorgan_fast.data import captioned_images
 from mirrorgan_fast.data.captioned_images import ImageFolder, TrainingExamples
+from mirrorgan_fast.data.open_images import open_images
 from mirrorgan_fast.data.vocabulary import Vocabulary
 from mirrorgan_fast.errors import InputError
 
@@ -108,6 +114,10 @@ def test_pictures_become_rgb_on_white_and_upright(tmp_path: Path) -> None:
     assert np.array_equal(found[4], np.rot90(np.asarray(gradient(5, 3)), k=-1))
 
 
+def nested(depth: int) -> str:
+    return "[" * depth + "1" + "]" * depth
+
+
 GOOD = '{"file_name": "a.png", "captions": ["a bird"]}'
 
 
@@ -135,6 +145,18 @@ GOOD = '{"file_name": "a.png", "captions": ["a bird"]}'
         ('{"file_name": "' + 5000 * "a" + '", "captions": ["a bird"]}', "there is no file 'aaa"),
         ('{"file_name": "b.png", "captions": ["a bird"], "label": 1.5}', "must be an integer"),
         ('{"file_name": "b.png", "captions": ["a bird"], "label": true}', "must be an integer"),
+        ('{"file_name": "b.png", "captions": ["a bird"], "label": 9223372036854775808}', "64 bits"),
+        ('{"file_name": "b.png", "captions": ["a bird"], "label": null}', "64 bits, found None"),
+        ('{"file_name": "b.png", "captions": ["a bird"], "label": [[[1, [2]]]]}', "must be an int"),
+        ('{"file_name": "b.png", "captions": ["a"], "label": ' + "9" * 100_000 + "}", "digits"),
+        ('{"file_name": "b.png", "captions": ["a"], "x": ' + nested(100_000) + "}", "too deeply"),
+        ('{"file_name": "b.png", "captions": ' + nested(900) + "}", "must be a list of strings"),
+        ('{"file_name": "b.png", "captions": ["a \\ud83d bird"]}', "a lone surrogate: 'a \\ud83d"),
+        ('{"file_name": "a\\nb.png", "captions": ["a bird"]}', "no file 'a\\nb.png'"),
+        ('{"file_name": "\\ud800.png", "captions": ["a bird"]}', "no file '\\ud800.png'"),
+        ('{"file_name": "folder", "captions": ["a bird"]}', "'folder' is no regular file"),
+        ('{"file_name": "pipe.png", "captions": ["a bird"]}', "'pipe.png' is no regular file"),
+        ('{"file_name": "loop.png", "captions": ["a bird"]}', "'loop.png' is no regular file"),
     ],
 )
 def test_a_bad_row_is_refused_with_its_line(line: str, fault: str, tmp_path: Path) -> None:
@@ -142,12 +164,99 @@ def test_a_bad_row_is_refused_with_its_line(line: str, fault: str, tmp_path: Pat
     root.mkdir()
     for path in (root / "a.png", root / "b.png", tmp_path / "b.png"):
         gradient(4, 4).save(path)
+    (root / "folder").mkdir()
+    os.mkfifo(root / "pipe.png")
+    (root / "loop.png").symlink_to("loop.png")
     good = GOOD.replace("}", ', "label": 1}') if "label" in line else GOOD
     (root / "metadata.jsonl").write_text(f"{good}\n\n{line}\n")
     with pytest.raises(InputError, match=r"metadata\.jsonl, line 3: ") as caught:
         ImageFolder(root)
     assert fault in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+def test_names_that_differ_in_unicode_only_are_shown(tmp_path: Path) -> None:
+    """A disk of a Mac composes letters in its own way, and other programs in theirs."""
+    composed, decomposed = "caf\u00e9/\u00fc.png", "cafe\u0301/u\u0308.png"
+    for there, named in ((composed, decomposed), (decomposed, composed)):
+        root = tmp_path / str(len(there))
+        write_folder(root, [{"file_name": there, "captions": ["x"]}], [gradient(4, 4)])
+        assert len(ImageFolder(root)) == 1
+        (root / "metadata.jsonl").write_text(json.dumps({"file_name": named, "captions": ["x"]}))
+        with pytest.raises(InputError, match=r"looks the same.*; rename") as caught:
+            ImageFolder(root)
+        assert f"no file {named!a} but {there!a}" in str(caught.value)
+    (root / "metadata.jsonl").write_text('{"file_name": "caf\\u00e9/u.png", "captions": ["x"]}')
+    with pytest.raises(InputError, match=r"there is no file 'caf\xe9/u\.png'$"):
+        ImageFolder(root)
+
+
+def test_the_limits_of_a_file_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gradient(4, 4).save(tmp_path / "a.png")
+    metadata = tmp_path / "metadata.jsonl"
+    with metadata.open("wb") as file:
+        file.truncate(captioned_images.LARGEST_METADATA + 1)  # takes no space on the disk
+    with pytest.raises(InputError, match="has more than 4,294,967,296 bytes"):
+        ImageFolder(tmp_path)
+    with metadata.open("wb") as file:
+        file.truncate(captioned_images.LARGEST_METADATA)
+    with pytest.raises(InputError, match="line 1: has more than 16,777,216 bytes"):
+        ImageFolder(tmp_path)
+    monkeypatch.setattr(captioned_images, "_MOST_LINES", 1000)
+    metadata.write_text(f"{GOOD}\n" + 998 * "\n")
+    assert len(ImageFolder(tmp_path)) == 1
+    metadata.write_text(f"{GOOD}\n" + 1000 * "\n")
+    with pytest.raises(InputError, match="has more than 1,000 lines"):
+        ImageFolder(tmp_path)
+
+
+def test_rows_take_little_more_memory_than_their_file(tmp_path: Path) -> None:
+    gradient(4, 4).save(tmp_path / "0.png")
+    row = {"file_name": "0.png", "captions": ["x"], "y": [[]] * 1000}  # parsed, 20 times as much
+    with (tmp_path / "metadata.jsonl").open("w") as metadata:
+        for number in range(500):
+            name = f"{number}.png"
+            if number:
+                (tmp_path / name).symlink_to("0.png")
+            metadata.write(json.dumps(row | {"file_name": name}) + "\n")
+    tracemalloc.start()
+    images = ImageFolder(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert images.record(499) == row | {"file_name": "499.png"}
+    assert peak < 1.5 * (tmp_path / "metadata.jsonl").stat().st_size
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(folder: Path) -> None:
+    pixels = 150 * 190
+    assert ImageFolder(folder, max_pixels=pixels).image(0).size == (150, 190)
+    for images in (
+        ImageFolder(folder, max_pixels=pixels - 1),
+        open_images(folder, "test", max_pixels=pixels - 1),
+    ):
+        with pytest.raises(InputError, match=r"line 1: .*more than the 28,499 .* --max-pixels"):
+            images.image(0)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "long", "file", "null"])
+def test_metadata_that_is_no_file_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
+    root, metadata = tmp_path, tmp_path / "metadata.jsonl"
+    if kind == "pipe":
+        os.mkfifo(metadata)
+    elif kind == "folder":
+        metadata.mkdir()
+    elif kind == "loop":
+        metadata.symlink_to(metadata)
+    elif kind == "file":
+        metadata.write_text(GOOD)
+        root = metadata
+    else:
+        root = tmp_path / ("x" * 300 if kind == "long" else "a\0b\n")
+    for read in (ImageFolder, lambda path: open_images(path, "train")):
+        with pytest.raises(InputError, match=r"an image folder needs this file, a line") as caught:
+            read(root)
+        assert str(caught.value).isprintable()
 
 
 def test_text_that_is_not_utf8_is_refused_with_its_line(tmp_path: Path) -> None:
@@ -158,7 +267,7 @@ def test_text_that_is_not_utf8_is_refused_with_its_line(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_rows_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"metadata\.jsonl: cannot read it"):
+    with pytest.raises(InputError, match=r"metadata\.jsonl: cannot be read"):
         ImageFolder(tmp_path)
     (tmp_path / "metadata.jsonl").write_text("\n")
     with pytest.raises(InputError, match="has no rows"):
@@ -294,6 +403,34 @@ def test_examples_without_images_are_the_same_and_read_none(folder: Path) -> Non
         assert bare[index]["length"] == example["length"]
 
 
+WITHOUT_SHARED_MEMORY = """
+import sys
+from torch.utils.data import DataLoader
+from mirrorgan_fast.data.captioned_images import ImageFolder, TrainingExamples
+from mirrorgan_fast.data.vocabulary import Vocabulary
+words = Vocabulary(["<end>", "bird", "red", "old"])
+examples = TrainingExamples(ImageFolder(sys.argv[1]), words, 8, 2, augment=True)
+examples.set_epoch(3)
+assert len(list(DataLoader(examples, batch_size=2))) == 4
+print("done")
+"""
+
+
+def test_examples_need_no_shared_memory_file(folder: Path) -> None:
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    mount = "mount -t tmpfs -o ro tmpfs /dev/shm"
+    if subprocess.run([*command, mount], check=False, capture_output=True).returncode:
+        pytest.skip("this user may not mount a file system, even for itself")
+    run = f'{mount} && "$0" -c "$1" "$2"'
+    done = subprocess.run(
+        [*command, run, sys.executable, WITHOUT_SHARED_MEMORY, folder],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "done\n", done.stderr
+
+
 def test_seeds_and_epochs_differ(folder: Path) -> None:
     images = ImageFolder(folder)
     one = TrainingExamples(images, VOCABULARY, 16, augment=True, seed=1)
@@ -350,15 +487,25 @@ def test_captions_that_say_the_same_have_no_phrases(tmp_path: Path) -> None:
 
 def test_bad_arguments_are_refused(folder: Path) -> None:
     images = ImageFolder(folder)
-    with pytest.raises(InputError, match="image_size must be at least 1, found 0"):
+    with pytest.raises(
+        InputError, match="image_size must be a whole number from 1 to 4,096, found 0"
+    ):
         TrainingExamples(images, VOCABULARY, 0)
-    with pytest.raises(InputError, match="caption_length must be at least 1, found -2"):
+    with pytest.raises(
+        InputError, match="caption_length must be a whole number from 1 to 1,024, found -2"
+    ):
         TrainingExamples(images, VOCABULARY, 8, caption_length=-2)
-    with pytest.raises(InputError, match="seed must be at least 0"):
+    with pytest.raises(InputError, match="seed must be a whole number from 0 "):
         TrainingExamples(images, VOCABULARY, 8, seed=-1)
     examples = TrainingExamples(images, VOCABULARY, 8)
-    with pytest.raises(InputError, match="epoch must be at least 0"):
-        examples.set_epoch(-1)
+    for epoch in (-1, 2**63):
+        with pytest.raises(InputError, match="epoch must be at least 0"):
+            examples.set_epoch(epoch)
+    for size in (True, 8.0, 10**20):
+        with pytest.raises(InputError, match="image_size must be a whole number"):
+            TrainingExamples(images, VOCABULARY, size)
+    with pytest.raises(InputError, match="seed must be a whole number"):
+        TrainingExamples(images, VOCABULARY, 8, seed=2**200)
     for index in (-1, 7):
         with pytest.raises(IndexError, match="of 7"):
             examples[index]

@@ -1,6 +1,9 @@
 """The shared bird layout: crops as published for real birds, a second reader, hostile pickles."""
 
+import multiprocessing
+import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mirrorgan_fast.data import cub as cub_module
 from mirrorgan_fast.data.captioned_images import CaptionedImages
 from mirrorgan_fast.data.cub import CubFolder, read_captions_pickle, write_cub
+from mirrorgan_fast.data.open_images import open_images
 from mirrorgan_fast.errors import InputError
 
 # Width and height, bounding box as published, and the crop (left, top, right, bottom) it leads to:
@@ -67,6 +72,15 @@ def test_the_published_split_labels_and_captions(cub: Path) -> None:
     assert train.captions(1) == [f"a bird of {NAMES[2]}", "its bill is curved."]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_any_line_ends_and_a_byte_order_mark_are_read(cub: Path, end: str) -> None:
+    for path in (*cub.rglob("text/*/*.txt"), *cub.glob("CUB_200_2011/*.txt")):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_text().replace("\n", end).encode())
+    train = CubFolder(cub, "train")
+    assert train.captions(1) == [f"a bird of {NAMES[2]}", "its bill is curved."]
+    assert [train.name(index) for index in range(len(train))] == [NAMES[0], NAMES[2]]
+
+
 def test_pickles_decide_the_split_where_they_are(cub: Path) -> None:
     order = [NAMES[3], NAMES[0], NAMES[1]]
     add_pickles(cub, "train", filenames=order, class_info=[np.int64(7), 8, 9])
@@ -97,18 +111,34 @@ def test_birds_are_cropped_by_their_boxes(cub: Path) -> None:
 @pytest.mark.parametrize(
     ("file_name", "content", "fault"),
     [
-        ("CUB_200_2011/images.txt", None, "images.txt: cannot read it"),
-        ("CUB_200_2011/bounding_boxes.txt", None, "bounding_boxes.txt: cannot read it"),
+        ("CUB_200_2011/images.txt", None, "images.txt: cannot be read"),
+        ("CUB_200_2011/bounding_boxes.txt", None, "bounding_boxes.txt: cannot be read"),
         ("CUB_200_2011/bounding_boxes.txt", b"1 1 1 9 9\n", "no line for picture 3"),
         ("CUB_200_2011/bounding_boxes.txt", b"1 1 1 9 9\n2 3 4\n", "line 2: cannot make sense"),
         ("CUB_200_2011/bounding_boxes.txt", b"1 1 1 nan 9\n", "line 1: cannot make sense"),
         ("CUB_200_2011/bounding_boxes.txt", b"1 1 1 0 9\n", "line 1: cannot make sense"),
-        ("CUB_200_2011/train_test_split.txt", None, "train_test_split.txt: cannot read it"),
+        ("CUB_200_2011/bounding_boxes.txt", b"1 1e300 1 9 9\n", "line 1: cannot make sense"),
+        ("CUB_200_2011/bounding_boxes.txt", b"1 1 1 inf 9\n", "line 1: cannot make sense"),
+        ("CUB_200_2011/bounding_boxes.txt", b"1 1 1 9 2147483649\n", "line 1: cannot make sense"),
+        ("CUB_200_2011/bounding_boxes.txt", b"1 1 1 9 " + 5000 * b"9", "line 1: cannot make sense"),
+        ("CUB_200_2011/bounding_boxes.txt", b"1 1 1 9 9\n1 1 1 9 9\n", "'1' has a line already"),
+        ("CUB_200_2011/images.txt", b"1 a.jpg\n2 b.jpg\n3 a.jpg\n", "1 and 3 are both 'a'"),
+        ("CUB_200_2011/images.txt", b"1 a.jpg\n2\n", "line 2: cannot make sense of '2"),
+        ("CUB_200_2011/images.txt", b"1 " + 9000 * b"a" + b".jpg\n", "line 1: cannot make sense"),
+        ("CUB_200_2011/images.txt", b"1 a\0.jpg\n" + bytes(2**25), "more than 33,554,432 bytes"),
+        ("CUB_200_2011/train_test_split.txt", b"1 1\n2 2\n", "line 2: cannot make sense"),
+        ("CUB_200_2011/train_test_split.txt", b"1 1\n2 1" + 5000 * b"0", "line 2: cannot make"),
+        ("CUB_200_2011/image_class_labels.txt", b"1 " + str(2**63).encode(), "line 1: cannot make"),
+        ("CUB_200_2011/image_class_labels.txt", b"1 1" + 20 * b"0", "line 1: cannot make sense"),
+        ("CUB_200_2011/image_class_labels.txt", b"1 1" + 5000 * b"0", "line 1: cannot make sense"),
+        ("CUB_200_2011/image_class_labels.txt", b"1 1.5\n", "line 1: cannot make sense"),
+        (f"text/{NAMES[2]}.txt", 2**20 * b"a" + b"b", "more than 1,048,576 bytes"),
+        ("CUB_200_2011/train_test_split.txt", None, "train_test_split.txt: cannot be read"),
         ("CUB_200_2011/train_test_split.txt", b"1 1\n2 no\n", "line 2: cannot make sense"),
         ("CUB_200_2011/train_test_split.txt", b"1 0\n2 0\n3 0\n4 0\n", "no pictures of the split"),
         ("CUB_200_2011/image_class_labels.txt", b"1 1\n", "no line for picture 3"),
-        (f"CUB_200_2011/images/{NAMES[2]}.jpg", None, "no such picture"),
-        (f"text/{NAMES[2]}.txt", None, "cannot read it"),
+        (f"CUB_200_2011/images/{NAMES[2]}.jpg", None, "there is no file"),
+        (f"text/{NAMES[2]}.txt", None, "cannot be read"),
         (f"text/{NAMES[2]}.txt", b" \n\n", "has no caption"),
         (f"text/{NAMES[2]}.txt", b"caf\xe9\n", "not UTF-8"),
     ],
@@ -123,7 +153,78 @@ def test_a_missing_or_damaged_file_is_refused(
     with pytest.raises(InputError) as caught:
         CubFolder(cub, "train")
     assert fault in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "loop"])
+@pytest.mark.parametrize(
+    "file_name",
+    [
+        "CUB_200_2011/images.txt",
+        "CUB_200_2011/image_class_labels.txt",
+        f"CUB_200_2011/images/{NAMES[0]}.jpg",
+        f"text/{NAMES[0]}.txt",
+        "train/filenames.pickle",
+    ],
+)
+def test_what_is_no_regular_file_is_refused(file_name: str, kind: str, cub: Path) -> None:
+    (cub / "train").mkdir()
+    path = cub / file_name
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(path)
+    with pytest.raises(InputError, match=re.escape(Path(file_name).name)):
+        CubFolder(cub, "train")
+
+
+def test_names_that_differ_in_unicode_only_are_shown(cub: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    published = cub / "CUB_200_2011"
+    (published / "images.txt").write_text(f"1 {composed}.jpg\n", encoding="utf-8")
+    (cub / "text" / f"{composed}.txt").write_text("a bird\n")
+    gradient(9, 9).save(published / "images" / f"{decomposed}.jpg")
+    with pytest.raises(InputError, match=r"looks the same.*; rename") as caught:
+        CubFolder(cub, "train")
+    assert f"no file {composed + '.jpg'!a} but {decomposed + '.jpg'!a}" in str(caught.value)
+    add_pickles(cub, "train", filenames=[decomposed])
+    with pytest.raises(InputError, match="looks the same") as caught:
+        CubFolder(cub, "train")
+    assert f"{decomposed!a} is not in CUB_200_2011/images.txt but {composed!a}" in str(caught.value)
+
+
+def test_captions_that_are_all_one_file_do_not_fill_the_memory(
+    cub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cub_module, "_MOST_CAPTIONS", 100_000)
+    CubFolder(cub, "train")
+    (cub / "long.txt").write_text(600 * "a bird\n")
+    for name in NAMES:
+        (cub / "text" / f"{name}.txt").unlink()
+        (cub / "text" / f"{name}.txt").symlink_to(cub / "long.txt")
+    CubFolder(cub, "train")
+    add_pickles(cub, "train", filenames=NAMES)
+    with pytest.raises(InputError, match=r"Auklet_1\.txt: .*more captions than are read"):
+        CubFolder(cub, "train")
+
+
+def test_a_large_picture_is_refused_or_cropped(cub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for images in (CubFolder(cub, "train", 320 * 223 - 1), open_images(cub, "train", None, 9)):
+        with pytest.raises(InputError, match=r"Albatross_39\.jpg has 320 x 223 pixels, more than"):
+            images.image(0)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # would be a warning or an error
+    assert CubFolder(cub, "train").image(0).size == (298, 223)
+
+
+def test_a_box_may_reach_far_out_of_the_picture(cub: Path) -> None:
+    far = "-2147483648 -2147483648 2147483648 2147483648"
+    boxes = cub / "CUB_200_2011" / "bounding_boxes.txt"
+    boxes.write_text("".join(f"{number} {far}\n" for number in range(1, 5)))
+    assert CubFolder(cub, "train").image(0).size == (320, 223)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +236,15 @@ def test_a_missing_or_damaged_file_is_refused(
         (["003.Crow/Crow_1"], None, "'003.Crow/Crow_1' is not in"),
         (NAMES[:2], [1], "has 1 classes of 2 pictures"),
         (NAMES[:2], [1, "x"], "list of integers"),
+        (NAMES[:2], [1, True], "list of integers"),
+        (NAMES[:2], [1, 2.0], "list of integers"),
+        (NAMES[:2], [1, 2**63], "list of integers of 64 bits"),
+        (NAMES[:2], np.array([1, 2]), "list of integers"),
+        ([NAMES[0], NAMES[1], NAMES[0]], None, "the same picture twice"),
+        (["a" * 3000], None, "'aaaa.*aaaa' is not in"),
+        (["a\n\udcff\0"], None, r"is not in CUB"),
+        ([None], None, "list of names"),
+        ([b"name"], None, "list of names"),
     ],
 )
 def test_wrong_pickles_are_refused(
@@ -350,11 +460,21 @@ class Odd(Blocks):
         self.fault = fault
 
     def name(self, index: int) -> str:
-        odd = {"name out": "../x", "name space": "a b", "name twice": "train/00000"}
+        odd = {
+            "name out": "../x",
+            "name absolute": "/x",
+            "name space": "a b",
+            "name twice": "train/00000",
+            "name in other words": "train/./00000",
+            "name null": "a\0b",
+            "name no text": "\udcff",
+            "name long": "x" * 300,
+        }
         return odd.get(self.fault, super().name(1)) if index == 1 else super().name(index)
 
     def captions(self, index: int) -> list[str]:
-        return [" "] if (index, self.fault) == (1, "no caption") else super().captions(index)
+        odd = {"no caption": [" "], "caption no text": ["a \ud800 bird"]}
+        return odd.get(self.fault, super().captions(1)) if index == 1 else super().captions(index)
 
     def image(self, index: int) -> Image.Image:
         if (index, self.fault) == (1, "interrupted"):
@@ -362,9 +482,16 @@ class Odd(Blocks):
         return super().image(index)
 
 
-@pytest.mark.parametrize("fault", ["name out", "name space", "name twice", "no caption"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *("name out", "name absolute", "name space", "name twice", "name in other words"),
+        *("name null", "name no text", "name long", "no caption", "caption no text"),
+    ],
+)
 def test_a_failed_export_leaves_nothing(fault: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="train picture '"):
+    said = "File name too long" if fault == "name long" else "train picture '"
+    with pytest.raises(InputError, match=said):
         write_cub(Odd(fault), Blocks("test", 1), tmp_path / "birds", progress=False)
     assert list(tmp_path.iterdir()) == []
 
@@ -377,5 +504,32 @@ def test_an_interrupted_export_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_target_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot write the data set"):
-        write_cub(Blocks("train", 1), Blocks("test", 1), tmp_path / "file" / "birds", False)
+    for root in (tmp_path / "file" / "birds", tmp_path / ("x" * 300), f"{tmp_path}/a\0b"):
+        with pytest.raises(InputError, match="cannot write the data set") as caught:
+            write_cub(Blocks("train", 1), Blocks("test", 1), root, False)
+        assert str(caught.value).isprintable()
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    class Killed(Blocks):
+        def image(self, index: int) -> Image.Image:
+            if index == 1:
+                os._exit(9)
+            return super().image(index)
+
+    def write() -> None:
+        write_cub(Killed("train", 2), Blocks("test", 1), tmp_path / "birds", False)
+
+    killed = multiprocessing.get_context("fork").Process(target=write)
+    killed.start()
+    killed.join()
+    assert killed.exitcode == 9
+    assert [path.name for path in tmp_path.iterdir()] == [".birds.partial"]
+    write_cub(Blocks("train", 2), Blocks("test", 1), tmp_path / "birds", False)
+    write_cub(Blocks("train", 2), Blocks("test", 1), tmp_path / "other", False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["birds", "other"]
+    assert files_of(tmp_path / "birds") == files_of(tmp_path / "other")
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}

@@ -5,13 +5,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import multiprocessing
+import os
+import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mirrorgan_fast import files
+from mirrorgan_fast.data import painted_birds
 from mirrorgan_fast.data.painted_birds import (
     ATTRIBUTES,
     COLORED_PARTS,
@@ -24,7 +30,9 @@ from mirrorgan_fast.data.painted_birds import (
     held_out,
     paint,
 )
+from mirrorgan_fast.data.processes import in_processes
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.files import lock
 
 # Written out again, apart from the tables that make the captions: what a word may say.
 WORDS_OF_PART = {
@@ -313,6 +321,165 @@ def test_export_that_fails_leaves_no_metadata(
     assert not (tmp_path / "metadata.jsonl").exists()
 
 
+def test_painting_is_the_same_as_ever() -> None:
+    """If this fails on purpose, raise `_DRAWING`: what was begun before cannot go on."""
+    rows = hashlib.sha256()
+    for split in ("train", "test"):
+        birds = PaintedBirds(split, 50, 64, seed=7)
+        for i in range(50):
+            said = [(caption.text, caption.named) for caption in birds.bird_captions(i)]
+            rows.update(json.dumps([dataclasses.asdict(birds.bird(i)), said]).encode())
+    assert painted_birds._DRAWING == 1
+    assert rows.hexdigest()[:16] == "a187e9c44c8c488d"
+    for i, expected in enumerate(PAINTED):
+        small = PaintedBirds("test", 3, 128, seed=7).image(i).resize((4, 4), Image.Resampling.BOX)
+        found = np.asarray(small).astype(int)
+        difference = found - np.frombuffer(bytes.fromhex(expected), np.uint8).reshape(4, 4, 3)
+        assert np.abs(difference).max() <= 1  # another processor may round in another way
+
+
+# Red, green and blue of 16 areas of three birds.
+PAINTED = (
+    "687f67687f67667d64667c635b735c4a5a4c989c92586d5652655276623e77796372876a7c7e758883808f8b877a7e74",
+    "cbd9e3d5dfe6c8d8e2c7d7e3d4dfe5aeb1b1786a54c3d2dcacb2b6a57d76b7947ebfcfd9b4bdb9c2c7c7aeb8b4b8c0c0",
+    "ae93a9b58a98ae95aaa48ca9caa7aaa47160c3a29bd9afa8d8b4a2a3836e86726ad9b4a17f7a778c87837f7b789b888b",
+)
+
+
+def paint_with(root: Path, **changes: Any) -> None:
+    arguments = {"train": 9, "test": 4, "size": 64, "seed": 3, "workers": 2, "masks": True}
+    export_image_folder(root, **{**arguments, **changes}, progress=False)
+
+
+@pytest.mark.parametrize("rows", [0, 6, 12])
+def test_an_export_that_was_killed_goes_on(tmp_path: Path, rows: int) -> None:
+    def paint_and_be_killed() -> None:
+        def killed_after(*arguments: Any) -> Any:
+            for number, row in enumerate(in_processes(*arguments)):
+                if number == rows:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                yield row
+
+        painted_birds.in_processes = killed_after
+        paint_with(root)
+
+    root = tmp_path / "stopped"
+    killed = multiprocessing.get_context("fork").Process(target=paint_and_be_killed)
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    assert (root / ".paint.json").exists()
+    assert not (root / "metadata.jsonl").exists()
+    paint_with(tmp_path / "whole")
+    paint_with(root, workers=1)
+    assert files_of(root) == files_of(tmp_path / "whole")
+
+
+def test_a_picture_that_is_not_whole_is_painted_again(begun: Path, tmp_path: Path) -> None:
+    """The power may fail after a file got its name and before it got its content."""
+    paint_with(tmp_path / "whole")
+    pictures = sorted(begun.rglob("0*.png"))
+    pictures[0].write_bytes(b"")
+    pictures[1].write_bytes(pictures[1].read_bytes()[:-40])
+    Image.new("RGB", (65, 64)).save(pictures[-1])
+    paint_with(begun)
+    assert files_of(begun) == files_of(tmp_path / "whole")
+
+
+def test_pictures_that_are_there_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(painted_birds, "in_processes", interrupted_after(5))
+    with pytest.raises(KeyboardInterrupt):
+        paint_with(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".paint.json", "images", "masks"]
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("0*.png")}
+    assert len(times) >= 10
+    monkeypatch.undo()
+    paint_with(tmp_path)
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "masks", "metadata.jsonl"]
+
+
+def interrupted_after(count: int) -> Any:
+    def in_this_process(work: Any, jobs: Any, processes: int) -> Any:
+        for number, job in enumerate(jobs):
+            if number == count:
+                raise KeyboardInterrupt
+            yield work(job)
+
+    return in_this_process
+
+
+@pytest.fixture
+def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of which five of thirteen pictures are painted."""
+    with monkeypatch.context() as patch:
+        patch.setattr(painted_birds, "in_processes", interrupted_after(5))
+        with pytest.raises(KeyboardInterrupt):
+            paint_with(tmp_path / "begun")
+    return tmp_path / "begun"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"train": 8}, {"test": 0}, {"size": 65}, {"seed": 4}, {"masks": False}]
+)
+def test_another_painting_does_not_go_on(begun: Path, changes: dict[str, Any]) -> None:
+    before = files_of(begun)
+    with pytest.raises(InputError, match=r"another .* \(train 9, test 4, size 64, seed 3, masks T"):
+        paint_with(begun, **changes)
+    assert files_of(begun) == before
+
+
+def test_an_older_drawing_does_not_go_on(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(painted_birds, "_DRAWING", 2)
+    with pytest.raises(InputError, match="another painting was begun there"):
+        paint_with(begun)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b"[" * 4000,
+        b'{"train": [1]}',
+        b'{"train": "x"}',
+        b"\xff",
+        b"x" * 5000,
+    ],
+)
+def test_a_damaged_record_of_what_is_painted_is_refused(begun: Path, content: bytes) -> None:
+    (begun / ".paint.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"(damaged|another painting).*; .*remove") as caught:
+        paint_with(begun)
+    assert str(caught.value).isprintable()
+
+
+def test_nothing_is_written_through_links(begun: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "00000.png").write_text("mine")
+    (begun / "images" / "train" / "00007.png").symlink_to(outside / "00000.png")
+    shutil.rmtree(begun / "images" / "test", ignore_errors=True)
+    (begun / "images" / "test").symlink_to(outside)
+    with pytest.raises(InputError, match="images/test: is a link"):
+        paint_with(begun)
+    (begun / "images" / "test").unlink()
+    paint_with(begun)
+    assert (outside / "00000.png").read_text() == "mine"
+    assert not (begun / "images" / "train" / "00007.png").is_symlink()
+
+
+def test_two_do_not_paint_the_same_folder(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(painted_birds.time, "sleep", lambda seconds: None)
+    with (begun / ".paint.json").open() as file:
+        lock(file, "taken")
+        with pytest.raises(InputError, match="another process is painting there"):
+            paint_with(begun)
+    paint_with(begun)
+
+
 # --- bad input
 
 
@@ -340,6 +507,19 @@ def test_bad_counts_and_folders(tmp_path: Path) -> None:
         PaintedBirds("train", 1, seed=-1)
     with pytest.raises(InputError, match="at least one"):
         export_image_folder(tmp_path / "new", 0, 0)
+    for count in (-1, 500_001, 10**20, True, 1.0, "9"):
+        with pytest.raises(InputError, match=r"count must be at least 1, not .*, at most 500,000"):
+            export_image_folder(tmp_path / "new", 1, count)  # type: ignore[arg-type]
+    for seed in (2**128, 2**200, 0.5):
+        with pytest.raises(InputError, match="seed must not be negative, and below"):
+            export_image_folder(tmp_path / "new", 1, 1, seed=seed)  # type: ignore[arg-type]
+    for size in (10**20, 64.0):
+        with pytest.raises(InputError, match="64 to 512 pixels wide"):
+            export_image_folder(tmp_path / "new", 1, 1, size=size)  # type: ignore[arg-type]
+    for workers in (0, -1, 1025, 10**20, 1.5):
+        with pytest.raises(InputError, match="workers must be 1 to 1,024, not"):
+            export_image_folder(tmp_path / "new", 1, 1, workers=workers)  # type: ignore[arg-type]
+    assert not (tmp_path / "new").exists()
     (tmp_path / "kept.txt").write_text("mine")
     with pytest.raises(InputError, match="not an empty folder"):
         export_image_folder(tmp_path, 1, 1, progress=False)
@@ -350,5 +530,7 @@ def test_bad_counts_and_folders(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(InputError, match="file/birds: cannot be written"):
-        export_image_folder(tmp_path / "file" / "birds", train=1, test=0, size=64, progress=False)
+    for name in ("file/birds", "x" * 300, "a\0\nb"):
+        with pytest.raises(InputError, match=r"(birds|xxx|a.*b): cannot be written") as caught:
+            export_image_folder(tmp_path / name, train=1, test=0, size=64, progress=False)
+        assert str(caught.value).isprintable()

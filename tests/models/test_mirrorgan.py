@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mirrorgan_fast import weights
 from mirrorgan_fast.data.captioned_images import ImageFolder, TrainingExamples
 from mirrorgan_fast.data.vocabulary import Vocabulary
-from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.errors import InputError, UnknownWordsWarning
+from mirrorgan_fast.export import export
 from mirrorgan_fast.models.mirrorgan import MirrorGAN, from_image, to_uint8
+from mirrorgan_fast.sampling.walk import walk
 
 CONFIG = dataclasses.replace(SMALL, noise_size=6, condition_size=5, caption_length=6)
 WORDS = ["<end>", "a", "red", "blue", "bird", "with", "wings", "on", "rock", "طائر", "鸟", "vögel"]
@@ -126,7 +129,15 @@ def test_noise_is_standard_normal(model: MirrorGAN) -> None:
 
 def test_unknown_words_are_skipped(model: MirrorGAN) -> None:
     plain = model.sample(["a red bird"])
-    assert np.array_equal(pixels(model.sample(["A gorgeous RED, (tiny) bird!"])), pixels(plain))
+    with pytest.warns(UnknownWordsWarning, match=r"skipped: gorgeous, tiny$") as told:
+        assert np.array_equal(pixels(model.sample(["A gorgeous RED, (tiny) bird!"])), pixels(plain))
+    assert [warning.filename for warning in told] == [__file__]
+    with pytest.warns(UnknownWordsWarning) as told:  # once a call
+        model.sample(["a purple bird", "a green bird", "a purple rock"])
+    assert [str(warning.message).rpartition(": ")[2] for warning in told] == ["purple, green"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.sample(["a red bird"])
 
 
 def test_the_first_words_of_a_long_caption_count(model: MirrorGAN) -> None:
@@ -147,6 +158,7 @@ def test_the_first_words_of_a_long_caption_count(model: MirrorGAN) -> None:
         "a\u202ered a",
     ],
 )
+@pytest.mark.filterwarnings("ignore::mirrorgan_fast.errors.UnknownWordsWarning")
 def test_any_text_with_a_known_word_will_do(model: MirrorGAN, caption: str) -> None:
     assert len(model.sample([caption])) == 1
 
@@ -296,6 +308,64 @@ def test_pictures_are_seen_as_in_training(tmp_path: Path) -> None:
         with Image.open(tmp_path / row["file_name"]) as opened:
             seen = from_image(opened, 16)
         assert torch.equal((seen + 1).mul(127.5).round().to(torch.uint8), examples[i]["image"])
+
+
+def test_whatever_stands_for_pictures_is_described(model: MirrorGAN, tmp_path: Path) -> None:
+    image = picture("RGB", (40, 30))
+    image.save(tmp_path / "a.png")
+    array = np.asarray(image)
+    described = model.describe([image])
+    for one in (image, tmp_path / "a.png", str(tmp_path / "a.png"), array):
+        assert model.describe(one) == described
+        assert model.describe([one, image]) == described * 2
+        assert model.describe(iter([one])) == described
+    assert model.describe(np.stack([array, array])) == described * 2
+    assert model.describe(array[..., 0]) == model.describe([Image.fromarray(array[..., 0])])
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        (5, "found int"),
+        (None, "found NoneType"),
+        ([5], "image 0: found int"),
+        ([picture("RGB", (8, 8)), None], "image 1: found NoneType"),
+        (np.zeros((8, 8, 3)), "image 0: found an array of float64"),
+        (np.zeros((2, 8, 8, 3), np.float32), "image 0: found an array of float32"),
+        (torch.zeros(1, 3, 8, 8), "image 0: found Tensor"),
+        ("nowhere.png", "nowhere.png: cannot be read"),
+        (b"png", "image 0: found int"),
+    ],
+    ids=repr,
+)
+def test_what_stands_for_no_picture_is_refused(model: MirrorGAN, given: Any, fault: str) -> None:
+    with pytest.raises(InputError, match=fault):
+        model.describe(given)
+
+
+def test_a_captioner_that_gives_nan_is_refused(model: MirrorGAN) -> None:
+    damaged = copy.deepcopy(model)
+    with torch.no_grad():
+        damaged.stream.word_linear.weight[3, 2] = float("nan")
+    with pytest.raises(InputError, match="describe: found NaN"):
+        damaged.describe([picture("RGB", (40, 40))])
+
+
+@pytest.mark.parametrize("part", ["stem", "glam"])
+def test_weights_that_are_no_numbers_are_refused_in_python_too(
+    model: MirrorGAN, part: str, tmp_path: Path
+) -> None:
+    damaged = copy.deepcopy(model)
+    with torch.no_grad():
+        next(getattr(damaged, part).parameters()).flatten()[0] = float("inf")
+    for use in (
+        damaged.fused,
+        lambda: walk(damaged, ["a bird"], 2),
+        lambda: export(damaged, tmp_path / "model.onnx", "onnx"),
+    ):
+        with pytest.raises(InputError, match=f"weights {part}.* found NaN or infinity"):
+            use()
+    assert not any(tmp_path.iterdir())
 
 
 def test_each_picture_is_described_alone(model: MirrorGAN) -> None:

@@ -274,14 +274,14 @@ def test_compiled_op_may_write_over_what_it_was_told(case):
 @pytest.mark.parametrize("length", [-1, 4])
 def test_refuses_lengths_outside(implementation, length):
     lengths = torch.tensor([2, length])
-    with pytest.raises(ValueError, match=f"lengths: found {length}, wanted 0 to T"):
+    with pytest.raises(InputError, match=f"lengths: found {length}, wanted 0 to T"):
         bidirectional_lstm(GATES, TOKENS, lengths, PACKED)
 
 
 @pytest.mark.parametrize("token", [-1, 5])
 def test_refuses_words_outside(implementation, token):
     tokens = torch.tensor([[0, 4, 0], [1, token, 2]])
-    with pytest.raises(ValueError, match=f"tokens: found {token}, wanted 0 to V - 1"):
+    with pytest.raises(InputError, match=f"tokens: found {token}, wanted 0 to V - 1"):
         bidirectional_lstm(GATES, tokens, torch.tensor([3, 2]), PACKED)
     bidirectional_lstm(GATES, tokens, torch.tensor([3, 1]), PACKED)  # where it is not read
 

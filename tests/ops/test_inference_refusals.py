@@ -102,6 +102,10 @@ def test_refuses_where_it_shall_write(implementation, op):
     ):
         with pytest.raises(InputError, match=rf"^{op}: out: found .* wanted .*{wanted}"):
             right.run(out=out)
+        # and where the reference runs, for a gradient
+        x, *others = right.arguments
+        with pytest.raises(InputError, match=rf"^{op}: out: found .* wanted .*{wanted}"):
+            right.op(x.clone().requires_grad_(), *others, out=out)
 
 
 def placed(memory, start, like):

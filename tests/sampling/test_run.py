@@ -1,6 +1,7 @@
 """From captions to a folder: traced, gone on with, and never half or twice."""
 
 import errno
+import gzip
 import io
 import json
 import os
@@ -22,8 +23,9 @@ from PIL import Image
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.sampling import sinks
+from mirrorgan_fast.sampling.caption_files import Captions
 from mirrorgan_fast.sampling.journal import Journal
-from mirrorgan_fast.sampling.run import Captions, SamplingSettings, Summary, sample_to_folder
+from mirrorgan_fast.sampling.run import SamplingSettings, Summary, sample_to_folder
 from mirrorgan_fast.sampling.sampler import Result, Sampler
 from mirrorgan_fast.sampling.sinks import FORMATS, Row
 
@@ -151,6 +153,56 @@ def test_json_lines_and_what_is_none(sampler: Sampler, tmp_path: Path) -> None:
     assert (done.images, done.refused) == (4, 1)
     last = rows(tmp_path / "out")[-1]
     assert (last["seed"], last["unknown"]) == (5, ["鸟"])
+
+
+LISTED = ["a red bird", "zebra", "", 'a "blue", small\nbird', "a \x01 bird"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("captions.json", json.dumps([{"text": text} for text in LISTED], indent=1)),
+        ("captions.jsonl", json.dumps({"captions": LISTED})),
+        (
+            "captions.csv",
+            "file;caption\r\n0;a red bird\r\n1;zebra\r\n2;\r\n"
+            '3;"a ""blue"", small\nbird"\r\n4;a \1 bird',
+        ),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_other_formats_are_gone_on_with(
+    name: str, text: str, packed: bool, sampler: Sampler, tmp_path: Path
+) -> None:
+    captions = written(
+        gzip.compress(text.encode()) if packed else text.encode(),
+        tmp_path,
+        f"{name}.gz" if packed else name,
+    )
+    settings = replace(SMALL, shard_size=4)
+    done = sample(sampler, captions, tmp_path / "out", settings)
+    assert (done.made, done.refused) == (6, 2)
+    found = rows(tmp_path / "out")
+    assert [row["caption"] for row in found[::2]] == [LISTED[i] for i in (0, 3, 4)]
+    assert [(row["line"], row["index"]) for row in found] == [
+        (line, 2 * (line - 1) + k) for line in (1, 4, 5) for k in range(2)
+    ]
+    errors = rows(tmp_path / "out", "errors.jsonl")
+    assert [row["line"] for row in errors] == [2, 3]
+    before = files(tmp_path / "out")
+    image(tmp_path / "out", found[2])
+    (tmp_path / "out" / found[2]["file"]).unlink()
+    assert sample(sampler, captions, tmp_path / "out", settings).made == 2
+    assert files(tmp_path / "out") == before
+
+
+def test_a_damaged_end_is_one_refused_record(sampler: Sampler, tmp_path: Path) -> None:
+    captions = written(gzip.compress(b"a bird\na red bird\n" * 5)[:-1], tmp_path, "c.txt.gz")
+    for made in (20, 0):
+        done = sample(sampler, captions, tmp_path / "out")
+        assert (done.made, done.images, done.refused) == (made, 20, 1)
+    (error,) = rows(tmp_path / "out", "errors.jsonl")
+    assert error == {"error": "is gzip that is cut off", "line": 11, "text": ""}
 
 
 @pytest.mark.parametrize("text", [b"", b"\n\n", b"zebra\n"])
@@ -366,10 +418,22 @@ def test_captions_of_a_pipe_cannot(sampler: Sampler, tmp_path: Path) -> None:
     end, other = os.pipe()
     os.write(other, b"a red bird\n")
     os.close(other)
-    with Captions("a pipe", open(end, "rb"), json_lines=False) as captions:
+    with Captions.open(f"/dev/fd/{end}") as captions:
+        os.close(end)
         assert sample_to_folder(sampler, captions, tmp_path / "1", SMALL).made == 2
-        with pytest.raises(InputError, match="a pipe: was read already, and cannot be once more"):
+        with pytest.raises(InputError, match="was read already, and cannot be once more"):
             sample_to_folder(sampler, captions, tmp_path / "2", SMALL)
+        assert not (tmp_path / "2").exists()
+
+
+def test_a_pipe_of_no_captions_makes_nothing(sampler: Sampler, tmp_path: Path) -> None:
+    end, other = os.pipe()
+    os.write(other, b"%PDF-1.7\n")
+    os.close(other)
+    with Captions.open(f"/dev/fd/{end}") as captions, pytest.raises(InputError, match="is PDF"):
+        sample_to_folder(sampler, captions, tmp_path / "out", SMALL)
+    os.close(end)
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_model_is_another_run(model: MirrorGAN, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.errors import InputError, UnknownWordsWarning
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.models.stem import word_mask
 from mirrorgan_fast.sampling.captions import Refused, Request
@@ -83,7 +83,9 @@ def test_threads_may_share_a_sampler(sampler: Sampler, texts: list[str]) -> None
 
 
 def test_words_are_told(sampler: Sampler) -> None:
-    (result,) = sampler(["A purple bird, with red wings!"])
+    with pytest.warns(UnknownWordsWarning, match="skipped: purple") as told:  # once a call
+        result, _ = sampler(["A purple bird, with red wings!", "a green bird"])
+    assert [warning.filename for warning in told] == [__file__]
     assert result.words == ["a", "bird", "with", "red", "wings"]
     assert result.unknown == ["purple"]
     assert result.attention == []
@@ -198,7 +200,7 @@ def test_what_no_smaller_batch_helps_is_raised(
         next(sampler(["a bird"]))
 
 
-@pytest.mark.parametrize("arguments", [{"batch_size": 0}, {"dtype": torch.float64}])
+@pytest.mark.parametrize("arguments", [{"batch_size": 0}, {"batch_size": 2**63}, {"dtype": torch.float64}])
 def test_bad_arguments_are_refused(arguments: dict[str, object], model: MirrorGAN) -> None:
     with pytest.raises(InputError, match=r"expected|wanted"):
         Sampler(model, **arguments)

@@ -114,6 +114,7 @@ def test_weights_of_another_data_type_walk_about_the_same(model: MirrorGAN) -> N
         ([], 5, "not 0"),
         (["a bird"] * 3, 5, "not 3"),
         (["a bird"], 1, "not 1"),
+        (["a bird"], 10**20, "2 to 10,000 frames"),
         (["zebra"], 5, "no word of the caption"),
     ],
 )

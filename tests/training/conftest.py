@@ -1,5 +1,6 @@
 """Tiny networks and pictures: a step of training takes a fraction of a second on one core."""
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +12,7 @@ from mirrorgan_fast.data.captioned_images import TrainingExamples
 from mirrorgan_fast.data.painted_birds import PaintedBirds
 from mirrorgan_fast.data.vocabulary import Vocabulary
 from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.training.run import Run
 from mirrorgan_fast.training.settings import (
     CNNSettings,
     GANSettings,
@@ -112,3 +114,18 @@ def _assert_same(actual: Any, expected: Any, place: str) -> None:
 def assert_same() -> Any:
     """Assert that two states (of nested dicts, lists and tensors) are the same, bit for bit."""
     return lambda actual, expected: _assert_same(actual, expected, "state")
+
+
+@pytest.fixture
+def write_every(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Have every run log and save every so many steps, whatever its settings say."""
+
+    def change(log_every: int, save_every: int) -> None:
+        begin = Run.__init__
+
+        def begin_so(self: Run, *arguments: Any, **how: Any) -> None:
+            begin(self, *arguments, **{**how, "log_every": log_every, "save_every": save_every})
+
+        monkeypatch.setattr(Run, "__init__", begin_so)
+
+    return change

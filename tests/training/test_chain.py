@@ -14,7 +14,7 @@ from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.training.chain import train
-from mirrorgan_fast.training.run import load_checkpoint
+from mirrorgan_fast.training.checkpoint import load_checkpoint
 from mirrorgan_fast.training.settings import STAGES, Stage, TrainingSettings
 
 

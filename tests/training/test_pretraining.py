@@ -1,7 +1,6 @@
 """Pretraining of the small CNN, STEM and STREAM: it learns, and resumes to the same bits."""
 
 import dataclasses
-import functools
 import json
 import signal
 from collections.abc import Callable
@@ -10,16 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from mirrorgan_fast.data.captioned_images import TrainingExamples
 from mirrorgan_fast.data.vocabulary import Vocabulary
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.models.image_encoder import SmallImageEncoder
-from mirrorgan_fast.training import pretraining
+from mirrorgan_fast.models.inception import InceptionV3
+from mirrorgan_fast.training.checkpoint import load_checkpoint
 from mirrorgan_fast.training.pretraining import to_signed, train_cnn, train_stem, train_stream
-from mirrorgan_fast.training.run import Run, load_checkpoint
+from mirrorgan_fast.training.run import Run
 from mirrorgan_fast.training.settings import (
     CNNSettings,
     STEMSettings,
@@ -107,9 +109,13 @@ def test_ctrl_c_and_resume_end_as_without(
 
 
 def test_a_killed_run_goes_on_from_its_checkpoint(
-    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, assert_same: Any
+    tmp_path: Path,
+    train: Train,
+    monkeypatch: pytest.MonkeyPatch,
+    write_every: Callable[[int, int], None],
+    assert_same: Any,
 ) -> None:
-    monkeypatch.setattr(pretraining, "Run", functools.partial(Run, log_every=1, save_every=2))
+    write_every(1, 2)
     train(tmp_path / "whole")
     with monkeypatch.context() as patch:
         stop(patch, 4, kill)  # after the checkpoint of 4 steps and the points of 5
@@ -300,3 +306,46 @@ def test_stream_learns_to_describe(
     train_stream(LEARNING, settings, *two_hundred, tmp_path, device=device, workers=0, quiet=True)
     first, *_, last = curves(tmp_path)
     assert last["cross_entropy"] < first["cross_entropy"] - 1
+
+
+def test_a_large_network_remembers_the_weights_that_it_began_with(
+    tmp_path: Path,
+    config: ModelConfig,
+    settings: TrainingSettings,
+    examples: TrainingExamples,
+    vocabulary: Vocabulary,
+    device: torch.device,
+) -> None:
+    large = dataclasses.replace(config, image_encoder="inception_v3")
+    torch.manual_seed(3)
+    state = InceptionV3(classifier=True).state_dict()
+    save_file(state, tmp_path / "imagenet.safetensors")
+
+    def train(folder: str, steps: int, weights: Path | str | None) -> DAMSMImageEncoder:
+        options = dataclasses.replace(settings.stem, steps=steps, batch_size=2)
+        _, encoder = train_stem(
+            large,
+            dataclasses.replace(settings, stem=options),
+            examples,
+            len(vocabulary),
+            tmp_path / folder,
+            device=device,
+            backbone_weights=weights,  # type: ignore[arg-type]
+            workers=0,
+            quiet=True,
+        )
+        return encoder
+
+    with pytest.raises(InputError, match=r"inception_v3 has no weights to begin with.*random"):
+        train("run", 1, None)
+    assert not (tmp_path / "run").exists()
+    train("run", 1, tmp_path / "imagenet.safetensors")
+    resumed = train("run", 2, None)
+    for name, parameter in resumed.cnn.named_parameters():
+        assert torch.equal(parameter, state[name]), name
+    with pytest.raises(InputError, match=r"was made with weights .*, now it is 'random'"):
+        train("run", 3, "random")
+    trained = train("other", 1, "random")
+    assert all(parameter.requires_grad for parameter in trained.cnn.parameters())
+    with pytest.raises(InputError, match=r"was made with weights .* 'random', now it is "):
+        train("other", 2, tmp_path / "imagenet.safetensors")

@@ -2,9 +2,12 @@
 
 import json
 import multiprocessing
+import os
 import pickle
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,13 @@ from typing import Any
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import Dataset
 
 from mirrorgan_fast.data.captioned_images import TrainingExamples
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.training.run import Run, load_checkpoint
+from mirrorgan_fast.interrupts import Terminated
+from mirrorgan_fast.training.checkpoint import load_checkpoint
+from mirrorgan_fast.training.run import Run, Unsaid, check_batch, load_batches
 
 SETTINGS = {"learning_rate": 0.5, "betas": (0.5, 0.999), "form": "paper"}
 
@@ -94,6 +100,12 @@ def test_fewer_images_than_a_batch_are_refused(tmp_path: Path, examples: Trainin
         next(run.batches(examples, 13, 0, 0))
     with Run(tmp_path, 1, SETTINGS, quiet=True) as run:
         assert len(next(run.batches(examples, 12, 0, 0))[2]["index"]) == 12
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 48])
+def test_one_image_is_refused_without_advice_that_would_be_refused(batch_size: int) -> None:
+    with pytest.raises(InputError, match=r"^1 training image: .*; use 2 or more$"):
+        check_batch(1, batch_size)
 
 
 def test_a_finished_run_has_no_more_steps(tmp_path: Path, examples: TrainingExamples) -> None:
@@ -178,7 +190,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes)
 
 
 def test_another_programs_checkpoint_is_refused(tmp_path: Path) -> None:
-    for content in ({"model": {}}, [1, 2], torch.ones(3)):
+    for content in ({"model": {}}, [1, 2], torch.ones(3)):  # of types that are let through
         torch.save(content, tmp_path / "checkpoint.pt")
         with pytest.raises(InputError, match=r"checkpoint\.pt"):
             Run(tmp_path, 10, SETTINGS, quiet=True)
@@ -248,15 +260,17 @@ def test_what_a_kill_left_of_a_checkpoint_is_written_over(tmp_path: Path) -> Non
 def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path: Path, state: dict[str, Any]) -> None:
     with Run(tmp_path, 7, SETTINGS, quiet=True) as run:
         run.save(0, state)
-    with pytest.raises(InputError, match=r"checkpoint\.pt: has no fitting model; remove it"):
+    with pytest.raises(InputError, match=r"checkpoint\.pt: its model"):
         Run(tmp_path, 7, SETTINGS, quiet=True).restore({"model": torch.nn.Linear(2, 2)})
 
 
 def test_what_is_no_point_of_a_curve_is_left_out(tmp_path: Path) -> None:
-    rows = ['{"step": 1, "loss": 2.0}', "{", "7", "{}", '{"step": 2, "loss": 1.0}']
+    rows = [b'{"step": 1, "loss": 2.0}', b"{", b"7", b"{}", b'{"step": "1"}', b'{"step": true}']
+    rows += [b'{"step": 1, "loss": "\xff"}', b'{"step": NaN}', b"[" * 10_000, b"\x00" * 70_000]
+    rows += [b'{"step": 2, "loss": 1.0}']
     with Run(tmp_path, 7, SETTINGS, quiet=True) as run:
         run.save(1, {})
-    (tmp_path / "curves.jsonl").write_text("\n".join(rows) + "\n")
+    (tmp_path / "curves.jsonl").write_bytes(b"\n".join(rows) + b"\n")
     with Run(tmp_path, 7, SETTINGS, quiet=True):
         assert points(tmp_path) == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
 
@@ -266,6 +280,134 @@ def test_a_curve_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> N
         (tmp_path / "curves.jsonl").mkdir()
         with pytest.raises(InputError, match=r"curves\.jsonl: cannot be written"):
             run.record(0, {"loss": 1.0})
+
+
+def test_what_is_elsewhere_is_not_written(tmp_path: Path) -> None:
+    """Links that somebody has put into a run's folder."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("keep")
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("curves.jsonl", ".checkpoint.pt"):
+        (run / name).symlink_to(elsewhere)
+    with Run(run, 7, SETTINGS, quiet=True) as begun:
+        begun.log(6, {"loss": 1.0})
+        begun.save(6, {})
+    assert elsewhere.read_text() == "keep"
+    assert points(run) == [{"step": 7, "loss": 1.0}]
+    (run / "lock").unlink()
+    (run / "lock").symlink_to(elsewhere)
+    with pytest.raises(InputError, match="lock: cannot be written"), Run(run, 7, SETTINGS):
+        pass
+    assert elsewhere.read_text() == "keep"
+
+
+def test_a_pipe_among_the_files_is_refused(tmp_path: Path) -> None:
+    for name in ("lock", "curves.jsonl"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(InputError, match=name), Run(tmp_path, 7, SETTINGS, quiet=True):
+            pass
+        (tmp_path / name).unlink()
+
+
+def test_what_nobody_said_is_taken_from_the_checkpoint(tmp_path: Path) -> None:
+    def run(**said: Any) -> Run:
+        return Run(tmp_path, 7, {**SETTINGS, "weights": Unsaid(None), **said}, quiet=True)
+
+    assert run().settings["weights"] is None
+    with run(weights="abc") as begun:
+        begun.save(0, {})
+    assert run().settings["weights"] == "abc"
+    with pytest.raises(InputError, match="was made with weights 'abc', now it is 'other'"):
+        run(weights="other")
+
+
+def test_how_often_it_saves_and_logs_may_change(tmp_path: Path, examples: TrainingExamples) -> None:
+    def run(folder: str, steps: int, **often: int) -> None:
+        with Run(tmp_path / folder, steps, SETTINGS, quiet=True, **often) as begun:
+            for step, _, _ in begun.batches(examples, 5, 0, 0):
+                begun.log(step, {"loss": float(step)})
+                if begun.saving(step):
+                    begun.save(step, {})
+
+    run("a", 4, save_every=3, log_every=2)
+    run("a", 9, save_every=1, log_every=3)
+    assert [point["step"] for point in points(tmp_path / "a")] == [2, 4, 6, 9]
+    assert points(tmp_path / "a")[2] == {"step": 6, "loss": 4.5}
+
+
+# --- shared memory --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        (
+            "torch.utils.data.DataLoader.__iter__",
+            RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space"),
+        ),
+        (
+            "torch.utils.data.DataLoader.__iter__",
+            RuntimeError(
+                "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that "
+                "dataloader's workers are out of shared memory. Please try to raise your limit."
+            ),
+        ),
+        ("multiprocessing.Queue", OSError(28, "No space left on device")),
+        ("multiprocessing.Queue", PermissionError(13, "Permission denied")),
+    ],
+)
+def test_no_shared_memory_is_said_with_what_to_do(
+    where: str, error: Exception, examples: TrainingExamples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(where, fail)
+    with pytest.raises(InputError, match=r"make /dev/shm larger .* --workers 0"):
+        list(load_batches(examples, 2))
+
+
+def test_a_full_shared_memory_in_truth(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from torch.utils.data import Dataset\n"
+        "from mirrorgan_fast.errors import InputError\n"
+        "from mirrorgan_fast.training.run import load_batches\n"
+        "class Zeros(Dataset):\n"
+        "    def __len__(self): return 8\n"
+        "    def __getitem__(self, index): return torch.zeros(100_000)\n"
+        "print(len(list(load_batches(Zeros(), 0))))\n"
+        "try: list(load_batches(Zeros(), 2))\n"
+        "except InputError as error: print(error)\n",
+        encoding="utf-8",
+    )
+    for options in ("size=4k", "size=400k", "ro"):
+        mount = f"mount -t tmpfs -o {options} tmpfs /dev/shm && exec {sys.executable} {script}"
+        told = subprocess.run(
+            ["unshare", "-m", "sh", "-c", mount], capture_output=True, text=True, check=False
+        )
+        if "mount" in told.stderr or "unshare" in told.stderr:
+            pytest.skip("may not make a mount of its own")
+        assert told.stderr == ""
+        count, refused = told.stdout.splitlines()
+        assert count == "8"
+        assert "cannot send pictures through shared memory" in refused
+
+
+def test_an_error_of_a_worker_is_not_one_of_memory(examples: TrainingExamples) -> None:
+    class Failing(Dataset[int]):
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> int:
+            if index == 2:
+                raise InputError("line 3:\nno picture")
+            return index
+
+    with pytest.raises(InputError, match=r"^line 3:\\nno picture$"):
+        list(load_batches(Failing(), 1))  # type: ignore[arg-type]
 
 
 def test_two_cannot_train_in_one_folder(tmp_path: Path) -> None:
@@ -360,28 +502,88 @@ def test_due_every_so_many_steps_and_at_the_end(
     assert run.saving(step) is due
 
 
-def trained(run: Run, examples: TrainingExamples, interrupt_in: int, *, late: bool) -> None:
-    """Run as the training loops do, with Ctrl-C in one step before or after its checkpoint."""
+def trained(
+    run: Run,
+    examples: TrainingExamples,
+    interrupt_in: int,
+    number: signal.Signals = signal.SIGINT,
+    *,
+    late: bool,
+) -> None:
+    """Run as the training loops do, with a signal in one step before or after its checkpoint."""
     with run:
         for step, _, _ in run.batches(examples, 5, 0, 0):
             if step == interrupt_in and not late:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(number)
             run.log(step, {"loss": 1.0})
             if run.saving(step):
                 run.save(step, {})
             if step == interrupt_in and late:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(number)
 
 
 @pytest.mark.parametrize("step", [0, 3])
-def test_ctrl_c_ends_the_run_after_a_checkpoint(
-    tmp_path: Path, examples: TrainingExamples, step: int
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
+)
+def test_ctrl_c_and_sigterm_end_the_run_after_a_checkpoint(
+    tmp_path: Path,
+    examples: TrainingExamples,
+    step: int,
+    number: signal.Signals,
+    raised: type[BaseException],
 ) -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        trained(Run(tmp_path, 9, SETTINGS, quiet=True), examples, step, late=False)
-    assert signal.getsignal(signal.SIGINT) is before
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt) as ended:
+        trained(Run(tmp_path, 9, SETTINGS, quiet=True), examples, step, number, late=False)
+    assert ended.type is raised
+    assert signal.getsignal(number) is before
     assert load_checkpoint(tmp_path)["step"] == step + 1
+
+
+def test_sigterm_to_all_processes_loses_no_step(tmp_path: Path) -> None:
+    """As Slurm sends it: to the processes that read images, too, which must not end in a step."""
+    script = tmp_path / "script.py"
+    script.write_text(_TRAINS_WITH_WORKERS, encoding="utf-8")
+    process = subprocess.Popen(
+        [sys.executable, script, tmp_path / "run"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line == b"step 5\n":
+            os.killpg(process.pid, signal.SIGTERM)
+            break
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 143, told
+    assert load_checkpoint(tmp_path / "run")["step"] >= 6
+
+
+_TRAINS_WITH_WORKERS = """
+import sys, time
+from pathlib import Path
+import torch
+from torch.utils.data import Dataset
+from mirrorgan_fast.interrupts import Terminated
+from mirrorgan_fast.training.run import Run
+
+class Numbers(Dataset):
+    def __len__(self): return 400
+    def __getitem__(self, index): return {"index": torch.tensor(index)}
+    def set_epoch(self, epoch): pass
+
+try:
+    with Run(Path(sys.argv[1]), 100, {}, quiet=True) as run:
+        for step, _, _ in run.batches(Numbers(), 4, 0, 2):
+            print("step", step, flush=True)
+            time.sleep(0.05)
+            if run.saving(step):
+                run.save(step, {})
+except Terminated:
+    sys.exit(143)
+"""
 
 
 def test_ctrl_c_just_after_a_checkpoint_was_due_loses_nothing(

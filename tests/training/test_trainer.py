@@ -23,7 +23,8 @@ from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.stem import STEM
 from mirrorgan_fast.models.stream import STREAM
 from mirrorgan_fast.training import trainer
-from mirrorgan_fast.training.run import Run, load_checkpoint
+from mirrorgan_fast.training.checkpoint import load_checkpoint
+from mirrorgan_fast.training.run import Run
 from mirrorgan_fast.training.settings import TrainingSettings
 from mirrorgan_fast.training.trainer import train_gan
 
@@ -112,12 +113,15 @@ def kill() -> None:
     raise RuntimeError("killed")
 
 
-def all_steps(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Return a list which every step's state is added to."""
-    monkeypatch.setattr(trainer, "Run", functools.partial(Run, log_every=1, save_every=1))
-    states: list[dict[str, Any]] = []
-    monkeypatch.setattr(Run, "save", lambda self, step, state: states.append(copy.deepcopy(state)))
-    return states
+@pytest.fixture
+def states(
+    monkeypatch: pytest.MonkeyPatch, write_every: Callable[[int, int], None]
+) -> list[dict[str, Any]]:
+    """A list which every step's state is added to."""
+    write_every(1, 1)
+    saved: list[dict[str, Any]] = []
+    monkeypatch.setattr(Run, "save", lambda self, step, state: saved.append(copy.deepcopy(state)))
+    return saved
 
 
 def curves(folder: Path) -> list[dict[str, float]]:
@@ -146,9 +150,13 @@ def test_ctrl_c_and_resume_end_as_without(
 
 
 def test_a_killed_run_goes_on_from_its_checkpoint(
-    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, assert_same: Any
+    tmp_path: Path,
+    train: Train,
+    monkeypatch: pytest.MonkeyPatch,
+    write_every: Callable[[int, int], None],
+    assert_same: Any,
 ) -> None:
-    monkeypatch.setattr(trainer, "Run", functools.partial(Run, log_every=1, save_every=2))
+    write_every(1, 2)
     train(tmp_path / "whole")
     with monkeypatch.context() as patch:
         stop(patch, 4, kill)
@@ -206,9 +214,8 @@ def test_the_pretrained_networks_stay_as_they_are(
 
 
 def test_generator_and_discriminators_learn(
-    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, train: Train, states: list[dict[str, Any]]
 ) -> None:
-    states = all_steps(monkeypatch)
     train(tmp_path, steps=3)
     for part in ("glam", "D"):
         for name, value in states[-1][part].items():
@@ -217,10 +224,9 @@ def test_generator_and_discriminators_learn(
 
 
 def test_discriminators_learn_from_their_own_loss_alone(
-    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, assert_same: Any
+    tmp_path: Path, train: Train, states: list[dict[str, Any]], assert_same: Any
 ) -> None:
     """What the generator is asked for in the first step does not reach them."""
-    states = all_steps(monkeypatch)
     train(tmp_path / "a", steps=1, stream_weight=0.0, damsm_weight=0.0, kl_weight=0.0)
     train(tmp_path / "b", steps=1, stream_weight=9.0, damsm_weight=9.0, kl_weight=9.0)
     assert_same(states[1]["D"], states[0]["D"])
@@ -233,9 +239,8 @@ def test_discriminators_learn_from_their_own_loss_alone(
     [("learning_rate", "glam", "D"), ("discriminator_learning_rate", "D", "glam")],
 )
 def test_each_side_has_its_own_learning_rate(
-    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, rate: str, still: str, moved: str
+    tmp_path: Path, train: Train, states: list[dict[str, Any]], rate: str, still: str, moved: str
 ) -> None:
-    states = all_steps(monkeypatch)
     train(tmp_path, steps=3, **{rate: 0.0})
     weights = {"glam": "G.1.0.weight", "D": "0.features.0.weight"}
     assert torch.equal(states[-1][still][weights[still]], states[0][still][weights[still]])
@@ -257,10 +262,9 @@ def test_a_loss_without_weight_is_left_out(
 
 
 def test_r1_is_added_fourfold_in_every_fourth_step(
-    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, train: Train, states: list[dict[str, Any]]
 ) -> None:
     """Adam's first moment is the gradient where betas[0] is 0, and nothing moves at rate 0."""
-    states = all_steps(monkeypatch)
     still = {"betas": (0.0, 0.999), "learning_rate": 0.0, "discriminator_learning_rate": 0.0}
 
     def gradients(weight: float, steps: int) -> list[Tensor]:
@@ -336,9 +340,8 @@ def of_last_stage(name: str) -> bool:
 
 
 def test_the_last_stage_joins_later(
-    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, train: Train, states: list[dict[str, Any]]
 ) -> None:
-    states = all_steps(monkeypatch)
     train(tmp_path, steps=4, last_stage_from=2, sheet_every=2)
     initial, joining, joined = (states[i]["glam"] for i in (0, 1, 2))
     for name, value in joining.items():
@@ -387,9 +390,8 @@ def test_learning_rates_fall_to_zero(
     paces: list[float],
     tmp_path: Path,
     train: Train,
-    monkeypatch: pytest.MonkeyPatch,
+    states: list[dict[str, Any]],
 ) -> None:
-    states = all_steps(monkeypatch)
     train(tmp_path, decay_steps=decay_steps, learning_rate=1e-3, discriminator_learning_rate=1e-4)
     for optimizer, rate in (("G_adam", 1e-3), ("D_adam", 1e-4)):
         rates = [state[optimizer]["param_groups"][0]["lr"] / rate for state in states]
@@ -400,9 +402,8 @@ def test_learning_rates_fall_to_zero(
 
 
 def test_the_average_is_of_parameters_and_buffers(
-    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, train: Train, states: list[dict[str, Any]]
 ) -> None:
-    states = all_steps(monkeypatch)
     glam = train(tmp_path, steps=5, average_decay=0.28)
     assert not glam.training
     live = [state["glam"] for state in states]
@@ -440,11 +441,11 @@ def test_sheets_of_samples(tmp_path: Path, train: Train) -> None:
 
 
 def test_watching_changes_nothing(
-    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, assert_same: Any
+    tmp_path: Path, train: Train, write_every: Callable[[int, int], None], assert_same: Any
 ) -> None:
     """Whether points, sheets and checkpoints are written often or never."""
     seldom = train(tmp_path / "seldom")
-    monkeypatch.setattr(trainer, "Run", functools.partial(Run, log_every=1, save_every=1))
+    write_every(1, 1)
     often = train(tmp_path / "often", sheet_every=1)
     assert_same(often.state_dict(), seldom.state_dict())
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from kills import files, small_model, written
 
-from mirrorgan_fast.sampling.interrupts import Interrupts
+from mirrorgan_fast.interrupts import Interrupts, Terminated, sigterm_raises
 
 
 def test_an_interrupt_that_is_held_back_comes_when_released() -> None:
@@ -25,6 +25,36 @@ def test_an_interrupt_that_is_held_back_comes_when_released() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    "order", [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)]
+)
+def test_the_first_of_two_is_raised(order: tuple[signal.Signals, signal.Signals]) -> None:
+    raised = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+    before = [signal.getsignal(number) for number in order]
+    with Interrupts() as interrupts:
+        interrupts.hold()
+        for number in order:
+            signal.raise_signal(number)
+        assert interrupts.waiting
+        with pytest.raises(KeyboardInterrupt) as came:
+            interrupts.release()
+        assert came.type is raised[order[0]]
+    with Interrupts(insisting=True) as interrupts:
+        interrupts.hold()
+        signal.raise_signal(order[0])
+        with pytest.raises(KeyboardInterrupt) as came:
+            signal.raise_signal(order[1])
+        assert came.type is raised[order[1]]
+    assert [signal.getsignal(number) for number in order] == before
+
+
+def test_sigterm_raises_within_the_block_alone() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Terminated), sigterm_raises():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_other_threads_leave_signals_alone() -> None:
@@ -41,7 +71,12 @@ def test_other_threads_leave_signals_alone() -> None:
     assert seen == [before]
 
 
-def test_interrupted_runs_end_and_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
+)
+def test_interrupted_runs_end_and_go_on(
+    number: signal.Signals, status: int, tmp_path: Path
+) -> None:
     randomly = random.Random(0)
     small_model().save_pretrained(tmp_path / "model")
     (tmp_path / "captions.txt").write_text("a red bird\n" * 3000, encoding="utf-8")
@@ -53,9 +88,9 @@ def test_interrupted_runs_end_and_go_on(tmp_path: Path) -> None:
         while process.poll() is None and written(tmp_path / "out") <= begun:
             time.sleep(0.001)
         time.sleep(randomly.uniform(0, 0.2))
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, told = process.communicate(timeout=30)
-        assert process.returncode == 130
+        assert process.returncode == status
         assert told == b"mirrorgan-fast: stopped; the same command goes on from here\n"
         manifest = (tmp_path / "out" / "manifest.jsonl").read_bytes()
         assert manifest.count(b"\n") == written(tmp_path / "out")

@@ -1,0 +1,233 @@
+"""The rows of a run, one for each image or refused caption: written, and read without trust.
+
+A row is a line of JSON. What a row must say follows from what decides the run (``check_run``) and
+from the rows before it (``Rows``), all but the texts, seeds and indices of the captions.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mirrorgan_fast.files import parse_json
+from mirrorgan_fast.sampling.captions import Refused
+from mirrorgan_fast.sampling.sampler import Result
+from mirrorgan_fast.sampling.sinks import FORMATS, LOSSY, OwnSink, Row, open_sink
+
+LONGEST_ROW = 2**22
+"""Bytes. A caption of 64 KiB takes six times as many if each is escaped, and once more as unknown
+words."""
+IS_REFUSED = b'{"error": '
+"""How the row of a refused caption begins, and no other."""
+
+_Field = tuple[Callable[[Any], bool], str]  # what it must be, in code and in words
+
+
+def _whole(least: int, most: int) -> _Field:
+    # bool is a subclass of int
+    return lambda value: type(value) is int and least <= value <= most, "a whole number in range"
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+_TEXT: _Field = lambda value: isinstance(value, str), "text"
+_POSITIVE, _NUMBER = _whole(1, 2**63 - 1), _whole(0, 2**128 - 1)
+_RUN: dict[str, _Field] = {
+    "model": _TEXT,
+    "dtype": _TEXT,
+    "device": _TEXT,
+    "sink": _TEXT,
+    "seed": _NUMBER,
+    "per_caption": _POSITIVE,
+    "psi": (_is_share, "0 to 1"),
+    "format": (lambda value: isinstance(value, str) and value in FORMATS, "a known format"),
+    "quality": _whole(1, 100),
+    "shard_size": _POSITIVE,
+    "flat": (lambda value: isinstance(value, bool), "true or false"),
+}
+_IMAGE: dict[str, _Field] = {
+    "caption": _TEXT,
+    "seed": _NUMBER,
+    "index": _NUMBER,
+    "unknown": (_is_texts, "a list of words"),
+    "line": _POSITIVE,
+}
+_REFUSED: dict[str, _Field] = {"error": _TEXT, "line": _POSITIVE, "text": _TEXT}
+_OUR_FILE = re.compile(r"([0-9]{5,}/[0-9]{8,}|[0-9]{4,})\.(png|jpg|webp)|[0-9]{5,}\.(tar|npy)")
+
+
+def check_run(run: Any) -> None:
+    """Check all that decides the images of a run except their captions.
+
+    Args:
+        run: an object as JSON has it, with the name of the user's own ``sink`` or "", what the
+            model and the device are, and the fields of ``SamplingSettings``.
+
+    Raises:
+        ValueError: it is none, with the reason as message.
+    """
+    if not isinstance(run, dict):
+        raise ValueError("is not a JSON object")
+    _check_fields(run, _RUN, optional="quality")
+    if run.keys() - _RUN.keys() or ("quality" in run) != run["format"].endswith(LOSSY):
+        raise ValueError("has other fields than those of a run")
+
+
+def captions_of_shard(run: Mapping[str, Any]) -> int:
+    """Return how many captions' images are in each shard of a run."""
+    return max(1, int(run["shard_size"]) // int(run["per_caption"]))
+
+
+def own_sink(run: Mapping[str, Any], folder: Path) -> OwnSink | None:
+    """Return what knows where a run's images are; None if a sink of the user's own has them."""
+    return None if run["sink"] else open_sink(run["format"], folder, flat=run["flat"])
+
+
+def image_row(result: Result, place: Row) -> bytes:
+    """Return the row of an image, which ``sample --captions`` can read.
+
+    Args:
+        result: the image.
+        place: where it is.
+
+    Raises:
+        ValueError: a sink says of the place what cannot be in a row.
+    """
+    row = {
+        "caption": result.caption,
+        "seed": result.seed,
+        "index": result.index,
+        "unknown": result.unknown,
+        "line": result.request.line,
+    }
+    return _line({**row, **place})
+
+
+def refused_row(refused: Refused) -> bytes:
+    """Return the row of a caption that no image can be made of."""
+    return _line({"error": refused.reason, "line": refused.line, "text": refused.text})
+
+
+def check_place(folder: Path, place: Row) -> None:
+    """Check what a user's own sink says of where an image is.
+
+    Args:
+        folder: of the output.
+        place: what ``write`` returned. A ``file`` in it must be in the folder, after links.
+
+    Raises:
+        ValueError: it is not, or the place has a field that a row has already.
+    """
+    if taken := place.keys() & {*_IMAGE, "error"}:
+        raise ValueError(f'has the field "{min(taken)}", which each row has already')
+    if "file" in place and not _is_inside(folder, place["file"]):
+        raise ValueError(f"names the file {place['file']!r:.300}, which is not in the folder")
+
+
+def is_ours(row: Row) -> bool:
+    """Whether a row's file has a name as this program gives, and may be removed."""
+    return isinstance(row.get("file"), str) and _OUR_FILE.fullmatch(row["file"]) is not None
+
+
+class Rows:
+    """The rows of a shard, read in their order.
+
+    Args:
+        run: what decides them, checked.
+        shard: its number.
+        folder: of the output.
+    """
+
+    def __init__(self, run: Mapping[str, Any], shard: int, folder: Path) -> None:
+        captions = captions_of_shard(run)
+        self._per_caption: int = run["per_caption"]
+        self._shard, self._folder = shard, folder
+        self._own = own_sink(run, folder)
+        self._line, self._last = shard * captions, (shard + 1) * captions
+        self._of_line = 0  # images of this line that have come, 0 if it was refused
+        self._images = 0  # of the shard that have come
+
+    def take(self, data: bytes) -> Row:
+        """Take the next row.
+
+        Args:
+            data: its line.
+
+        Raises:
+            ValueError: it is no row that this run can have written next, with the reason.
+        """
+        row = parse_json(data)
+        if not isinstance(row, dict):
+            raise ValueError("is not a JSON object")
+        if "error" in row:
+            _check_fields(row, _REFUSED)
+            self._follow(row["line"], refused=True)
+            _check_same(row, _REFUSED, {}, data)
+            return row
+        _check_fields(row, _IMAGE)
+        self._follow(row["line"], refused=False)
+        if self._own is None:
+            place = {name: value for name, value in row.items() if name not in _IMAGE}
+            check_place(self._folder, place)
+        else:
+            number = (row["line"] - 1) * self._per_caption + self._of_line - 1
+            _check_same(row, _IMAGE, self._own.place(self._shard, number, self._images), data)
+        self._images += 1
+        return row
+
+    def _follow(self, line: int, refused: bool) -> None:
+        """Go on to the next image of the line, or to the next line."""
+        if not refused and line == self._line and 0 < self._of_line < self._per_caption:
+            self._of_line += 1
+        elif line == self._line + 1 <= self._last and self._of_line in (0, self._per_caption):
+            self._line, self._of_line = line, 0 if refused else 1
+        else:
+            raise ValueError(f"is of line {line}, which does not follow")
+
+
+def _check_fields(row: Mapping[str, Any], fields: Mapping[str, _Field], optional: str = "") -> None:
+    for name, (fits, wanted) in fields.items():
+        if name not in row:
+            if name != optional:
+                raise ValueError(f'has no "{name}"')
+        elif not fits(row[name]):
+            raise ValueError(f'has the "{name}" {row[name]!r:.100}, expected {wanted}')
+
+
+def _check_same(row: Row, fields: Iterable[str], place: Row, data: bytes) -> None:
+    """Check that a row has these fields and this place, in this order and as they are written.
+
+    The bytes are compared, as they go into the manifest as they are.
+    """
+    expected = {**row, **place}
+    if [*row] == [*fields, *place] and _line(expected) == data:
+        return
+    for name, value in place.items():
+        if row.get(name) != value:
+            raise ValueError(f'has the "{name}" {row.get(name)!r:.300}, expected {value!r}')
+    raise ValueError("is not written as this program writes it")
+
+
+def _is_inside(folder: Path, name: Any) -> bool:
+    if not isinstance(name, str) or os.path.isabs(name) or ".." in name.split("/"):
+        return False
+    try:
+        inside, found = os.path.realpath(folder), os.path.realpath(folder / name)
+    except (OSError, ValueError):  # a NUL, or what no name of a file can be encoded from
+        return False
+    return found.startswith(os.path.join(inside, ""))
+
+
+_encoder = json.JSONEncoder(ensure_ascii=False)  # json.dumps would make one each time
+
+
+def _line(row: Row) -> bytes:
+    return _encoder.encode(row).encode() + b"\n"

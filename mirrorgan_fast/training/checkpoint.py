@@ -1,0 +1,187 @@
+"""Checkpoints: read without trust, since whoever resumes from one may not have written it."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.tensor_files import check_numbers, read_torch
+from mirrorgan_fast.weights import load_state
+
+CHECKPOINT = "checkpoint.pt"
+_ADVICE = "restore a copy of it, or move it away to start that part again"
+_MOST_ENTRIES = 1_000_000  # of all containers; the largest preset's GAN has 12,000
+_ADAM = {"step", "exp_avg", "exp_avg_sq"}
+
+
+def seal(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a checkpoint with a checksum of it."""
+    return {**content, "checksum": digest(content)}
+
+
+def find_checkpoint(folder: Path) -> Path:
+    """Return the path of a run's checkpoint.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = folder / CHECKPOINT
+    if not os.path.lexists(path):
+        raise InputError(f"{path}: there is no such checkpoint; train that part first")
+    return path
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any]:
+    """Read the checkpoint of a run: ``step``, ``settings``, ``not_logged`` and a state a part.
+
+    Raises:
+        InputError: there is none, it cannot be read, is damaged, or of another program or version.
+    """
+    path = find_checkpoint(folder)
+    content = read_torch(path, "a checkpoint", _ADVICE)
+    if not isinstance(content, dict) or "settings" not in content:
+        raise InputError(f"{path}: is not a checkpoint of this program; {_ADVICE}")
+    checksum = content.pop("checksum", None)
+    if checksum is None:
+        raise InputError(
+            f"{path}: was written by an older version, without a checksum; end that run with the "
+            f"version that began it, or start again in another folder"
+        )
+    try:
+        damaged = digest(content, most_bytes=path.stat().st_size) != checksum
+    except (ValueError, RecursionError):
+        damaged = True
+    if damaged or not _is_checkpoint(content):
+        raise InputError(f"{path}: is damaged, its checksum is another; {_ADVICE}")
+    return content
+
+
+def load_weights_of(folder: Path, module: nn.Module, prefix: str = "") -> None:
+    """Load the weights that a finished stage has in its checkpoint's ``model`` into a module.
+
+    Args:
+        folder: of the stage's run.
+        module: what to load them into.
+        prefix: that the names of these weights have there; others are passed over.
+
+    Raises:
+        InputError: as ``load_checkpoint``; or they are not the module's.
+    """
+    state = load_checkpoint(folder).get("model")
+    if isinstance(state, dict):
+        state = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in state.items()
+            if isinstance(name, str) and name.startswith(prefix)
+        }
+    restore(module, state, f"{folder / CHECKPOINT}: its model")
+
+
+def restore(part: nn.Module | torch.optim.Adam, state: Any, source: str) -> None:
+    """Load a state into a module or an Adam optimizer: all of it or, on an error, nothing.
+
+    Of the optimizer's, only what it has gathered is taken: learning rates and betas are those that
+    it was made with.
+
+    Args:
+        part: what to load it into.
+        state: what a checkpoint has for it, which may be anything.
+        source: of the state, for errors.
+
+    Raises:
+        InputError: the state is not one of such a part.
+    """
+    if not isinstance(state, dict):
+        raise _misfit(source, "is missing")
+    if isinstance(part, nn.Module):
+        if not all(isinstance(t, Tensor) and isinstance(name, str) for name, t in state.items()):
+            raise _misfit(source, "has something else than tensors")
+        check_numbers(state, source)
+        load_state(part, state, source)
+        return
+    parameters = [parameter for group in part.param_groups for parameter in group["params"]]
+    gathered = state.get("state")
+    if not isinstance(gathered, dict):
+        raise _misfit(source, "is not the state of an optimizer")
+    for number, tensors in gathered.items():
+        if type(number) is not int or not 0 <= number < len(parameters):
+            raise _misfit(source, f"has a parameter {number!r:.40} of {len(parameters)}")
+        if not isinstance(tensors, dict) or set(tensors) != _ADAM:
+            raise _misfit(source, f"has not Adam's state of parameter {number}")
+        for name, tensor in tensors.items():
+            shape = () if name == "step" else parameters[number].shape
+            if not isinstance(tensor, Tensor) or tensor.shape != shape:
+                raise _misfit(source, f"has another shape of {name} of parameter {number}")
+        check_numbers(tensors, source)
+        if tensors["step"] < 0 or (tensors["exp_avg_sq"] < 0).any():
+            raise _misfit(source, f"has a negative square of parameter {number}")
+    part.load_state_dict({"state": gathered, "param_groups": part.state_dict()["param_groups"]})
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """Return what tells weights from others, whatever their order."""
+    return digest({name: state[name] for name in sorted(state)})[:16]
+
+
+def digest(content: Any, most_bytes: int | None = None) -> str:
+    """Return a checksum of containers of numbers, strings and tensors.
+
+    Args:
+        content: dicts, lists, tuples, tensors and what ``repr`` says all of.
+        most_bytes: that all tensors together may have.
+
+    Raises:
+        ValueError: there are more containers or bytes than a checkpoint has, which one of a few
+            bytes can claim by naming the same ones again and again.
+    """
+    found = hashlib.sha256()
+    entries, room = 0, most_bytes
+
+    def add(value: Any) -> None:
+        nonlocal entries, room
+        entries += 1
+        if entries > _MOST_ENTRIES:
+            raise ValueError(f"more than {_MOST_ENTRIES:,} entries")
+        if isinstance(value, Tensor):
+            if room is not None:
+                room -= value.numel() * value.element_size()
+                if room < 0:
+                    raise ValueError(f"tensors of more than {most_bytes:,} bytes")
+            found.update(f"{value.dtype} {tuple(value.shape)} ".encode())
+            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        elif isinstance(value, dict | list | tuple):
+            found.update(f"{'dict' if isinstance(value, dict) else 'list'} {len(value)} ".encode())
+            for entry in value.items() if isinstance(value, dict) else value:
+                add(entry)
+        else:
+            found.update(f"{value!r} ".encode())
+
+    add(content)
+    return found.hexdigest()
+
+
+def _is_checkpoint(content: Mapping[str, Any]) -> bool:
+    """Return whether what every checkpoint has is there, and of the right types."""
+    step, settings, not_logged = (content.get(name) for name in ("step", "settings", "not_logged"))
+    if type(step) is not int or step < 0 or not isinstance(settings, dict):
+        return False
+    if not isinstance(not_logged, tuple) or len(not_logged) != 2:
+        return False
+    sums, count = not_logged
+    return (
+        type(count) is int
+        and count >= 0
+        and isinstance(sums, dict)
+        and all(type(total) is float and isfinite(total) for total in sums.values())
+        and all(isinstance(name, str) for name in (*settings, *sums))
+    )
+
+
+def _misfit(source: str, told: str) -> InputError:
+    return InputError(f"{source} {told}; {_ADVICE}")
