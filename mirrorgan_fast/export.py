@@ -50,8 +50,8 @@ def export(model: MirrorGAN, path: str | os.PathLike[str], format: str) -> None:
         format: a name in `FORMATS`.
 
     Raises:
-        InputError: another format or suffix; a weight is NaN; the file cannot be written; ONNX's packages are not
-            installed; for ``aoti``, no C++ compiler that works.
+        InputError: another format or suffix; a weight is NaN; the file cannot be written; ONNX's
+            packages are not installed; for ``aoti``, no C++ compiler that works.
     """
     if format not in FORMATS:
         raise InputError(f"no format {format!r} to export to; there are: {', '.join(FORMATS)}")

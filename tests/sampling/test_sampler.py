@@ -200,7 +200,9 @@ def test_what_no_smaller_batch_helps_is_raised(
         next(sampler(["a bird"]))
 
 
-@pytest.mark.parametrize("arguments", [{"batch_size": 0}, {"batch_size": 2**63}, {"dtype": torch.float64}])
+@pytest.mark.parametrize(
+    "arguments", [{"batch_size": 0}, {"batch_size": 2**63}, {"dtype": torch.float64}]
+)
 def test_bad_arguments_are_refused(arguments: dict[str, object], model: MirrorGAN) -> None:
     with pytest.raises(InputError, match=r"expected|wanted"):
         Sampler(model, **arguments)
