@@ -75,7 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options = _parser().parse_args(arguments)
         finally:
             _flush()  # what --help prints
-        goes_on = options.goes_on and getattr(options, "walk", None) is None
+        goes_on = (
+            options.goes_on
+            and getattr(options, "walk", None) is None
+            and getattr(options, "layout", "folder") == "folder"
+        )
         with sigterm_raises():
             status: int | None = options.run(options)
     except InputError as error:
@@ -230,7 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--words", action="store_true", help="only list the words the model knows")
     info.add_argument("--model", default="birds-painted", metavar="NAME_OR_FOLDER")
 
-    paint = command("paint", _paint, "paint a data set of captioned birds")
+    paint = command("paint", _paint, "paint a data set of captioned birds", goes_on=True)
     paint.add_argument("output", type=Path, help="a new folder")
     paint.add_argument("--train", type=_positive, default=20_000, metavar="N")
     paint.add_argument("--test", type=_positive, default=2_000, metavar="N")

@@ -459,14 +459,20 @@ def test_only_what_goes_on_says_so_when_stopped(
     def stopped(options: argparse.Namespace) -> None:
         raise KeyboardInterrupt
 
-    for name in ("_sample", "_describe"):
+    for name in ("_sample", "_describe", "_paint"):
         monkeypatch.setattr(cli, name, stopped)
     assert main(["describe", "bird.png"]) == 130
     assert capsys.readouterr().err == "mirrorgan-fast: stopped\n"
     assert main(["sample", "a bird", "-o", "out"]) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
-    assert main(["sample", "a bird", "-o", "out.webp", "--walk", "3"]) == 130
-    assert capsys.readouterr().err == "mirrorgan-fast: stopped\n"
+    for begins_anew in (
+        ["sample", "a bird", "-o", "out.webp", "--walk", "3"],
+        ["paint", "birds", "--layout", "cub"],
+    ):
+        assert main(begins_anew) == 130
+        assert capsys.readouterr().err == "mirrorgan-fast: stopped\n"
+    assert main(["paint", "birds"]) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
 
 
 def test_a_refusal_by_a_process_that_reads_images_is_one_line_too(

@@ -192,7 +192,7 @@ class ImageFolder(CaptionedImages):
         raise InputError(f"{self._metadata}: has more than {_MOST_LINES:,} lines")
 
     def _choose(self, labels: dict[str, list[int | str | None]]) -> list[int]:
-        """The first labels that any row has, of which all must have one."""
+        """The labels of the first field that any row has; then all rows must have it."""
         for field, of_rows in labels.items():
             if of_rows.count(None) < len(of_rows):
                 chosen = []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mirrorgan_fast.data.captioned_images import METADATA, CaptionedImages, ImageFolder
 from mirrorgan_fast.data.cub import PUBLISHED, CubFolder
-from mirrorgan_fast.errors import InputError, listed
+from mirrorgan_fast.errors import InputError, listed, printable
 from mirrorgan_fast.files import StrPath
 from mirrorgan_fast.pictures import MAX_PIXELS
 
@@ -43,5 +43,7 @@ def open_images(
     if split_field is not None:
         there = listed([name[:80] for name in folder.fields])
         raise InputError(f"{root}: no row has a field {split_field!r}; there are: {there}")
-    _LOG.warning("%s: no row names a split: training on all %d pictures", root, len(folder))
+    _LOG.warning(
+        "%s: no row names a split: training on all %d pictures", printable(str(root)), len(folder)
+    )
     return folder

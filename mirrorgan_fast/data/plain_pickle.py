@@ -76,14 +76,14 @@ _TYPES = frozenset({"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", 
 
 @dataclass(slots=True)
 class _Dtype:
-    """A NumPy dtype: its kind and size, and the order of its bytes once that was told."""
+    """A NumPy dtype: its kind and size, and the order of its bytes once ``build`` gives it."""
 
     code: str
     order: str | None = None
 
 
 class _Array:
-    """A NumPy array whose content is yet to come."""
+    """A NumPy array, until ``build`` puts one with its content in its place."""
 
     __slots__ = ()
 
@@ -213,7 +213,7 @@ class _Machine:
     def tuple_of(self, count: int) -> None:
         """Make the last values one tuple."""
         if count > len(self.stack):
-            raise ValueError("it lacks a value")
+            raise ValueError("a value is missing")
         items = tuple(self.stack[-count:])
         del self.stack[-count:]
         self.push(items)
@@ -299,7 +299,7 @@ class _Machine:
     def name(self, module: object, name: object) -> None:
         """Push what a name stands for."""
         if not isinstance(module, str) or not isinstance(name, str):
-            raise ValueError("a name is no text")
+            raise ValueError("a name is not text")
         if (module, name) not in _NAMES:
             wanted = f"{module[:_LONGEST_NAME]}.{name[:_LONGEST_NAME]}"
             raise ValueError(f"it asks for {wanted}, which could run code")
@@ -317,7 +317,7 @@ class _Machine:
         """Push what a name makes of its arguments."""
         arguments, name = self.stack.pop(), self.stack.pop()
         if not isinstance(name, _Name) or type(arguments) is not tuple:
-            raise ValueError("it calls what is not a name")
+            raise ValueError("it calls something other than a name")
         match name, arguments:
             case _Name.DTYPE, (str(code), int(), int()) if code in _TYPES:
                 value: Any = _Dtype(code)
@@ -343,7 +343,7 @@ class _Machine:
         """Give a dtype its byte order, or an array its content."""
         state, value = self.stack.pop(), self.stack[-1]
         if type(state) is not tuple:
-            raise ValueError("it has an object that is no plain data")
+            raise ValueError("it has an object that is not plain data")
         match value, state:
             case (
                 _Dtype(order=None),
@@ -357,7 +357,7 @@ class _Machine:
                 order = "F" if by_columns else "C"
                 self.stack[-1] = self.array(dtype, shape, data, order)
             case _:
-                raise ValueError("it has an object that is no plain data")
+                raise ValueError("it has an object that is not plain data")
 
     def array(
         self, dtype: _Dtype, shape: tuple[Any, ...], data: str | bytes, order: Any
@@ -368,7 +368,7 @@ class _Machine:
         # A bool of another byte than 0 and 1 would break NumPy.
         stored = np.dtype(dtype.order + ("u1" if dtype.code == "b1" else dtype.code))
         if not {*map(type, shape)} <= {int} or min(shape, default=0) < 0:
-            raise ValueError("an array has a shape that is none")
+            raise ValueError("an array has a wrong shape")
         if math.prod(shape) * stored.itemsize != len(data):
             raise ValueError("an array has more or less data than its shape says")
         self.spend(_ENTRY)
@@ -396,7 +396,7 @@ def _check_plain(values: list[Any]) -> None:
         for container in containers:
             items = container.values() if type(container) is dict else container
             if not {*map(type, items)} <= _PLAIN:
-                raise ValueError("it has an object that is no plain data")
+                raise ValueError("it has an object that is not plain data")
             inner += [item for item in items if type(item) in _CONTAINERS]
         containers = inner
     if containers:
@@ -446,8 +446,8 @@ def _utf8(data: bytes) -> str:
 
 _Operation = Callable[[_Machine], None]
 
-_INT8, _INT16, _INT32 = Struct("<B"), Struct("<H"), Struct("<I")
-_SIGNED, _UINT64, _DOUBLE = Struct("<i"), Struct("<Q"), Struct(">d")
+_UINT8, _UINT16, _UINT32, _UINT64 = Struct("<B"), Struct("<H"), Struct("<I"), Struct("<Q")
+_INT32, _DOUBLE = Struct("<i"), Struct(">d")
 
 
 def _new(make: Callable[[], Any]) -> _Operation:
@@ -487,23 +487,23 @@ _OPERATIONS: dict[bytes, _Operation] = {
     b"I": _line(_whole_number),
     b"L": _line(_long_number),
     b"F": _line(float),
-    b"K": _fixed(_INT8),
-    b"M": _fixed(_INT16),
-    b"J": _fixed(_SIGNED),
+    b"K": _fixed(_UINT8),
+    b"M": _fixed(_UINT16),
+    b"J": _fixed(_INT32),
     b"G": _fixed(_DOUBLE),
-    b"\x8a": _sized(_INT8, _integer),
-    b"\x8b": _sized(_SIGNED, _integer),
+    b"\x8a": _sized(_UINT8, _integer),
+    b"\x8b": _sized(_INT32, _integer),
     # text: strings of Python 2, then those of Unicode
     b"S": _line(_quoted, _LONGEST_LINE),
-    b"U": _sized(_INT8, _latin),
-    b"T": _sized(_SIGNED, _latin),
+    b"U": _sized(_UINT8, _latin),
+    b"T": _sized(_INT32, _latin),
     b"V": _line(_escaped, _LONGEST_LINE),
-    b"\x8c": _sized(_INT8, _utf8, _COPIES),
-    b"X": _sized(_INT32, _utf8, _COPIES),
+    b"\x8c": _sized(_UINT8, _utf8, _COPIES),
+    b"X": _sized(_UINT32, _utf8, _COPIES),
     b"\x8d": _sized(_UINT64, _utf8, _COPIES),
     # bytes; what NumPy writes as a bytearray is the content of an array
-    b"C": _sized(_INT8, bytes),
-    b"B": _sized(_INT32, bytes),
+    b"C": _sized(_UINT8, bytes),
+    b"B": _sized(_UINT32, bytes),
     b"\x8e": _sized(_UINT64, bytes),
     b"\x96": _sized(_UINT64, bytes),
     # containers
@@ -523,12 +523,12 @@ _OPERATIONS: dict[bytes, _Operation] = {
     b"u": _Machine.set_many,
     # the memo
     b"p": lambda machine: machine.put(int(machine.line(_LONGEST_NUMBER))),
-    b"q": _put(_INT8),
-    b"r": _put(_INT32),
+    b"q": _put(_UINT8),
+    b"r": _put(_UINT32),
     b"\x94": _Machine.memoize,
     b"g": lambda machine: machine.get(int(machine.line(_LONGEST_NUMBER))),
-    b"h": _get(_INT8),
-    b"j": _get(_INT32),
+    b"h": _get(_UINT8),
+    b"j": _get(_UINT32),
     # NumPy's numbers and arrays
     b"c": _Machine.name_of_lines,
     b"\x93": _Machine.name_of_stack,

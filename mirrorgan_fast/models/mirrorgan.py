@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Self
 
 import numpy as np
@@ -37,7 +38,7 @@ from mirrorgan_fast.weights import (
 
 SEEDS = 2**128
 """How many seeds there are, and how many indices of each."""
-# Captions that go together through the fused text encoder, so that its memory does not grow.
+# Captions, or pictures to describe, that go together, so that memory does not grow with them.
 _TOGETHER = 64
 
 
@@ -253,13 +254,16 @@ class MirrorGAN(nn.Module):
             images = [images]
         if not isinstance(images, Iterable):
             raise InputError(f"describe: found {type(images).__name__}, wanted images")
-        size = self.config.image_size
-        tensors = [from_image(image, size, f"image {i}") for i, image in enumerate(images)]
-        if not tensors:
-            return []
+        size, device = self.config.image_size, next(self.parameters())
+        described: list[str] = []
+        numbered = enumerate(images)
         with evaluating(self):
-            described = self.stream.describe(torch.stack(tensors).to(next(self.parameters())))
-        return [self.vocabulary.decode(row) for row in described]
+            while batch := list(islice(numbered, _TOGETHER)):
+                # each is small before the next one is read
+                tensors = [from_image(image, size, f"image {i}") for i, image in batch]
+                tokens = self.stream.describe(torch.stack(tensors).to(device))
+                described += [self.vocabulary.decode(row) for row in tokens]
+        return described
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32

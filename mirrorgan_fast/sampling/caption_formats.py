@@ -78,8 +78,8 @@ def format_of(text: Peekable, name: str, suffix: str) -> Format:
 def _begins_an_array(text: Peekable) -> bool:
     """Whether the first element is an object or a string, with a comma or the end behind it."""
     try:
-        return isinstance(parse_json(next(_elements(text.peek())) or b""), dict | str)
-    except (StopIteration, DamageError, ValueError):
+        return isinstance(_json(next(_elements(text.peek()))), dict | str)
+    except (StopIteration, DamageError):
         return False
 
 
@@ -91,29 +91,29 @@ def _is_json_lines(text: Peekable, name: str) -> bool:
     """
     nonempty = _nonempty_lines(text)
     first = next(nonempty, None)
-    found = _object(first)
-    if found is not None and not found.keys().isdisjoint(KEYS):
+    found = _json(first)
+    if isinstance(found, dict) and not found.keys().isdisjoint(KEYS):
         return True
     second = next(nonempty, None)
     begins = text.beginning() if first is None else first + (second or b"")
     if not _OBJECT.match(begins.lstrip()):
         return False
-    if _object(second) is not None:
+    if isinstance(_json(second), dict):
         return True
     larger = f"larger than a line of at most {LONGEST_RECORD:,} bytes"
-    what = larger if found is None else f"with {_listed(found)}"
+    what = f"with {_listed(found)}" if isinstance(found, dict) else larger
     raise InputError(
         f"{name}: is a JSON object, {what}; give objects with {_WANTED}, one a line or in an array "
         "(of COCO's annotations: jq -c '.annotations[]')"
     )
 
 
-def _object(line: bytes | None) -> dict[str, Any] | None:
+def _json(data: bytes | None) -> Any:
+    """Return what is written as JSON, bad bytes or not, or None."""
     try:
-        found = parse_json(line or b"")
+        return parse_json((data or b"").decode(errors="replace"))
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
 
 
 def _table_by_suffix(text: Peekable, name: str, delimiters: str) -> Format:

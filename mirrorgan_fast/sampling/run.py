@@ -12,9 +12,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.fields import bounded, check_fields
 from mirrorgan_fast.files import reason
 from mirrorgan_fast.interrupts import Interrupts
-from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.models.mirrorgan import SEEDS, MirrorGAN
 from mirrorgan_fast.sampling.caption_files import Captions
 from mirrorgan_fast.sampling.captions import BEGINNING, Line, Record, Refused, Request, parse
 from mirrorgan_fast.sampling.journal import Journal
@@ -61,27 +62,24 @@ class SamplingSettings:
         InputError: a value is out of range.
     """
 
-    seed: int = 0
-    """0 or more."""
-    per_caption: int = 1
+    seed: int = bounded(0, 0, SEEDS - 1)
+    per_caption: int = bounded(1, 1, 10**9)
     """Images of each caption."""
-    psi: float = 1.0
+    psi: float = bounded(1.0, 0, 1)
     """Factor of the noise, 0 to 1 (see ``Sampler.stream``)."""
     format: str = "png"
     """One of ``sinks.FORMATS``."""
-    quality: int = 95
+    quality: int = bounded(95, 1, 100)
     """Of JPEG and WebP, 1 to 100."""
-    shard_size: int = 1000
+    shard_size: int = bounded(1000, 1, 10**9)
     """Images of a folder, tar or array, rounded down to whole captions."""
     flat: bool = False
     """Whether files of one image are in the folder itself, not in one for each shard."""
 
     def __post_init__(self) -> None:
-        for name, least in (("seed", 0), ("per_caption", 1), ("shard_size", 1)):
-            if (value := getattr(self, name)) < least:
-                raise InputError(f"{name} is {value}, expected {least} or more")
         check_psi(self.psi)
         check_format(self.format, self.quality)
+        check_fields(self, "sampling settings")
 
 
 def sample_to_folder(

@@ -64,7 +64,8 @@ class Sink(Protocol):
         """Write the next image of the shard, which from then on must outlast the process.
 
         Returns:
-            what the manifest has to say of where it is.
+            what the manifest has to say of where it is, as JSON has it. A ``file`` must be in the
+            output folder; ``caption``, ``seed`` and the other fields of a row are taken.
         """
 
     def end(self) -> None:

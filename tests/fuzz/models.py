@@ -15,7 +15,7 @@ _COMMANDS = (
     "sample bird -o out --quiet",
     "sample bird --walk 2 -o out.gif --quiet",
     "describe ../../data/0.png --quiet",
-    "evaluate --data ../../data --quiet",
+    "evaluate --data ../../data --count 100 --quiet",
     "info --words",
     "export --format onnx -o out.onnx --quiet",  # takes long where nothing is refused
 )

@@ -236,6 +236,8 @@ def test_plain_text_stays_plain_text(first: str) -> None:
         ('\n \n{"caption": "a"}', "", [None, None, "a"]),
         ('{"caption": "a\n{"text": "b"}', "", [None, "b"]),
         ('{"no": 1}\n{"text": "b"}', "c.json", [None, "b"]),
+        ('{"text": "\udce9"}', "", [None]),
+        ('["\udce9", "b"]', "", [None, "b"]),
         ('"a"\n"b"', "c.ndjson", ["a", "b"]),
         ("a\nb", "c.jsonl", [None, None]),
         ('["a", "b"]', "", ["a", "b"]),
@@ -255,7 +257,8 @@ def test_plain_text_stays_plain_text(first: str) -> None:
 )
 def test_formats_are_told_apart(text: str, name: str, expected: list[str | None]) -> None:
     for randomly in (None, random.Random(0), random.Random(1)):
-        assert captions(read(text.encode(), name, randomly)) == expected
+        data = text.encode("utf-8", "surrogateescape")
+        assert captions(read(data, name, randomly)) == expected
 
 
 COCO = {"info": {}, "images": [], "annotations": [{"image_id": 1, "caption": "a bird"}]}
