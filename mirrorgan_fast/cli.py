@@ -519,7 +519,7 @@ def _info(options: argparse.Namespace) -> None:
     _, vocabulary = load_description(find_pretrained(options.model))
     if options.words:
         words = vocabulary.words[1:]
-        _print(json.dumps(words) if options.json else "\n".join(words))
+        _print(json.dumps(words) if options.json else "\n".join(map(printable, words)))
         return
     built = build_info()
     extension: object = f"not built: {why_not_compiled()}"

@@ -122,7 +122,7 @@ def _odd_tensor(tensor: torch.Tensor, randomly: random.Random) -> Any:
         case 4:  # one number in the file, more in memory than there is room for
             return torch.zeros(1).expand(1 << 40)
         case 5:
-            return torch.zeros(1, dtype=tensor.dtype).expand(tensor.shape)
+            return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
         case 6:
             return tensor.to_sparse() if tensor.dim() else tensor.to("meta")
     return randomly.choice([None, [0.5], torch.nn.Parameter(tensor.float())])

@@ -113,7 +113,7 @@ def _files(folder: Path, pattern: str = "**/*") -> list[Path]:
 
 
 def _damage(out: Path, randomly: random.Random) -> None:
-    journals = _files(out, ".progress/0*.jsonl")
+    journals = _files(out, ".progress/00*.jsonl")
     match randomly.randrange(10):
         case 0 | 1 | 2 if journals:
             _change_rows(out, randomly.choice(journals), randomly)

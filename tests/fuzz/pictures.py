@@ -23,7 +23,7 @@ _READ = {
     "PPM": "1 L RGB RGBA I;16 I F",
     "AVIF": "RGB RGBA",
 }
-_NOT_READ = ("EPS", "ICO", "PCX", "TGA", "SGI", "JPEG2000", "PDF", "ICNS", "IM", "PSD", "SVG")
+_NOT_READ = ("EPS", "EPS", "EPS", "ICO", "PCX", "TGA", "JPEG2000", "PDF", "IM", "PSD", "SVG")
 _TOOLS = ("gs", "djpeg", "cjpeg", "ppmtogif", "ppmquant", "inkscape", "convert", "xdg-open")
 _NAMES = ("bird.png", "bird.jpg", "bird", "a\nb.png", "é\x1b[31m.png", os.fsdecode(b"\xff.png"))
 _SIZE = (37, 41)  # which are easily found in a file
