@@ -103,23 +103,57 @@ def whole_file(path: StrPath, *, of_process: bool = True) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def regular(path: StrPath) -> os.stat_result | None:
+    """Return what the system says of a regular file; None if there is none of this name.
+
+    A link to one is none.
+
+    Raises:
+        OSError: it cannot be told.
+    """
+    try:
+        found = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found if stat.S_ISREG(found.st_mode) else None
+
+
+def open_in_place(path: StrPath) -> io.FileIO:
+    """Open a file for reading and writing, as it is; an empty one is made if need be.
+
+    It is never somebody else's file, by whatever name. Not buffered: what is written outlasts the
+    process.
+
+    Raises:
+        InputError: it is a link or no regular file, or has another name, under which somebody would
+            find it changed.
+        OSError: it cannot be opened.
+    """
+    if os.path.islink(path):
+        raise InputError(f"{path}: is a symbolic link, which is not followed; move it elsewhere")
+    # Without waiting, as for the other end of a pipe
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    file = io.FileIO(os.open(path, flags, 0o666), "r+")
+    found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        file.close()
+        raise InputError(
+            f"{path}: is not a regular file with one name (without hard links); move it elsewhere"
+        )
+    return file
+
+
 def open_lock(path: StrPath, refusal: str) -> io.FileIO:
     """Open a file that is there only to be locked, made if need be, and lock it.
 
     Raises:
-        InputError: it cannot be made, is a link or not a regular file; or another process has
-            locked it, with ``refusal`` as the message.
+        InputError: as ``open_in_place``, or it cannot be opened; or another process has locked it,
+            with ``refusal`` as the message.
     """
     try:
-        descriptor = os.open(
-            path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666
-        )
+        file = open_in_place(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({reason(error)})") from error
-    file = io.FileIO(descriptor, "r+")
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
-        raise InputError(f"{path}: is not a regular file; remove it")
     lock(file, refusal)
     return file
 

@@ -58,13 +58,13 @@ def format_of(text: Peekable, name: str, suffix: str) -> Format:
     Raises:
         InputError: it is JSON or a table, but not of captions.
     """
-    if suffix in (".jsonl", ".ndjson"):
-        return json_lines
     if suffix in _TABLES:
         return _table_by_suffix(text, name, _TABLES[suffix])
     begins = next((rest for chunk in text.peek() if (rest := chunk.lstrip())), b"")
     if begins.startswith(b"[") and (suffix == ".json" or _begins_an_array(text)):
         return json_array
+    if suffix in (".jsonl", ".ndjson"):
+        return json_lines
     if begins.startswith(b"{") and _is_json_lines(text, name):
         return json_lines
     if suffix == ".json":

@@ -24,13 +24,14 @@ from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import (
     StrPath,
     open_file,
+    open_in_place,
     open_lock,
     parse_json,
     read_file,
     reason,
+    regular,
     whole_file,
 )
-from mirrorgan_fast.sampling.in_place import open_in_place, regular
 from mirrorgan_fast.sampling.rows import (
     IS_REFUSED,
     LONGEST_ROW,

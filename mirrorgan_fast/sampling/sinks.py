@@ -15,8 +15,7 @@ import numpy as np
 from PIL import Image
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.files import open_file, whole_file, write_all
-from mirrorgan_fast.sampling.in_place import open_in_place, regular
+from mirrorgan_fast.files import open_file, open_in_place, regular, whole_file, write_all
 from mirrorgan_fast.sampling.sampler import Result
 
 Row = Mapping[str, Any]
