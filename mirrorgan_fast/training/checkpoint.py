@@ -17,6 +17,7 @@ from mirrorgan_fast.weights import load_state
 CHECKPOINT = "checkpoint.pt"
 _ADVICE = "restore a copy of it, or move it away to start that part again"
 _MOST_ENTRIES = 1_000_000  # of all containers; the largest preset's GAN has 12,000
+_MOST_STEPS = 10**12  # what TensorBoard and a float can still count
 _ADAM = {"step", "exp_avg", "exp_avg_sq"}
 
 
@@ -169,14 +170,14 @@ def digest(content: Any, most_bytes: int | None = None) -> str:
 def _is_checkpoint(content: Mapping[str, Any]) -> bool:
     """Return whether what every checkpoint has is there, and of the right types."""
     step, settings, not_logged = (content.get(name) for name in ("step", "settings", "not_logged"))
-    if type(step) is not int or step < 0 or not isinstance(settings, dict):
+    if type(step) is not int or not 0 <= step <= _MOST_STEPS or not isinstance(settings, dict):
         return False
     if not isinstance(not_logged, tuple) or len(not_logged) != 2:
         return False
     sums, count = not_logged
     return (
         type(count) is int
-        and count >= 0
+        and 0 <= count <= _MOST_STEPS
         and isinstance(sums, dict)
         and all(type(total) is float and isfinite(total) for total in sums.values())
         and all(isinstance(name, str) for name in (*settings, *sums))

@@ -85,6 +85,7 @@ def test_whatever_is_changed_is_noticed(change: Callable[[Any], Any], tmp_path: 
     ("name", "value"),
     [
         ("step", -1),
+        ("step", 10**100),
         ("step", 2.5),
         ("step", True),
         ("step", "4"),
@@ -98,6 +99,7 @@ def test_whatever_is_changed_is_noticed(change: Callable[[Any], Any], tmp_path: 
         ("not_logged", ({"loss": math.nan}, 1)),
         ("not_logged", ({5: 1.0}, 1)),
         ("not_logged", ({}, -1)),
+        ("not_logged", ({}, 10**400)),
         ("not_logged", ({}, 1.5)),
     ],
 )

@@ -275,6 +275,16 @@ def test_what_is_no_point_of_a_curve_is_left_out(tmp_path: Path) -> None:
         assert points(tmp_path) == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
 
 
+def test_curves_without_end_are_read_to_where_curves_end(tmp_path: Path) -> None:
+    with Run(tmp_path, 7, SETTINGS, quiet=True) as run:
+        run.save(0, {})
+    with (tmp_path / "curves.jsonl").open("wb") as file:
+        file.write(b'{"step": 1, "loss": 2.0}\n')
+        file.truncate(2**40)  # takes nothing on the disk
+    with Run(tmp_path, 7, SETTINGS, quiet=True):
+        assert points(tmp_path) == [{"step": 1, "loss": 2.0}]
+
+
 def test_a_curve_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
     with Run(tmp_path, 7, SETTINGS, quiet=True) as run:
         (tmp_path / "curves.jsonl").mkdir()
