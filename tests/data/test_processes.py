@@ -86,8 +86,9 @@ def test_processes_that_cannot_be_started_are_one_line() -> None:
 
 
 PARENT = """
-import time
+import signal, time
 from mirrorgan_fast.data.processes import in_processes
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 def work(number):
     time.sleep(0.01)
     return number
