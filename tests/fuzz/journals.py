@@ -59,16 +59,19 @@ def make(randomly: random.Random, there: _Given, folder: Path) -> Case:
     for place in ("", "00000", ".progress"):
         (folder / "canary" / place).mkdir(exist_ok=True)
         (folder / "canary" / place / "precious.png").write_text("keep")
-    for _ in range(randomly.choice([0, 1, 1, 2])):
+    damages = randomly.choice([0, 1, 1, 2])
+    for _ in range(damages):
         _damage(out, randomly)
-    if randomly.random() < 0.5:
-        arguments.append("--overwrite")
+    overwrite = randomly.random() < 0.5
     before = _tree(out)
 
     def check(status: int) -> None:
         after = _tree(out)
+        refused = begun != seed and not overwrite
+        assert damages or refused == (status == 2), "nothing is damaged"
         if status == 2:  # mostly at once; in a folder of an image's name, when it comes to it
-            right = {path: (before[path], wanted.get(path)) for path in before}
+            replaced = wanted if begun != seed and overwrite else {}
+            right = {path: (before[path], wanted.get(path)) for path in before.keys() - replaced}
             lost = sorted(path for path in right if after.get(path) not in right[path])
             assert not lost, f"{', '.join(lost)} changed"
             return
@@ -78,7 +81,7 @@ def make(randomly: random.Random, there: _Given, folder: Path) -> Case:
         assert not more, f"{', '.join(more)} is there too"
         assert after.get(_MINE) == before.get(_MINE), "it removed what it did not make"
 
-    return Case(arguments, check)
+    return Case([*arguments, *["--overwrite"] * overwrite], check)
 
 
 def _command(format: str, seed: int, model: Path, folder: Path) -> list[str]:
