@@ -36,6 +36,7 @@ around it: 425,984. All else is a few hundred bytes.
 
 _WANTED = '"caption", "text", "prompt" or "captions"'
 _MOST_LINES = 1000  # of a row; more are a quotation mark that is not closed
+_OF_LINES = (".jsonl", ".ndjson")
 _TABLES = {".csv": ",;\t", ".tsv": "\t", ".tab": "\t"}  # what may stand between the fields
 _COLUMN = re.compile(r"([A-Za-z_][\w.-]*)?")  # pandas has no name for that of row numbers
 _OBJECT = re.compile(rb'\{\s*("[^"\r\n]*"\s*:|\})')  # no caption begins like this
@@ -61,9 +62,9 @@ def format_of(text: Peekable, name: str, suffix: str) -> Format:
     if suffix in _TABLES:
         return _table_by_suffix(text, name, _TABLES[suffix])
     begins = next((rest for chunk in text.peek() if (rest := chunk.lstrip())), b"")
-    if begins.startswith(b"[") and (suffix == ".json" or _begins_an_array(text)):
+    if begins.startswith(b"[") and (suffix == ".json" or _begins_an_array(text, suffix)):
         return json_array
-    if suffix in (".jsonl", ".ndjson"):
+    if suffix in _OF_LINES:
         return json_lines
     if begins.startswith(b"{") and _is_json_lines(text, name):
         return json_lines
@@ -75,8 +76,10 @@ def format_of(text: Peekable, name: str, suffix: str) -> Format:
     return plain_text if delimiter is None else partial(table, delimiter=delimiter)
 
 
-def _begins_an_array(text: Peekable) -> bool:
+def _begins_an_array(text: Peekable, suffix: str) -> bool:
     """Whether the first element is an object or a string, with a comma or the end behind it."""
+    if suffix in _OF_LINES and _json(next(_nonempty_lines(text), None)) is not None:
+        return False  # the first line is an array by itself, so it is a line of JSON
     try:
         return isinstance(_json(next(_elements(text.peek()))), dict | str)
     except (StopIteration, DamageError):

@@ -240,7 +240,7 @@ def test_plain_text_stays_plain_text(first: str) -> None:
         ('["\udce9", "b"]', "", [None, "b"]),
         ('"a"\n"b"', "c.ndjson", ["a", "b"]),
         ("a\nb", "c.jsonl", [None, None]),
-        ('["a", "b"]\n', "c.jsonl", ["a", "b"]),
+        ('["a", "b"]\n', "c.jsonl", [None]),
         ('[\n{"text": "a"},\n{"text": "b"}\n]', "c.ndjson", ["a", "b"]),
         ('{"captions": ["a", "b"]}', "c.jsonl", ["a", "b"]),
         ('["a", "b"]', "", ["a", "b"]),
