@@ -33,7 +33,7 @@ _ODD_WORDS = (
     "bird",
 )
 _NOT_NUMBERS = (float("nan"), float("inf"), -float("inf"))
-_ODD_NUMBERS = (3e38, -3e38, 0.0, 1e-45, -1.0)  # whose products are no numbers, or zero
+_ODD_NUMBERS = (3e38, -3e38, 0.0, 1e-30, -1.0)  # whose products are no numbers, or zero
 
 
 def prepare(folder: Path) -> Path:
