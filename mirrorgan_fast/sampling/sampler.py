@@ -315,5 +315,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     told = str(error).lower()
-    signs = ("out of memory", "not enough memory", "t allocate memory", "alloc_failed", "bad_alloc")
+    signs = (
+        "out of memory",
+        "not enough memory",
+        "t allocate memory",
+        "alloc_failed",
+        "bad_alloc",
+        "could not create a primitive",  # oneDNN
+        "can't start new thread",
+    )
     return any(sign in told for sign in signs)

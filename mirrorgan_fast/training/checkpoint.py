@@ -122,7 +122,12 @@ def restore(part: nn.Module | torch.optim.Adam, state: Any, source: str) -> None
         check_numbers(tensors, source)
         if tensors["step"] < 0 or (tensors["exp_avg_sq"] < 0).any():
             raise _misfit(source, f"has a negative square of parameter {number}")
-    part.load_state_dict({"state": gathered, "param_groups": part.state_dict()["param_groups"]})
+    # copies: those of a file may share their memory, and Adam writes into them
+    own = {
+        number: {name: tensor.clone() for name, tensor in tensors.items()}
+        for number, tensors in gathered.items()
+    }
+    part.load_state_dict({"state": own, "param_groups": part.state_dict()["param_groups"]})
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:

@@ -221,9 +221,9 @@ class Run:
         for name in {**made_with, **self.settings}:
             if made_with.get(name) != self.settings.get(name):
                 raise InputError(
-                    f"{self.folder / CHECKPOINT}: was made with {name} {made_with.get(name)!r}, "
-                    f"now it is {self.settings.get(name)!r}; resume with the same, or start again "
-                    f"in another folder"
+                    f"{self.folder / CHECKPOINT}: was made with {name:.80} "
+                    f"{made_with.get(name)!r:.200}, now it is {self.settings.get(name)!r:.200}; "
+                    f"resume with the same, or start again in another folder"
                 )
         return checkpoint
 

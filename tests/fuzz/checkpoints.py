@@ -120,8 +120,8 @@ def _odd_tensor(tensor: torch.Tensor, randomly: random.Random) -> Any:
             return torch.full_like(tensor, randomly.choice([0, -1, 2**30]))
         case 3 if tensor.is_floating_point():
             return torch.full_like(tensor, randomly.choice([float("nan"), 1e38, -float("inf")]))
-        case 4:  # one number in the file, more in memory than there is room for
-            return torch.zeros(1).expand(1 << 40)
+        case 4:  # one number in the file, more in memory than any machine has
+            return torch.zeros(1).expand(1 << 50)
         case 5:
             return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
         case 6:

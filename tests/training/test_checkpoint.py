@@ -191,6 +191,16 @@ def test_parts_go_on_as_they_were(assert_same: Any) -> None:
     assert_same(other_adam.state_dict(), adam.state_dict())
 
 
+def test_tensors_that_share_their_memory_are_taken_apart() -> None:
+    module, adam = trained()
+    state = adam.state_dict()
+    moment = state["state"][0]["exp_avg"]
+    state["state"][0]["exp_avg"] = torch.zeros(()).expand(moment.shape)
+    restore(adam, state, "here")
+    module(torch.randn(8, 3)).square().sum().backward()
+    adam.step()
+
+
 def test_an_optimizer_keeps_its_own_rates() -> None:
     module, adam = trained()
     state = adam.state_dict()

@@ -158,6 +158,14 @@ def test_other_settings_are_refused_by_name(
         assert text in str(error.value)
 
 
+def test_a_setting_without_end_is_told_briefly(tmp_path: Path) -> None:
+    with Run(tmp_path, 10, {**SETTINGS, "x" * 10_000: "y" * 10_000}, quiet=True) as run:
+        run.save(3, {})
+    with pytest.raises(InputError, match="was made with") as error:
+        Run(tmp_path, 10, SETTINGS, quiet=True)
+    assert len(str(error.value)) < 1000
+
+
 def test_fewer_settings_are_refused(tmp_path: Path) -> None:
     with Run(tmp_path, 10, SETTINGS, quiet=True) as run:
         run.save(3, {})
