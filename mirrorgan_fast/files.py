@@ -25,7 +25,7 @@ def open_file(path: StrPath) -> BinaryIO:
         InputError: there is no such file, it may not be read, or it is not a regular file.
     """
     try:
-        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
+        file = open(path, "rb", opener=without_waiting)  # noqa: SIM115
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({reason(error)})") from error
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -34,7 +34,8 @@ def open_file(path: StrPath) -> BinaryIO:
     return file
 
 
-def _without_waiting(path: str, flags: int) -> int:
+def without_waiting(path: str, flags: int) -> int:
+    """Open as ``open`` does, for its ``opener``."""
     return os.open(path, flags | os.O_NONBLOCK)  # else opening a pipe waits for its writer
 
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from mirrorgan_fast.errors import listed
+
 LONGEST_CAPTION = 65_536
 """Bytes of UTF-8; a longer caption is refused."""
 BEGINNING = 500
@@ -117,6 +119,5 @@ def request_of(
 
 def no_known_word(request: Request, unknown: list[str]) -> Refused:
     """Return why a caption of unknown words alone is refused."""
-    named = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-    why = f"has no word that the model knows ({named or 'it has no words'})"
+    why = f"has no word that the model knows ({listed(unknown) or 'it has no words'})"
     return Refused(request.line, why, request.caption[:BEGINNING])

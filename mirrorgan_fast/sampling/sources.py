@@ -17,7 +17,7 @@ from pathlib import PurePath
 from typing import ClassVar
 
 from mirrorgan_fast.errors import InputError, printable
-from mirrorgan_fast.files import StrPath, reason
+from mirrorgan_fast.files import StrPath, reason, without_waiting
 
 ARE_READ = "text, JSON lines, a JSON array, CSV or TSV, each as it is or packed with gzip"
 PATIENCE = 5.0
@@ -217,7 +217,7 @@ def open_source(path: StrPath) -> Source:
                 raise InputError("standard input: is closed; give a file")
             file = io.FileIO(sys.stdin.fileno(), closefd=False)
         else:
-            file = open(path, "rb", buffering=0, opener=_without_waiting)  # noqa: SIM115
+            file = open(path, "rb", buffering=0, opener=without_waiting)  # noqa: SIM115
     except InputError:
         raise
     except (OSError, ValueError) as error:
@@ -234,10 +234,6 @@ def open_source(path: StrPath) -> Source:
     except BaseException:
         file.close()
         raise
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # else opening a pipe waits for its writer
 
 
 class Peekable:
