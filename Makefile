@@ -32,7 +32,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest tests
+	$(BIN)/pytest
 
 # In a copy, for what is installed stays as it is. The sanitizer finds exceptions only in a C++ library loaded before
 # it; leaks are PyTorch's own, of what lives as long as the process. (nvcc itself does not run under it.)
@@ -45,7 +45,7 @@ sanitize: $(VENV)/installed-dev
 	    $(abspath $(BIN))/python setup.py build_ext --inplace --force
 	cd build/sanitized && LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. $(abspath $(BIN))/python -m pytest \
-	    tests/ops tests/models/test_fused_glam.py tests/models/test_fused_stem.py -k "not nvcc and not triton"
+	    tests/ops tests/inference/test_fused_glam.py tests/inference/test_fused_stem.py -k "not nvcc and not triton"
 
 clean:
 	rm -rf $(VENV) build *.egg-info

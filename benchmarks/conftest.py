@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from contest import Contest
-from limits import Limits
-from model_of_cub import model_of_cub
 from pytest_benchmark.fixture import BenchmarkFixture
-from table import HEADER, rows
 
+from benchmarks.cub_model import model_of_cub
+from benchmarks.harness import Contest
+from benchmarks.limits import Limits
+from benchmarks.table import HEADER, rows
+from mirrorgan_fast.memory import keep_memory
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.ops import build_info
-from mirrorgan_fast.training.precision import keep_memory
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:

@@ -1,7 +1,7 @@
 """What every CUDA kernel takes of a multiprocessor, by nvcc: no GPU is needed.
 
-python benchmarks/cuda_resources.py            # prints the table
-python benchmarks/cuda_resources.py --write    # and keeps it for tests/ops to compare
+python -m benchmarks.cuda_resources            # prints the table
+python -m benchmarks.cuda_resources --write    # and keeps it for tests/ops to compare
 
 Shared memory is what a kernel has by itself. conv_wgmma's, which its launch asks for, is all of a
 multiprocessor's, and its source compiles only if it fits; on other GPUs than Hopper it is empty.

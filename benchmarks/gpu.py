@@ -25,10 +25,10 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(Path(__file__).parent))  # as pytest has it
+from benchmarks.gpu_cases import Case, Sizes, cases
 
-from gpu_cases import Case, Sizes, cases  # noqa: E402
+ROOT = Path(__file__).parents[1]
+
 
 BUILT = """
 import torch

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mirrorgan_fast.data.vocabulary import END, Vocabulary
-from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.discriminator import Discriminator
-from mirrorgan_fast.models.glam import GLAM, ResidualBlock, UpBlock
+from mirrorgan_fast.models.glam import GLAM
+from mirrorgan_fast.models.layers import ResidualBlock, UpBlock
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.ops import (
     batch_norm_glu,
@@ -29,7 +28,9 @@ from mirrorgan_fast.ops import (
     word_similarity,
 )
 from mirrorgan_fast.ops.glam_attention_mix import reference as attention_reference
+from mirrorgan_fast.recipes import find_recipe
 from mirrorgan_fast.training.objectives import discriminator_loss, generator_loss
+from mirrorgan_fast.vocabulary import END, Vocabulary
 
 BF16 = torch.bfloat16
 GAMMA1, GAMMA2 = 4.0, 5.0
@@ -312,7 +313,7 @@ def _similarity(device: str, sizes: Sizes) -> Iterator[Case]:
 
 def _training_step(device: str, sizes: Sizes) -> Iterator[Case]:
     """The step's core: G and all D, with no frozen network."""
-    config = ModelConfig.preset(sizes.preset)  # type: ignore[arg-type]
+    config = find_recipe(sizes.preset).config  # type: ignore[arg-type]
     batch = sizes.training_batch
     given = (
         torch.randn(batch, config.noise_size, device=device),
@@ -366,7 +367,7 @@ def _training_step(device: str, sizes: Sizes) -> Iterator[Case]:
 
 
 def _generator(device: str, sizes: Sizes) -> Iterator[Case]:
-    config = ModelConfig.preset(sizes.preset)  # type: ignore[arg-type]
+    config = find_recipe(sizes.preset).config  # type: ignore[arg-type]
     vocabulary = Vocabulary([END, *(f"w{i}" for i in range(5000))])
     model = MirrorGAN(config, vocabulary).eval().to(device)
     fused = model.fused(BF16)

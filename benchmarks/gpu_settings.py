@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.gpu import ROOT, machine, name_of, seconds
+from benchmarks.gpu_cases import Case, Sizes, cases
 from mirrorgan_fast.kernels import (  # noqa: F401  (the modules that ask for settings)
     batch_norm_glu,
     batch_norm_leaky_relu,
@@ -29,11 +31,6 @@ from mirrorgan_fast.kernels import (  # noqa: F401  (the modules that ask for se
     word_similarity,
 )
 from mirrorgan_fast.kernels.settings import Setting
-
-sys.path.insert(0, str(Path(__file__).parent))  # as pytest has it
-
-from gpu import ROOT, machine, name_of, seconds
-from gpu_cases import Case, Sizes, cases
 
 Values = dict[str, tuple[int, ...]]
 

@@ -1,6 +1,6 @@
 """What more images, or longer captions, take: the generator of `cub`, ratios of calls in turns.
 
-python benchmarks/growth.py [SECONDS]
+python -m benchmarks.growth [SECONDS]
 """
 
 import statistics
@@ -8,9 +8,9 @@ import sys
 import time
 
 import torch
-from model_of_cub import inputs_of, model_of_cub
 
-from mirrorgan_fast.training.precision import keep_memory
+from benchmarks.cub_model import inputs_of, model_of_cub
+from mirrorgan_fast.memory import keep_memory
 
 FEW, MANY = 8, 64
 SHORT, LONG = 18, 128

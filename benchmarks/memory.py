@@ -1,6 +1,6 @@
 """What the fused generator of `cub` takes beside its weights and its images, at its peak; Linux.
 
-python benchmarks/memory.py [--dtype float32] [--batch 8]
+python -m benchmarks.memory [--dtype float32] [--batch 8]
 """
 
 import argparse
@@ -8,9 +8,9 @@ import ctypes
 from pathlib import Path
 
 import torch
-from model_of_cub import inputs_of, model_of_cub
 
-from mirrorgan_fast.training.precision import keep_memory
+from benchmarks.cub_model import inputs_of, model_of_cub
+from mirrorgan_fast.memory import keep_memory
 
 STATUS = Path("/proc/self/status")
 

@@ -1,8 +1,8 @@
 """The way from captions to files: what each sink leaves of the generator's speed, and growth.
 
-python benchmarks/sampler.py sinks      # birds-painted; each sink in turns with the generator alone
-python benchmarks/sampler.py growth     # a small model, 10 to 100,000 images: time and memory
-python benchmarks/sampler.py start      # from the command to the first image, and import torch
+python -m benchmarks.sampler sinks      # birds-painted; each sink in turns with the generator alone
+python -m benchmarks.sampler growth     # a small model, 10 to 100,000 images: time and memory
+python -m benchmarks.sampler start      # from the command to the first image, and import torch
 """
 
 import argparse
@@ -16,16 +16,16 @@ import time
 from pathlib import Path
 
 import torch
-from contest import OfOthers
-from kills import captions, small_model
 
+from benchmarks.harness import OfOthers
+from mirrorgan_fast.memory import keep_memory
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.ops import build_info
 from mirrorgan_fast.sampling.caption_files import Captions
 from mirrorgan_fast.sampling.run import SamplingSettings, sample_to_folder
 from mirrorgan_fast.sampling.sampler import Sampler
 from mirrorgan_fast.sampling.sinks import FORMATS
-from mirrorgan_fast.training.precision import keep_memory
+from tests.small import captions, small_model
 
 CAPTIONS = [
     "a red bird",

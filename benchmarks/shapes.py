@@ -2,8 +2,6 @@
 
 from typing import NamedTuple
 
-from mirrorgan_fast.models.config import ModelConfig
-
 
 class AttentionShape(NamedTuple):
     """A call of glam_attention."""
@@ -61,17 +59,3 @@ class StageShape(NamedTuple):
 
 # Of cub, from 128 to 256 px
 LAST_STAGE = StageShape(32, 128, 18)
-
-SMALL = ModelConfig(
-    image_size=32,
-    stages=2,
-    generator_channels=4,
-    residual_blocks=1,
-    embedding_size=16,
-    word_embedding_size=8,
-    caption_length=8,
-    image_encoder="small",
-    stream_encoder="small",
-    stream_hidden_size=8,
-)
-"""A model that takes no time: for tests, and where the way from captions to files is measured."""

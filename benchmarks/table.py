@@ -1,6 +1,6 @@
 """The results of ``pytest benchmarks/ --benchmark-json=FILE`` as a table.
 
-python benchmarks/table.py FILE [PART OF THE NAMES]
+python -m benchmarks.table FILE [PART OF THE NAMES]
 """
 
 import json

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from contest import Contest, Work
-from gpu_cases import backward
-from shapes import BATCH_NORM_GLU, MapShape
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.gpu_cases import backward
+from benchmarks.harness import Contest, Work
+from benchmarks.shapes import BATCH_NORM_GLU, MapShape
 from mirrorgan_fast.ops import batch_norm_glu
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from contest import Contest, Work
 
-from mirrorgan_fast.models.fused_stem import FusedSTEM
+from benchmarks.harness import Contest, Work
+from mirrorgan_fast.inference.fused_stem import FusedSTEM
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 
 

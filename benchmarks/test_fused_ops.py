@@ -5,14 +5,15 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from contest import Contest
-from rivals import as_map, rivals, work
-from shapes import LAST_STAGE
 from torch import Tensor, nn
 
-from mirrorgan_fast.models.fused_glam import FusedGLAM
-from mirrorgan_fast.models.glam import GLAM, ResidualBlock
-from mirrorgan_fast.models.mirrorgan import MirrorGAN, to_uint8
+from benchmarks.alternatives import as_map, rivals, work
+from benchmarks.harness import Contest
+from benchmarks.shapes import LAST_STAGE
+from mirrorgan_fast.inference.fused_glam import FusedGLAM
+from mirrorgan_fast.models.glam import GLAM
+from mirrorgan_fast.models.layers import ResidualBlock
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.ops import (
     PackedGLAM,
     conv_add,
@@ -22,6 +23,7 @@ from mirrorgan_fast.ops import (
     glam_stage,
     image_head,
 )
+from mirrorgan_fast.pictures import to_uint8
 
 
 class Residual(nn.Module):

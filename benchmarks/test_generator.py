@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from contest import Contest
-from elsewhere import Elsewhere
-from model_of_cub import inputs_of, plain_call
-from rivals import work
 from torch import Tensor, nn
 
+from benchmarks.alternatives import work
+from benchmarks.cub_model import inputs_of, plain_call
+from benchmarks.harness import Contest
+from benchmarks.separate_process import Elsewhere
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.ops import use
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from contest import Contest
-from rivals import as_map, rivals, work
-from shapes import GLAM_ATTENTION, AttentionShape
 from torch import Tensor, nn
 
+from benchmarks.alternatives import as_map, rivals, work
+from benchmarks.harness import Contest
+from benchmarks.shapes import GLAM_ATTENTION, AttentionShape
 from mirrorgan_fast.ops import glam_attention
 
 

@@ -5,13 +5,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from contest import Contest, Work
-from gpu_cases import backward
-from shapes import UP_CONV, MapShape
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mirrorgan_fast.models.glam import UpConv2d
+from benchmarks.gpu_cases import backward
+from benchmarks.harness import Contest, Work
+from benchmarks.shapes import UP_CONV, MapShape
+from mirrorgan_fast.models.layers import UpConv2d
 
 
 class Plain(nn.Conv2d):

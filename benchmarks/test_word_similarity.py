@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from contest import Contest, Work
-from gpu_cases import GAMMA1, GAMMA2, backward, similarity_by_loop
-from shapes import WORD_SIMILARITY
 from torch import Tensor
 
+from benchmarks.gpu_cases import GAMMA1, GAMMA2, backward, similarity_by_loop
+from benchmarks.harness import Contest, Work
+from benchmarks.shapes import WORD_SIMILARITY
 from mirrorgan_fast.ops import word_similarity
 
 

@@ -1,7 +1,7 @@
 """What every Triton kernel takes of a multiprocessor, compiled ahead of time: no GPU is needed.
 
-    python benchmarks/triton_resources.py              # prints the table
-    python benchmarks/triton_resources.py --write      # and keeps it for the tests to compare
+    python -m benchmarks.triton_resources              # prints the table
+    python -m benchmarks.triton_resources --write      # and keeps it for the tests to compare
 
 Each op is called once at the shapes and in the data types it is used with. What would be launched
 is compiled instead, for each of `ARCHITECTURES`.

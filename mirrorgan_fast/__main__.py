@@ -2,6 +2,6 @@
 
 import sys
 
-from mirrorgan_fast.cli import main
+from mirrorgan_fast.cli.main import main
 
 sys.exit(main())

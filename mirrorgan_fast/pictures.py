@@ -1,18 +1,20 @@
-"""Pictures that may be anything: opened without trust, upright, on white, RGB."""
+"""Pictures: opened without trust, upright, on white, RGB; to tensors and back; contact sheets."""
 
 import logging
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.files import StrPath, open_file
+from mirrorgan_fast.files import StrPath, open_file, whole_file
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 """The only formats that Pillow may decode here. Some of its others start programs (PostScript is
@@ -153,3 +155,49 @@ def _on_white(picture: Image.Image) -> Image.Image:
         white = Image.new("RGBA", band.size, "white")
         result.paste(Image.alpha_composite(white, band).convert("RGB"), (0, top))
     return result
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Turn images (N, 3, H, W) in [-1, 1] into uint8 (N, H, W, 3)."""
+    grey_levels = images.float().clamp(-1, 1).add(1).mul(127.5).round()
+    return grey_levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def from_image(image: Picture, size: int, place: str = "an image") -> Tensor:
+    """Cut a square from the middle of an image; return it as (3, size, size) in [-1, 1].
+
+    As in training: upright as its EXIF says, what is transparent on white, scaled bilinearly.
+
+    Args:
+        image: of Pillow, a path or an array (see ``pictures.Picture``).
+        size: pixels a side.
+        place: what to call it in an error.
+
+    Raises:
+        InputError: see ``pictures.to_picture``.
+    """
+    pixels = np.asarray(square(to_picture(image, place), size)).copy()
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def to_signed(image: Tensor, device: torch.device) -> Tensor:
+    """Turn uint8 images (N, 3, H, W) into floats in [-1, 1] on ``device``, channels last."""
+    signed = image.to(device).float().div(127.5).sub(1)
+    return signed.contiguous(memory_format=torch.channels_last)
+
+
+def write_sheet(path: Path, images: Sequence[np.ndarray], columns: int, gap: int = 2) -> None:
+    """Write images, each uint8 (H, W, 3), as one picture of rows from left to right.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    height, width, _ = images[0].shape
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    for i, image in enumerate(images):
+        sheet.paste(
+            Image.fromarray(image), (i % columns * (width + gap), i // columns * (height + gap))
+        )
+    with whole_file(path) as partial:
+        sheet.save(partial)

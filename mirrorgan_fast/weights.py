@@ -6,24 +6,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mirrorgan_fast.data.vocabulary import Vocabulary
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import StrPath, parse_json, read_file, whole_file
-from mirrorgan_fast.models.config import ModelConfig
-from mirrorgan_fast.tensor_files import read_safetensors, read_shapes
+from mirrorgan_fast.tensor_files import check_numbers, read_safetensors, read_shapes, read_torch
+from mirrorgan_fast.vocabulary import Vocabulary
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 """Where the models that come with the package are, a folder each."""
 
 CONFIG, _VOCABULARY, _TENSORS = "config.json", "vocabulary.txt", "model.safetensors"
 _LONGEST_CONFIG = 2**20  # bytes
+Config = TypeVar("Config")
 
 
 def find_pretrained(name_or_path: StrPath) -> Path:
@@ -42,8 +42,13 @@ def find_pretrained(name_or_path: StrPath) -> Path:
     )
 
 
-def save_description(folder: StrPath, config: ModelConfig, vocabulary: Vocabulary) -> None:
+def save_description(folder: StrPath, config: Any, vocabulary: Vocabulary) -> None:
     """Write config.json and vocabulary.txt.
+
+    Args:
+        folder: made if need be.
+        config: a dataclass with the sizes of the model.
+        vocabulary: of the model.
 
     Raises:
         InputError: the folder cannot be written.
@@ -55,8 +60,14 @@ def save_description(folder: StrPath, config: ModelConfig, vocabulary: Vocabular
         partial.write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
 
 
-def load_description(folder: StrPath) -> tuple[ModelConfig, Vocabulary]:
+def load_description(
+    folder: StrPath, from_dict: Callable[[Mapping[str, Any]], Config]
+) -> tuple[Config, Vocabulary]:
     """Read what ``save_description`` wrote.
+
+    Args:
+        folder: of the model.
+        from_dict: makes a config of the values in config.json, such as ``ModelConfig.from_dict``.
 
     Raises:
         InputError: a file is missing or damaged, or describes no possible model.
@@ -70,7 +81,7 @@ def load_description(folder: StrPath) -> tuple[ModelConfig, Vocabulary]:
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected an object with a model's sizes; get it anew")
     try:
-        config = ModelConfig.from_dict(values)
+        config = from_dict(values)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return config, Vocabulary.load(Path(folder) / _VOCABULARY)
@@ -197,3 +208,55 @@ def load_state(module: torch.nn.Module, state: Mapping[str, Tensor], source: Str
     # copies: the tensors of a file change with it
     copies = {name: tensor.to(expected[name].dtype, copy=True) for name, tensor in state.items()}
     module.load_state_dict(copies, assign=True)
+
+
+def load_backbone(module: nn.Module, path: str | Path, ignore: tuple[str, ...] = ()) -> None:
+    """Copy the weights in a file into ``module``: all of them or, on an error, none.
+
+    Args:
+        module: the network; its parameters keep their dtype and device.
+        path: a state dict written by ``torch.save`` (.pth, .pt) or a .safetensors file.
+        ignore: beginnings of names that the file may have although the module does not.
+
+    Raises:
+        InputError: the file cannot be read, or a name or a shape differs; it names the first.
+    """
+    path = Path(path)
+    found = _read_backbone(path)
+    expected = module.state_dict()
+    weights = {}
+    for name, tensor in expected.items():
+        if name in found:
+            if found[name].shape != tensor.shape:
+                shapes = f"{tuple(found[name].shape)}, not {tuple(tensor.shape)}"
+                raise _misfit(module, path, f"{name} has the shape {shapes}")
+            weights[name] = found[name]
+        # Files of before PyTorch 0.4.1, which torchvision still offers, lack this counter; it is
+        # of use only to a batch norm without momentum.
+        elif not name.endswith(".num_batches_tracked"):
+            raise _misfit(module, path, f"{name} is missing")
+    for name in found:
+        if name not in expected and not name.startswith(ignore):
+            raise _misfit(module, path, f"{name} is unknown")
+    module.load_state_dict(weights)
+
+
+def _read_backbone(path: Path) -> dict[str, Tensor]:
+    if path.suffix not in (".pth", ".pt", ".safetensors"):
+        raise InputError(f"{path}: weights come as .pth, .pt or .safetensors; convert the file")
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    content: Any = read_torch(path)
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    ):
+        raise InputError(f"{path}: holds no state dict; save model.state_dict() with torch.save")
+    check_numbers(content, path)
+    return content
+
+
+def _misfit(module: nn.Module, path: Path, difference: str) -> InputError:
+    return InputError(
+        f"{path}: does not fit {type(module).__name__}: {difference}; "
+        "give a file of torchvision's weights for this network"
+    )

@@ -13,14 +13,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from shapes import SMALL
 from torch._utils import ExceptionWrapper
 
-from mirrorgan_fast import cli
-from mirrorgan_fast.cli import main
-from mirrorgan_fast.data.vocabulary import Vocabulary
+from mirrorgan_fast.cli import describe, paint, sample
+from mirrorgan_fast.cli.main import main
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.vocabulary import Vocabulary
+from tests.small import SMALL
 
 WORDS = ["<end>", "a", "red", "blue", "bird", "鸟"]
 COMMAND = Path(sys.executable).with_name("mirrorgan-fast")
@@ -459,8 +459,8 @@ def test_only_what_goes_on_says_so_when_stopped(
     def stopped(options: argparse.Namespace) -> None:
         raise KeyboardInterrupt
 
-    for name in ("_sample", "_describe", "_paint"):
-        monkeypatch.setattr(cli, name, stopped)
+    for command in (sample, describe, paint):
+        monkeypatch.setattr(command, "_run", stopped)
     assert main(["describe", "bird.png"]) == 130
     assert capsys.readouterr().err == "mirrorgan-fast: stopped\n"
     assert main(["sample", "a bird", "-o", "out"]) == 130
@@ -484,7 +484,7 @@ def test_a_refusal_by_a_process_that_reads_images_is_one_line_too(
         except InputError:
             ExceptionWrapper(where="in DataLoader worker process 0").reraise()
 
-    monkeypatch.setattr(cli, "_describe", refused)
+    monkeypatch.setattr(describe, "_run", refused)
     assert main(["describe", "bird.png"]) == 2
     assert capsys.readouterr().err == "mirrorgan-fast: a.png: damaged\n"
 
@@ -492,7 +492,7 @@ def test_a_refusal_by_a_process_that_reads_images_is_one_line_too(
 def test_without_compiled_kernels_sample_says_why(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "why_not_compiled", lambda: "no compiler")
+    monkeypatch.setattr(sample, "why_not_compiled", lambda: "no compiler")
     command = ["sample", "a red bird", "--model", str(model), "-n", "1", "-o", str(tmp_path)]
     assert main(command) == 0
     assert "without compiled kernels, so slower: no compiler\n" in capsys.readouterr().err
@@ -540,9 +540,9 @@ def test_characters_that_cannot_be_shown_are_escaped(model: Path, tmp_path: Path
 def test_no_memory_is_one_line(model: Path, tmp_path: Path) -> None:
     """Wherever it ends: here while weights are read."""
     script = (
-        "import resource, sys; from mirrorgan_fast.cli import main;"
-        "import mirrorgan_fast.cli as cli;"
-        "cli._model = lambda options: bytearray(2**44);"
+        "import resource, sys; from mirrorgan_fast.cli.main import main;"
+        "from mirrorgan_fast.cli import describe;"
+        "describe.model_of = lambda options: bytearray(2**44);"
         "sys.exit(main(['describe', 'x.png']))"
     )
     told = subprocess.run(

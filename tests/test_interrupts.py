@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from kills import files, small_model, written
 
 from mirrorgan_fast.interrupts import Interrupts, Terminated, sigterm_raises
+from tests.small import files, small_model, written
 
 
 def test_an_interrupt_that_is_held_back_comes_when_released() -> None:

@@ -7,12 +7,14 @@ import math
 import pytest
 import torch
 
-from mirrorgan_fast.data.painted_birds import PaintedBirds
-from mirrorgan_fast.evaluation.attributes import AttributeClassifier, attribute_accuracy
+from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
+from mirrorgan_fast.data.painted_birds.data_set import PaintedBirds
 from mirrorgan_fast.evaluation.redescription import redescription_accuracy
 from mirrorgan_fast.evaluation.report import generate
+from mirrorgan_fast.metrics.attributes import attribute_accuracy
+from mirrorgan_fast.models.attribute_classifier import AttributeClassifier
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
-from mirrorgan_fast.training.pretraining import to_signed
+from mirrorgan_fast.pictures import to_signed
 from mirrorgan_fast.weights import PRETRAINED
 
 FOLDER = PRETRAINED / "birds-painted"
@@ -54,7 +56,7 @@ def test_the_folder_is_at_most_32_megabytes() -> None:
 def test_images_show_what_their_captions_name(
     images: torch.Tensor, captions: tuple[list[str], list[dict[str, str]]]
 ) -> None:
-    readings = AttributeClassifier.from_pretrained().read(images)
+    readings = AttributeClassifier.from_pretrained(ATTRIBUTES).read(images)
     accuracy = attribute_accuracy(readings, captions[1])
     assert accuracy.overall >= least(recorded("attributes"), sum(accuracy.claims.values()))
 
@@ -64,7 +66,7 @@ def test_the_redescription_names_what_the_image_shows(
 ) -> None:
     described = model.stream.describe(to_signed(images, torch.device("cpu")))
     descriptions = [model.vocabulary.decode(tokens) for tokens in described]
-    readings = AttributeClassifier.from_pretrained().read(images)
+    readings = AttributeClassifier.from_pretrained(ATTRIBUTES).read(images)
     accuracy = redescription_accuracy(descriptions, readings)
     assert accuracy.overall >= least(recorded("redescription"), sum(accuracy.claims.values()))
     assert len(set(descriptions)) > BIRDS / 2
@@ -73,6 +75,6 @@ def test_the_redescription_names_what_the_image_shows(
 def test_the_judge_reads_real_birds_that_it_has_not_seen() -> None:
     birds = PaintedBirds("test", BIRDS, seed=20)
     paintings = torch.stack([torch.from_numpy(birds.painting(i).image) for i in range(BIRDS)])
-    readings = AttributeClassifier.from_pretrained().read(paintings.permute(0, 3, 1, 2))
+    readings = AttributeClassifier.from_pretrained(ATTRIBUTES).read(paintings.permute(0, 3, 1, 2))
     truth = [dataclasses.asdict(birds.bird(i)) for i in range(BIRDS)]
     assert attribute_accuracy(readings, truth).overall >= 0.99

@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from kills import small_model
 from torch import nn
 
 from mirrorgan_fast import weights
-from mirrorgan_fast.data.vocabulary import Vocabulary
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.vocabulary import Vocabulary
 from mirrorgan_fast.weights import (
     find_pretrained,
     load_description,
@@ -24,6 +23,7 @@ from mirrorgan_fast.weights import (
     save_description,
     save_tensors,
 )
+from tests.small import small_model
 
 CONFIG = ModelConfig(image_size=64, stages=2, sentence_attention="authors", text_dropout=0.25)
 VOCABULARY = Vocabulary(["<end>", "a", "vögel", "鸟", "bird"])
@@ -68,7 +68,7 @@ def test_a_package_without_models_says_so(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_description_is_read_back(tmp_path: Path) -> None:
     save_description(tmp_path / "new", CONFIG, VOCABULARY)
-    config, vocabulary = load_description(tmp_path / "new")
+    config, vocabulary = load_description(tmp_path / "new", ModelConfig.from_dict)
     assert config == CONFIG
     assert vocabulary.words == VOCABULARY.words
     assert json.loads((tmp_path / "new" / "config.json").read_text()) == dataclasses.asdict(CONFIG)
@@ -100,7 +100,7 @@ def test_a_damaged_config_is_told(tmp_path: Path, content: bytes) -> None:
     save_description(tmp_path, CONFIG, VOCABULARY)
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(InputError, match=r"config\.json") as told:
-        load_description(tmp_path)
+        load_description(tmp_path, ModelConfig.from_dict)
     assert str(tmp_path) in str(told.value)
     assert "\n" not in str(told.value)
 
@@ -110,14 +110,14 @@ def test_a_missing_file_is_told(tmp_path: Path, name: str) -> None:
     save_description(tmp_path, CONFIG, VOCABULARY)
     (tmp_path / name).unlink()
     with pytest.raises(InputError, match=name):
-        load_description(tmp_path)
+        load_description(tmp_path, ModelConfig.from_dict)
 
 
 def test_a_damaged_vocabulary_is_told(tmp_path: Path) -> None:
     save_description(tmp_path, CONFIG, VOCABULARY)
     (tmp_path / "vocabulary.txt").write_text("a\nbird\n")
     with pytest.raises(InputError, match=r"vocabulary\.txt, line 1"):
-        load_description(tmp_path)
+        load_description(tmp_path, ModelConfig.from_dict)
 
 
 def test_an_unwritable_folder_is_told(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from typing import TypeVar
 from PIL import Image
 from tqdm import tqdm
 
-from mirrorgan_fast.data.captioned_images import (
-    CaptionedImages,
+from mirrorgan_fast.data.captioned_images import CaptionedImages
+from mirrorgan_fast.data.checks import (
     is_integer_of_64_bits,
     is_text,
     leads_out,
@@ -25,12 +25,11 @@ from mirrorgan_fast.data.captioned_images import (
     same_looking,
     shown,
 )
-from mirrorgan_fast.data.folders import whole_folder
 from mirrorgan_fast.data.plain_pickle import read_plain_pickle
-from mirrorgan_fast.data.vocabulary import Vocabulary
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.files import StrPath, read_file, reason
+from mirrorgan_fast.files import StrPath, read_file, reason, whole_folder
 from mirrorgan_fast.pictures import MAX_PIXELS, crop, read_picture
+from mirrorgan_fast.vocabulary import Vocabulary
 
 Value = TypeVar("Value")
 Box = tuple[float, float, float, float]

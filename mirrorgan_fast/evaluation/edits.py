@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mirrorgan_fast.data.painted_birds import COLORED_PARTS, COLORS, Bird, _stands_out, paint
-from mirrorgan_fast.evaluation.attributes import AttributeAccuracy, AttributeClassifier
-from mirrorgan_fast.evaluation.redescription import WORD, Statement, read_statements
+from mirrorgan_fast.data.painted_birds.bird import COLORED_PARTS, COLORS, Bird, stands_out
+from mirrorgan_fast.data.painted_birds.drawing import paint
+from mirrorgan_fast.data.painted_birds.words import WORD, Statement, read_statements
+from mirrorgan_fast.metrics.attributes import AttributeAccuracy
+from mirrorgan_fast.models.attribute_classifier import AttributeClassifier
 
 VISIBLE_CHANGE = 16  # grey levels, of any channel
 REST = 0.9  # of an image's pixels; back and wing, the most a word asks to change, take 8 % at most
@@ -63,8 +65,8 @@ def edit_color_word(
                 color
                 for color in COLORS
                 if color != by_word[place][0].value
-                and ("wing" not in parts or _stands_out(attributes["wing_bars"], color))
-                and ("crown" not in parts or _stands_out(attributes["eye_ring"], color))
+                and ("wing" not in parts or stands_out(attributes["wing_bars"], color))
+                and ("crown" not in parts or stands_out(attributes["eye_ring"], color))
             ]
         )
     )

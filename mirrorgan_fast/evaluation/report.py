@@ -9,15 +9,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mirrorgan_fast.data.captioned_images import CaptionedImages, ImageFolder
-from mirrorgan_fast.data.painted_birds import ATTRIBUTES
+from mirrorgan_fast.data.captioned_images import CaptionedImages
+from mirrorgan_fast.data.image_folder import ImageFolder
+from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
+from mirrorgan_fast.data.painted_birds.data_set import true_attributes
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.evaluation.attributes import (
-    AttributeAccuracy,
-    AttributeClassifier,
-    attribute_accuracy,
-    true_attributes,
-)
 from mirrorgan_fast.evaluation.edits import (
     Edit,
     EditFigures,
@@ -25,11 +21,13 @@ from mirrorgan_fast.evaluation.edits import (
     measure_edits,
     painted_pairs,
 )
-from mirrorgan_fast.evaluation.r_precision import CaptionPool, r_precision
 from mirrorgan_fast.evaluation.redescription import bleu_4, redescription_accuracy
-from mirrorgan_fast.models.mirrorgan import SEEDS, MirrorGAN, from_image, to_uint8
+from mirrorgan_fast.metrics.attributes import AttributeAccuracy, attribute_accuracy
+from mirrorgan_fast.metrics.r_precision import CaptionPool, r_precision
+from mirrorgan_fast.models.attribute_classifier import AttributeClassifier
+from mirrorgan_fast.models.mirrorgan import SEEDS, MirrorGAN
+from mirrorgan_fast.pictures import from_image, to_signed, to_uint8
 from mirrorgan_fast.training.precision import autocast
-from mirrorgan_fast.training.pretraining import to_signed
 
 _IMAGE_BATCH = 16
 _CAPTION_BATCH = 512
@@ -287,11 +285,15 @@ def _look(model: MirrorGAN, pictures: Tensor) -> tuple[Tensor, list[str]]:
 
 
 def _shares(accuracy: AttributeAccuracy) -> dict[str, Any]:
-    return {"overall": accuracy.overall, "by_attribute": accuracy.by_attribute}
+    return {"overall": accuracy.overall, "by_attribute": _in_order(accuracy.by_attribute)}
 
 
 def _edit_shares(figures: EditFigures) -> dict[str, Any]:
-    return asdict(figures) | {"parts": figures.parts.by_attribute}
+    return asdict(figures) | {"parts": _in_order(figures.parts.by_attribute)}
+
+
+def _in_order(shares: Mapping[str, float]) -> dict[str, float]:
+    return {name: shares[name] for name in ATTRIBUTES if name in shares}
 
 
 _SHARE, _NUMBER = "{:.2%}", "{:.2f}"

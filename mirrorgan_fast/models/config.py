@@ -75,17 +75,6 @@ class ModelConfig:
         return tuple(self.first_size << stage for stage in range(self.stages))
 
     @classmethod
-    def preset(cls, name: str) -> "ModelConfig":
-        """Return the configuration called ``name`` (see ``PRESETS``).
-
-        Raises:
-            InputError: there is none of that name; the message lists those there are.
-        """
-        if name not in PRESETS:
-            raise InputError(f"no preset {name!r}; there are: {', '.join(PRESETS)}")
-        return PRESETS[name]
-
-    @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
         """Build a configuration from what ``dataclasses.asdict`` gave.
 
@@ -96,25 +85,3 @@ class ModelConfig:
         if unknown:
             raise InputError(f"model config: unknown entries {', '.join(unknown)}")
         return cls(**values)
-
-
-PRESETS: dict[str, ModelConfig] = {
-    "birds-painted": ModelConfig(
-        image_size=128,
-        discriminator_channels=32,
-        discriminator_norm="none",
-        residual_blocks=1,
-        word_embedding_size=128,
-        text_dropout=0.1,
-        image_encoder="small",
-        stream_encoder="small",
-        stream_hidden_size=256,
-    ),
-    "cub": ModelConfig(),
-    "coco": ModelConfig(
-        generator_channels=48,
-        discriminator_channels=96,
-        residual_blocks=3,
-        caption_length=12,
-    ),
-}

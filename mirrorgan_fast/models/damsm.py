@@ -3,11 +3,10 @@
 from pathlib import Path
 
 from torch import Tensor, nn
-from torch.nn import functional
 
+from mirrorgan_fast.models.backbones.inception_v3 import InceptionV3
+from mirrorgan_fast.models.backbones.small import SmallImageEncoder
 from mirrorgan_fast.models.config import ModelConfig
-from mirrorgan_fast.models.image_encoder import SmallImageEncoder
-from mirrorgan_fast.models.inception import InceptionV3
 
 
 class DAMSMImageEncoder(nn.Module):
@@ -52,12 +51,3 @@ class DAMSMImageEncoder(nn.Module):
             self.region_embedding(regions).flatten(2).transpose(1, 2),
             self.image_embedding(pooled),
         )
-
-
-def sentence_similarity(
-    sentences: Tensor,  # (M, D)
-    codes: Tensor,  # (N, D)
-) -> Tensor:
-    """Return the cosine (N, M) of every image's code with every sentence (AttnGAN, eq. 13)."""
-    directions = functional.normalize(codes.float(), dim=1)
-    return directions @ functional.normalize(sentences.float(), dim=1).T

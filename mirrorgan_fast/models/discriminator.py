@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from mirrorgan_fast.models.batch_norm import BatchNormLeakyReLU
 from mirrorgan_fast.models.config import ModelConfig, Norm
-from mirrorgan_fast.models.glam import initialize
+from mirrorgan_fast.models.layers import BatchNormLeakyReLU, initialize
 
 
 class Discriminator(nn.Module):

@@ -6,9 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mirrorgan_fast.models.batch_norm import BatchNormGLU
 from mirrorgan_fast.models.config import ModelConfig
-from mirrorgan_fast.models.stem import ConditioningAugmentation
+from mirrorgan_fast.models.layers import (
+    ConditioningAugmentation,
+    ResidualBlock,
+    UpBlock,
+    initialize,
+)
 from mirrorgan_fast.ops import glam_attention, glam_attention_mix, word_attention_map
 
 
@@ -193,66 +197,3 @@ class ImageGenerator(nn.Sequential):
         super().__init__(
             nn.Conv2d(config.generator_channels, 3, 3, padding=1, bias=False), nn.Tanh()
         )
-
-
-class UpBlock(nn.Sequential):
-    """Nearest 2x upsampling, 3x3 convolution, batch norm, GLU."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(
-            UpConv2d(in_channels, out_channels * 2, 3, padding=1, bias=False),
-            BatchNormGLU(out_channels * 2),
-        )
-
-
-class UpConv2d(nn.Conv2d):
-    """Nearest 2x upsampling and a 3x3 convolution.
-
-    On large maps in sub-pixel form: a transposed 4x4 convolution with summed weights is the same
-    with 16/36 of the multiplications, and the upsampled map never exists. Forward and backward it
-    takes half the time from 64 to 128 px (64 channels, batch 16, bf16, two cores), two thirds from
-    32 to 64 px, and more than the plain form below 16 px.
-    """
-
-    _SUB_PIXEL_FROM = 16
-    _SUMS = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, C', 2H, 2W)."""
-        if min(x.shape[2:]) < self._SUB_PIXEL_FROM:
-            return super().forward(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
-        sums = torch.tensor(self._SUMS, dtype=self.weight.dtype, device=self.weight.device)
-        weight = torch.einsum("ik,ockl,jl->coij", sums, self.weight, sums)
-        return functional.conv_transpose2d(x, weight, stride=2, padding=1)
-
-
-class ResidualBlock(nn.Module):
-    """x + BN(conv(GLU(BN(conv(x)))))."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.block = nn.Sequential(
-            nn.Conv2d(channels, channels * 2, 3, padding=1, bias=False),
-            BatchNormGLU(channels * 2),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, channels, H, W) to the same shape."""
-        residual: Tensor = self.block(x)
-        return x + residual
-
-
-def initialize(network: nn.Module, gain: float = 1.0) -> None:
-    """Initialise as the authors do: orthogonal weights, batch norm scales around one."""
-    for module in network.modules():
-        if next((weight.is_meta for weight in module.parameters()), False):
-            continue  # weights to be loaded: an orthogonal matrix takes its time
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.orthogonal_(module.weight, gain)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            nn.init.normal_(module.weight, 1.0, 0.02)
-            nn.init.zeros_(module.bias)

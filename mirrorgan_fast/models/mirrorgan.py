@@ -14,19 +14,19 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mirrorgan_fast.data.vocabulary import Encoded, Vocabulary
 from mirrorgan_fast.errors import InputError, UnknownWordsWarning, listed
+from mirrorgan_fast.inference.fused_glam import FusedGLAM
+from mirrorgan_fast.inference.fused_stem import FusedSTEM
+from mirrorgan_fast.inference.graphs import Graphs
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
-from mirrorgan_fast.models.fused_glam import FusedGLAM
-from mirrorgan_fast.models.fused_stem import FusedSTEM
 from mirrorgan_fast.models.glam import GLAM, Generated
-from mirrorgan_fast.models.graphs import Graphs
 from mirrorgan_fast.models.stem import STEM, word_mask
 from mirrorgan_fast.models.stream import STREAM
 from mirrorgan_fast.ops.checks import at_hand
 from mirrorgan_fast.ops.parts import in_parts
-from mirrorgan_fast.pictures import Picture, square, to_picture
+from mirrorgan_fast.pictures import Picture, from_image, to_uint8
+from mirrorgan_fast.vocabulary import Encoded, Vocabulary
 from mirrorgan_fast.weights import (
     find_pretrained,
     load_description,
@@ -289,7 +289,7 @@ class MirrorGAN(nn.Module):
         """
         folder = find_pretrained(name_or_path)
         with without_weights():
-            model = cls(*load_description(folder))
+            model = cls(*load_description(folder, ModelConfig.from_dict))
         load_weights(folder, model)
         return model.eval()
 
@@ -322,26 +322,3 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     finally:
         for module in trained:
             module.training = True
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Turn images (N, 3, H, W) in [-1, 1] into uint8 (N, H, W, 3)."""
-    grey_levels = images.float().clamp(-1, 1).add(1).mul(127.5).round()
-    return grey_levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-def from_image(image: Picture, size: int, place: str = "an image") -> Tensor:
-    """Cut a square from the middle of an image; return it as (3, size, size) in [-1, 1].
-
-    As in training: upright as its EXIF says, what is transparent on white, scaled bilinearly.
-
-    Args:
-        image: of Pillow, a path or an array (see ``pictures.Picture``).
-        size: pixels a side.
-        place: what to call it in an error.
-
-    Raises:
-        InputError: see ``pictures.to_picture``.
-    """
-    pixels = np.asarray(square(to_picture(image, place), size)).copy()
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1

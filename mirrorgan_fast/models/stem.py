@@ -2,10 +2,9 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mirrorgan_fast.models.config import ModelConfig
-from mirrorgan_fast.models.lstm import LSTM
+from mirrorgan_fast.models.layers import LSTM
 
 
 class STEM(nn.Module):
@@ -57,21 +56,3 @@ class STEM(nn.Module):
 def word_mask(lengths: Tensor, caption_length: int) -> Tensor:
     """Return bool (N, T), true where a caption of ``lengths`` (N,) has a word."""
     return torch.arange(caption_length, device=lengths.device) < lengths[:, None]
-
-
-class ConditioningAugmentation(nn.Module):
-    """s_ca = mu(s) + sigma(s) * eps (StackGAN, section 3.2)."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.linear = nn.Linear(config.embedding_size, config.condition_size * 4)
-
-    def forward(
-        self,
-        sentence: Tensor,  # (N, D)
-        noise: Tensor,  # (N, condition)
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return s_ca, mu and log sigma^2, each (N, condition), for standard normal ``noise``."""
-        mu, log_var = functional.glu(self.linear(sentence), dim=1).chunk(2, dim=1)
-        noise = noise.to(self.linear.weight.dtype)
-        return mu + torch.exp(0.5 * log_var) * noise, mu, log_var

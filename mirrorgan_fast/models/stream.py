@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.models.backbones.resnet152 import ResNet152
+from mirrorgan_fast.models.backbones.small import SmallImageEncoder
 from mirrorgan_fast.models.config import ModelConfig
-from mirrorgan_fast.models.image_encoder import SmallImageEncoder
-from mirrorgan_fast.models.lstm import LSTM
-from mirrorgan_fast.models.resnet import ResNet152
+from mirrorgan_fast.models.layers import LSTM
 
 _RESNET_INPUT_SIZE = 224
 

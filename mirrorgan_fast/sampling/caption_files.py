@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Self
 
-from mirrorgan_fast.data.vocabulary import each_caption
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import StrPath
 from mirrorgan_fast.sampling.caption_formats import Format, format_of
@@ -17,6 +16,7 @@ from mirrorgan_fast.sampling.sources import (
     open_source,
     text_of,
 )
+from mirrorgan_fast.vocabulary import each_caption
 
 
 class Captions:

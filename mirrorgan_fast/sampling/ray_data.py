@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.memory import keep_memory
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.sampling.captions import Refused, request_of
 from mirrorgan_fast.sampling.sampler import Sampler
-from mirrorgan_fast.training.precision import keep_memory
 
 if TYPE_CHECKING:
     import ray.data

@@ -16,10 +16,10 @@ from mirrorgan_fast.fields import bounded, check_fields
 from mirrorgan_fast.files import reason
 from mirrorgan_fast.interrupts import Interrupts
 from mirrorgan_fast.models.mirrorgan import SEEDS, MirrorGAN
+from mirrorgan_fast.processes import Processes
 from mirrorgan_fast.sampling.caption_files import Captions
 from mirrorgan_fast.sampling.captions import BEGINNING, Line, Record, Refused, Request, parse
 from mirrorgan_fast.sampling.journal import Journal
-from mirrorgan_fast.sampling.processes import Processes
 from mirrorgan_fast.sampling.sampler import AHEAD, Result, Sampler, check_psi
 from mirrorgan_fast.sampling.sinks import LOSSY, Row, Sink, check_format, open_sink
 from mirrorgan_fast.sampling.writer import Shard, Writer

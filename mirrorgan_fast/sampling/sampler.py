@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mirrorgan_fast.data.vocabulary import Encoded, each_caption
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.mirrorgan import MirrorGAN, evaluating, warn_of_unknown
 from mirrorgan_fast.models.stem import word_mask
 from mirrorgan_fast.sampling.captions import Refused, Request, no_known_word
+from mirrorgan_fast.vocabulary import Encoded, each_caption
 
 _LOG = logging.getLogger("mirrorgan_fast")
 # Images of a batch. More make nothing faster on two cores (8 to 64: the same images a second); on a

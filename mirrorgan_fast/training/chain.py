@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mirrorgan_fast.data.captioned_images import CaptionedImages, TrainingExamples
-from mirrorgan_fast.data.vocabulary import Vocabulary
+from mirrorgan_fast.data.captioned_images import CaptionedImages
+from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.models.backbones.small import SmallImageEncoder
 from mirrorgan_fast.models.config import ModelConfig
-from mirrorgan_fast.models.image_encoder import SmallImageEncoder
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.training.batches import check_batch
 from mirrorgan_fast.training.checkpoint import find_checkpoint, load_weights_of
 from mirrorgan_fast.training.pretraining import (
     BackboneWeights,
@@ -22,9 +23,9 @@ from mirrorgan_fast.training.pretraining import (
     train_stem,
     train_stream,
 )
-from mirrorgan_fast.training.run import check_batch
 from mirrorgan_fast.training.settings import Stage, TrainingSettings
 from mirrorgan_fast.training.trainer import check_last_stage, train_gan
+from mirrorgan_fast.vocabulary import Vocabulary
 from mirrorgan_fast.weights import CONFIG, load_description, save_description
 
 
@@ -191,7 +192,7 @@ def _claim(folder: Path, config: ModelConfig, vocabulary: Vocabulary) -> None:
     if not os.path.lexists(folder / CONFIG):
         save_description(folder, config, vocabulary)
         return
-    there, words = load_description(folder)
+    there, words = load_description(folder, ModelConfig.from_dict)
     found, wanted = asdict(there), asdict(config)
     for name in wanted:
         if found[name] != wanted[name]:

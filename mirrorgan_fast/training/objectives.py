@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mirrorgan_fast.models.damsm import sentence_similarity
+from mirrorgan_fast.metrics.r_precision import sentence_similarity
 from mirrorgan_fast.models.discriminator import Discriminator
 from mirrorgan_fast.ops import word_similarity
 

@@ -11,17 +11,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from mirrorgan_fast.data.captioned_images import TrainingExamples
+from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.metrics.r_precision import sentence_similarity
+from mirrorgan_fast.models.backbones.small import SmallImageEncoder
 from mirrorgan_fast.models.config import ModelConfig
-from mirrorgan_fast.models.damsm import DAMSMImageEncoder, sentence_similarity
-from mirrorgan_fast.models.image_encoder import SmallImageEncoder
+from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.models.stem import STEM, word_mask
 from mirrorgan_fast.models.stream import STREAM
+from mirrorgan_fast.pictures import to_signed
+from mirrorgan_fast.training.batches import Batch, load_batches
 from mirrorgan_fast.training.checkpoint import CHECKPOINT, fingerprint
 from mirrorgan_fast.training.objectives import damsm_loss, stream_loss
 from mirrorgan_fast.training.precision import Precision, autocast, computes_in_bf16
-from mirrorgan_fast.training.run import Batch, Run, Unsaid, load_batches
+from mirrorgan_fast.training.run import Run, Unsaid
 from mirrorgan_fast.training.settings import (
     CNNSettings,
     GANSettings,
@@ -234,12 +237,6 @@ def train_stream(
             if run.saving(step):
                 run.save(step, {"model": stream.state_dict(), "optimizer": optimizer.state_dict()})
     return stream.eval()
-
-
-def to_signed(image: Tensor, device: torch.device) -> Tensor:
-    """Turn uint8 images (N, 3, H, W) into floats in [-1, 1] on ``device``, channels last."""
-    signed = image.to(device).float().div(127.5).sub(1)
-    return signed.contiguous(memory_format=torch.channels_last)
 
 
 def begin(

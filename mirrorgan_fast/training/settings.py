@@ -105,26 +105,3 @@ class TrainingSettings(_Settings):
     """Steps between two checkpoints; it may change when a run resumes."""
     log_every: int = bounded(50, 1, _MOST_STEPS)
     """Steps between two points of the curves; it may change when a run resumes."""
-
-
-PRESETS: dict[str, TrainingSettings] = {
-    "cub": TrainingSettings(),
-    "coco": TrainingSettings(gan=GANSettings(batch_size=14, steps=710_000)),
-    "birds-painted": TrainingSettings(
-        stem=STEMSettings(steps=5_500, decay=0.85),
-        stream=STREAMSettings(steps=16_000, batch_size=192, learning_rate=2e-3),
-        gan=GANSettings(
-            steps=15_000,
-            decay_steps=3_000,
-            batch_size=32,
-            learning_rate=2e-3,
-            discriminator_learning_rate=6e-4,
-            form="authors",
-            stream_weight=1.0,
-            damsm_weight=2.0,
-            r1_weight=0.1,
-            last_stage_from=3_000,
-        ),
-        augment=False,
-    ),
-}

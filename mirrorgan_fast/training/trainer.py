@@ -9,16 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mirrorgan_fast.data.captioned_images import TrainingExamples
+from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.models.discriminator import Discriminator
 from mirrorgan_fast.models.glam import GLAM
-from mirrorgan_fast.models.mirrorgan import to_uint8
 from mirrorgan_fast.models.stem import STEM, word_mask
 from mirrorgan_fast.models.stream import STREAM
-from mirrorgan_fast.sampling.sheet import write_sheet
+from mirrorgan_fast.pictures import to_signed, to_uint8, write_sheet
 from mirrorgan_fast.training.objectives import (
     damsm_loss,
     discriminator_loss,
@@ -28,7 +27,7 @@ from mirrorgan_fast.training.objectives import (
     stream_loss,
 )
 from mirrorgan_fast.training.precision import autocast
-from mirrorgan_fast.training.pretraining import begin, dependencies, to_signed
+from mirrorgan_fast.training.pretraining import begin, dependencies
 from mirrorgan_fast.training.run import Unsaid
 from mirrorgan_fast.training.settings import GANSettings, TrainingSettings
 

@@ -15,11 +15,12 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 
-from mirrorgan_fast.data import captioned_images
-from mirrorgan_fast.data.captioned_images import ImageFolder, TrainingExamples
-from mirrorgan_fast.data.open_images import open_images
-from mirrorgan_fast.data.vocabulary import Vocabulary
+from mirrorgan_fast.data import image_folder
+from mirrorgan_fast.data.examples import TrainingExamples
+from mirrorgan_fast.data.image_folder import ImageFolder
+from mirrorgan_fast.data.layouts import open_images
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(["<end>", "bird", "red", "blue", "looks", "left", "small", "old"])
 
@@ -196,14 +197,14 @@ def test_the_limits_of_a_file_of_rows(tmp_path: Path, monkeypatch: pytest.Monkey
     gradient(4, 4).save(tmp_path / "a.png")
     metadata = tmp_path / "metadata.jsonl"
     with metadata.open("wb") as file:
-        file.truncate(captioned_images.LARGEST_METADATA + 1)  # takes no space on the disk
+        file.truncate(image_folder.LARGEST_METADATA + 1)  # takes no space on the disk
     with pytest.raises(InputError, match="has more than 4,294,967,296 bytes"):
         ImageFolder(tmp_path)
     with metadata.open("wb") as file:
-        file.truncate(captioned_images.LARGEST_METADATA)
+        file.truncate(image_folder.LARGEST_METADATA)
     with pytest.raises(InputError, match="line 1: has more than 16,777,216 bytes"):
         ImageFolder(tmp_path)
-    monkeypatch.setattr(captioned_images, "_MOST_LINES", 1000)
+    monkeypatch.setattr(image_folder, "_MOST_LINES", 1000)
     metadata.write_text(f"{GOOD}\n" + 998 * "\n")
     assert len(ImageFolder(tmp_path)) == 1
     metadata.write_text(f"{GOOD}\n" + 1000 * "\n")
@@ -406,8 +407,9 @@ def test_examples_without_images_are_the_same_and_read_none(folder: Path) -> Non
 WITHOUT_SHARED_MEMORY = """
 import sys
 from torch.utils.data import DataLoader
-from mirrorgan_fast.data.captioned_images import ImageFolder, TrainingExamples
-from mirrorgan_fast.data.vocabulary import Vocabulary
+from mirrorgan_fast.data.examples import TrainingExamples
+from mirrorgan_fast.data.image_folder import ImageFolder
+from mirrorgan_fast.vocabulary import Vocabulary
 words = Vocabulary(["<end>", "bird", "red", "old"])
 examples = TrainingExamples(ImageFolder(sys.argv[1]), words, 8, 2, augment=True)
 examples.set_epoch(3)

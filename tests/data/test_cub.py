@@ -14,7 +14,7 @@ from PIL import Image
 from mirrorgan_fast.data import cub as cub_module
 from mirrorgan_fast.data.captioned_images import CaptionedImages
 from mirrorgan_fast.data.cub import CubFolder, read_captions_pickle, write_cub
-from mirrorgan_fast.data.open_images import open_images
+from mirrorgan_fast.data.layouts import open_images
 from mirrorgan_fast.errors import InputError
 
 # Width and height, bounding box as published, and the crop (left, top, right, bottom) it leads to:

@@ -17,20 +17,19 @@ import pytest
 from PIL import Image
 
 from mirrorgan_fast import files
-from mirrorgan_fast.data import painted_birds
-from mirrorgan_fast.data.painted_birds import (
+from mirrorgan_fast.data.painted_birds import data_set
+from mirrorgan_fast.data.painted_birds.bird import (
     ATTRIBUTES,
     COLORED_PARTS,
     COLORS,
     HELD_OUT_PAIRS,
     Bird,
-    PaintedBirds,
-    describe,
-    export_image_folder,
     held_out,
-    paint,
 )
-from mirrorgan_fast.data.processes import in_processes
+from mirrorgan_fast.data.painted_birds.data_set import PaintedBirds, export_image_folder
+from mirrorgan_fast.data.painted_birds.drawing import paint
+from mirrorgan_fast.data.painted_birds.words import describe
+from mirrorgan_fast.data.worker_processes import in_processes
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import lock
 
@@ -329,7 +328,7 @@ def test_painting_is_the_same_as_ever() -> None:
         for i in range(50):
             said = [(caption.text, caption.named) for caption in birds.bird_captions(i)]
             rows.update(json.dumps([dataclasses.asdict(birds.bird(i)), said]).encode())
-    assert painted_birds._DRAWING == 1
+    assert data_set._DRAWING == 1
     assert rows.hexdigest()[:16] == "a187e9c44c8c488d"
     for i, expected in enumerate(PAINTED):
         small = PaintedBirds("test", 3, 128, seed=7).image(i).resize((4, 4), Image.Resampling.BOX)
@@ -360,7 +359,7 @@ def test_an_export_that_was_killed_goes_on(tmp_path: Path, rows: int) -> None:
                     os.kill(os.getpid(), signal.SIGKILL)
                 yield row
 
-        painted_birds.in_processes = killed_after
+        data_set.in_processes = killed_after
         paint_with(root)
 
     root = tmp_path / "stopped"
@@ -387,7 +386,7 @@ def test_a_picture_that_is_not_whole_is_painted_again(begun: Path, tmp_path: Pat
 
 
 def test_pictures_that_are_there_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(painted_birds, "in_processes", interrupted_after(5))
+    monkeypatch.setattr(data_set, "in_processes", interrupted_after(5))
     with pytest.raises(KeyboardInterrupt):
         paint_with(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".paint.json", "images", "masks"]
@@ -413,7 +412,7 @@ def interrupted_after(count: int) -> Any:
 def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of which five of thirteen pictures are painted."""
     with monkeypatch.context() as patch:
-        patch.setattr(painted_birds, "in_processes", interrupted_after(5))
+        patch.setattr(data_set, "in_processes", interrupted_after(5))
         with pytest.raises(KeyboardInterrupt):
             paint_with(tmp_path / "begun")
     return tmp_path / "begun"
@@ -430,7 +429,7 @@ def test_another_painting_does_not_go_on(begun: Path, changes: dict[str, Any]) -
 
 
 def test_an_older_drawing_does_not_go_on(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(painted_birds, "_DRAWING", 2)
+    monkeypatch.setattr(data_set, "_DRAWING", 2)
     with pytest.raises(InputError, match="another painting was begun there"):
         paint_with(begun)
 
@@ -472,7 +471,7 @@ def test_nothing_is_written_through_links(begun: Path, tmp_path: Path) -> None:
 
 
 def test_two_do_not_paint_the_same_folder(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(painted_birds.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(data_set.time, "sleep", lambda seconds: None)
     with (begun / ".paint.json").open() as file:
         lock(file, "taken")
         with pytest.raises(InputError, match="another process is painting there"):

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mirrorgan_fast.data.captioned_images import ImageFolder
-from mirrorgan_fast.data.painted_birds import ATTRIBUTES, export_image_folder
-from mirrorgan_fast.evaluation.attributes import AttributeClassifier
+from mirrorgan_fast.data.image_folder import ImageFolder
+from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
+from mirrorgan_fast.data.painted_birds.data_set import export_image_folder
+from mirrorgan_fast.models.attribute_classifier import AttributeClassifier
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +25,7 @@ class Oracle(AttributeClassifier):
     """Knows what the images it was told of show, and sees the first value everywhere else."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(ATTRIBUTES)
         self.known: dict[bytes, dict[str, str]] = {}
 
     def tell(self, image: Tensor, attributes: dict[str, str]) -> None:

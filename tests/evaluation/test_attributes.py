@@ -7,17 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from mirrorgan_fast.data.captioned_images import ImageFolder
-from mirrorgan_fast.data.painted_birds import ATTRIBUTES
+from mirrorgan_fast.data.image_folder import ImageFolder
+from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
+from mirrorgan_fast.data.painted_birds.data_set import true_attributes
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.evaluation.attributes import (
-    FILE_NAME,
-    AttributeAccuracy,
-    AttributeClassifier,
-    attribute_accuracy,
-    train_attribute_classifier,
-    true_attributes,
-)
+from mirrorgan_fast.metrics.attributes import AttributeAccuracy, attribute_accuracy
+from mirrorgan_fast.models.attribute_classifier import FILE_NAME, AttributeClassifier
+from mirrorgan_fast.training.attributes import train_attribute_classifier
 
 from .conftest import pixels
 
@@ -57,7 +53,7 @@ def test_learns_what_it_is_shown(birds: Path, trained: tuple[AttributeClassifier
 
 def test_is_the_same_when_loaded(birds: Path, trained: tuple[AttributeClassifier, Path]) -> None:
     classifier, folder = trained
-    loaded = AttributeClassifier.from_pretrained(folder)
+    loaded = AttributeClassifier.from_pretrained(ATTRIBUTES, folder)
     assert not loaded.training
     assert (folder / FILE_NAME).stat().st_size < 1_500_000
     images = torch.rand(3, 3, 128, 128) * 2 - 1
@@ -70,7 +66,7 @@ def test_is_the_same_when_loaded(birds: Path, trained: tuple[AttributeClassifier
 
 def test_a_finished_training_is_not_done_again(birds: Path, tmp_path: Path) -> None:
     train(birds, tmp_path / "whole", steps=2)
-    finished = AttributeClassifier.from_pretrained(tmp_path / "whole")
+    finished = AttributeClassifier.from_pretrained(ATTRIBUTES, tmp_path / "whole")
     (tmp_path / "whole" / FILE_NAME).unlink()
     again = train(birds, tmp_path / "whole", steps=2)  # from its checkpoint
     for name, tensor in finished.state_dict().items():
@@ -80,7 +76,7 @@ def test_a_finished_training_is_not_done_again(birds: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("size", [(64, 64), (97, 130), (256, 256)])
 def test_reads_every_size_and_type(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    classifier = AttributeClassifier().eval()
+    classifier = AttributeClassifier(ATTRIBUTES).eval()
     bytes_ = torch.randint(0, 256, (5, 3, *size), dtype=torch.uint8)
     readings = classifier.read(bytes_, batch_size=2)
     assert readings == classifier.read(bytes_.float() / 127.5 - 1)
@@ -100,12 +96,12 @@ def test_counts_what_captions_name() -> None:
 
 def test_damaged_or_missing_weights(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"attributes\.safetensors: there is no such .* train it"):
-        AttributeClassifier.from_pretrained(tmp_path)
-    AttributeClassifier().save_pretrained(tmp_path)
+        AttributeClassifier.from_pretrained(ATTRIBUTES, tmp_path)
+    AttributeClassifier(ATTRIBUTES).save_pretrained(tmp_path)
     content = (tmp_path / FILE_NAME).read_bytes()
     (tmp_path / FILE_NAME).write_bytes(content[:1000])
     with pytest.raises(InputError, match=r"attributes\.safetensors: cannot be read as weights"):
-        AttributeClassifier.from_pretrained(tmp_path)
+        AttributeClassifier.from_pretrained(ATTRIBUTES, tmp_path)
 
 
 def test_rows_without_attributes(birds: Path, tmp_path: Path) -> None:

@@ -6,16 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from mirrorgan_fast.data.painted_birds import (
-    ATTRIBUTES,
-    COLORED_PARTS,
-    COLORS,
-    Bird,
-    PaintedBirds,
-    paint,
-)
+from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES, COLORED_PARTS, COLORS, Bird
+from mirrorgan_fast.data.painted_birds.data_set import PaintedBirds
+from mirrorgan_fast.data.painted_birds.drawing import paint
+from mirrorgan_fast.data.painted_birds.words import read_attributes
 from mirrorgan_fast.evaluation.edits import Edit, edit_color_word, measure_edits, painted_pairs
-from mirrorgan_fast.evaluation.redescription import read_attributes
 
 from .conftest import Oracle
 

@@ -5,14 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mirrorgan_fast.data.painted_birds import ATTRIBUTES, COLORS, Bird, describe
-from mirrorgan_fast.evaluation.redescription import (
+from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES, COLORS, Bird
+from mirrorgan_fast.data.painted_birds.words import (
     Statement,
-    bleu_4,
+    describe,
     read_attributes,
     read_statements,
-    redescription_accuracy,
 )
+from mirrorgan_fast.evaluation.redescription import bleu_4, redescription_accuracy
 
 
 def test_reads_back_what_captions_assert() -> None:

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from mirrorgan_fast.data.captioned_images import ImageFolder
-from mirrorgan_fast.data.painted_birds import ATTRIBUTES
-from mirrorgan_fast.data.vocabulary import Vocabulary
+from mirrorgan_fast.data.image_folder import ImageFolder
+from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
+from mirrorgan_fast.data.painted_birds.data_set import true_attributes
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.evaluation.attributes import true_attributes
 from mirrorgan_fast.evaluation.report import as_table, evaluate, generate
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.vocabulary import Vocabulary
 
 from .conftest import Oracle, pixels
 

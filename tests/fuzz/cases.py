@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from mirrorgan_fast.cli import main
+from mirrorgan_fast.cli.main import main
 
 SECONDS = 30
 MEMORY = 2**30  # bytes beside those of an idle process

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from mirrorgan_fast.data.vocabulary import END, Vocabulary
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.vocabulary import END, Vocabulary
 from tests.fuzz.cases import call
 
 WORDS = ("a", "red", "blue", "green", "bird", "with", "wings", "and", "bill")

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.models.backbone_weights import load_backbone
-from mirrorgan_fast.models.inception import InceptionV3
-from mirrorgan_fast.models.resnet import ResNet152
+from mirrorgan_fast.models.backbones.inception_v3 import InceptionV3
+from mirrorgan_fast.models.backbones.resnet152 import ResNet152
+from mirrorgan_fast.weights import load_backbone
 
 Backbone = InceptionV3 | ResNet152
 

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.models.config import PRESETS, ModelConfig
+from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.recipes import RECIPES, find_recipe
 
 
 def test_cub_is_the_papers_birds_configuration() -> None:
-    config = ModelConfig.preset("cub")
+    config = find_recipe("cub").config
     assert config == ModelConfig()
     assert config.stage_sizes == (64, 128, 256)
     assert (config.generator_channels, config.discriminator_channels) == (32, 64)
@@ -21,22 +22,22 @@ def test_cub_is_the_papers_birds_configuration() -> None:
 
 
 def test_coco_is_wider_and_deeper() -> None:
-    config = ModelConfig.preset("coco")
+    config = find_recipe("coco").config
     assert config.stage_sizes == (64, 128, 256)
     assert (config.generator_channels, config.discriminator_channels) == (48, 96)
     assert (config.residual_blocks, config.caption_length) == (3, 12)
 
 
 def test_painted_birds_need_no_large_network() -> None:
-    config = ModelConfig.preset("birds-painted")
+    config = find_recipe("birds-painted").config
     assert config.stage_sizes == (32, 64, 128)
     assert (config.image_encoder, config.stream_encoder) == ("small", "small")
 
 
 def test_unknown_preset_lists_those_there_are() -> None:
     with pytest.raises(InputError, match="'birds'") as error:
-        ModelConfig.preset("birds")
-    for name in PRESETS:
+        find_recipe("birds")
+    for name in RECIPES:
         assert name in str(error.value)
 
 
@@ -58,9 +59,9 @@ def test_each_stage_doubles_the_size(
     assert config.first_size == stage_sizes[0]
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_preset_survives_json(name: str) -> None:
-    config = ModelConfig.preset(name)
+    config = find_recipe(name).config
     values = json.loads(json.dumps(dataclasses.asdict(config)))
     assert ModelConfig.from_dict(values) == config
 

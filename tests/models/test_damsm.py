@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from mirrorgan_fast.metrics.r_precision import sentence_similarity
+from mirrorgan_fast.models.backbones.inception_v3 import InceptionV3
 from mirrorgan_fast.models.config import ModelConfig
-from mirrorgan_fast.models.damsm import DAMSMImageEncoder, sentence_similarity
-from mirrorgan_fast.models.inception import InceptionV3
+from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.ops import word_similarity
+from mirrorgan_fast.recipes import find_recipe
 
 Match = Callable[[Tensor, Tensor], None]
 
@@ -22,13 +24,13 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
 def test_parameters_of_the_authors_image_encoder() -> None:
     with torch.device("meta"):
-        encoder = DAMSMImageEncoder(ModelConfig.preset("cub"))
+        encoder = DAMSMImageEncoder(find_recipe("cub").config)
     assert sum(p.numel() for p in encoder.parameters()) == 22_506_720
 
 
 def test_shapes_with_inception() -> None:
     with torch.device("meta"):
-        regions, codes = DAMSMImageEncoder(ModelConfig.preset("cub"))(torch.zeros(2, 3, 256, 256))
+        regions, codes = DAMSMImageEncoder(find_recipe("cub").config)(torch.zeros(2, 3, 256, 256))
     assert regions.shape == (2, 17 * 17, 256)
     assert codes.shape == (2, 256)
 
@@ -89,8 +91,8 @@ def test_a_backbone_with_published_weights_is_frozen(monkeypatch: pytest.MonkeyP
     loaded = []
     monkeypatch.setattr(InceptionV3, "load", lambda self, path: loaded.append(path))
     with torch.device("meta"):
-        encoder = DAMSMImageEncoder(ModelConfig.preset("cub"), "inception.pth")
-        from_nothing = DAMSMImageEncoder(ModelConfig.preset("cub"))
+        encoder = DAMSMImageEncoder(find_recipe("cub").config, "inception.pth")
+        from_nothing = DAMSMImageEncoder(find_recipe("cub").config)
     assert loaded == ["inception.pth"]
     trained = {name for name, p in encoder.named_parameters() if p.requires_grad}
     assert trained == {

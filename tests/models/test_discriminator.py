@@ -7,6 +7,7 @@ import torch
 
 from mirrorgan_fast.models.config import ModelConfig, Norm
 from mirrorgan_fast.models.discriminator import Discriminator
+from mirrorgan_fast.recipes import find_recipe
 
 CONFIG = ModelConfig(discriminator_channels=2, embedding_size=6)
 
@@ -16,7 +17,7 @@ CONFIG = ModelConfig(discriminator_channels=2, embedding_size=6)
 )
 def test_parameters_of_the_authors_discriminators(image_size: int, parameters: int) -> None:
     with torch.device("meta"):
-        discriminator = Discriminator(ModelConfig.preset("cub"), image_size)
+        discriminator = Discriminator(find_recipe("cub").config, image_size)
     assert sum(p.numel() for p in discriminator.parameters()) == parameters
 
 

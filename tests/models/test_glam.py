@@ -15,12 +15,11 @@ from mirrorgan_fast.models.glam import (
     Attention,
     FirstTransformer,
     ImageGenerator,
-    ResidualBlock,
     Transformer,
-    UpBlock,
-    initialize,
 )
+from mirrorgan_fast.models.layers import ResidualBlock, UpBlock, initialize
 from mirrorgan_fast.models.stem import word_mask
+from mirrorgan_fast.recipes import find_recipe
 
 Match = Callable[[Tensor, Tensor], None]
 
@@ -73,7 +72,7 @@ def sigmoid(x: Tensor) -> Tensor:
     ],
 )
 def test_parameters_of_the_birds_generator(form: str, parameters: int) -> None:
-    config = dataclasses.replace(ModelConfig.preset("cub"), sentence_attention=form)
+    config = dataclasses.replace(find_recipe("cub").config, sentence_attention=form)
     with torch.device("meta"):
         glam = GLAM(config)
     assert sum(p.numel() for p in glam.parameters()) == parameters
@@ -112,7 +111,7 @@ def test_shapes_and_ranges(
 @pytest.mark.parametrize("preset", ["cub", "coco", "birds-painted"])
 @torch.no_grad()
 def test_shapes_of_the_presets(preset: str) -> None:
-    config = ModelConfig.preset(preset)
+    config = find_recipe(preset).config
     images, _, _ = GLAM(config).eval()(*inputs(config, [3], 5))
     assert [tuple(image.shape) for image in images] == [
         (1, 3, size, size) for size in config.stage_sizes

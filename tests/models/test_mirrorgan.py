@@ -12,16 +12,18 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from shapes import SMALL
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mirrorgan_fast import weights
-from mirrorgan_fast.data.captioned_images import ImageFolder, TrainingExamples
-from mirrorgan_fast.data.vocabulary import Vocabulary
+from mirrorgan_fast.data.examples import TrainingExamples
+from mirrorgan_fast.data.image_folder import ImageFolder
 from mirrorgan_fast.errors import InputError, UnknownWordsWarning
-from mirrorgan_fast.export import export
-from mirrorgan_fast.models.mirrorgan import MirrorGAN, from_image, to_uint8
-from mirrorgan_fast.sampling.walk import walk
+from mirrorgan_fast.figures.walk import walk
+from mirrorgan_fast.inference.export import export
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.pictures import from_image, to_uint8
+from mirrorgan_fast.vocabulary import Vocabulary
+from tests.small import SMALL
 
 CONFIG = dataclasses.replace(SMALL, noise_size=6, condition_size=5, caption_length=6)
 WORDS = ["<end>", "a", "red", "blue", "bird", "with", "wings", "on", "rock", "طائر", "鸟", "vögel"]

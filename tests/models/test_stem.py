@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from mirrorgan_fast.models.config import ModelConfig
-from mirrorgan_fast.models.stem import STEM, ConditioningAugmentation, word_mask
+from mirrorgan_fast.models.layers import ConditioningAugmentation
+from mirrorgan_fast.models.stem import STEM, word_mask
+from mirrorgan_fast.recipes import find_recipe
 
 Match = Callable[[Tensor, Tensor], None]
 
@@ -46,7 +48,7 @@ def lstm_states(lstm: nn.LSTM, x: np.ndarray, suffix: str) -> list[np.ndarray]:
 
 def test_parameters_of_the_authors_text_encoder() -> None:
     with torch.device("meta"):
-        stem = STEM(ModelConfig.preset("cub"), 5450)
+        stem = STEM(find_recipe("cub").config, 5450)
     assert sum(p.numel() for p in stem.parameters()) == 2_075_320
 
 

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.models.backbones.resnet152 import ResNet152
 from mirrorgan_fast.models.config import ModelConfig
-from mirrorgan_fast.models.resnet import ResNet152
 from mirrorgan_fast.models.stream import STREAM
+from mirrorgan_fast.recipes import find_recipe
 
 Match = Callable[[Tensor, Tensor], None]
 
@@ -43,7 +44,7 @@ def tokens() -> Tensor:
 
 def test_parameters_of_the_authors_captioner() -> None:
     with torch.device("meta"):
-        stream = STREAM(ModelConfig.preset("cub"), 5450)
+        stream = STREAM(find_recipe("cub").config, 5450)
     cnn = [stream.cnn, stream.image_linear, stream.image_norm]
     rnn = [stream.embedding, stream.lstm, stream.word_linear]
     counts = [sum(p.numel() for m in part for p in m.parameters()) for part in (cnn, rnn)]
@@ -53,7 +54,7 @@ def test_parameters_of_the_authors_captioner() -> None:
 
 def test_shapes_with_resnet() -> None:
     with torch.device("meta"):
-        stream = STREAM(ModelConfig.preset("cub"), 50)
+        stream = STREAM(find_recipe("cub").config, 50)
         logits = stream(torch.zeros(2, 3, 256, 256), torch.zeros(2, 18, dtype=torch.int64))
     assert logits.shape == (2, 18, 50)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.models.batch_norm import BatchNormGLU
+from mirrorgan_fast.models.layers import BatchNormGLU
 from mirrorgan_fast.ops import (
     batch_norm_glu,
     batch_norm_leaky_relu,

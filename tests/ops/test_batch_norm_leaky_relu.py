@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.models.batch_norm import BatchNormLeakyReLU
+from mirrorgan_fast.models.layers import BatchNormLeakyReLU
 from mirrorgan_fast.ops import batch_norm_leaky_relu
 
 ONES = torch.ones

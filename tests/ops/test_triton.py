@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mirrorgan_fast.inference.fused_glam import FusedGLAM
+from mirrorgan_fast.inference.fused_stem import FusedSTEM
 from mirrorgan_fast.models.config import ModelConfig
-from mirrorgan_fast.models.fused_glam import FusedGLAM
-from mirrorgan_fast.models.fused_stem import FusedSTEM
 from mirrorgan_fast.models.glam import GLAM
-from mirrorgan_fast.models.mirrorgan import MirrorGAN, to_uint8
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.models.stem import STEM, word_mask
 from mirrorgan_fast.ops import (
     batch_norm_glu,
@@ -28,6 +28,7 @@ from mirrorgan_fast.ops import (
     use,
     word_similarity,
 )
+from mirrorgan_fast.pictures import to_uint8
 
 from . import calls
 from .calls import Call, Shapes

@@ -1,6 +1,5 @@
 """The Triton kernels where there is no GPU: interpreted, compiled ahead of time, and traced."""
 
-import json
 import os
 import re
 import subprocess
@@ -45,49 +44,6 @@ def test_interpreted_kernels_match_float64() -> None:
         check=False,
     )
     assert result.returncode == 0, result.stdout[-10_000:] + result.stderr[-2_000:]
-
-
-@pytest.fixture(scope="module")
-def used() -> dict[str, dict[str, int]]:
-    """What every kernel takes, compiled for every architecture."""
-    import triton_resources
-
-    return triton_resources.table()
-
-
-def test_nothing_spills_and_everything_fits(used) -> None:
-    """With the Triton that the settings were chosen for; 3.6 spills 8 bytes in one kernel."""
-    from triton_resources import ARCHITECTURES, MOST_REGISTERS_OF_ALL, MOST_SHARED, RECORDED
-
-    if json.loads(RECORDED.read_text(encoding="utf-8"))["triton"] != triton.__version__:
-        pytest.skip(f"Triton {triton.__version__}")
-    for name, kernel in used.items():
-        architecture = int(name.rpartition("sm_")[2])
-        assert architecture in ARCHITECTURES
-        assert kernel["spilled"] == 0, name
-        assert kernel["shared"] <= MOST_SHARED[architecture], name
-        assert kernel["registers"] * kernel["threads"] <= MOST_REGISTERS_OF_ALL, name
-
-
-def test_every_kernel_is_in_the_table(used) -> None:
-    folder = Path(__file__).parents[2] / "kernels"
-    names = {
-        name
-        for path in folder.glob("*.py")
-        for name in re.findall(r"^def (\w+_kernel)\(", path.read_text(encoding="utf-8"), re.M)
-    }
-    assert names
-    assert {name.split(": ")[1].split(",")[0] for name in used} == names
-
-
-def test_the_table_is_the_recorded_one(used) -> None:
-    from triton_resources import RECORDED
-
-    recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
-    assert set(recorded["kernels"]) == set(used)
-    if recorded["triton"] != triton.__version__:
-        pytest.skip(f"recorded with Triton {recorded['triton']}")
-    assert recorded["kernels"] == used
 
 
 KERNEL = "triton_kernel_wrapper_functional("

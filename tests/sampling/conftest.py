@@ -4,10 +4,10 @@ import copy
 import random
 
 import pytest
-from kills import captions, small_model
 
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.sampling.sampler import Sampler
+from tests.small import captions, small_model
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mirrorgan_fast.data.vocabulary import END, Vocabulary
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.sampling.caption_files import Captions
 from mirrorgan_fast.sampling.caption_formats import LONGEST_RECORD
@@ -26,6 +25,7 @@ from mirrorgan_fast.sampling.captions import (
 )
 from mirrorgan_fast.sampling.rows import image_row
 from mirrorgan_fast.sampling.sampler import Result
+from mirrorgan_fast.vocabulary import END, Vocabulary
 
 TEXTS = ["a red bird", "a small, blue bird", 'a "green" bird', "an orange bird\non a rock"]
 OBJECTS = [{"file_name": f"{i}.png", "text": text} for i, text in enumerate(TEXTS)]

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kills import files, small_model
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.sampling.caption_files import Captions
@@ -23,6 +22,7 @@ from mirrorgan_fast.sampling.journal import SHEET, read_manifest
 from mirrorgan_fast.sampling.run import SamplingSettings, Summary, sample_to_folder
 from mirrorgan_fast.sampling.sampler import Result, Sampler
 from mirrorgan_fast.sampling.sinks import Row, Sink
+from tests.small import files, small_model
 
 # Three shards of three lines, two images a line; two lines make none.
 CAPTIONS = ["a red bird", "qqq", "a bird", "a blue bird", " ", "a bill", "a wings", "red", "green"]

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kills import files, kill_and_go_on
 from PIL import Image
 
 from mirrorgan_fast.errors import InputError
@@ -28,6 +27,7 @@ from mirrorgan_fast.sampling.journal import Journal
 from mirrorgan_fast.sampling.run import SamplingSettings, Summary, sample_to_folder
 from mirrorgan_fast.sampling.sampler import Result, Sampler
 from mirrorgan_fast.sampling.sinks import FORMATS, Row
+from tests.small import files
 
 SMALL = SamplingSettings(seed=3, per_caption=2, shard_size=10)
 Break = Callable[[int], None]
@@ -349,12 +349,6 @@ def test_an_image_that_was_removed_comes_back(
     assert files(tmp_path) == before
 
 
-@pytest.mark.parametrize("format", ["png", "tar"])
-def test_killed_processes_go_on_where_they_were(format: str, tmp_path: Path) -> None:
-    """``python benchmarks/kills.py`` kills more often."""
-    assert kill_and_go_on(2000, 2, format, tmp_path) > 0
-
-
 # --- other runs -----------------------------------------------------------------------------------
 
 
@@ -594,7 +588,7 @@ def test_processes_that_are_joined_already_stay_so(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "from torch import distributed\n"
-        "from mirrorgan_fast.sampling.processes import Processes\n"
+        "from mirrorgan_fast.processes import Processes\n"
         "distributed.init_process_group('gloo')\n"
         "processes = Processes()\n"
         "assert processes.total(1, processes.rank) == [2, 1]\n"

@@ -8,9 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mirrorgan_fast.data.captioned_images import TrainingExamples
-from mirrorgan_fast.data.painted_birds import PaintedBirds
-from mirrorgan_fast.data.vocabulary import Vocabulary
+from mirrorgan_fast.data.examples import TrainingExamples
+from mirrorgan_fast.data.painted_birds.data_set import PaintedBirds
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.training.run import Run
 from mirrorgan_fast.training.settings import (
@@ -20,6 +19,7 @@ from mirrorgan_fast.training.settings import (
     STREAMSettings,
     TrainingSettings,
 )
+from mirrorgan_fast.vocabulary import Vocabulary
 
 
 class KeptBirds(PaintedBirds):

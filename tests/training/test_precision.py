@@ -9,7 +9,8 @@ import textwrap
 import pytest
 import torch
 
-from mirrorgan_fast.training.precision import autocast, computes_in_bf16, keep_memory
+from mirrorgan_fast.memory import keep_memory
+from mirrorgan_fast.training.precision import autocast, computes_in_bf16
 
 CPU = torch.device("cpu")
 
@@ -56,7 +57,7 @@ def test_memory_stays_with_the_process() -> None:
     """Freed tensors of 64 MB leave the process as large as they made it."""
     program = textwrap.dedent("""
         import sys, torch
-        from mirrorgan_fast.training.precision import keep_memory
+        from mirrorgan_fast.memory import keep_memory
 
         def resident():
             return int(open("/proc/self/statm").read().split()[1]) * 4096

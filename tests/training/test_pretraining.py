@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mirrorgan_fast.data.captioned_images import TrainingExamples
-from mirrorgan_fast.data.vocabulary import Vocabulary
+from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.models.backbones.inception_v3 import InceptionV3
+from mirrorgan_fast.models.backbones.small import SmallImageEncoder
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
-from mirrorgan_fast.models.image_encoder import SmallImageEncoder
-from mirrorgan_fast.models.inception import InceptionV3
+from mirrorgan_fast.pictures import to_signed
 from mirrorgan_fast.training.checkpoint import load_checkpoint
-from mirrorgan_fast.training.pretraining import to_signed, train_cnn, train_stem, train_stream
+from mirrorgan_fast.training.pretraining import train_cnn, train_stem, train_stream
 from mirrorgan_fast.training.run import Run
 from mirrorgan_fast.training.settings import (
     CNNSettings,
@@ -28,6 +28,7 @@ from mirrorgan_fast.training.settings import (
     STREAMSettings,
     TrainingSettings,
 )
+from mirrorgan_fast.vocabulary import Vocabulary
 
 Train = Callable[..., list[nn.Module]]
 

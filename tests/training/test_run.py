@@ -17,11 +17,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import Dataset
 
-from mirrorgan_fast.data.captioned_images import TrainingExamples
+from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.interrupts import Terminated
+from mirrorgan_fast.training.batches import check_batch, load_batches
 from mirrorgan_fast.training.checkpoint import load_checkpoint
-from mirrorgan_fast.training.run import Run, Unsaid, check_batch, load_batches
+from mirrorgan_fast.training.run import Run, Unsaid
 
 SETTINGS = {"learning_rate": 0.5, "betas": (0.5, 0.999), "form": "paper"}
 
@@ -392,7 +393,7 @@ def test_a_full_shared_memory_in_truth(tmp_path: Path) -> None:
         "import sys, torch\n"
         "from torch.utils.data import Dataset\n"
         "from mirrorgan_fast.errors import InputError\n"
-        "from mirrorgan_fast.training.run import load_batches\n"
+        "from mirrorgan_fast.training.batches import load_batches\n"
         "class Zeros(Dataset):\n"
         "    def __len__(self): return 8\n"
         "    def __getitem__(self, index): return torch.zeros(100_000)\n"

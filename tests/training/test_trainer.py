@@ -14,8 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mirrorgan_fast.data.captioned_images import TrainingExamples
-from mirrorgan_fast.data.vocabulary import Vocabulary
+from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import ModelConfig, Norm
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
@@ -27,6 +26,7 @@ from mirrorgan_fast.training.checkpoint import load_checkpoint
 from mirrorgan_fast.training.run import Run
 from mirrorgan_fast.training.settings import TrainingSettings
 from mirrorgan_fast.training.trainer import train_gan
+from mirrorgan_fast.vocabulary import Vocabulary
 
 
 class Pretrained(NamedTuple):

@@ -1,0 +1,46 @@
+"""Plain PyTorch, as a rival: a model's own module, as it is and as torch.compile makes it."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.harness import Work
+from mirrorgan_fast.ops import use
+
+
+def rivals(module: nn.Module, *inputs: Tensor) -> dict[str, Callable[[], object]]:
+    """Return ``eager`` (float32) and ``compiled`` (bfloat16, channels_last), on the same inputs.
+
+    No op of ours takes part: each runs its plain-PyTorch meaning.
+    """
+    narrow = copy.deepcopy(module).to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    compiled = torch.compile(narrow)
+    narrow_inputs = [as_map(tensor, torch.bfloat16) for tensor in inputs]
+    return {
+        "eager": lambda: _plainly(module, inputs),
+        "compiled": lambda: _plainly(compiled, narrow_inputs),
+    }
+
+
+def work(module: nn.Module, dtype: torch.dtype, tensors: list[Tensor], *inputs: Tensor) -> Work:
+    """Count what a module does, where ``tensors`` are what is read and written."""
+    counter = FlopCounterMode(display=False)
+    with counter:
+        _plainly(module, inputs)
+    return Work(counter.get_total_flops(), sum(tensor.nbytes for tensor in tensors), dtype)
+
+
+def as_map(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor of a floating type in ``dtype``, a map channels_last; others as they are."""
+    if not tensor.is_floating_point():
+        return tensor
+    tensor = tensor.to(dtype)
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def _plainly(module: Callable[..., object], inputs: tuple[Tensor, ...] | list[Tensor]) -> object:
+    with use("reference"):
+        return module(*inputs)

@@ -1,0 +1,50 @@
+"""The model that is measured, and a call of its generator as plain PyTorch makes it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.ops import use
+from mirrorgan_fast.recipes import find_recipe
+from mirrorgan_fast.vocabulary import END, Vocabulary
+
+
+def model_of_cub() -> MirrorGAN:
+    """Return MirrorGAN for birds as in the paper, with batch norms as after some training."""
+    torch.manual_seed(0)
+    # the encoders of images have no part in what is measured, and hundreds of megabytes
+    config = replace(find_recipe("cub").config, image_encoder="small", stream_encoder="small")
+    model = MirrorGAN(config, Vocabulary([END, *(f"word{i}" for i in range(5449))])).eval()
+    for module in model.glam.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    return model
+
+
+def inputs_of(model: MirrorGAN, batch: int, words: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return tokens, lengths and both noises."""
+    rng = torch.Generator().manual_seed(0)
+    return (
+        torch.randint(1, len(model.vocabulary), (batch, words), generator=rng),
+        torch.full((batch,), words),
+        torch.randn(batch, model.config.noise_size, generator=rng),
+        torch.randn(batch, model.config.condition_size, generator=rng),
+    )
+
+
+def plain_call(batch: int, words: int) -> Callable[[], object]:
+    """Return a call from tokens to grey levels, in float32, without any op of ours."""
+    model = model_of_cub()
+    inputs = inputs_of(model, batch, words)
+
+    def call() -> object:
+        with torch.no_grad(), use("reference"):
+            return model.render(*inputs)
+
+    return call

@@ -1,0 +1,62 @@
+"""mirrorgan-fast describe: images to captions."""
+
+import argparse
+import json
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mirrorgan_fast.cli.options import (
+    BAR_AFTER,
+    Commands,
+    add_command,
+    add_max_pixels,
+    add_model,
+    model_of,
+)
+from mirrorgan_fast.cli.output import print_line, say
+from mirrorgan_fast.errors import InputError, printable
+from mirrorgan_fast.pictures import read_picture, square
+
+_BATCH_SIZE = 16
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    parser = add_command(commands, "describe", _run, "say what is in images")
+    parser.add_argument("image", nargs="+", type=Path)
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    add_max_pixels(parser)
+    add_model(parser)
+
+
+def _run(options: argparse.Namespace) -> int:
+    model = model_of(options)
+    size = model.config.image_size
+    count, failed = len(options.image), 0
+    bar = tqdm(total=count, desc="describing", unit="image", delay=BAR_AFTER, disable=options.quiet)
+    with bar:
+        for start in range(0, count, _BATCH_SIZE):
+            paths, pictures = [], []
+            for path in options.image[start : start + _BATCH_SIZE]:
+                bar.update()
+                try:  # one at a time at its full size
+                    whole = read_picture(path, "describe", options.max_pixels)
+                    pictures.append(square(whole, size))
+                    paths.append(path)
+                except InputError as error:
+                    if count == 1:
+                        raise
+                    failed += 1
+                    if bar.format_dict["elapsed"] > BAR_AFTER:  # it is in the way
+                        bar.clear()
+                    say(f"mirrorgan-fast: {error}")
+            for path, text in zip(paths, model.describe(pictures), strict=True):
+                if options.json:
+                    print_line(json.dumps({"image": str(path), "description": text}))
+                else:
+                    print_line(f"{printable(str(path))}: {text}")
+    if not failed:
+        return 0
+    say(f"{failed} of {count} pictures could not be described")
+    return 3

@@ -1,0 +1,64 @@
+"""mirrorgan-fast evaluate: a model measured on a test split."""
+
+import argparse
+import json
+from pathlib import Path
+
+from mirrorgan_fast.cli.options import (
+    Commands,
+    add_command,
+    add_max_pixels,
+    add_model,
+    device_of,
+    model_of,
+    positive,
+    seed,
+)
+from mirrorgan_fast.cli.output import print_line
+from mirrorgan_fast.data.image_folder import ImageFolder
+from mirrorgan_fast.data.layouts import open_images
+from mirrorgan_fast.memory import keep_memory
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    parser = add_command(commands, "evaluate", _run, "measure a model on a test split")
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--split-field", help="of metadata.jsonl's rows (default: split)")
+    parser.add_argument(
+        "--count", type=positive, metavar="N", help="of captions (default: 1000, or all if fewer)"
+    )
+    parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument(
+        "--judge",
+        default="birds-painted",
+        metavar="NAME_OR_FOLDER",
+        help="where attributes.safetensors is (default: that of the package)",
+    )
+    parser.add_argument("--json", action="store_true")
+    add_max_pixels(parser)
+    add_model(parser)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
+    from mirrorgan_fast.data.painted_birds.data_set import is_painted
+    from mirrorgan_fast.evaluation.report import as_table, evaluate
+    from mirrorgan_fast.models.attribute_classifier import AttributeClassifier
+
+    keep_memory()
+    images = open_images(options.data, "test", options.split_field, options.max_pixels)
+    judge: AttributeClassifier | None = None
+    if isinstance(images, ImageFolder) and is_painted(images.record(0)):
+        judge = AttributeClassifier.from_pretrained(ATTRIBUTES, options.judge).to(
+            device_of(options)
+        )
+    figures = evaluate(
+        model_of(options),
+        images,
+        classifier=judge,
+        count=options.count,
+        seed=options.seed,
+        quiet=options.quiet,
+    )
+    print_line(json.dumps(figures, indent=2) if options.json else as_table(figures))

@@ -1,0 +1,77 @@
+"""The ``mirrorgan-fast`` command: parses, calls the library, prints."""
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from mirrorgan_fast.cli import describe, evaluate, export, info, paint, sample, train
+from mirrorgan_fast.cli.options import Parser
+from mirrorgan_fast.cli.output import OutputError, flush, say
+from mirrorgan_fast.errors import InputError, printable
+from mirrorgan_fast.files import reason
+from mirrorgan_fast.interrupts import Terminated, sigterm_raises
+from mirrorgan_fast.sampling.sampler import is_out_of_memory
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        the exit status: 0, or 2 for bad input, 3 if some of many captions made no image or some of
+        many pictures could not be described, 130 for Ctrl-C, 143 for SIGTERM, 141 if what it prints
+        is not read to its end.
+    """
+    for stream in (sys.stdout, sys.stderr):  # a character that they cannot show is escaped
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    resumes = False
+    try:
+        try:
+            options = _parser().parse_args(arguments)
+        finally:
+            flush()  # what --help prints
+        resumes = (
+            options.resumes
+            and getattr(options, "walk", None) is None
+            and getattr(options, "layout", "folder") == "folder"
+        )
+        with sigterm_raises():
+            status: int | None = options.run(options)
+    except InputError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt as error:
+        advice = "; the same command goes on from here" if resumes else ""
+        return _fail(f"stopped{advice}", 143 if isinstance(error, Terminated) else 130)
+    except OutputError as error:
+        # Python flushes at its end what is not printed yet
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error.__cause__, BrokenPipeError):
+            return 141
+        return _fail(f"standard output: cannot be written ({error})")
+    except OSError as error:
+        place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return _fail(printable(f"{place}{reason(error)}"))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _fail("out of memory; free some of it, or ask for smaller sizes or batches")
+    return status or 0
+
+
+def _fail(message: str, status: int = 2) -> int:
+    say(f"mirrorgan-fast: {message}")
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="mirrorgan-fast", description=(__doc__ or ""))
+    parser.add_argument(
+        "--version", action="version", version=f"mirrorgan-fast {version('mirrorgan-fast')}"
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in (sample, describe, export, info, paint, evaluate, train):
+        command.add_to(commands)
+    return parser

@@ -1,0 +1,191 @@
+"""mirrorgan-fast sample: captions to images."""
+
+import argparse
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mirrorgan_fast.cli.options import (
+    Commands,
+    add_command,
+    add_model,
+    check_output,
+    model_of,
+    positive,
+    seed,
+)
+from mirrorgan_fast.cli.output import print_line, say
+from mirrorgan_fast.errors import InputError, UnknownWordsWarning, listed, printable
+from mirrorgan_fast.figures.walk import check_animation, walk, write_walk
+from mirrorgan_fast.memory import keep_memory
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.ops import why_not_compiled
+from mirrorgan_fast.pictures import read_picture, write_sheet
+from mirrorgan_fast.sampling.caption_files import Captions
+from mirrorgan_fast.sampling.journal import ERRORS, SHEET, read_manifest
+from mirrorgan_fast.sampling.run import SamplingSettings, sample_to_folder
+from mirrorgan_fast.sampling.sampler import Sampler
+from mirrorgan_fast.sampling.sinks import FORMATS
+
+_MOST_ON_SHEET = 256
+
+
+_NOT_WITH_WALK = (
+    "per_caption",
+    "format",
+    "quality",
+    "shard_size",
+    "batch_size",
+    "dtype",
+    "stats",
+    "no_sheet",
+)
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    parser = add_command(commands, "sample", _run, "make images from captions", resumes=True)
+    parser.add_argument("caption", nargs="*", help="what to paint")
+    parser.add_argument(
+        "--captions",
+        metavar="FILE",
+        help="text (a caption a line), JSON lines, a JSON array, CSV or TSV; -: standard input",
+    )
+    parser.add_argument(
+        "-n", "--per-caption", type=positive, default=1, metavar="N", help="images of each caption"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FOLDER", help="or FILE with --walk"
+    )
+    parser.add_argument("--format", choices=FORMATS, default="png", help="default: png")
+    parser.add_argument(
+        "--quality", type=int, default=95, help="of JPEG and WebP, 1 to 100 (default: 95)"
+    )
+    parser.add_argument(
+        "--shard-size",
+        type=positive,
+        default=1000,
+        metavar="N",
+        help="images of a folder, tar or array (default: 1000)",
+    )
+    parser.add_argument("--seed", type=seed, default=0, help="0 or more (default: 0)")
+    parser.add_argument(
+        "--psi",
+        type=float,
+        default=1.0,
+        help="0 to 1: less noise makes images more alike (default: 1)",
+    )
+    parser.add_argument(
+        "--batch-size", type=positive, metavar="N", help="images made together (default: auto)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="in which the generator computes (default: what is fastest here)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the images of another run"
+    )
+    parser.add_argument(
+        "--walk",
+        type=int,
+        metavar="FRAMES",
+        help="an animation (-o FILE.webp or .gif) between two captions, or two images of one",
+    )
+    parser.add_argument(
+        "--no-sheet",
+        action="store_true",
+        help=f"without the contact sheet, {SHEET}, of captions given as arguments",
+    )
+    parser.add_argument("--stats", action="store_true", help="tell the speed of each stage")
+    add_model(parser)
+
+
+def _painter(options: argparse.Namespace) -> MirrorGAN:
+    """Return the model, and say if it takes longer than it could."""
+    model, why = model_of(options), why_not_compiled()
+    if why and next(model.parameters()).device.type == "cpu" and not options.quiet:
+        say(f"mirrorgan-fast: without compiled kernels, so slower: {why}")
+    return model
+
+
+def _run(options: argparse.Namespace) -> int:
+    if bool(options.caption) == bool(options.captions):
+        raise InputError("sample: give captions as arguments, or a file of them with --captions")
+    if options.walk is not None:
+        return _walk(options)
+    settings = SamplingSettings(
+        seed=options.seed,
+        per_caption=options.per_caption,
+        psi=options.psi,
+        format=options.format,
+        quality=options.quality,
+        shard_size=options.shard_size,
+        flat=bool(options.caption),
+    )
+    captions = Captions.of(options.caption) if options.caption else Captions.open(options.captions)
+    with captions:
+        keep_memory()
+        model = _painter(options)
+        if options.caption:
+            _check_captions(options.caption, model)
+        done = sample_to_folder(
+            Sampler(
+                model,
+                dtype=None if options.dtype is None else getattr(torch, options.dtype),
+                batch_size=options.batch_size or "auto",
+            ),
+            captions,
+            options.output,
+            settings,
+            overwrite=options.overwrite,
+            quiet=options.quiet,
+        )
+    if options.stats:
+        say(done.table())
+    if done.process > 0:
+        return 0
+    with_sheet = ""
+    of_files = settings.format in ("png", "jpeg", "webp")
+    if options.caption and done.images and of_files and not options.no_sheet:
+        # about eight, and no caption's images in two rows
+        columns = settings.per_caption * max(1, 8 // settings.per_caption)
+        rows = read_manifest(options.output, _MOST_ON_SHEET)
+        images = [np.asarray(read_picture(options.output / row["file"], "sheet")) for row in rows]
+        write_sheet(options.output / SHEET, images, columns=min(len(images), columns))
+        with_sheet = f" and {SHEET}"
+    print_line(f"{done.images} images{with_sheet} in {printable(str(options.output))}")
+    if not done.refused:
+        return 0
+    errors = printable(str(options.output / ERRORS))
+    say(f"{done.refused} captions made no image: {errors}")
+    return 3 if done.processes == 1 else 0  # torchrun takes it for a failure
+
+
+def _walk(options: argparse.Namespace) -> int:
+    if options.captions:
+        raise InputError("--walk: give one or two captions as arguments, not a file")
+    for name in _NOT_WITH_WALK:
+        if getattr(options, name) != options.default_of(name):
+            flag = "-n" if name == "per_caption" else "--" + name.replace("_", "-")
+            raise InputError(f"--walk: makes one animation, for which there is no {flag}")
+    check_output(options)
+    check_animation(options.output)
+    model = _painter(options)
+    _check_captions(options.caption, model)
+    with warnings.catch_warnings():  # of unknown words, which were told
+        warnings.simplefilter("ignore", UnknownWordsWarning)
+        images = walk(model, options.caption, options.walk, options.seed, options.psi)
+    write_walk(options.output, images)
+    print_line(f"{len(images)} images, forth and back, in {printable(str(options.output))}")
+    return 0
+
+
+def _check_captions(captions: Sequence[str], model: MirrorGAN) -> None:
+    """Tell what of captions the model does not know, before anything is made."""
+    for caption, unknown in zip(captions, model.encode(captions).unknown, strict=True):
+        if unknown:
+            say(f"unknown words skipped: {listed(unknown)} (in {caption!r:.60})")

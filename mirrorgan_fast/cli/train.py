@@ -1,0 +1,170 @@
+"""mirrorgan-fast train: a part of a model, or the whole chain."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from mirrorgan_fast.cli.options import (
+    Commands,
+    add_command,
+    add_device,
+    add_max_pixels,
+    device_of,
+    workers,
+)
+from mirrorgan_fast.data.image_folder import ImageFolder
+from mirrorgan_fast.data.layouts import open_images
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.fields import field_kinds
+from mirrorgan_fast.memory import keep_memory
+from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.recipes import find_recipe
+from mirrorgan_fast.training.pretraining import BackboneWeights
+from mirrorgan_fast.training.settings import STAGES, Stage, TrainingSettings
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
+
+
+Record = TypeVar("Record", ModelConfig, TrainingSettings)
+
+
+def _backbone_weights(text: str) -> BackboneWeights:
+    return "random" if text == "random" else Path(text)
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    parser = add_command(commands, "train", _run, "train on captioned images", resumes=True)
+    parser.add_argument(
+        "stage",
+        choices=(*STAGES, "all", "attributes"),
+        help="a part, the whole chain, or the judge of painted birds' attributes",
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--split-field", help="of metadata.jsonl's rows (default: split)")
+    parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", dest="folder")
+    parser.add_argument("--preset", default="birds-painted", help="sizes and recipe")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change the preset: image_size=64, gan.steps=5000, precision=fp32, ...",
+    )
+    for stage, encoder in (("stem", "Inception-v3"), ("stream", "ResNet-152")):
+        parser.add_argument(
+            f"--{stage}-weights",
+            type=_backbone_weights,
+            metavar="FILE",
+            help=f"ImageNet weights of {encoder}; or random: train it from nothing",
+        )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        default=None,
+        help="torch.compile for the GAN: slower to begin",
+    )
+    parser.add_argument(
+        "--workers", type=workers, default=1, metavar="N", help="processes that read images"
+    )
+    add_max_pixels(parser)
+    parser.add_argument("--quiet", action="store_true")
+    add_device(parser)
+
+
+def _run(options: argparse.Namespace) -> None:
+    # TensorBoard and what it imports take longer than an image
+    from mirrorgan_fast.training.chain import train
+
+    if options.stage == "attributes":
+        _train_attributes(options)
+        return
+    config, settings = find_recipe(options.preset)
+    model_fields = {field.name for field in dataclasses.fields(ModelConfig)}
+    for assignment in options.set:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise InputError(f"--set {assignment}: expected NAME=VALUE")
+        if name in model_fields:
+            config = _changed(config, name, value)
+        else:
+            settings = _changed(settings, name, value)
+    backbone_weights: dict[Stage, BackboneWeights] = {}
+    if options.stem_weights:
+        backbone_weights["stem"] = options.stem_weights
+    if options.stream_weights:
+        backbone_weights["stream"] = options.stream_weights
+    keep_memory()
+    train(
+        STAGES if options.stage == "all" else (options.stage,),
+        config,
+        settings,
+        open_images(options.data, "train", options.split_field, options.max_pixels),
+        options.folder,
+        device=device_of(options),
+        backbone_weights=backbone_weights,
+        workers=options.workers,
+        compiled=options.compile,
+        quiet=options.quiet,
+    )
+
+
+def _train_attributes(options: argparse.Namespace) -> None:
+    from mirrorgan_fast.training.attributes import train_attribute_classifier
+
+    if options.set:
+        raise InputError("train attributes: has no settings; leave out --set")
+    keep_memory()
+    classifier = train_attribute_classifier(
+        ImageFolder(options.data, "train", options.split_field or "split", options.max_pixels),
+        options.folder / "attributes",
+        device=device_of(options),
+        workers=options.workers,
+        quiet=options.quiet,
+    )
+    classifier.save_pretrained(options.folder)
+
+
+def _changed(record: Record, name: str, value: str, within: str = "") -> Record:
+    """Return the dataclass with one field, of itself or of a part (``gan.steps``), set from text.
+
+    What it is ``within`` is told in errors.
+
+    Raises:
+        InputError: there is no such field, or the text is no value for it.
+    """
+    first, _, rest = name.partition(".")
+    fields = {field.name: field for field in dataclasses.fields(record)}
+    if first not in fields:
+        there = ", ".join(within + field for field in fields)
+        raise InputError(f"--set {within}{name}: there is no such setting; there are: {there}")
+    current = getattr(record, first)
+    if dataclasses.is_dataclass(current) == (not rest):
+        parts = f"; give one of its parts, {within}{first}.NAME" if not rest else ""
+        raise InputError(f"--set {within}{name}: {within}{first} is no single setting{parts}")
+    if rest:
+        changed: Any = _changed(current, rest, value, f"{within}{first}.")
+    else:
+        changed = _parsed(within + name, value, field_kinds(type(record))[first])
+    return dataclasses.replace(record, **{first: changed})
+
+
+def _parsed(name: str, text: str, kind: Any) -> Any:
+    try:
+        if get_origin(kind) is Literal and text in get_args(kind):
+            return text
+        if kind is bool:
+            return {"true": True, "false": False}[text]
+        if get_origin(kind) is tuple:
+            first, second = text.split(",")
+            return float(first), float(second)
+        if kind in (int, float):
+            return kind(text)
+    except (ValueError, KeyError):
+        pass
+    if get_origin(kind) is tuple:
+        expected = "two numbers, as 0.5,0.999"
+    else:
+        expected = ", ".join(map(str, get_args(kind))) or _KINDS[kind]
+    raise InputError(f"--set {name}={text}: expected {expected}")

@@ -1,0 +1,69 @@
+"""Checks that the layouts of data sets share: of paths, texts and numbers in their files."""
+
+import os
+import reprlib
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def leads_out(path: str) -> bool:
+    """Whether a path that should be inside a folder is absolute or climbs out of it.
+
+    By its text and not its target: who links the folder of the pictures to another disk means to.
+    """
+    return os.path.isabs(path) or Path(os.path.normpath(path)).parts[:1] == ("..",)
+
+
+def no_such_file(root: Path, path: str) -> str:
+    """Say that a folder has no file of this path, and if there is one that looks the same."""
+    here, found = root, []
+    parts = Path(os.path.normpath(path)).parts
+    for part in parts:
+        there: str | None = part
+        if not os.path.lexists(here / part):
+            try:
+                there = same_looking(part, os.listdir(here))
+            except OSError:
+                there = None
+        if there is None:
+            return f"there is no file {shown(path)}"
+        found.append(there)
+        here /= there
+    if found == list(parts):
+        return f"{shown(path)} is no regular file"
+    return (
+        f"there is no file {path!a} but {os.path.join(*found)!a}, which looks the same: its "
+        "letters are composed in another way of Unicode; rename one as the other"
+    )
+
+
+def same_looking(name: str, others: Iterable[str]) -> str | None:
+    """Return the first of other names that differs at most in how Unicode composes its letters."""
+    form = unicodedata.normalize("NFC", name)
+    return next((other for other in others if unicodedata.normalize("NFC", other) == form), None)
+
+
+def is_integer_of_64_bits(value: object) -> bool:
+    """Whether a value fits in an int64 tensor; True and False are no integers here."""
+    return type(value) is int and -(2**63) <= value < 2**63
+
+
+def is_text(text: str) -> bool:
+    """Whether a string can be written to a file: one with half of a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+_BRIEFLY = reprlib.Repr()
+
+
+_BRIEFLY.maxstring = _BRIEFLY.maxother = 80
+
+
+def shown(value: object) -> str:
+    """Show a value of a file in a message, however large or nested it is."""
+    return _BRIEFLY.repr(value)

@@ -1,0 +1,200 @@
+"""A folder of pictures beside a metadata.jsonl."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from mirrorgan_fast.data.captioned_images import CaptionedImages
+from mirrorgan_fast.data.checks import (
+    is_integer_of_64_bits,
+    is_text,
+    leads_out,
+    no_such_file,
+    shown,
+)
+from mirrorgan_fast.errors import InputError, listed
+from mirrorgan_fast.files import StrPath, open_file, parse_json, reason
+from mirrorgan_fast.pictures import MAX_PIXELS, read_picture
+
+METADATA = "metadata.jsonl"
+LARGEST_METADATA = 2**32
+"""Bytes. Two million pictures with ten captions each."""
+_LONGEST_ROW = 2**24  # bytes; parsed, a row may take twenty times as many
+_MOST_LINES = 2**24
+
+
+class _Row(NamedTuple):
+    line: int
+    file_name: str
+    text: bytes  # of the whole row, which is parsed when it is asked for: that takes less memory
+
+
+class ImageFolder(CaptionedImages):
+    """A folder with a ``metadata.jsonl``: one JSON object a line, a line a picture.
+
+    Each object has ``file_name`` (the path of the picture inside the folder) and ``captions`` (a
+    list of strings, at least one). ``label`` or ``class_id`` (an integer, in all rows or in none)
+    is the class; without it each picture is its own class. Any other fields are kept and come back
+    from ``record``. A picture's name is its ``file_name`` without the extension.
+
+    root: the folder.
+    split: take only the rows whose ``split_field`` is this; None takes all.
+    split_field: the field to compare with ``split``.
+    max_pixels: a picture of more is refused before it is decoded.
+
+    Raises InputError, naming the file and the line, for a row that breaks these rules or whose
+    picture is not there, and for a split without rows, naming those there are. Pictures are opened
+    by ``image``, which raises InputError for a damaged one.
+    """
+
+    def __init__(
+        self,
+        root: StrPath,
+        split: str | None = None,
+        split_field: str = "split",
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self._root = Path(root)
+        self._metadata = self._root / METADATA
+        self._max_pixels = max_pixels
+        self._fields: dict[str, None] = {}
+        self._rows: list[_Row] = []
+        labels: dict[str, list[int | str | None]] = {"label": [], "class_id": []}
+        splits: dict[str, None] = {}
+        seen: dict[str, tuple[int, str]] = {}  # by name
+        for line, text in self._lines():
+            record = self._read_record(line, text)
+            self._fields |= dict.fromkeys(record)
+            path = os.path.normpath(record["file_name"])
+            first, other = seen.setdefault(_name(path), (line, path))
+            if first != line:
+                same = "same picture as" if path == other else "name, without its extension, of"
+                raise self._error(line, f"{shown(record['file_name'])} is the {same} line {first}")
+            if split is None or record.get(split_field) == split:
+                self._rows.append(_Row(line, record["file_name"], text))
+                for field, of_rows in labels.items():
+                    value = record.get(field)
+                    is_label = value is None or is_integer_of_64_bits(value)
+                    of_rows.append(value if is_label else shown(value))
+            elif split_field in record:
+                other_split = record[split_field]
+                is_name = isinstance(other_split, str)
+                splits[other_split[:80] if is_name else shown(other_split)] = None
+        if not seen:
+            raise InputError(f"{self._metadata}: has no rows")
+        if not self._rows:
+            raise InputError(
+                f'{self._metadata}: no row has the {split_field} "{split}"; '
+                f"there are: {listed(sorted(splits)) or 'none at all'}"
+            )
+        for row in self._rows:
+            if not os.path.isfile(self._root / row.file_name):
+                raise self._error(row.line, no_such_file(self._root, row.file_name))
+        self._labels = self._choose(labels)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def image(self, index: int) -> Image.Image:
+        """The picture, mode "RGB", upright, on white; raises InputError if its file is damaged."""
+        row = self._rows[index]
+        place = f"{self._metadata}, line {row.line}"
+        return read_picture(self._root / row.file_name, place, self._max_pixels)
+
+    def captions(self, index: int) -> list[str]:
+        """The list in the picture's row."""
+        captions: list[str] = self.record(index)["captions"]
+        return captions
+
+    def name(self, index: int) -> str:
+        """The path of the picture inside the folder, without the extension."""
+        return _name(self._rows[index].file_name)
+
+    def label(self, index: int) -> int:
+        """The row's ``label`` or ``class_id``; if the rows have none, ``index``."""
+        return self._labels[index]
+
+    def record(self, index: int) -> dict[str, Any]:
+        """The picture's whole row of ``metadata.jsonl``."""
+        row = self._rows[index]
+        return self._read_record(row.line, row.text)
+
+    @property
+    def fields(self) -> list[str]:
+        """The names of the fields that any row has, whatever its split."""
+        return list(self._fields)
+
+    def _error(self, line: int, fault: str) -> InputError:
+        return InputError(f"{self._metadata}, line {line}: {fault}")
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        """The lines of ``metadata.jsonl`` that are not empty, with their numbers."""
+        try:
+            file = open_file(self._metadata)
+        except InputError as error:
+            raise InputError(
+                f"{error}; an image folder needs this file, a line a picture: "
+                '{"file_name": "a.jpg", "captions": ["a red bird"]}'
+            ) from error
+        with file:
+            try:
+                if os.fstat(file.fileno()).st_size > LARGEST_METADATA:
+                    raise InputError(f"{self._metadata}: has more than {LARGEST_METADATA:,} bytes")
+                for line in range(1, _MOST_LINES + 1):
+                    text = file.readline(_LONGEST_ROW + 1)
+                    if len(text) > _LONGEST_ROW:
+                        raise self._error(line, f"has more than {_LONGEST_ROW:,} bytes")
+                    if not text:
+                        return
+                    if text.strip():
+                        yield line, text
+            except OSError as error:
+                raise InputError(f"{self._metadata}: cannot be read ({reason(error)})") from error
+        raise InputError(f"{self._metadata}: has more than {_MOST_LINES:,} lines")
+
+    def _choose(self, labels: dict[str, list[int | str | None]]) -> list[int]:
+        """The labels of the first field that any row has; then all rows must have it."""
+        for field, of_rows in labels.items():
+            if of_rows.count(None) < len(of_rows):
+                chosen = []
+                for row, label in zip(self._rows, of_rows, strict=True):
+                    if not isinstance(label, int):
+                        fault = f'"{field}" must be an integer of 64 bits, found {label}'
+                        raise self._error(row.line, fault)
+                    chosen.append(label)
+                return chosen
+        return list(range(len(self._rows)))
+
+    def _read_record(self, line: int, text: bytes) -> dict[str, Any]:
+        try:
+            record = parse_json(text)
+        except ValueError as error:
+            raise self._error(line, f"not a JSON object ({error})") from error
+        if not isinstance(record, dict):
+            raise self._error(line, f"must be a JSON object, found {type(record).__name__}")
+        for field in ("file_name", "captions"):
+            if field not in record:
+                there = listed([name[:80] for name in record]) or "nothing"
+                raise self._error(line, f'has no "{field}"; it has {there}')
+        file_name, captions = record["file_name"], record["captions"]
+        if not isinstance(file_name, str) or not file_name:
+            raise self._error(line, f'"file_name" must be a path, found {shown(file_name)}')
+        if leads_out(file_name):
+            raise self._error(line, f'"file_name" leads out of the folder: {shown(file_name)}')
+        if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
+            raise self._error(
+                line, f'"captions" must be a list of strings, found {shown(captions)}'
+            )
+        if not captions:
+            raise self._error(line, '"captions" is empty; a picture needs at least one')
+        for caption in captions:
+            if not is_text(caption):
+                raise self._error(line, f"a caption has a lone surrogate: {shown(caption)}")
+        return record
+
+
+def _name(file_name: str) -> str:
+    return os.path.splitext(os.path.normpath(file_name))[0]

@@ -1,0 +1,1 @@
+"""Figures: animations, and what else is drawn of a model."""

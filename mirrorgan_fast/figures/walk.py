@@ -1,0 +1,116 @@
+"""Walks: images on the way from one noise, or one caption, to another, as an animation."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.files import whole_file
+from mirrorgan_fast.models.mirrorgan import MirrorGAN, evaluating, warn_of_unknown
+from mirrorgan_fast.models.stem import word_mask
+from mirrorgan_fast.pictures import to_uint8
+from mirrorgan_fast.sampling.sampler import check_psi
+
+MOST_FRAMES = 10_000
+"""Of a walk; they are all in memory at once."""
+_TOGETHER = 16
+_MILLISECONDS = 50
+
+
+def walk(
+    model: MirrorGAN, captions: Sequence[str], frames: int, seed: int = 0, psi: float = 1.0
+) -> np.ndarray:
+    """Return images on the way between two captions, or between two noises of one.
+
+    From noise to noise it is along the great circle, where all noises are as likely (White, 2016,
+    "Sampling Generative Networks"). From caption to caption the sentence is interpolated, and in
+    each F_att the contexts of both captions, which may have different numbers of words.
+
+    Args:
+        model: its modules are called, in evaluation mode and as they are, not the fused ones.
+        captions: one or two. Of one it is from the image of index 0 to that of index 1; of two the
+            index is 0.
+        frames: 2 to ``MOST_FRAMES``, the ends included.
+        seed: 0 or more.
+        psi: factor of the noise, 0 to 1.
+
+    Returns:
+        uint8 (frames, S, S, 3).
+
+    Raises:
+        InputError: a caption has no known word, an argument is out of range, or a weight is NaN.
+
+    Warns:
+        UnknownWordsWarning: a caption has words that the vocabulary lacks.
+    """
+    if len(captions) not in (1, 2):
+        raise InputError(f"a walk is along one caption or between two, not {len(captions)}")
+    if not 2 <= frames <= MOST_FRAMES:
+        raise InputError(f"a walk has 2 to {MOST_FRAMES:,} frames, not {frames}")
+    check_psi(psi)
+    model.check_weights("stem", "glam")
+    with torch.no_grad(), evaluating(model):
+        encoded = model.encode([*captions, *captions][:2])
+        warn_of_unknown(encoded.unknown)
+        device = next(model.parameters()).device
+        tokens, lengths = encoded.tokens.to(device), encoded.lengths.to(device)
+        words, sentence = model.stem(tokens, lengths)
+        mask = word_mask(lengths, tokens.shape[1])
+        noise, condition_noise = (
+            psi * part.to(sentence) for part in model.noise(seed, [0, 2 - len(captions)])
+        )
+        images = []
+        for t in torch.linspace(0, 1, frames)[:, None].to(sentence).split(_TOGETHER):
+            s_ca, _, _ = model.glam.augment(
+                torch.lerp(sentence[:1], sentence[1:], t), _great_circle(condition_noise, t)
+            )
+            f = model.glam.F[0](_great_circle(noise, t), s_ca)
+            for F_att_i, F_i in zip(model.glam.F_att, model.glam.F[1:], strict=True):
+                first, second = (
+                    F_att_i(
+                        f,
+                        words[i].expand(len(t), -1, -1),
+                        mask[i].expand(len(t), -1),
+                        s_ca,
+                    )
+                    for i in (0, 1)
+                )
+                f = F_i(torch.lerp(first, second, t[:, :, None, None]))
+            images.append(to_uint8(model.glam.G[-1](f)).cpu())
+    return torch.cat(images).numpy()
+
+
+def write_walk(path: str | os.PathLike[str], images: np.ndarray) -> None:
+    """Write images (F, S, S, 3) as an animation, forth and back, that goes on for ever.
+
+    Raises:
+        InputError: the name ends neither in .webp nor in .gif, or the file cannot be written.
+    """
+    check_animation(path)
+    first, *others = (Image.fromarray(image) for image in (*images, *images[-2:0:-1]))
+    with whole_file(path) as partial:
+        first.save(
+            partial, save_all=True, append_images=others, duration=_MILLISECONDS, loop=0, quality=90
+        )
+
+
+def check_animation(path: str | os.PathLike[str]) -> None:
+    """Raise InputError if the name ends neither in .webp nor in .gif."""
+    if Path(path).suffix not in (".webp", ".gif"):
+        raise InputError(f"{path}: a walk is an animation; name the file .webp or .gif")
+
+
+def _great_circle(ends: Tensor, t: Tensor) -> Tensor:
+    """Return points on the way between two vectors, (2, C) and (F, 1) to (F, C)."""
+    first, second = ends
+    cosine = torch.dot(first, second) / (first.norm() * second.norm()).clamp_min(1e-12)
+    angle = torch.acos(cosine.clamp(-1, 1))
+    if angle < 1e-4:  # the same, or without noise
+        return torch.lerp(first, second, t)
+    both: Tensor = torch.sin((1 - t) * angle) * first + torch.sin(t * angle) * second
+    return both / torch.sin(angle)

@@ -1,0 +1,1 @@
+"""What inference runs: fused networks, CUDA graphs, exported files."""

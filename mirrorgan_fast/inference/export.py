@@ -1,0 +1,209 @@
+"""MirrorGAN's inference as one file that runs without this package.
+
+As ONNX, for ONNX Runtime and whatever else reads it; or compiled by PyTorch's AOTInductor, for
+``torch._inductor.aoti_load_package``. A file of either kind is a function, for any N from 1 on, of
+
+    tokens            int64 (N, T), numbers of words, filled up with 0 to T = caption_length
+    lengths           int64 (N,), the words of each caption, 1 to T
+    noise             float32 (N, noise_size), z, standard normal
+    condition_noise   float32 (N, condition_size), eps, standard normal
+
+in this order, and returns
+
+    images            uint8 (N, image_size, image_size, 3)
+
+It carries as metadata, text by name, the ``vocabulary``, a word a line and the first of them number
+0; and ``caption_length``, ``image_size``, ``noise_size`` and ``condition_size``.
+"""
+
+import copy
+import importlib.util
+import io
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.files import whole_file
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.models.stem import word_mask
+from mirrorgan_fast.ops import use
+from mirrorgan_fast.ops.choice import REFERENCE
+from mirrorgan_fast.pictures import to_uint8
+
+
+def export(model: MirrorGAN, path: str | os.PathLike[str], format: str) -> None:
+    """Write what ``model.render`` does, in float32, as a file (see this module).
+
+    A compiled file is for the device that the model is on, for processors with this one's vector
+    instructions, and for this version of PyTorch. Whoever runs it has shapes and data types checked
+    only with AOTI_RUNTIME_CHECK_INPUTS=1 in the environment; PyTorch trusts them otherwise.
+
+    Args:
+        model: in any mode. It is not changed; of a fused one, what it was made from is written.
+        path: with the suffix of the format; its folder is made if need be.
+        format: a name in `FORMATS`.
+
+    Raises:
+        InputError: another format or suffix; a weight is NaN; the file cannot be written; ONNX's
+            packages are not installed; for ``aoti``, no C++ compiler that works.
+    """
+    if format not in FORMATS:
+        raise InputError(f"no format {format!r} to export to; there are: {', '.join(FORMATS)}")
+    suffix, content = FORMATS[format]
+    if Path(path).suffix != suffix:
+        raise InputError(f"{path}: expected a name that ends in {suffix} for the format {format}")
+    model.check_weights("stem", "glam")
+    device = next(model.parameters()).device
+    # nothing of the caller's context is to be in the file
+    with whole_file(path) as partial, torch.autocast(device.type, enabled=False):
+        partial.touch()  # where that cannot be, it is told now and not after a minute
+        partial.write_bytes(content(model))
+
+
+def _onnx(model: MirrorGAN) -> bytes:
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"the format onnx needs {' and '.join(missing)}, which pip install "
+            f"'mirrorgan-fast[onnx]' installs"
+        )
+    with _quiet():
+        program = torch.onnx.export(
+            _traced(model),
+            input_names=["tokens", "lengths", "noise", "condition_noise"],
+            output_names=["images"],
+            dynamic_shapes=({0: "batch"},) * 4,  # only the name: how it was traced is what counts
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # paths on this machine
+    program.model.metadata_props.update(_metadata(model))
+    content: bytes = program.model_proto.SerializeToString()
+    return content
+
+
+def _aoti(model: MirrorGAN) -> bytes:
+    from torch._inductor import cpp_builder, exc  # seconds, which onnx does without
+
+    file = io.BytesIO()
+    # Without "freezing": with it, PyTorch 2.13 compiles this to something else, and not faster
+    options = {"aot_inductor.metadata": _metadata(model)}
+    try:
+        cpp_builder.get_cpp_compiler()  # where there is none, it is told at once
+        with _quiet():
+            torch._inductor.aoti_compile_and_package(
+                _traced(model), package_path=file, inductor_configs=options
+            )
+    except (exc.InductorError, exc.InvalidCxxCompiler, exc.CppCompileError) as error:
+        lines = str(error).splitlines()
+        told = next((line for line in lines if "error:" in line), lines[0])
+        raise InputError(
+            f"the format aoti needs a C++ compiler that works ({told}); install g++ or clang, "
+            f"or name one in the environment, CXX=..."
+        ) from error
+    return file.getvalue()
+
+
+FORMATS: dict[str, tuple[str, Callable[[MirrorGAN], bytes]]] = {
+    "onnx": (".onnx", _onnx),
+    "aoti": (".pt2", _aoti),
+}
+"""Each format's suffix, and what makes the content of a file."""
+
+
+class _Render(nn.Module):
+    """``MirrorGAN.render`` of a copy of the model, in nothing but what can be exported."""
+
+    def __init__(self, model: MirrorGAN) -> None:
+        super().__init__()
+        self.stem, self.glam = copy.deepcopy((model.stem, model.glam))
+        self.float().eval()
+
+    def forward(
+        self,
+        tokens: Tensor,  # (N, T)
+        lengths: Tensor,  # (N,)
+        noise: Tensor,  # (N, noise)
+        condition_noise: Tensor,  # (N, condition)
+    ) -> Tensor:
+        """Return the last images, uint8 (N, S, S, 3)."""
+        # A compiled file would end the process otherwise; of ONNX they are no part
+        known = (tokens >= 0) & (tokens < self.stem.embedding.num_embeddings)
+        torch._assert_async(known.all(), "tokens: expected numbers of words of the vocabulary")
+        possible = (lengths >= 1) & (lengths <= tokens.shape[1])
+        torch._assert_async(possible.all(), "lengths: expected 1 to caption_length")
+        mask = word_mask(lengths, tokens.shape[1])
+        words, sentence = self._encode(tokens, lengths, mask)
+        return to_uint8(self.glam(noise, condition_noise, words, mask, sentence).images[-1])
+
+    def _encode(
+        self,
+        tokens: Tensor,  # (N, T)
+        lengths: Tensor,  # (N,)
+        mask: Tensor,  # (N, T)
+    ) -> tuple[Tensor, Tensor]:
+        """Do what STEM does, without packed captions, which cannot be exported.
+
+        Each direction of the LSTM goes over whole rows. The second reads the words of each caption
+        in reverse, so that for both of them the padding comes last.
+        """
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        mirrored = torch.where(mask, lengths[:, None] - 1 - places, places)
+        lstm = self.stem.lstm
+        zero = self.stem.embedding.weight.new_zeros(1, tokens.shape[0], lstm.hidden_size)
+        options = (True, 1, 0.0, False, False, True)  # biases, 1 layer, not training, N first
+        states, states_back = (
+            torch.lstm(self.stem.embedding(read), (zero, zero), tuple(weights), *options)[0]
+            for read, weights in zip(
+                (tokens, tokens.gather(1, mirrored)), lstm.all_weights, strict=True
+            )
+        )
+        of_units = mirrored[:, :, None].expand_as(states)
+        states_back = states_back.gather(1, of_units)
+        # the last word of a caption is the one that its first is mirrored to
+        ends = [states.gather(1, of_units[:, :1]), states_back[:, :1]]
+        words = torch.cat([states, states_back], dim=2).masked_fill(~mask[:, :, None], 0)
+        return words, torch.cat(ends, dim=2)[:, 0]
+
+
+def _traced(model: MirrorGAN) -> torch.export.ExportedProgram:
+    config, device = model.config, next(model.parameters()).device
+    example = (
+        torch.zeros(2, config.caption_length, dtype=torch.int64, device=device),
+        torch.ones(2, dtype=torch.int64, device=device),
+        torch.zeros(2, config.noise_size, device=device, dtype=torch.float32),
+        torch.zeros(2, config.condition_size, device=device, dtype=torch.float32),
+    )
+    batch = {0: torch.export.Dim("batch", min=1)}
+    with use(REFERENCE):  # no op of this package
+        return torch.export.export(_Render(model), example, dynamic_shapes=(batch,) * len(example))
+
+
+def _metadata(model: MirrorGAN) -> dict[str, str]:
+    sizes = ("caption_length", "image_size", "noise_size", "condition_size")
+    return {
+        "vocabulary": "\n".join(model.vocabulary.words),
+        **{name: str(getattr(model.config, name)) for name in sizes},
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what the exporters warn of, which is of their own code and packages."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

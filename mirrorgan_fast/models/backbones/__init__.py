@@ -1,0 +1,1 @@
+"""The image networks that DAMSM and STREAM see with."""

@@ -1,0 +1,67 @@
+"""Batches of training examples, read by worker processes."""
+
+import multiprocessing
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mirrorgan_fast.data.examples import TrainingExamples
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.files import reason
+from mirrorgan_fast.interrupts import leave_interrupts_to_parent
+
+Batch = dict[str, Tensor]
+
+
+def load_batches(examples: TrainingExamples, workers: int, **options: Any) -> Iterator[Batch]:
+    """Yield the batches of a DataLoader.
+
+    Args:
+        examples: what to load.
+        workers: processes that read them, which end with this one.
+        **options: of the DataLoader.
+
+    Raises:
+        InputError: the processes cannot send what they read, for want of shared memory.
+    """
+    try:
+        # What the DataLoader will make; if it fails there, Python prints an error of its own, too.
+        trial: list[Any] = [multiprocessing.Queue() for _ in range(workers + 2 if workers else 0)]
+        for queue in trial:
+            queue.close()
+    except OSError as error:
+        raise _no_shared_memory(workers, reason(error)) from error
+    loader: Iterable[Batch] = DataLoader(
+        examples, num_workers=workers, worker_init_fn=leave_interrupts_to_parent, **options
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        # PyTorch speaks of shared memory, in a worker or here; a full one may be a bus error.
+        told = str(error).strip()
+        if not workers or ("shared memory" not in told and "shm" not in told):
+            raise
+        raise _no_shared_memory(workers, told.splitlines()[-1]) from error
+
+
+def _no_shared_memory(workers: int, told: str) -> InputError:
+    return InputError(
+        f"{workers} worker processes cannot send pictures through shared memory ({told}); make "
+        f"/dev/shm larger and writable (docker run --shm-size=1g), or read in this process: "
+        f"--workers 0"
+    )
+
+
+def check_batch(images: int, batch_size: int, setting: str = "batch_size") -> None:
+    """Raise InputError if a batch, of the size that a setting says, takes more images than are."""
+    if images < 2:
+        raise InputError(
+            f"{images} training image: there is nothing to tell it apart from; use 2 or more"
+        )
+    if batch_size > images:
+        raise InputError(
+            f"{images} training images are fewer than a batch of {batch_size}; use more images or "
+            f"smaller batches ({setting}={images})"
+        )

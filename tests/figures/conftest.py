@@ -1,0 +1,11 @@
+"""An untrained model whose images take no time."""
+
+import pytest
+
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from tests.small import small_model
+
+
+@pytest.fixture
+def model() -> MirrorGAN:
+    return small_model()

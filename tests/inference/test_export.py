@@ -1,0 +1,274 @@
+"""Exported files: loaded back where this package is not imported, and compared with the model."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.inference.export import export
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.vocabulary import Vocabulary
+from tests.small import SMALL
+
+CONFIG = dataclasses.replace(SMALL, noise_size=6, condition_size=5, caption_length=4)
+WORDS = ["<end>", "a", "red", "blue", "bird", "鸟"]
+NAMES = ("tokens", "lengths", "noise", "condition_noise")
+FILES = {
+    "paper": ("aoti", "paper.pt2"),
+    "authors": ("onnx", "authors.onnx"),
+    "none": ("onnx", "none.onnx"),
+    "birds-painted": ("onnx", "birds-painted.onnx"),
+}
+"""The file that is made of each model: of a form of sentence attention, or the shipped one."""
+
+EXPORT = """
+import json, sys, torch
+from mirrorgan_fast.inference.export import export
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
+
+for name, (format, file) in json.loads(sys.argv[1]).items():
+    model = MirrorGAN.from_pretrained(name).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    torch.set_default_dtype(torch.float64)  # no file is of what its maker did elsewhere
+    with torch.autocast("cpu", torch.bfloat16):
+        export(model, file, format)
+    torch.set_default_dtype(torch.float32)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
+"""
+
+RUN = """
+import json, sys
+import onnxruntime, torch
+from safetensors.torch import load_file, save_file
+
+NAMES = ("tokens", "lengths", "noise", "condition_noise")
+
+def load(file):
+    if file.endswith(".pt2"):
+        compiled = torch._inductor.aoti_load_package(file)
+        return compiled, compiled.get_metadata()
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+    def run(*given):
+        named = {name: tensor.numpy() for name, tensor in zip(NAMES, given)}
+        return torch.from_numpy(session.run(["images"], named)[0])
+
+    return run, session.get_modelmeta().custom_metadata_map
+
+all_metadata = {}
+for name, (_, file) in json.loads(sys.argv[1]).items():
+    run, all_metadata[name] = load(file)
+    given = load_file(name + ".inputs")
+    cases = {key.split()[1] for key in given}
+    images = {case: run(*(given[f"{name} {case}"] for name in NAMES)) for case in cases}
+    save_file(images, name + ".images")
+
+    right = [given[f"{name} 0"] for name in NAMES]
+    for i, wrong in ((0, right[0] + 10_000), (1, right[1] + 10_000)):
+        try:
+            run(*right[:i], wrong, *right[i + 1 :])
+        except Exception as error:  # each library has its own
+            print(error)
+        else:
+            raise AssertionError(f"{file} takes wrong {NAMES[i]}")
+assert "mirrorgan_fast" not in sys.modules
+print(json.dumps(all_metadata))
+"""
+
+
+def random_model(**changes: Any) -> MirrorGAN:
+    """Untrained, with words that show: an untrained net hardly reacts to them."""
+    torch.manual_seed(0)
+    model = MirrorGAN(dataclasses.replace(CONFIG, **changes), Vocabulary(WORDS))
+    with torch.no_grad():
+        model.stem.embedding.weight.mul_(30)
+        for _ in range(20):  # statistics for the batch norms
+            model(*random_inputs(model, torch.randint(1, 5, (16,)).tolist()))
+    return model.eval()
+
+
+def random_inputs(model: MirrorGAN, lengths: list[int]) -> tuple[Tensor, ...]:
+    config, batch = model.config, len(lengths)
+    tokens = torch.randint(1, len(model.vocabulary), (batch, config.caption_length))
+    padding = torch.arange(config.caption_length) >= torch.tensor(lengths)[:, None]
+    return (
+        tokens.masked_fill(padding, 0),
+        torch.tensor(lengths),
+        torch.randn(batch, config.noise_size),
+        torch.randn(batch, config.condition_size),
+    )
+
+
+def run_python(script: str, folder: Path, *parts: dict[str, tuple[str, str]]) -> list[str]:
+    """Run it in a folder on parts of `FILES`, each in a process of its own, all at once."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, json.dumps(part)],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for part in parts
+    ]
+    printed = [process.communicate()[0] for process in processes]
+    assert not any(process.returncode for process in processes), printed
+    return printed
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, MirrorGAN]:
+    forms = {form: random_model(sentence_attention=form) for form in list(FILES)[:-1]}
+    return {**forms, "birds-painted": MirrorGAN.from_pretrained()}
+
+
+@pytest.fixture
+def model(models: dict[str, MirrorGAN]) -> MirrorGAN:
+    return models["paper"]
+
+
+@pytest.fixture(scope="module")
+def folder(models: dict[str, MirrorGAN], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All files, made by processes that say nothing."""
+    folder = tmp_path_factory.mktemp("exported")
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+    compiled, onnx = {"paper": FILES["paper"]}, dict(list(FILES.items())[1:])
+    assert run_python(EXPORT, folder, compiled, onnx) == ["", ""]
+    expected = [*FILES, *(file for _, file in FILES.values())]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(expected)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def inputs(models: dict[str, MirrorGAN]) -> dict[str, list[tuple[Tensor, ...]]]:
+    """For each model batches of several sizes and captions of all lengths."""
+    torch.manual_seed(1)
+    return {
+        name: [random_inputs(model, lengths) for lengths in ([1], [most], [1, most, 2], [3] * 5)]
+        for name, model in models.items()
+        for most in [model.config.caption_length]
+    }
+
+
+@pytest.fixture(scope="module")
+def all_metadata(folder: Path, inputs: dict[str, list[tuple[Tensor, ...]]]) -> dict[str, Any]:
+    """Run all files where this package is not imported; their images are in the folder then."""
+    for name, cases in inputs.items():
+        tensors = {
+            f"{argument} {case}": tensor
+            for case, given in enumerate(cases)
+            for argument, tensor in zip(NAMES, given, strict=True)
+        }
+        save_file(tensors, folder / f"{name}.inputs")
+    metadata: dict[str, Any] = json.loads(run_python(RUN, folder, FILES)[0].splitlines()[-1])
+    return metadata
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.usefixtures("all_metadata")
+def test_a_file_gives_the_images_of_the_model(
+    models: dict[str, MirrorGAN],
+    inputs: dict[str, list[tuple[Tensor, ...]]],
+    folder: Path,
+    name: str,
+) -> None:
+    made = load_file(folder / f"{name}.images")
+    for case, given in enumerate(inputs[name]):
+        images, expected = made[str(case)], models[name].render(*given)
+        assert images.dtype == torch.uint8
+        assert images.shape == expected.shape
+        difference = (images.int() - expected.int()).abs()
+        assert difference.max() <= 1
+        assert (difference > 0).float().mean() < 1e-3
+
+
+def test_images_show_every_word(model: MirrorGAN) -> None:
+    """Or else the comparison could not tell one text encoder from another."""
+    tokens, lengths, *noises = random_inputs(model, [4])
+    image = model.render(tokens, lengths, *noises).int()
+    for place in range(4):
+        other = tokens.clone()
+        other[0, place] = tokens[0, place] % 5 + 1
+        assert (model.render(other, lengths, *noises).int() - image).abs().max() > 1
+    assert (model.render(tokens, lengths - 1, *noises).int() - image).abs().max() > 1
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_says_what_it_takes(
+    models: dict[str, MirrorGAN], all_metadata: dict[str, dict[str, str]], name: str
+) -> None:
+    config, metadata = models[name].config, all_metadata[name]
+    assert metadata["vocabulary"].split("\n") == list(models[name].vocabulary.words)
+    for size in ("caption_length", "image_size", "noise_size", "condition_size"):
+        assert int(metadata[size]) == getattr(config, size)
+
+
+def test_an_onnx_file_has_names_and_nothing_of_ours(folder: Path) -> None:
+    content = (folder / "none.onnx").read_bytes()
+    assert b"mirrorgan_fast" not in content  # nor where on this machine it is
+    program = onnx.load_from_string(content)
+    onnx.checker.check_model(program, full_check=True)
+    assert {node.domain for node in program.graph.node} == {""}
+    shapes = {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*program.graph.input, *program.graph.output)
+    }
+    assert shapes == {
+        "tokens": ["batch", 4],
+        "lengths": ["batch"],
+        "noise": ["batch", 6],
+        "condition_noise": ["batch", 5],
+        "images": ["batch", 32, 32, 3],
+    }
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def refusal(model: MirrorGAN, path: Path, format: str) -> str:
+    """Export where that has to fail, and leave nothing behind; return why, in one line."""
+    with pytest.raises(InputError) as told:
+        export(model, path, format)
+    message = str(told.value)
+    assert "\n" not in message
+    assert not [file for file in path.parent.glob("*") if file.is_file()]
+    return message
+
+
+def test_another_format_or_suffix_is_refused(model: MirrorGAN, tmp_path: Path) -> None:
+    assert "onnx, aoti" in refusal(model, tmp_path / "model.onnx", "torchscript")
+    assert "ends in .onnx" in refusal(model, tmp_path / "model.pt2", "onnx")
+    assert "ends in .pt2" in refusal(model, tmp_path / "model", "aoti")
+
+
+def test_a_path_that_cannot_be_written_is_refused(model: MirrorGAN, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"):
+        export(model, tmp_path / "file" / "model.onnx", "onnx")
+
+
+def test_a_missing_package_is_named(
+    model: MirrorGAN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnx" else name)
+    message = refusal(model, tmp_path / "model.onnx", "onnx")
+    assert message.startswith("the format onnx needs onnx, ")
+    assert "pip install 'mirrorgan-fast[onnx]'" in message
+
+
+def test_a_missing_compiler_is_told(model: MirrorGAN, tmp_path: Path) -> None:
+    with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        message = refusal(model, tmp_path / "model.pt2", "aoti")
+    assert "no-such-compiler" in message
+    assert "install g++ or clang" in message

@@ -1,0 +1,142 @@
+"""Graphs: what is captured when, and that rows come back as they went in.
+
+A CUDA graph needs a GPU; here a capture is the call itself, which leaves its result where a graph
+would.
+"""
+
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+from torch import Tensor
+
+from mirrorgan_fast.inference.graphs import BUCKETS, Captured, Graphs
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.ops import asked_for, use
+
+
+class CalledAgain(Graphs):
+    def capture(self, inputs: tuple[Tensor, ...]) -> Captured:
+        output = self.function(*inputs).clone()
+
+        def replay() -> None:
+            output.copy_(self.function(*inputs))
+
+        return Captured(replay, inputs, output)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2, 3, 7, 8, 63, 64, 65, 130])
+def test_rows_come_back_as_they_went_in(batch: int) -> None:
+    graphs = CalledAgain(lambda a, b: a * 2 + b[:, None])
+    for seed in range(3):
+        torch.manual_seed(seed)
+        a, b = torch.randn(batch, 3), torch.randn(batch)
+        assert torch.equal(graphs(a, b), a * 2 + b[:, None])
+
+
+def test_a_bucket_is_captured_once() -> None:
+    graphs = CalledAgain(lambda a: a + 1)
+    for batch in (1, 2, 3, 4, 4, 3, 70, 64, 6, 1):
+        graphs(torch.ones(batch, 5))
+    assert sorted(key[0] for key in graphs.captured) == [1, 2, 4, 8, 64]
+    graphs(torch.ones(3, 6))  # other shapes are other graphs
+    graphs(torch.ones(3, 6).double())
+    assert len(graphs.captured) == 7
+
+
+def test_another_choice_of_implementations_is_captured_again() -> None:
+    graphs = CalledAgain(lambda a: a + len(asked_for()))
+    for _ in range(2):
+        assert graphs(torch.zeros(2)).tolist() == [0, 0]
+        with use("reference"):
+            assert graphs(torch.zeros(2)).tolist() == [9, 9]
+    assert len(graphs.captured) == 2
+
+
+def test_what_inference_mode_captured_runs_without_it() -> None:
+    graphs = CalledAgain(lambda a: a + 1)
+    with torch.inference_mode():
+        graphs(torch.zeros(3))
+    assert graphs(torch.ones(3)).tolist() == [2, 2, 2]
+
+
+def test_results_are_not_overwritten_by_the_next_call() -> None:
+    graphs = CalledAgain(lambda a: a + 1)
+    first = graphs(torch.zeros(3))
+    graphs(torch.ones(3))
+    assert first.tolist() == [1, 1, 1]
+
+
+def test_what_was_given_is_not_written_to() -> None:
+    graphs = CalledAgain(lambda a: a + 1)
+    for batch in (BUCKETS[2], 3):
+        given = torch.zeros(batch)
+        graphs(given)
+        graphs(torch.ones(batch))
+        assert given.tolist() == [0] * batch
+
+
+def test_a_model_paints_the_same_with_graphs() -> None:
+    """Images of captions of any length in any batch, though all go through graphs of one length."""
+    captions = ["a red bird", "this bird has a yellow crown and a white belly", "a small bird"]
+    model = MirrorGAN.from_pretrained().fused()
+    expected = model.sample(captions, seed=3)
+    model.graphs = CalledAgain(model._render_fused)
+    for indices in ([0], [1, 2], [0, 1, 2]):
+        images = model.sample([captions[i] for i in indices], 3, indices)
+        assert images == [expected[i] for i in indices]
+
+
+def test_a_copy_has_no_graphs_yet() -> None:
+    """A capture can be neither copied nor sent to another process."""
+    model = MirrorGAN.from_pretrained().fused()
+    model.graphs = CalledAgain(model._render_fused)
+    expected = model.sample(["a red bird"])
+    for made in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert made.graphs.captured == {}
+        assert made.graphs.function.__self__ is made
+        assert made.sample(["a red bird"]) == expected
+
+
+def test_a_stream_waits_for_another_one_that_had_the_memory() -> None:
+    class Stream:
+        def __init__(self) -> None:
+            self.waited_for: list[Stream] = []
+
+        def wait_stream(self, other: "Stream") -> None:
+            self.waited_for.append(other)
+
+    graphs = Graphs(torch.clone)
+    a, b = Stream(), Stream()
+    for stream in (a, a, b, b, a):
+        graphs.follow(stream)
+    assert (a.waited_for, b.waited_for) == ([b], [a])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_captures_beside_other_streams_and_threads() -> None:
+    model = MirrorGAN.from_pretrained().cuda().fused()
+    captions = ["a red bird", "a blue bird on a rock"] * 9
+    encoded, noise = model.encode(captions), model.noise(1, range(len(captions)))
+    inputs = [part.cuda() for part in (encoded.tokens, encoded.lengths, *noise)]
+    expected = model._render_fused(*inputs)
+    ended = threading.Event()
+
+    def allocate() -> None:
+        while not ended.is_set():
+            torch.empty(1 << 20).pin_memory().cuda()
+
+    beside = threading.Thread(target=allocate)
+    beside.start()
+    try:
+        for stream in (torch.cuda.Stream(), torch.cuda.Stream()):
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for batch in (18, 1, 2, 5):
+                    images = model.render(*(part[:batch] for part in inputs))
+                    assert torch.equal(images, expected[:batch])
+    finally:
+        ended.set()
+        beside.join()

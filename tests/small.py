@@ -1,0 +1,49 @@
+"""A small untrained model whose images take no time, captions for it, and what it has written."""
+
+import random
+from pathlib import Path
+
+import torch
+
+from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.vocabulary import END, Vocabulary
+
+SMALL = ModelConfig(
+    image_size=32,
+    stages=2,
+    generator_channels=4,
+    residual_blocks=1,
+    embedding_size=16,
+    word_embedding_size=8,
+    caption_length=8,
+    image_encoder="small",
+    stream_encoder="small",
+    stream_hidden_size=8,
+)
+WORDS = ["a", "red", "blue", "green", "bird", "with", "wings", "and", "bill"]
+
+
+def small_model() -> MirrorGAN:
+    """Return an untrained model."""
+    torch.manual_seed(0)
+    return MirrorGAN(SMALL, Vocabulary([END, *WORDS])).eval()
+
+
+def captions(count: int, randomly: random.Random) -> list[str]:
+    """Return captions of one to eight words."""
+    return [" ".join(randomly.choices(WORDS, k=randomly.randint(1, 8))) for _ in range(count)]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Return what is in a folder, hidden files too, except how far the run is."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and ".progress" not in path.parts
+    }
+
+
+def written(folder: Path) -> int:
+    """Return how many images a run that may be going on has written."""
+    return sum(path.read_bytes().count(b"\n") for path in folder.glob(".progress/*.jsonl"))
