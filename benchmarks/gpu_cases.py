@@ -322,7 +322,6 @@ def _training_step(device: str, sizes: Sizes) -> Iterator[Case]:
         torch.ones(batch, config.caption_length, dtype=torch.bool, device=device),
         torch.randn(batch, config.embedding_size, device=device),
     )
-    labels = torch.arange(batch, device=device)
     reals = [_map(device, batch, 3, s, s, dtype=torch.float32) for s in config.stage_sizes]
 
     def stepping(implementation: str) -> Callable[[], None]:
@@ -338,7 +337,10 @@ def _training_step(device: str, sizes: Sizes) -> Iterator[Case]:
                 with torch.autocast(device, BF16):
                     fakes = glam(*given).images
                     losses = [
-                        discriminator_loss(D_i, real, fake.detach(), given[-1], labels, "paper")
+                        discriminator_loss(
+                            D_i.judge(D_i(real), given[-1]),
+                            D_i.judge(D_i(fake.detach()), given[-1]),
+                        )
                         for D_i, real, fake in zip(all_D, reals, fakes, strict=True)
                     ]
                 adam_D.zero_grad()
@@ -347,7 +349,7 @@ def _training_step(device: str, sizes: Sizes) -> Iterator[Case]:
                 all_D.requires_grad_(False)
                 with torch.autocast(device, BF16):
                     losses = [
-                        generator_loss(D_i, fake, given[-1], "paper")
+                        generator_loss(D_i.judge(D_i(fake), given[-1]), "paper")
                         for D_i, fake in zip(all_D, fakes, strict=True)
                     ]
                 adam_G.zero_grad()

@@ -20,7 +20,7 @@ from mirrorgan_fast.fields import field_kinds
 from mirrorgan_fast.memory import keep_memory
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.recipes import find_recipe
-from mirrorgan_fast.training.pretraining import BackboneWeights
+from mirrorgan_fast.training.backbones import BackboneWeights
 from mirrorgan_fast.training.settings import STAGES, Stage, TrainingSettings
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number"}

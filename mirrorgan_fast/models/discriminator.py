@@ -1,10 +1,21 @@
 """D_i, the discriminator of one stage: is the image real, and does it fit the sentence?"""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from mirrorgan_fast.models.config import ModelConfig, Norm
 from mirrorgan_fast.models.layers import BatchNormLeakyReLU, initialize
+
+
+class Logits(NamedTuple):
+    """How real D_i finds N images: below 0 generated, above 0 of the data set."""
+
+    unconditional: Tensor
+    """(N,), of the images alone."""
+    conditional: Tensor
+    """(N,), of the images with a sentence each."""
 
 
 class Discriminator(nn.Module):
@@ -42,6 +53,10 @@ class Discriminator(nn.Module):
         """Return the features (N, 8 DF, 4, 4) of an image (N, 3, S, S) in [-1, 1]."""
         features: Tensor = self.features(image)
         return features
+
+    def judge(self, features: Tensor, sentence: Tensor) -> Logits:
+        """Return both logits of images with these ``features``, for ``sentence`` (N, D)."""
+        return Logits(self.unconditional(features), self.conditional(features, sentence))
 
     def unconditional(self, features: Tensor) -> Tensor:
         """Return the logits (N,) that images with these ``features`` are real."""

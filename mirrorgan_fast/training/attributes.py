@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,9 +13,58 @@ from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
 from mirrorgan_fast.data.painted_birds.data_set import true_attributes
 from mirrorgan_fast.models.attribute_classifier import INPUT_SIZE, AttributeClassifier
 from mirrorgan_fast.pictures import to_signed
-from mirrorgan_fast.training.precision import autocast
+from mirrorgan_fast.training.batches import Batch, Batches
+from mirrorgan_fast.training.learner import Learner
+from mirrorgan_fast.training.loop import Part, fit
+from mirrorgan_fast.training.precision import Precision, autocast
 from mirrorgan_fast.training.run import Run
 from mirrorgan_fast.vocabulary import Vocabulary
+
+
+class AttributesTraining:
+    """Every attribute of a painted bird is read from its picture.
+
+    Pictures are never flipped or moved, because direction and size are attributes. They are only
+    disturbed as far as every color keeps its name.
+
+    Args:
+        attributes: int64 (examples, attributes), the number of each picture's value.
+        steps: of the run; the learning rate falls to 0 in a straight line.
+        learning_rate: at the start.
+        device: where to train.
+        precision: of the steps.
+    """
+
+    def __init__(
+        self,
+        attributes: Tensor,
+        steps: int,
+        learning_rate: float,
+        device: torch.device,
+        precision: Precision,
+    ) -> None:
+        self.attributes, self.steps = attributes, steps
+        self.device, self.precision = device, precision
+        self.classifier = AttributeClassifier(ATTRIBUTES).to(device)
+        self.learner = Learner(self.classifier, learning_rate, weight_decay=0.01)
+
+    def parts(self) -> dict[str, Part]:
+        """Return what a checkpoint holds."""
+        return {"model": self.classifier, "optimizer": self.learner.adam}
+
+    def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:
+        """Lower the cross-entropy of every attribute, summed over the attributes."""
+        values = self.attributes[batch["index"]].to(self.device)
+        with autocast(self.device, self.precision):
+            logits = self.classifier(_disturb(to_signed(batch["image"], self.device)))
+        losses = [
+            functional.cross_entropy(attribute.float(), values[:, i])
+            for i, attribute in enumerate(logits.values())
+        ]
+        loss = torch.stack(losses).sum()
+        self.learner.lower(loss, pace=1 - step / self.steps)
+        found = torch.stack([attribute.argmax(dim=1) for attribute in logits.values()])
+        return {"loss": loss.detach(), "right": (values == found.T).float().mean()}
 
 
 def train_attribute_classifier(
@@ -27,68 +75,44 @@ def train_attribute_classifier(
     batch_size: int = 64,
     learning_rate: float = 3e-3,
     seed: int = 0,
-    precision: Literal["auto", "bf16", "fp32"] = "auto",
+    precision: Precision = "auto",
     device: torch.device,
     workers: int = 1,
     quiet: bool = False,
 ) -> AttributeClassifier:
     """Train the classifier on exported painted birds, and write it into ``folder``.
 
-    Pictures are never flipped or moved, because direction and size are attributes, and only
-    disturbed as far as every color keeps its name.
-
     Args:
         images: the training split of an exported folder, whose rows have "attributes".
-        folder: gets checkpoints, curves and attributes.safetensors; goes on from the checkpoint
-            there is.
+        folder: gets checkpoints, curves and attributes.safetensors; resumes from its checkpoint.
         steps: of the optimizer.
         batch_size: pictures a step.
-        learning_rate: at the start; falls to 0 in a straight line.
+        learning_rate: at the start.
         seed: of the weights, the order and the disturbances.
         precision: see ``autocast``.
-        device: to train on.
+        device: where to train.
         workers: processes that read pictures.
         quiet: no progress bar.
 
     Raises:
-        InputError: a row has no such attributes, or see ``Run``.
+        InputError: a row has no such attributes, or see ``Run`` and ``Batches``.
     """
     vocabulary = Vocabulary.build(c for i in range(len(images)) for c in images.captions(i))
     examples = TrainingExamples(images, vocabulary, INPUT_SIZE, seed=seed)
+    batches = Batches(examples, batch_size, seed, workers)
+    attributes = _as_numbers(true_attributes(images, range(len(images))))
     settings = {
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "seed": seed,
         "data": examples.digest(),
     }
-    run = Run(folder, steps, settings, quiet=quiet)
-    truth = _as_numbers(true_attributes(images, range(len(images))))
-    torch.manual_seed(seed)
-    classifier = AttributeClassifier(ATTRIBUTES).to(device)
-    optimizer = torch.optim.AdamW(classifier.parameters(), learning_rate)
-    run.restore({"model": classifier, "optimizer": optimizer})
-    with run:
-        for step, _, batch in run.batches(examples, batch_size, seed, workers):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * (1 - step / steps)
-            values = truth[batch["index"]].to(device)
-            with autocast(device, precision):
-                logits = classifier(_disturb(to_signed(batch["image"], device)))
-            losses = [
-                functional.cross_entropy(of_attribute.float(), values[:, i])
-                for i, of_attribute in enumerate(logits.values())
-            ]
-            loss = torch.stack(losses).sum()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            found = torch.stack([of_attribute.argmax(dim=1) for of_attribute in logits.values()])
-            run.log(step, {"loss": loss.detach(), "right": (values == found.T).float().mean()})
-            if run.saving(step):
-                state = {"model": classifier.state_dict(), "optimizer": optimizer.state_dict()}
-                run.save(step, state)
-    classifier.save_pretrained(folder)
-    return classifier.eval()
+    with Run(folder, steps, settings, quiet=quiet) as run:
+        torch.manual_seed(seed)
+        task = AttributesTraining(attributes, steps, learning_rate, device, precision)
+        fit(task, run, batches)
+    task.classifier.save_pretrained(folder)
+    return task.classifier.eval()
 
 
 def _disturb(images: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import multiprocessing
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -13,6 +14,56 @@ from mirrorgan_fast.files import reason
 from mirrorgan_fast.interrupts import leave_interrupts_to_parent
 
 Batch = dict[str, Tensor]
+
+
+class Batches:
+    """The batches of a run.
+
+    The batch of a step, and PyTorch's random numbers in it, depend on (seed, step) alone, so that a
+    resumed run goes on as if it had never stopped. Each epoch is a random order of all examples;
+    what is left over at its end is dropped.
+
+    Args:
+        examples: what to train on.
+        batch_size: of each batch.
+        seed: of the order and of the random numbers.
+        workers: processes that read images.
+
+    Raises:
+        InputError: there are fewer examples than a batch holds.
+    """
+
+    def __init__(
+        self, examples: TrainingExamples, batch_size: int, seed: int, workers: int = 1
+    ) -> None:
+        check_batch(len(examples), batch_size)
+        self.examples, self.batch_size = examples, batch_size
+        self.seed, self.workers = seed, workers
+
+    def between(self, first: int, last: int) -> Iterator[tuple[int, int, Batch]]:
+        """Yield (step, epoch, batch) of the steps from ``first`` to before ``last``.
+
+        Raises:
+            InputError: an image cannot be read, or as ``load_batches``.
+        """
+        size, count = self.batch_size, len(self.examples)
+        per_epoch = count // size
+        step = first
+        while step < last:
+            epoch, done = divmod(step, per_epoch)
+            self.examples.set_epoch(epoch)
+            order = torch.randperm(count, generator=self._generator(epoch)).tolist()
+            batches = [
+                order[i * size : (i + 1) * size]
+                for i in range(done, min(per_epoch, done + last - step))
+            ]
+            for batch in load_batches(self.examples, self.workers, batch_sampler=batches):
+                torch.manual_seed(self._generator(step).initial_seed())
+                yield step, epoch, batch
+                step += 1
+
+    def _generator(self, number: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + number)
 
 
 def load_batches(examples: TrainingExamples, workers: int, **options: Any) -> Iterator[Batch]:

@@ -14,17 +14,14 @@ from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.backbones.small import SmallImageEncoder
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.training.backbones import BackboneWeights, check_backbone
 from mirrorgan_fast.training.batches import check_batch
+from mirrorgan_fast.training.captioner import train_stream
 from mirrorgan_fast.training.checkpoint import find_checkpoint, load_weights_of
-from mirrorgan_fast.training.pretraining import (
-    BackboneWeights,
-    check_backbone,
-    train_cnn,
-    train_stem,
-    train_stream,
-)
+from mirrorgan_fast.training.cnn import train_cnn
+from mirrorgan_fast.training.matcher import train_stem
+from mirrorgan_fast.training.mirrorgan import check_last_stage, train_gan
 from mirrorgan_fast.training.settings import Stage, TrainingSettings
-from mirrorgan_fast.training.trainer import check_last_stage, train_gan
 from mirrorgan_fast.vocabulary import Vocabulary
 from mirrorgan_fast.weights import CONFIG, load_description, save_description
 
@@ -116,7 +113,7 @@ def train(
             folder / "stem",
             device=device,
             backbone_weights=backbone_weights.get("stem"),
-            seeing=_small_cnn(config.image_encoder, folder),
+            small_cnn=_small_cnn(config.image_encoder, folder),
             workers=workers,
             quiet=quiet,
         )
@@ -129,7 +126,7 @@ def train(
             folder / "stream",
             device=device,
             backbone_weights=backbone_weights.get("stream"),
-            seeing=_small_cnn(config.stream_encoder, folder),
+            small_cnn=_small_cnn(config.stream_encoder, folder),
             workers=workers,
             quiet=quiet,
         )

@@ -1,88 +1,81 @@
 """The losses of MirrorGAN, with the authors' variants where their code differs from the paper."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from mirrorgan_fast.metrics.r_precision import sentence_similarity
-from mirrorgan_fast.models.discriminator import Discriminator
+from mirrorgan_fast.models.discriminator import Logits
 from mirrorgan_fast.ops import word_similarity
 
 Form = Literal["paper", "authors"]
 
 
+class WrongPairs(NamedTuple):
+    """Images of the data set with captions of others."""
+
+    logits: Tensor
+    """(N,), D_i's conditional logits for them."""
+    is_wrong: Tensor
+    """bool (N,); pairs that are of one class after all are left out."""
+
+
 def discriminator_loss(
-    discriminator: Discriminator,
-    real: Tensor,  # (N, 3, S, S)
-    fake: Tensor,  # (N, 3, S, S)
-    sentence: Tensor,  # (N, D)
-    labels: Tensor,  # (N,)
-    form: Form = "paper",
+    real: Logits,  # (N,) each
+    fake: Logits,  # (N,) each
+    wrong: WrongPairs | None = None,
 ) -> Tensor:
     """L_Di, which each discriminator lowers.
 
-    ``paper`` (eq. 9): half the binary cross-entropy of each of real, fake, real with its sentence
-    and fake with its sentence. ``authors``: (real + cond_real) / 2 + (fake + cond_fake +
-    cond_wrong) / 3, where a wrong pair is a real image with the next caption of the batch.
+    Without wrong pairs, the paper's (eq. 9): half the binary cross-entropy of each of real, fake,
+    real with its sentence and fake with its sentence. With them, that of the authors' code:
+    (real + cond_real) / 2 + (fake + cond_fake + cond_wrong) / 3.
 
     Args:
-        discriminator: D_i.
-        real: images of the data set in [-1, 1].
-        fake: I_i, detached from the generator.
-        sentence: s of the real images' captions.
-        labels: int64, the class of each image. A wrong caption never comes from the image's own
-            class; pairs where it would are left out.
-        form: the paper's loss or the authors'.
+        real: D_i's logits for images of the data set and for them with their captions.
+        fake: those for I_i, detached from the generator.
+        wrong: those for images of the data set with captions of others.
     """
-    real_features = discriminator(real)
-    fake_features = discriminator(fake)
-    real_loss = _bce(discriminator.unconditional(real_features), 1.0)
-    real_pair = _bce(discriminator.conditional(real_features, sentence), 1.0)
-    fake_loss = _bce(discriminator.unconditional(fake_features), 0.0)
-    fake_pair = _bce(discriminator.conditional(fake_features, sentence), 0.0)
-    if form == "paper":
+    real_loss, real_pair = _bce(real.unconditional, 1.0), _bce(real.conditional, 1.0)
+    fake_loss, fake_pair = _bce(fake.unconditional, 0.0), _bce(fake.conditional, 0.0)
+    if wrong is None:
         return (real_loss + real_pair + fake_loss + fake_pair) / 2
-    wrong_logits = discriminator.conditional(real_features, sentence.roll(1, dims=0)).float()
-    is_wrong = (labels != labels.roll(1)).float()
-    wrong_terms = functional.softplus(wrong_logits) * is_wrong
+    is_wrong = wrong.is_wrong.float()
+    wrong_terms = functional.softplus(wrong.logits.float()) * is_wrong
     wrong_pair = wrong_terms.sum() / is_wrong.sum().clamp(min=1)
     return (real_loss + real_pair) / 2 + (fake_loss + fake_pair + wrong_pair) / 3
 
 
 def r1_penalty(
-    discriminator: Discriminator,
+    logits: Logits,  # (N,) each
     real: Tensor,  # (N, 3, S, S)
-    sentence: Tensor,  # (N, D)
 ) -> Tensor:
     """R1: half the squared slope of D_i's two logits together, in the mean of real images.
 
     What keeps a discriminator from running away from a generator that is still learning (Mescheder
     et al., "Which Training Methods for GANs do actually Converge?", eq. 9, without its gamma). With
     batch norm the slope is also of what an image does to the others' logits.
+
+    Args:
+        logits: computed from ``real``.
+        real: images of the data set, which require a gradient.
     """
-    real = real.detach().requires_grad_()
-    features = discriminator(real)
-    logits = discriminator.unconditional(features) + discriminator.conditional(features, sentence)
-    (slope,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
+    both = logits.unconditional + logits.conditional
+    (slope,) = torch.autograd.grad(both.sum(), real, create_graph=True)
     return slope.square().sum(dim=(1, 2, 3)).mean() / 2
 
 
 def generator_loss(
-    discriminator: Discriminator,
-    fake: Tensor,  # (N, 3, S, S)
-    sentence: Tensor,  # (N, D)
+    fake: Logits,  # (N,) each
     form: Form = "paper",
 ) -> Tensor:
     """L_Gi: how little D_i believes the image, alone and with its sentence.
 
     ``paper`` (eq. 8): half of each term; ``authors``: their sum.
     """
-    features = discriminator(fake)
-    loss = _bce(discriminator.unconditional(features), 1.0) + _bce(
-        discriminator.conditional(features, sentence), 1.0
-    )
+    loss = _bce(fake.unconditional, 1.0) + _bce(fake.conditional, 1.0)
     return loss / 2 if form == "paper" else loss
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import weakref
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from functools import partial
 from itertools import takewhile
 from math import isfinite
@@ -21,8 +22,17 @@ from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import open_file, open_lock, parse_json, reason, whole_file
 from mirrorgan_fast.interrupts import Interrupts
-from mirrorgan_fast.training.batches import Batch, check_batch, load_batches
-from mirrorgan_fast.training.checkpoint import CHECKPOINT, load_checkpoint, restore, seal
+from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.training.batches import Batch, Batches
+from mirrorgan_fast.training.checkpoint import (
+    CHECKPOINT,
+    fingerprint,
+    load_checkpoint,
+    restore,
+    seal,
+)
+from mirrorgan_fast.training.precision import computes_in_bf16
+from mirrorgan_fast.training.settings import StageSettings, TrainingSettings
 
 CURVES = "curves.jsonl"
 _LONGEST_POINT = 2**16  # bytes
@@ -52,8 +62,8 @@ class Run:
         quiet: no progress bar.
 
     Raises:
-        InputError: the folder's checkpoint is damaged or was made with other settings, or (when it
-            is entered) another process trains there.
+        InputError: (when it is entered) another process trains in the folder, or its checkpoint is
+            damaged or was made with other settings.
     """
 
     def __init__(
@@ -71,16 +81,13 @@ class Run:
         self.settings = dict(settings)
         self.log_every = log_every
         self.save_every = save_every
-        self.checkpoint = self._load_checkpoint()
-        self.first_step: int = self.checkpoint["step"] if self.checkpoint else 0
+        self.checkpoint: dict[str, Any] | None = None
+        self.first_step = 0
+        self._quiet = quiet
         self._interrupts = Interrupts(insisting=True)
         self._saved_step = -1
-        not_logged = (self.checkpoint or {}).get("not_logged", ({}, 0))
-        self._sums: dict[str, float] = not_logged[0]
-        self._summed_steps: int = not_logged[1]
-        self._bar = tqdm(
-            total=steps, initial=self.first_step, desc=folder.name, unit="step", disable=quiet
-        )
+        self._sums: dict[str, float] = {}
+        self._summed_steps = 0
 
     def __enter__(self) -> Self:
         try:
@@ -91,7 +98,18 @@ class Run:
         self._lock = open_lock(self.folder / "lock", refusal)
         # A DataLoader's forked workers, which outlive a killed run by seconds, must not hold it.
         os.register_at_fork(after_in_child=partial(_close, weakref.ref(self._lock)))
-        self._forget_curves_after(self.first_step)
+        try:
+            self._resume()
+        except BaseException:
+            self._lock.close()
+            raise
+        self._bar = tqdm(
+            total=self.steps,
+            initial=self.first_step,
+            desc=self.folder.name,
+            unit="step",
+            disable=self._quiet,
+        )
         self._writer = SummaryWriter(str(self.folder), purge_step=self.first_step + 1)
         self._interrupts.__enter__()
         self._interrupts.hold()
@@ -108,41 +126,22 @@ class Run:
         self._bar.close()
         self._lock.close()
 
-    def batches(
-        self, examples: TrainingExamples, batch_size: int, seed: int, workers: int
-    ) -> Iterator[tuple[int, int, Batch]]:
+    def batches(self, batches: Batches) -> Iterator[tuple[int, int, Batch]]:
         """Yield (step, epoch, batch) from the first step that is missing to the last.
 
-        The batch of a step, and torch's random numbers in it, depend on (seed, step) alone, so that
-        a resumed run goes on as if it had never stopped. Each epoch is a random order of all
-        examples; what is left over at its end is dropped.
-
         Raises:
-            InputError: there are fewer examples than a batch holds, or as ``load_batches``.
+            InputError: as ``Batches.between``.
             KeyboardInterrupt: Ctrl-C was pressed or SIGTERM came, and the last step is in the
                 checkpoint.
         """
-        check_batch(len(examples), batch_size)
-        per_epoch = len(examples) // batch_size
-        step = self.first_step
-        while step < self.steps:
-            epoch, done = divmod(step, per_epoch)
-            examples.set_epoch(epoch)
-            order = torch.randperm(len(examples), generator=_generator(seed, epoch)).tolist()
-            batches = [
-                order[i * batch_size : (i + 1) * batch_size]
-                for i in range(done, min(per_epoch, done + self.steps - step))
-            ]
-            for batch in load_batches(examples, workers, batch_sampler=batches):
-                torch.manual_seed(_generator(seed, step).initial_seed())
-                yield step, epoch, batch
-                if self._saved_step == step:
-                    self._interrupts.release()
-                    self._interrupts.hold()
-                step += 1
-                self._bar.update()
+        for step, epoch, batch in batches.between(self.first_step, self.steps):
+            yield step, epoch, batch
+            if self._saved_step == step:
+                self._interrupts.release()
+                self._interrupts.hold()
+            self._bar.update()
 
-    def log(self, step: int, figures: dict[str, float | Tensor]) -> None:
+    def log(self, step: int, figures: Mapping[str, float | Tensor]) -> None:
         """Add a step's figures to the curves.
 
         Raises:
@@ -162,7 +161,7 @@ class Run:
             self._bar.set_postfix({name: f"{mean:.3f}" for name, mean in means.items()})
             self.record(step, means)
 
-    def record(self, step: int, figures: dict[str, float]) -> None:
+    def record(self, step: int, figures: Mapping[str, float]) -> None:
         """Write a point of the curves: figures that hold after ``step``.
 
         Raises:
@@ -204,6 +203,14 @@ class Run:
             except RuntimeError as error:  # what its writer makes of a full disk
                 raise InputError(f"{path}: cannot be written; is the disk full?") from error
         self._saved_step = step
+
+    def _resume(self) -> None:
+        """Go back to the checkpoint, if there is one."""
+        self.checkpoint = self._load_checkpoint()
+        if self.checkpoint is not None:
+            self.first_step = self.checkpoint["step"]
+            self._sums, self._summed_steps = self.checkpoint["not_logged"]
+        self._forget_curves_after(self.first_step)
 
     def _load_checkpoint(self) -> dict[str, Any] | None:
         """Return the checkpoint, if there is one, and take from it what nobody has said."""
@@ -265,5 +272,62 @@ def _close(file: "weakref.ref[io.FileIO]") -> None:
         opened.close()
 
 
-def _generator(seed: int, number: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed * 1_000_003 + number)
+def open_run(
+    folder: Path,
+    options: StageSettings,
+    settings: TrainingSettings,
+    needs: dict[str, Any],
+    *,
+    quiet: bool,
+) -> Run:
+    """Return the run of a stage, which begins or resumes when it is entered.
+
+    Args:
+        folder: of the stage.
+        options: the stage's settings.
+        settings: those of all stages.
+        needs: what its result depends on.
+        quiet: no progress bar.
+    """
+    return Run(
+        folder,
+        options.steps,
+        needs,
+        log_every=settings.log_every,
+        save_every=settings.save_every,
+        quiet=quiet,
+    )
+
+
+def dependencies(
+    config: ModelConfig,
+    settings: TrainingSettings,
+    options: StageSettings,
+    examples: TrainingExamples,
+    device: torch.device,
+    **networks: Mapping[str, Tensor] | None,
+) -> dict[str, Any]:
+    """Return what a stage's result depends on, beside the number of its steps.
+
+    Args:
+        config: the sizes of the networks.
+        settings: those of all stages.
+        options: those of this stage.
+        examples: their captions, names and classes count.
+        device: where it is trained, which decides the precision if that is "auto" and there is no
+            checkpoint.
+        **networks: weights that were trained before, by name; None: there are none.
+    """
+    values = asdict(config) | asdict(options)
+    del values["steps"]  # a run may be made longer
+    values |= {
+        "seed": settings.seed,
+        "augment": settings.augment,
+        "precision": settings.precision,
+        "data": examples.digest(),
+    }
+    if settings.precision == "auto":
+        values["precision"] = Unsaid("bf16" if computes_in_bf16(device) else "fp32")
+    for name, weights in networks.items():
+        values[f"weights of {name}"] = None if weights is None else fingerprint(weights)
+    return values

@@ -86,6 +86,9 @@ class GANSettings(_Settings):
     """Of the moving average of the generator's parameters and buffers, which is what is kept."""
 
 
+StageSettings = CNNSettings | STEMSettings | STREAMSettings | GANSettings
+
+
 @dataclass(frozen=True)
 class TrainingSettings(_Settings):
     """The whole chain."""

@@ -12,12 +12,13 @@ from torch.distributions import Normal, kl_divergence
 
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
-from mirrorgan_fast.models.discriminator import Discriminator
+from mirrorgan_fast.models.discriminator import Discriminator, Logits
 from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.stem import STEM, word_mask
 from mirrorgan_fast.models.stream import STREAM
 from mirrorgan_fast.ops import word_similarity
 from mirrorgan_fast.training.objectives import (
+    WrongPairs,
     damsm_loss,
     discriminator_loss,
     generator_loss,
@@ -59,11 +60,29 @@ class Judge:
     def conditional(self, features: Tensor, sentence: Tensor) -> Tensor:
         return features[:, 1] * sentence[:, 0]
 
+    def judge(self, features: Tensor, sentence: Tensor) -> Logits:
+        return Logits(self.unconditional(features), self.conditional(features, sentence))
+
 
 def surprise(logit: Tensor, *, real: bool) -> Tensor:
     """Return - log of the probability that the judgement gives to what is so."""
     probability = 1 / (1 + torch.exp(-logit.double()))
     return -torch.log(probability if real else 1 - probability)
+
+
+def loss_of(
+    judge: Any, real: Tensor, fake: Tensor, sentence: Tensor, labels: Tensor, form: str
+) -> Tensor:
+    """Return the discriminator's loss, as a training step has it."""
+    features = judge(real)
+    wrong = WrongPairs(
+        judge.conditional(features, sentence.roll(1, dims=0)), labels != labels.roll(1)
+    )
+    return discriminator_loss(
+        judge.judge(features, sentence),
+        judge.judge(judge(fake), sentence),
+        wrong if form == "authors" else None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,7 +93,7 @@ def test_discriminator_loss(assert_matches: Match, labels: list[int], form: Any)
     torch.manual_seed(0)
     count = len(labels)
     real, fake, sentence = torch.randn(count, 2), torch.randn(count, 2), torch.randn(count, 1)
-    actual = discriminator_loss(Judge(), real, fake, sentence, torch.tensor(labels), form)
+    actual = loss_of(Judge(), real, fake, sentence, torch.tensor(labels), form)
 
     alone_real, pair_real, alone_fake, pair_fake, wrong = ([] for _ in range(5))
     for n in range(count):
@@ -91,6 +110,11 @@ def test_discriminator_loss(assert_matches: Match, labels: list[int], form: Any)
         wrong_mean = sum(wrong) / len(wrong) if wrong else 0
         expected = (means[0] + means[1]) / 2 + (means[2] + means[3] + wrong_mean) / 3
     assert_matches(actual, expected)
+
+
+def penalty_of(discriminator: Discriminator, real: Tensor, sentence: Tensor) -> Tensor:
+    x = real.detach().requires_grad_()
+    return r1_penalty(discriminator.judge(discriminator(x), sentence), x)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -118,7 +142,7 @@ def test_r1_is_the_slope_by_differences(batch: int) -> None:
             total += ((logits[0] - logits[1]) / 2e-5) ** 2
         return total / batch / 2
 
-    penalty = r1_penalty(discriminator, real, sentence)
+    penalty = penalty_of(discriminator, real, sentence)
     torch.testing.assert_close(penalty, slope_by_differences(), rtol=1e-6, atol=0)
     assert not real.requires_grad
 
@@ -130,7 +154,7 @@ def test_r1_is_the_slope_by_differences(batch: int) -> None:
     for move in (1e-4, -1e-4):
         with torch.no_grad():
             weight[0, 2, 1, 3] += move
-        penalties.append(r1_penalty(discriminator, real, sentence).detach())
+        penalties.append(penalty_of(discriminator, real, sentence).detach())
         with torch.no_grad():
             weight[0, 2, 1, 3] -= move
     change = (penalties[0] - penalties[1]) / 2e-4
@@ -146,14 +170,14 @@ def test_generator_loss(assert_matches: Match, form: Any) -> None:
         for n in range(5)
     ]
     expected = sum(terms) / 5 / (2 if form == "paper" else 1)
-    assert_matches(generator_loss(Judge(), fake, sentence, form), expected)
+    assert_matches(generator_loss(Judge().judge(fake, sentence), form), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_certain_discriminator_still_teaches(dtype: torch.dtype) -> None:
     """Where the probability underflows, the loss is the logit and its gradient is not 0."""
     fake = torch.full((2, 2), -300.0, dtype=dtype, requires_grad=True)
-    loss = generator_loss(Judge(), fake, torch.ones(2, 1, dtype=dtype), "authors")
+    loss = generator_loss(Judge().judge(fake, torch.ones(2, 1, dtype=dtype)), "authors")
     assert loss.item() == 600
     loss.backward()
     assert torch.equal(fake.grad, torch.full_like(fake, -0.5))
@@ -309,11 +333,14 @@ def test_all_of_a_discriminator_learns(image_size: int, form: Any) -> None:
     torch.manual_seed(10)
     discriminator = Discriminator(CONFIG, image_size)
     real, fake = torch.rand(2, 4, 3, image_size, image_size) * 2 - 1
-    loss = discriminator_loss(
-        discriminator, real, fake, torch.randn(4, 8), torch.tensor([0, 1, 1, 2]), form
-    )
+    loss = loss_of(discriminator, real, fake, torch.randn(4, 8), torch.tensor([0, 1, 1, 2]), form)
     loss.backward()
     assert_all_learn(discriminator)
+
+
+def judged(config: ModelConfig, size: int, image: Tensor) -> Logits:
+    D = Discriminator(config, size)
+    return D.judge(D(image), torch.randn(4, 8))
 
 
 @pytest.mark.parametrize("attention", ["paper", "authors", "none"])
@@ -331,7 +358,7 @@ def test_all_of_glam_learns(attention: Any) -> None:
     )
     loss = kl_loss(mu, log_var)
     for image, size in zip(images, config.stage_sizes, strict=True):
-        loss = loss + generator_loss(Discriminator(config, size), image, torch.randn(4, 8))
+        loss = loss + generator_loss(judged(config, size, image))
     loss.backward()
     assert_all_learn(glam)
 

@@ -19,8 +19,10 @@ from mirrorgan_fast.models.backbones.small import SmallImageEncoder
 from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.pictures import to_signed
+from mirrorgan_fast.training.captioner import train_stream
 from mirrorgan_fast.training.checkpoint import load_checkpoint
-from mirrorgan_fast.training.pretraining import train_cnn, train_stem, train_stream
+from mirrorgan_fast.training.cnn import train_cnn
+from mirrorgan_fast.training.matcher import train_stem
 from mirrorgan_fast.training.run import Run
 from mirrorgan_fast.training.settings import (
     CNNSettings,
@@ -224,7 +226,9 @@ def test_the_cnn_learns_to_see_phrases_and_stem_which_caption_is_whose(
     cnn = train_cnn(LEARNING, settings, two_hundred[0], tmp_path / "cnn", **how)
     first, *_, last = curves(tmp_path / "cnn")
     assert last["cross_entropy"] < first["cross_entropy"] - 2
-    train_stem(LEARNING, settings, *two_hundred, tmp_path / "stem", seeing=cnn.state_dict(), **how)
+    train_stem(
+        LEARNING, settings, *two_hundred, tmp_path / "stem", small_cnn=cnn.state_dict(), **how
+    )
     first, *_, last = curves(tmp_path / "stem")
     assert last["damsm"] < first["damsm"] - 1
     assert last["retrieval"] > 3 / 16  # three times what chance gives
@@ -250,7 +254,7 @@ def test_sees_with_a_cnn_that_stays_as_it_is(
         len(vocabulary),
         tmp_path,
     )
-    how = {"device": device, "seeing": cnn.state_dict(), "workers": 0, "quiet": True}
+    how = {"device": device, "small_cnn": cnn.state_dict(), "workers": 0, "quiet": True}
     trained = (
         train_stem(*arguments, **how)[1].cnn
         if stage == "stem"
@@ -278,7 +282,7 @@ def test_what_a_cnn_that_stays_has_seen_is_remembered(
     )
     # Nothing is learned, so that the losses differ by rounding alone
     options = dataclasses.replace(getattr(settings, stage), steps=3, learning_rate=0.0)
-    seeing = SmallImageEncoder().state_dict()
+    small_cnn = SmallImageEncoder().state_dict()
     losses = []
     for augment in (True, False):  # the examples themselves are not augmented
         train_stem_or_stream = train_stem if stage == "stem" else train_stream
@@ -289,7 +293,7 @@ def test_what_a_cnn_that_stays_has_seen_is_remembered(
             *two_hundred,
             tmp_path / str(augment),
             device=device,
-            seeing=seeing,
+            small_cnn=small_cnn,
             workers=0,
             quiet=True,
         )

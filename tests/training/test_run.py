@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.interrupts import Terminated
-from mirrorgan_fast.training.batches import check_batch, load_batches
+from mirrorgan_fast.training.batches import Batches, check_batch, load_batches
 from mirrorgan_fast.training.checkpoint import load_checkpoint
 from mirrorgan_fast.training.run import Run, Unsaid
 
@@ -31,7 +31,7 @@ def seen(run: Run, examples: TrainingExamples, *, seed: int = 0, workers: int = 
     """Return all that depends on chance in each of the run's steps."""
     steps = []
     with run:
-        for step, epoch, batch in run.batches(examples, 5, seed, workers):
+        for step, epoch, batch in run.batches(Batches(examples, 5, seed, workers)):
             noise = torch.rand(3)
             torch.rand(step + 1)  # what a step draws must not reach the next one
             steps.append((step, epoch, batch, noise))
@@ -93,14 +93,11 @@ def test_a_batch_has_what_training_needs(tmp_path: Path, examples: TrainingExamp
         assert batch[name].dtype == torch.int64
 
 
-def test_fewer_images_than_a_batch_are_refused(tmp_path: Path, examples: TrainingExamples) -> None:
-    with (
-        Run(tmp_path, 1, SETTINGS, quiet=True) as run,
-        pytest.raises(InputError, match=r"12 .* 13"),
-    ):
-        next(run.batches(examples, 13, 0, 0))
-    with Run(tmp_path, 1, SETTINGS, quiet=True) as run:
-        assert len(next(run.batches(examples, 12, 0, 0))[2]["index"]) == 12
+def test_fewer_images_than_a_batch_are_refused(examples: TrainingExamples) -> None:
+    with pytest.raises(InputError, match=r"12 .* 13"):
+        Batches(examples, 13, 0, 0)
+    ((_, _, batch),) = Batches(examples, 12, 0, 0).between(0, 1)
+    assert len(batch["index"]) == 12
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 48])
@@ -123,11 +120,11 @@ def test_a_checkpoint_holds_the_whole_state(tmp_path: Path, assert_same: Any) ->
         assert run.checkpoint is None
         assert run.first_step == 0
         run.save(6, state)
-    again = Run(tmp_path / "a" / "b", 10, SETTINGS, quiet=True)
-    assert again.first_step == 7
-    for name, value in state.items():
-        assert_same(again.checkpoint[name], value)
-    assert_same(load_checkpoint(tmp_path / "a" / "b"), again.checkpoint)
+    with Run(tmp_path / "a" / "b", 10, SETTINGS, quiet=True) as again:
+        assert again.first_step == 7
+        for name, value in state.items():
+            assert_same(again.checkpoint[name], value)
+        assert_same(load_checkpoint(tmp_path / "a" / "b"), again.checkpoint)
 
 
 def test_a_checkpoint_survives_a_failed_successor(tmp_path: Path) -> None:
@@ -154,7 +151,7 @@ def test_other_settings_are_refused_by_name(
     with Run(tmp_path, 10, SETTINGS, quiet=True) as run:
         run.save(3, {})
     with pytest.raises(InputError, match=name) as error:
-        Run(tmp_path, 10, {**SETTINGS, **changed}, quiet=True)
+        Run(tmp_path, 10, {**SETTINGS, **changed}, quiet=True).__enter__()
     for text in (str(tmp_path), *values):
         assert text in str(error.value)
 
@@ -163,7 +160,7 @@ def test_a_setting_without_end_is_told_briefly(tmp_path: Path) -> None:
     with Run(tmp_path, 10, {**SETTINGS, "x" * 10_000: "y" * 10_000}, quiet=True) as run:
         run.save(3, {})
     with pytest.raises(InputError, match="was made with") as error:
-        Run(tmp_path, 10, SETTINGS, quiet=True)
+        Run(tmp_path, 10, SETTINGS, quiet=True).__enter__()
     assert len(str(error.value)) < 1000
 
 
@@ -171,14 +168,17 @@ def test_fewer_settings_are_refused(tmp_path: Path) -> None:
     with Run(tmp_path, 10, SETTINGS, quiet=True) as run:
         run.save(3, {})
     with pytest.raises(InputError, match="form"):
-        Run(tmp_path, 10, {k: v for k, v in SETTINGS.items() if k != "form"}, quiet=True)
+        Run(
+            tmp_path, 10, {k: v for k, v in SETTINGS.items() if k != "form"}, quiet=True
+        ).__enter__()
 
 
 def test_the_number_of_steps_may_change(tmp_path: Path) -> None:
     with Run(tmp_path, 10, SETTINGS, quiet=True) as run:
         run.save(3, {})
     for steps in (5, 20):
-        assert Run(tmp_path, steps, SETTINGS, quiet=True).first_step == 4
+        with Run(tmp_path, steps, SETTINGS, quiet=True) as run:
+            assert run.first_step == 4
 
 
 def test_without_a_checkpoint_one_is_told_to_train(tmp_path: Path) -> None:
@@ -195,14 +195,14 @@ def test_without_a_checkpoint_one_is_told_to_train(tmp_path: Path) -> None:
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(content)
     with pytest.raises(InputError, match="damaged"):
-        Run(tmp_path, 10, SETTINGS, quiet=True)
+        Run(tmp_path, 10, SETTINGS, quiet=True).__enter__()
 
 
 def test_another_programs_checkpoint_is_refused(tmp_path: Path) -> None:
     for content in ({"model": {}}, [1, 2], torch.ones(3)):  # of types that are let through
         torch.save(content, tmp_path / "checkpoint.pt")
         with pytest.raises(InputError, match=r"checkpoint\.pt"):
-            Run(tmp_path, 10, SETTINGS, quiet=True)
+            Run(tmp_path, 10, SETTINGS, quiet=True).__enter__()
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, on what it finds in a damaged file
@@ -269,8 +269,11 @@ def test_what_a_kill_left_of_a_checkpoint_is_written_over(tmp_path: Path) -> Non
 def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path: Path, state: dict[str, Any]) -> None:
     with Run(tmp_path, 7, SETTINGS, quiet=True) as run:
         run.save(0, state)
-    with pytest.raises(InputError, match=r"checkpoint\.pt: its model"):
-        Run(tmp_path, 7, SETTINGS, quiet=True).restore({"model": torch.nn.Linear(2, 2)})
+    with (
+        Run(tmp_path, 7, SETTINGS, quiet=True) as run,
+        pytest.raises(InputError, match=r"checkpoint\.pt: its model"),
+    ):
+        run.restore({"model": torch.nn.Linear(2, 2)})
 
 
 def test_what_is_no_point_of_a_curve_is_left_out(tmp_path: Path) -> None:
@@ -333,18 +336,20 @@ def test_what_nobody_said_is_taken_from_the_checkpoint(tmp_path: Path) -> None:
     def run(**said: Any) -> Run:
         return Run(tmp_path, 7, {**SETTINGS, "weights": Unsaid(None), **said}, quiet=True)
 
-    assert run().settings["weights"] is None
+    with run() as begun:
+        assert begun.settings["weights"] is None
     with run(weights="abc") as begun:
         begun.save(0, {})
-    assert run().settings["weights"] == "abc"
+    with run() as begun:
+        assert begun.settings["weights"] == "abc"
     with pytest.raises(InputError, match="was made with weights 'abc', now it is 'other'"):
-        run(weights="other")
+        run(weights="other").__enter__()
 
 
 def test_how_often_it_saves_and_logs_may_change(tmp_path: Path, examples: TrainingExamples) -> None:
     def run(folder: str, steps: int, **often: int) -> None:
         with Run(tmp_path / folder, steps, SETTINGS, quiet=True, **often) as begun:
-            for step, _, _ in begun.batches(examples, 5, 0, 0):
+            for step, _, _ in begun.batches(Batches(examples, 5, 0, 0)):
                 begun.log(step, {"loss": float(step)})
                 if begun.saving(step):
                     begun.save(step, {})
@@ -436,6 +441,17 @@ def test_two_cannot_train_in_one_folder(tmp_path: Path) -> None:
             pass
     with again:
         pass
+
+
+def test_a_run_resumes_from_the_checkpoint_that_is_there_when_it_has_the_lock(
+    tmp_path: Path,
+) -> None:
+    with Run(tmp_path, 10, SETTINGS, quiet=True) as first:
+        first.save(3, {})
+        second = Run(tmp_path, 10, SETTINGS, quiet=True)
+        first.save(6, {})
+    with second:
+        assert second.first_step == 7
 
 
 # --- curves ---------------------------------------------------------------------------------------
@@ -531,7 +547,7 @@ def trained(
 ) -> None:
     """Run as the training loops do, with a signal in one step before or after its checkpoint."""
     with run:
-        for step, _, _ in run.batches(examples, 5, 0, 0):
+        for step, _, _ in run.batches(Batches(examples, 5, 0, 0)):
             if step == interrupt_in and not late:
                 signal.raise_signal(number)
             run.log(step, {"loss": 1.0})
@@ -586,6 +602,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 from mirrorgan_fast.interrupts import Terminated
+from mirrorgan_fast.training.batches import Batches
 from mirrorgan_fast.training.run import Run
 
 class Numbers(Dataset):
@@ -595,7 +612,7 @@ class Numbers(Dataset):
 
 try:
     with Run(Path(sys.argv[1]), 100, {}, quiet=True) as run:
-        for step, _, _ in run.batches(Numbers(), 4, 0, 2):
+        for step, _, _ in run.batches(Batches(Numbers(), 4, 0, 2)):
             print("step", step, flush=True)
             time.sleep(0.05)
             if run.saving(step):

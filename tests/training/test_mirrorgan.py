@@ -21,11 +21,11 @@ from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.stem import STEM
 from mirrorgan_fast.models.stream import STREAM
-from mirrorgan_fast.training import trainer
+from mirrorgan_fast.training import mirrorgan
 from mirrorgan_fast.training.checkpoint import load_checkpoint
+from mirrorgan_fast.training.mirrorgan import train_gan
 from mirrorgan_fast.training.run import Run
 from mirrorgan_fast.training.settings import TrainingSettings
-from mirrorgan_fast.training.trainer import train_gan
 from mirrorgan_fast.vocabulary import Vocabulary
 
 
@@ -301,7 +301,7 @@ def test_cnns_that_see_alike_see_an_image_once(
         cnn.register_forward_hook(lambda *_, name=name: seen.append(name))
     train(tmp_path / "once", steps=2)
     assert seen == ["DAMSM"] * 2
-    monkeypatch.setattr(trainer, "_alike", lambda *_: False)
+    monkeypatch.setattr(mirrorgan, "_same", lambda *_: False)
     train(tmp_path / "twice", steps=2)
     assert sorted(seen) == ["DAMSM"] * 4 + ["STREAM"] * 2
     once, twice = (

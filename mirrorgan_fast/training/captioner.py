@@ -1,0 +1,121 @@
+"""Training of STREAM as a captioner of real images, before it describes generated ones."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mirrorgan_fast.data.examples import TrainingExamples
+from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.stream import STREAM
+from mirrorgan_fast.training.backbones import (
+    BackboneWeights,
+    check_backbone,
+    file_of,
+    freeze_backbone,
+    load_small_cnn,
+    origin,
+)
+from mirrorgan_fast.training.batches import Batch, Batches
+from mirrorgan_fast.training.features import ImageFeatures
+from mirrorgan_fast.training.learner import Learner
+from mirrorgan_fast.training.loop import Part, fit
+from mirrorgan_fast.training.objectives import stream_loss
+from mirrorgan_fast.training.precision import Precision, autocast
+from mirrorgan_fast.training.run import dependencies, open_run
+from mirrorgan_fast.training.settings import STREAMSettings, TrainingSettings
+
+
+class CaptionerTraining:
+    """Each word of a caption is predicted from the image and the words before it.
+
+    Args:
+        settings: of this training.
+        stream: the captioner; its CNN may be frozen.
+        features: the pooled features of the images of a batch.
+        device: where to train.
+        precision: of the steps.
+    """
+
+    def __init__(
+        self,
+        settings: STREAMSettings,
+        stream: STREAM,
+        features: ImageFeatures,
+        device: torch.device,
+        precision: Precision,
+    ) -> None:
+        self.settings, self.device, self.precision = settings, device, precision
+        self.stream, self.features = stream, features
+        self.learner = Learner(stream, settings.learning_rate, clip=settings.gradient_clip)
+
+    def parts(self) -> dict[str, Part]:
+        """Return what a checkpoint holds."""
+        return {"model": self.stream, "optimizer": self.learner.adam}
+
+    def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:
+        """Lower the mean cross-entropy of the captions' words."""
+        tokens, lengths = batch["tokens"].to(self.device), batch["length"].to(self.device)
+        with autocast(self.device, self.precision):
+            (pooled,) = self.features(batch)
+            loss = stream_loss(self.stream.predict(pooled, tokens), tokens, lengths, "authors")
+        # The learning rate falls to zero in a straight line: the last steps settle the rare words.
+        self.learner.lower(loss, pace=1 - step / self.settings.steps)
+        return {"cross_entropy": loss.detach()}
+
+
+def train_stream(
+    config: ModelConfig,
+    settings: TrainingSettings,
+    examples: TrainingExamples,
+    vocabulary_size: int,
+    folder: Path,
+    *,
+    device: torch.device,
+    backbone_weights: BackboneWeights | None = None,
+    small_cnn: Mapping[str, Tensor] | None = None,
+    workers: int = 1,
+    quiet: bool = False,
+) -> STREAM:
+    """Train STREAM. Writes checkpoints and curves; resumes from the folder's checkpoint.
+
+    Args:
+        config: of the model that it is for.
+        settings: of the whole chain.
+        examples: what to train on.
+        vocabulary_size: how many words there are.
+        folder: of the run.
+        device: where to train.
+        backbone_weights: what a large CNN starts from; the checkpoint remembers it.
+        small_cnn: weights of the small CNN, which stays as it is.
+        workers: processes that read images.
+        quiet: no progress bar.
+
+    Raises:
+        InputError: see ``Run``, ``Batches`` and ``check_backbone``.
+    """
+    options = settings.stream
+    check_backbone("stream", config.stream_encoder, backbone_weights, folder)
+    torch.manual_seed(settings.seed)
+    stream = STREAM(config, vocabulary_size, file_of(backbone_weights)).to(device)
+    if small_cnn is not None:
+        load_small_cnn(stream.cnn, small_cnn)
+    needs = dependencies(config, settings, options, examples, device, cnn=small_cnn)
+    needs |= origin(stream.cnn, backbone_weights)
+    with open_run(folder, options, settings, needs, quiet=quiet) as run:
+        precision = run.settings["precision"]
+        freeze_backbone(stream.cnn, run)
+        features = ImageFeatures(
+            lambda image: (stream.see(image),),
+            examples,
+            device,
+            precision,
+            once=small_cnn is not None and not settings.augment,
+            workers=workers,
+            quiet=quiet,
+        )
+        batches = Batches(features.examples, options.batch_size, settings.seed, workers)
+        task = CaptionerTraining(options, stream, features, device, precision)
+        fit(task, run, batches)
+    return stream.eval()

@@ -1,0 +1,103 @@
+"""Training of the small CNN: which phrases do the captions of an image have?"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mirrorgan_fast.data.examples import TrainingExamples
+from mirrorgan_fast.models.backbones.small import SmallImageEncoder
+from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.pictures import to_signed
+from mirrorgan_fast.training.batches import Batch, Batches
+from mirrorgan_fast.training.learner import Learner
+from mirrorgan_fast.training.loop import Part, fit
+from mirrorgan_fast.training.precision import Precision, autocast
+from mirrorgan_fast.training.run import dependencies, open_run
+from mirrorgan_fast.training.settings import CNNSettings, TrainingSettings
+
+
+class CNNTraining:
+    """The visual n-grams of Li et al. (2017): what ImageNet's weights are to the large CNNs.
+
+    Neither a captioner nor a matcher of whole captions teaches a new CNN to see in reasonable time,
+    because one caption says little about its image. All phrases of all its captions say nearly
+    everything that is known about it.
+
+    Args:
+        settings: of this training.
+        phrases: bool (examples, P), which phrases each image has.
+        device: where to train.
+        precision: of the steps.
+    """
+
+    def __init__(
+        self, settings: CNNSettings, phrases: Tensor, device: torch.device, precision: Precision
+    ) -> None:
+        self.settings, self.device, self.precision = settings, device, precision
+        self.phrases = phrases
+        self.cnn = SmallImageEncoder().to(device)
+        # The grid is asked too: with the last layer alone, the CNN learns later and less.
+        self.heads = nn.ModuleDict(
+            {
+                "grid": nn.Linear(self.cnn.grid_size, phrases.shape[1]),
+                "pooled": nn.Linear(self.cnn.pooled_size, phrases.shape[1]),
+            }
+        ).to(device)
+        both = nn.ModuleDict({"cnn": self.cnn, "heads": self.heads})
+        self.learner = Learner(both, settings.learning_rate)
+
+    def parts(self) -> dict[str, Part]:
+        """Return what a checkpoint holds."""
+        return {"model": self.learner.module, "optimizer": self.learner.adam}
+
+    def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:
+        """Lower the cross-entropy of every phrase, summed over the phrases of an image."""
+        target = self.phrases[batch["index"]].to(self.device).float()
+        with autocast(self.device, self.precision):
+            grid = self.cnn.grid(self.cnn.regions(to_signed(batch["image"], self.device)))
+            early, logits = self.heads["grid"](grid), self.heads["pooled"](self.cnn.pooled(grid))
+        early_loss, loss = (
+            functional.binary_cross_entropy_with_logits(each.float(), target, reduction="sum")
+            / len(target)
+            for each in (early, logits)
+        )
+        self.learner.lower(early_loss + loss, pace=1 - step / self.settings.steps)
+        found = ((logits > 0) * target).sum() / target.sum().clamp(min=1)
+        return {"cross_entropy": loss.detach(), "found": found.detach()}
+
+
+def train_cnn(
+    config: ModelConfig,
+    settings: TrainingSettings,
+    examples: TrainingExamples,
+    folder: Path,
+    *,
+    device: torch.device,
+    workers: int = 1,
+    quiet: bool = False,
+) -> SmallImageEncoder:
+    """Train the small CNN. Writes checkpoints and curves; resumes from the folder's checkpoint.
+
+    Args:
+        config: of the model that it is for.
+        settings: of the whole chain.
+        examples: what to train on.
+        folder: of the run.
+        device: where to train.
+        workers: processes that read images.
+        quiet: no progress bar.
+
+    Raises:
+        InputError: see ``Run`` and ``Batches``.
+    """
+    options = settings.cnn
+    batches = Batches(examples, options.batch_size, settings.seed, workers)
+    needs = dependencies(config, settings, options, examples, device)
+    with open_run(folder, options, settings, needs, quiet=quiet) as run:
+        torch.manual_seed(settings.seed)
+        phrases = examples.phrases(options.phrases)
+        task = CNNTraining(options, phrases, device, run.settings["precision"])
+        fit(task, run, batches)
+    return task.cnn.eval()

@@ -1,0 +1,65 @@
+"""A learner: networks with their optimizer, and what every training step does with a loss."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Learner:
+    """Networks that learn together with one Adam.
+
+    A training step only states its loss; ``lower`` does the rest: gradients, clipping, the learning
+    rate of the step, and Adam's step.
+
+    Args:
+        module: the networks. Parameters that do not require gradients now are never changed.
+        learning_rate: at the start.
+        betas: of Adam.
+        clip: the largest norm that all gradients together may have; None: any.
+        weight_decay: of AdamW.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        learning_rate: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        *,
+        clip: float | None = None,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self.module = module
+        self.learning_rate = learning_rate
+        self.clip = clip
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.adam = torch.optim.AdamW(
+            self.parameters, learning_rate, betas, weight_decay=weight_decay
+        )
+
+    def lower(self, loss: Tensor, pace: float = 1.0) -> None:
+        """Take one step of Adam down the gradient of a loss.
+
+        Args:
+            loss: a scalar.
+            pace: factor on the learning rate in this step.
+        """
+        for group in self.adam.param_groups:
+            group["lr"] = self.learning_rate * pace
+        self.adam.zero_grad()
+        loss.backward()
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.adam.step()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Compute no gradients of these networks inside the block, only gradients through them."""
+        for parameter in self.parameters:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in self.parameters:
+                parameter.requires_grad_(True)

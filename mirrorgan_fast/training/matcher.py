@@ -1,0 +1,135 @@
+"""Training of STEM with DAMSM's image encoder: which caption belongs to which image?"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mirrorgan_fast.data.examples import TrainingExamples
+from mirrorgan_fast.metrics.r_precision import sentence_similarity
+from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.damsm import DAMSMImageEncoder
+from mirrorgan_fast.models.stem import STEM, word_mask
+from mirrorgan_fast.training.backbones import (
+    BackboneWeights,
+    check_backbone,
+    file_of,
+    freeze_backbone,
+    load_small_cnn,
+    origin,
+)
+from mirrorgan_fast.training.batches import Batch, Batches
+from mirrorgan_fast.training.features import ImageFeatures
+from mirrorgan_fast.training.learner import Learner
+from mirrorgan_fast.training.loop import Part, fit
+from mirrorgan_fast.training.objectives import damsm_loss
+from mirrorgan_fast.training.precision import Precision, autocast
+from mirrorgan_fast.training.run import dependencies, open_run
+from mirrorgan_fast.training.settings import STEMSettings, TrainingSettings
+
+
+class MatcherTraining:
+    """DAMSM (AttnGAN, section 3.2): each caption is to find its image in the batch, and back.
+
+    Args:
+        settings: of this training.
+        stem: the text encoder.
+        image_encoder: the image encoder; its CNN may be frozen.
+        features: what its CNN makes of the images of a batch.
+        device: where to train.
+        precision: of the steps.
+    """
+
+    def __init__(
+        self,
+        settings: STEMSettings,
+        stem: STEM,
+        image_encoder: DAMSMImageEncoder,
+        features: ImageFeatures,
+        device: torch.device,
+        precision: Precision,
+    ) -> None:
+        self.settings, self.device, self.precision = settings, device, precision
+        self.stem, self.image_encoder, self.features = stem, image_encoder, features
+        both = nn.ModuleDict({"stem": stem, "image_encoder": image_encoder})
+        self.learner = Learner(
+            both, settings.learning_rate, (0.5, 0.999), clip=settings.gradient_clip
+        )
+
+    def parts(self) -> dict[str, Part]:
+        """Return what a checkpoint holds."""
+        return {"model": self.learner.module, "optimizer": self.learner.adam}
+
+    def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:
+        """Lower L_DAMSM."""
+        lengths, labels = batch["length"].to(self.device), batch["label"].to(self.device)
+        with autocast(self.device, self.precision):
+            words, sentences = self.stem(batch["tokens"].to(self.device), lengths)
+            mask = word_mask(lengths, words.shape[1])
+            regions, codes = self.image_encoder.embed(*self.features(batch))
+            loss = damsm_loss(words, mask, sentences, regions, codes, labels)
+        self.learner.lower(loss, pace=self.settings.decay**epoch)
+        found = sentence_similarity(sentences, codes).argmax(dim=1)
+        retrieval = (labels[found] == labels).float().mean()
+        return {"damsm": loss.detach(), "retrieval": retrieval}
+
+
+def train_stem(
+    config: ModelConfig,
+    settings: TrainingSettings,
+    examples: TrainingExamples,
+    vocabulary_size: int,
+    folder: Path,
+    *,
+    device: torch.device,
+    backbone_weights: BackboneWeights | None = None,
+    small_cnn: Mapping[str, Tensor] | None = None,
+    workers: int = 1,
+    quiet: bool = False,
+) -> tuple[STEM, DAMSMImageEncoder]:
+    """Train STEM and DAMSM's image encoder.
+
+    Writes checkpoints and curves; resumes from the folder's checkpoint.
+
+    Args:
+        config: of the model that they are for.
+        settings: of the whole chain.
+        examples: what to train on.
+        vocabulary_size: how many words there are.
+        folder: of the run.
+        device: where to train.
+        backbone_weights: what a large CNN starts from; the checkpoint remembers it.
+        small_cnn: weights of the small CNN, which stays as it is.
+        workers: processes that read images.
+        quiet: no progress bar.
+
+    Raises:
+        InputError: see ``Run``, ``Batches`` and ``check_backbone``.
+    """
+    options = settings.stem
+    check_backbone("stem", config.image_encoder, backbone_weights, folder)
+    torch.manual_seed(settings.seed)
+    stem = STEM(config, vocabulary_size).to(device)
+    image_encoder = DAMSMImageEncoder(config, file_of(backbone_weights)).to(device)
+    cnn = image_encoder.cnn
+    if small_cnn is not None:
+        load_small_cnn(cnn, small_cnn)
+    needs = dependencies(config, settings, options, examples, device, cnn=small_cnn)
+    needs |= origin(cnn, backbone_weights)
+    with open_run(folder, options, settings, needs, quiet=quiet) as run:
+        precision = run.settings["precision"]
+        freeze_backbone(cnn, run)
+        features = ImageFeatures(
+            cnn,
+            examples,
+            device,
+            precision,
+            once=small_cnn is not None and not settings.augment,
+            workers=workers,
+            quiet=quiet,
+        )
+        batches = Batches(features.examples, options.batch_size, settings.seed, workers)
+        task = MatcherTraining(options, stem, image_encoder, features, device, precision)
+        fit(task, run, batches)
+    return stem.eval(), image_encoder.eval()
