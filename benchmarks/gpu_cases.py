@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mirrorgan_fast.inference.renderer import fuse
 from mirrorgan_fast.models.discriminator import Discriminator
 from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.layers import ResidualBlock, UpBlock
@@ -372,7 +373,7 @@ def _generator(device: str, sizes: Sizes) -> Iterator[Case]:
     config = find_recipe(sizes.preset).config  # type: ignore[arg-type]
     vocabulary = Vocabulary([END, *(f"w{i}" for i in range(5000))])
     model = MirrorGAN(config, vocabulary).eval().to(device)
-    fused = model.fused(BF16)
+    fused = fuse(model, BF16)
     narrow = model.glam.to(BF16, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for batch in sizes.batches:
         tokens = torch.randint(1, 5000, (batch, config.caption_length), device=device)

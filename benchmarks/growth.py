@@ -10,6 +10,7 @@ import time
 import torch
 
 from benchmarks.cub_model import inputs_of, model_of_cub
+from mirrorgan_fast.inference.renderer import fuse
 from mirrorgan_fast.memory import keep_memory
 
 FEW, MANY = 8, 64
@@ -20,7 +21,7 @@ def main(seconds: float) -> None:
     """Print the medians."""
     keep_memory()
     model = model_of_cub()
-    fused = model.fused()
+    fused = fuse(model)
     cases = [(FEW, SHORT), (MANY, SHORT), (FEW, LONG)]
     inputs = [inputs_of(model, *case) for case in cases]
 

@@ -69,7 +69,7 @@ def generator(sampler: Sampler, texts: list[str]) -> float:
     start = time.perf_counter()
     for first in range(0, len(texts), sampler.batch_size):
         rows = slice(first, first + sampler.batch_size)
-        sampler.model.render(
+        sampler.renderer.render(
             encoded.tokens[rows], encoded.lengths[rows], noise[rows], condition_noise[rows]
         )
     return time.perf_counter() - start

@@ -10,6 +10,7 @@ from benchmarks.alternatives import work
 from benchmarks.cub_model import inputs_of, plain_call
 from benchmarks.harness import Contest
 from benchmarks.separate_process import Elsewhere
+from mirrorgan_fast.inference.renderer import fuse
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.ops import use
 
@@ -38,7 +39,7 @@ def test_generator(
 ) -> None:
     inputs = inputs_of(model, batch, words)
     tokens, lengths, noise, condition_noise = inputs
-    fused, plain = model.fused(dtype), Renders(model)
+    fused, plain = fuse(model, dtype), Renders(model)
     narrow = copy.copy(model)
     narrow._modules = dict(model._modules)  # STEM's LSTM is not compiled, nor does it take long
     narrow.glam = copy.deepcopy(model.glam).to(BF16, memory_format=torch.channels_last)  # type: ignore[call-overload]

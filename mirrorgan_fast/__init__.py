@@ -1,7 +1,9 @@
-"""MirrorGAN, fast and complete: a caption goes in, an image comes out and can be described back."""
+"""MirrorGAN and its relatives, fast and complete: a caption goes in, an image comes out."""
 
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.models.attngan import AttnGAN
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.recipes import load
 from mirrorgan_fast.sampling.sampler import Sampler
 
-__all__ = ["InputError", "MirrorGAN", "Sampler"]
+__all__ = ["AttnGAN", "InputError", "MirrorGAN", "Sampler", "load"]

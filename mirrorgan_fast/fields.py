@@ -40,6 +40,24 @@ def check_fields(record: Any, subject: str) -> None:
             raise InputError(f"{subject}: {field.name} is {value!r:.80}, expected {wanted}")
 
 
+def changed_fields(record: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass that are not at their default.
+
+    A field that a later version adds, at its default, thus changes neither a fingerprint nor the
+    settings of a run.
+    """
+    changed = {}
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        else:
+            default = field.default
+        if value != default:
+            changed[field.name] = value
+    return changed
+
+
 def field_kinds(record: type) -> dict[str, Any]:
     """Return the type of each field of a dataclass, also of one whose annotations are strings."""
     return get_type_hints(record)

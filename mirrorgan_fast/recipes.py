@@ -1,27 +1,68 @@
-"""The recipes: the sizes of a model and how it is trained, by name; the only such table."""
+"""The table of systems, and of recipes: sizes and training of a model, by name. The only one."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.files import StrPath
+from mirrorgan_fast.models.attngan import AttnGAN
+from mirrorgan_fast.models.config import AttnGANConfig, CascadeConfig, MirrorGANConfig
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.models.text_to_image import TextToImage
 from mirrorgan_fast.training.settings import (
-    GANSettings,
+    CascadeSettings,
+    MirrorGANSettings,
+    MirrorGANTrainingSettings,
     STEMSettings,
     STREAMSettings,
     TrainingSettings,
 )
+from mirrorgan_fast.weights import CONFIG, find_pretrained, load_config
+
+SYSTEMS: dict[str, type[TextToImage]] = {system.SYSTEM: system for system in (MirrorGAN, AttnGAN)}
+"""The class of each system, by the name that config.json has."""
+
+
+def load(name_or_path: StrPath = "birds-painted") -> TextToImage:
+    """Load a model of any system for inference: one that comes with the package, or a folder.
+
+    Raises:
+        InputError: there is no such model, or a file of it is damaged.
+    """
+    folder = find_pretrained(name_or_path)
+    return SYSTEMS[load_description(folder).system].from_pretrained(folder)
+
+
+class Description(NamedTuple):
+    """What a model's config.json says."""
+
+    system: str
+    config: CascadeConfig
+
+
+def load_description(folder: StrPath) -> Description:
+    """Read the config.json of a model of any system.
+
+    Raises:
+        InputError: it is missing or damaged, or its system is unknown.
+    """
+    system, sizes = load_config(folder)
+    path = Path(folder) / CONFIG
+    if system not in SYSTEMS:
+        raise InputError(f"{path}: system is {system!r:.80}, expected {' or '.join(SYSTEMS)}")
+    return Description(system, SYSTEMS[system].CONFIG.from_dict(sizes, path))
 
 
 class Recipe(NamedTuple):
-    """A model and its training."""
+    """The sizes of a model, whose class says its system, and its training."""
 
-    config: ModelConfig
+    config: CascadeConfig
     settings: TrainingSettings
 
 
 RECIPES: dict[str, Recipe] = {
     "birds-painted": Recipe(
-        ModelConfig(
+        MirrorGANConfig(
             image_size=128,
             discriminator_channels=32,
             discriminator_norm="none",
@@ -32,10 +73,10 @@ RECIPES: dict[str, Recipe] = {
             stream_encoder="small",
             stream_hidden_size=256,
         ),
-        TrainingSettings(
+        MirrorGANTrainingSettings(
             stem=STEMSettings(steps=5_500, decay=0.85),
             stream=STREAMSettings(steps=16_000, batch_size=192, learning_rate=2e-3),
-            gan=GANSettings(
+            gan=MirrorGANSettings(
                 steps=15_000,
                 decay_steps=3_000,
                 batch_size=32,
@@ -51,17 +92,53 @@ RECIPES: dict[str, Recipe] = {
         ),
     ),
     "cub": Recipe(
-        ModelConfig(),
-        TrainingSettings(),
+        MirrorGANConfig(),
+        MirrorGANTrainingSettings(),
     ),
     "coco": Recipe(
-        ModelConfig(
+        MirrorGANConfig(
             generator_channels=48,
             discriminator_channels=96,
             residual_blocks=3,
             caption_length=12,
         ),
-        TrainingSettings(gan=GANSettings(batch_size=14, steps=710_000)),
+        MirrorGANTrainingSettings(gan=MirrorGANSettings(batch_size=14, steps=710_000)),
+    ),
+    "attngan-birds-painted": Recipe(
+        AttnGANConfig(
+            image_size=128,
+            discriminator_channels=32,
+            discriminator_norm="none",
+            residual_blocks=1,
+            word_embedding_size=128,
+            text_dropout=0.1,
+            image_encoder="small",
+        ),
+        TrainingSettings(
+            stem=STEMSettings(steps=5_500, decay=0.85),
+            gan=CascadeSettings(
+                steps=15_000,
+                decay_steps=3_000,
+                batch_size=32,
+                learning_rate=2e-3,
+                discriminator_learning_rate=6e-4,
+                r1_weight=0.1,
+                last_stage_from=3_000,
+            ),
+            augment=False,
+        ),
+    ),
+    "attngan-cub": Recipe(AttnGANConfig(), TrainingSettings()),
+    "attngan-coco": Recipe(
+        AttnGANConfig(
+            generator_channels=48,
+            discriminator_channels=96,
+            residual_blocks=3,
+            caption_length=12,
+        ),
+        TrainingSettings(
+            gan=CascadeSettings(batch_size=14, steps=710_000, damsm_weight=50.0),
+        ),
     ),
 }
 

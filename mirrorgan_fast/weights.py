@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -22,8 +22,9 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 """Where the models that come with the package are, a folder each."""
 
 CONFIG, _VOCABULARY, _TENSORS = "config.json", "vocabulary.txt", "model.safetensors"
+FORMAT = 1
+"""Of config.json; raised when an older version could no longer read it."""
 _LONGEST_CONFIG = 2**20  # bytes
-Config = TypeVar("Config")
 
 
 def find_pretrained(name_or_path: StrPath) -> Path:
@@ -42,49 +43,66 @@ def find_pretrained(name_or_path: StrPath) -> Path:
     )
 
 
-def save_description(folder: StrPath, config: Any, vocabulary: Vocabulary) -> None:
+def save_description(folder: StrPath, system: str, config: Any, vocabulary: Vocabulary) -> None:
     """Write config.json and vocabulary.txt.
 
     Args:
         folder: made if need be.
-        config: a dataclass with the sizes of the model.
+        system: its name, which ``recipes.SYSTEMS`` has.
+        config: a dataclass with the sizes of the networks.
         vocabulary: of the model.
 
     Raises:
         InputError: the folder cannot be written.
     """
-    vocabulary_path = Path(folder) / _VOCABULARY
-    with whole_file(vocabulary_path) as partial:
+    values = {"system": system, "format": FORMAT, **asdict(config)}
+    with whole_file(Path(folder) / _VOCABULARY) as partial:
         vocabulary.save(partial)
     with whole_file(Path(folder) / CONFIG) as partial:
-        partial.write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def load_description(
-    folder: StrPath, from_dict: Callable[[Mapping[str, Any]], Config]
-) -> tuple[Config, Vocabulary]:
-    """Read what ``save_description`` wrote.
+def load_config(folder: StrPath) -> tuple[str, dict[str, Any]]:
+    """Read config.json.
 
-    Args:
-        folder: of the model.
-        from_dict: makes a config of the values in config.json, such as ``ModelConfig.from_dict``.
+    Returns:
+        the system's name, and the sizes of its networks, which may be anything yet.
 
     Raises:
-        InputError: a file is missing or damaged, or describes no possible model.
+        InputError: the file is missing or damaged, or a newer version wrote it.
     """
     path = Path(folder) / CONFIG
     content = read_file(path, _LONGEST_CONFIG)
     try:
         values = parse_json(content)
     except ValueError as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error}); get it anew") from error
+        raise InputError(
+            f"{path}: cannot be read as JSON ({error}); get another copy of the model"
+        ) from error
     if not isinstance(values, dict):
-        raise InputError(f"{path}: expected an object with a model's sizes; get it anew")
-    try:
-        config = from_dict(values)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    return config, Vocabulary.load(Path(folder) / _VOCABULARY)
+        raise InputError(
+            f"{path}: expected an object with a model's sizes; get another copy of the model"
+        )
+    system, format = values.pop("system", "mirrorgan"), values.pop("format", 1)
+    if not isinstance(system, str):
+        raise InputError(f"{path}: system is {system!r:.80}, expected a name")
+    if type(format) is not int or format < 1:
+        raise InputError(f"{path}: format is {format!r:.80}, expected a whole number from 1 on")
+    if format > FORMAT:
+        raise InputError(
+            f"{path}: has the format {format:,}, newer than {FORMAT}, which this version reads; "
+            f"install a newer version of mirrorgan-fast"
+        )
+    return system, values
+
+
+def load_vocabulary(folder: StrPath) -> Vocabulary:
+    """Read vocabulary.txt.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    return Vocabulary.load(Path(folder) / _VOCABULARY)
 
 
 def save_tensors(

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.vocabulary import END, Vocabulary
 
-SMALL = ModelConfig(
+SMALL = MirrorGANConfig(
     image_size=32,
     stages=2,
     generator_channels=4,

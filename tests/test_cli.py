@@ -18,6 +18,7 @@ from torch._utils import ExceptionWrapper
 from mirrorgan_fast.cli import describe, paint, sample
 from mirrorgan_fast.cli.main import main
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.inference.renderer import fuse
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.vocabulary import Vocabulary
 from tests.small import SMALL
@@ -85,7 +86,7 @@ def test_sample_writes_images_and_a_sheet_and_describe_reads_them(
     assert {(image.size, image.mode) for image in images} == {((32, 32), "RGB")}
     captions = ["a red bird", "a red bird", "a bird", "a bird"]
     for image, expected in zip(
-        images, MirrorGAN.from_pretrained(model).fused().sample(captions, seed=0), strict=True
+        images, fuse(MirrorGAN.from_pretrained(model)).sample(captions, seed=0), strict=True
     ):
         assert np.array_equal(np.asarray(image), np.asarray(expected))
 

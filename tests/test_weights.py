@@ -12,20 +12,21 @@ from torch import nn
 
 from mirrorgan_fast import weights
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.config import CascadeConfig, MirrorGANConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.recipes import load_description
 from mirrorgan_fast.vocabulary import Vocabulary
 from mirrorgan_fast.weights import (
     find_pretrained,
-    load_description,
     load_state,
     load_tensors,
+    load_vocabulary,
     save_description,
     save_tensors,
 )
 from tests.small import small_model
 
-CONFIG = ModelConfig(image_size=64, stages=2, sentence_attention="authors", text_dropout=0.25)
+CONFIG = MirrorGANConfig(image_size=64, stages=2, sentence_attention="authors", text_dropout=0.25)
 VOCABULARY = Vocabulary(["<end>", "a", "vögel", "鸟", "bird"])
 
 
@@ -37,7 +38,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package that comes with the models "birds" and "flowers"."""
     folder = tmp_path / "package" / "pretrained"
     for name in ("flowers", "birds"):
-        save_description(folder / name, CONFIG, VOCABULARY)
+        save_description(folder / name, "mirrorgan", CONFIG, VOCABULARY)
     (folder / "unfinished").mkdir()
     monkeypatch.setattr(weights, "PRETRAINED", folder)
     return folder
@@ -45,7 +46,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_model_is_found_by_name_or_path(shipped: Path, tmp_path: Path) -> None:
     assert find_pretrained("birds") == shipped / "birds"
-    save_description(tmp_path / "mine", CONFIG, VOCABULARY)
+    save_description(tmp_path / "mine", "mirrorgan", CONFIG, VOCABULARY)
     assert find_pretrained(tmp_path / "mine") == tmp_path / "mine"
     assert find_pretrained(str(tmp_path / "mine")) == tmp_path / "mine"
 
@@ -63,15 +64,20 @@ def test_a_package_without_models_says_so(tmp_path: Path, monkeypatch: pytest.Mo
         find_pretrained("birds")
 
 
+def read_description(folder: Path) -> tuple[CascadeConfig, Vocabulary]:
+    return load_description(folder).config, load_vocabulary(folder)
+
+
 # --- config and vocabulary ------------------------------------------------------------------------
 
 
 def test_a_description_is_read_back(tmp_path: Path) -> None:
-    save_description(tmp_path / "new", CONFIG, VOCABULARY)
-    config, vocabulary = load_description(tmp_path / "new", ModelConfig.from_dict)
+    save_description(tmp_path / "new", "mirrorgan", CONFIG, VOCABULARY)
+    config, vocabulary = read_description(tmp_path / "new")
     assert config == CONFIG
     assert vocabulary.words == VOCABULARY.words
-    assert json.loads((tmp_path / "new" / "config.json").read_text()) == dataclasses.asdict(CONFIG)
+    written = json.loads((tmp_path / "new" / "config.json").read_text())
+    assert written == {"system": "mirrorgan", "format": 1, **dataclasses.asdict(CONFIG)}
     assert {path.name for path in (tmp_path / "new").iterdir()} == {
         "config.json",
         "vocabulary.txt",
@@ -93,37 +99,43 @@ def test_a_description_is_read_back(tmp_path: Path) -> None:
         b'{"image_size": NaN}',
         b'{"text_dropout": 7}',
         b'{"GF_DIM": 32}',
+        b'{"system": "vqgan"}',
+        b'{"system": 7}',
+        b'{"format": 2}',
+        b'{"format": "1"}',
+        b'{"format": true}',
+        b'{"system": "attngan", "stream_encoder": "small"}',
         pytest.param(b"[" * 100_000, id="deep"),
     ],
 )
 def test_a_damaged_config_is_told(tmp_path: Path, content: bytes) -> None:
-    save_description(tmp_path, CONFIG, VOCABULARY)
+    save_description(tmp_path, "mirrorgan", CONFIG, VOCABULARY)
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(InputError, match=r"config\.json") as told:
-        load_description(tmp_path, ModelConfig.from_dict)
+        read_description(tmp_path)
     assert str(tmp_path) in str(told.value)
     assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize("name", ["config.json", "vocabulary.txt"])
 def test_a_missing_file_is_told(tmp_path: Path, name: str) -> None:
-    save_description(tmp_path, CONFIG, VOCABULARY)
+    save_description(tmp_path, "mirrorgan", CONFIG, VOCABULARY)
     (tmp_path / name).unlink()
     with pytest.raises(InputError, match=name):
-        load_description(tmp_path, ModelConfig.from_dict)
+        read_description(tmp_path)
 
 
 def test_a_damaged_vocabulary_is_told(tmp_path: Path) -> None:
-    save_description(tmp_path, CONFIG, VOCABULARY)
+    save_description(tmp_path, "mirrorgan", CONFIG, VOCABULARY)
     (tmp_path / "vocabulary.txt").write_text("a\nbird\n")
     with pytest.raises(InputError, match=r"vocabulary\.txt, line 1"):
-        load_description(tmp_path, ModelConfig.from_dict)
+        read_description(tmp_path)
 
 
 def test_an_unwritable_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
-        save_description(tmp_path / "file", CONFIG, VOCABULARY)
+        save_description(tmp_path / "file", "mirrorgan", CONFIG, VOCABULARY)
     with pytest.raises(InputError, match="cannot be written"):
         save_tensors(tmp_path / "file", {"a": torch.ones(1)})
 
@@ -164,7 +176,7 @@ def test_saving_does_not_change_what_is_saved(tmp_path: Path) -> None:
 
 
 def test_all_files_of_a_model_may_be_read_by_the_same_people(tmp_path: Path) -> None:
-    save_description(tmp_path, CONFIG, VOCABULARY)
+    save_description(tmp_path, "mirrorgan", CONFIG, VOCABULARY)
     save_tensors(tmp_path, tensors())
     modes = {path.name: stat.filemode(path.stat().st_mode) for path in tmp_path.iterdir()}
     assert len(modes) == 3
@@ -259,7 +271,7 @@ def test_a_loaded_model_does_not_change_with_its_file(tmp_path: Path) -> None:
 
 
 def test_a_training_that_has_not_ended_is_no_damaged_model(tmp_path: Path) -> None:
-    save_description(tmp_path, CONFIG, VOCABULARY)
+    save_description(tmp_path, "mirrorgan", CONFIG, VOCABULARY)
     (tmp_path / "gan").mkdir()
     (tmp_path / "gan" / "checkpoint.pt").write_bytes(b"")
     with pytest.raises(InputError, match="training in this folder has not come to its end"):

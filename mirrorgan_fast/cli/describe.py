@@ -16,6 +16,7 @@ from mirrorgan_fast.cli.options import (
 )
 from mirrorgan_fast.cli.output import print_line, say
 from mirrorgan_fast.errors import InputError, printable
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.pictures import read_picture, square
 
 _BATCH_SIZE = 16
@@ -32,6 +33,11 @@ def add_to(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     model = model_of(options)
+    if not isinstance(model, MirrorGAN):
+        raise InputError(
+            f"describe: {options.model} is a model of the system {model.SYSTEM}, which has no "
+            f"captioner; use a model of {MirrorGAN.SYSTEM}"
+        )
     size = model.config.image_size
     count, failed = len(options.image), 0
     bar = tqdm(total=count, desc="describing", unit="image", delay=BAR_AFTER, disable=options.quiet)

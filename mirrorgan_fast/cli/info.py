@@ -10,9 +10,9 @@ import torch
 from mirrorgan_fast.cli.options import Commands, add_command
 from mirrorgan_fast.cli.output import print_line
 from mirrorgan_fast.errors import printable
-from mirrorgan_fast.models.config import ModelConfig
 from mirrorgan_fast.ops import build_info, report, why_no_cuda_kernels, why_not_compiled
-from mirrorgan_fast.weights import PRETRAINED, find_pretrained, load_description
+from mirrorgan_fast.recipes import load_description
+from mirrorgan_fast.weights import PRETRAINED, find_pretrained, load_vocabulary
 
 
 def add_to(commands: Commands) -> None:
@@ -24,7 +24,8 @@ def add_to(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    _, vocabulary = load_description(find_pretrained(options.model), ModelConfig.from_dict)
+    folder = find_pretrained(options.model)
+    model, vocabulary = load_description(folder), load_vocabulary(folder)
     if options.words:
         words = vocabulary.words[1:]
         print_line(json.dumps(words) if options.json else "\n".join(map(printable, words)))
@@ -44,6 +45,12 @@ def _run(options: argparse.Namespace) -> None:
         "ops": {
             f"{op} ({device}, {dtype})": f"{choice.implementation}: {choice.reason}"
             for (op, device, dtype), choice in report().items()
+        },
+        "model": {
+            "name": options.model,
+            "system": model.system,
+            "image_size": model.config.image_size,
+            "words": len(vocabulary),
         },
         "models": sorted(folder.parent.name for folder in PRETRAINED.glob("*/config.json")),
     }

@@ -8,8 +8,9 @@ from typing import Any, NoReturn
 import torch
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.models.mirrorgan import SEEDS, MirrorGAN
+from mirrorgan_fast.models.text_to_image import SEEDS, TextToImage
 from mirrorgan_fast.pictures import MAX_PIXELS
+from mirrorgan_fast.recipes import load
 
 BAR_AFTER = 2
 """Seconds; a bar only for what takes longer than people wait."""
@@ -121,9 +122,9 @@ def device_of(options: argparse.Namespace) -> torch.device:
     return device
 
 
-def model_of(options: argparse.Namespace) -> MirrorGAN:
+def model_of(options: argparse.Namespace) -> TextToImage:
     """Return the model that was asked for, on its device."""
-    return MirrorGAN.from_pretrained(options.model).to(device_of(options))
+    return load(options.model).to(device_of(options))
 
 
 def check_output(options: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from mirrorgan_fast.cli.output import print_line, say
 from mirrorgan_fast.errors import InputError, UnknownWordsWarning, listed, printable
 from mirrorgan_fast.figures.walk import check_animation, walk, write_walk
 from mirrorgan_fast.memory import keep_memory
-from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.models.text_to_image import TextToImage
 from mirrorgan_fast.ops import why_not_compiled
 from mirrorgan_fast.pictures import read_picture, write_sheet
 from mirrorgan_fast.sampling.caption_files import Captions
@@ -104,7 +104,7 @@ def add_to(commands: Commands) -> None:
     add_model(parser)
 
 
-def _painter(options: argparse.Namespace) -> MirrorGAN:
+def _painter(options: argparse.Namespace) -> TextToImage:
     """Return the model, and say if it takes longer than it could."""
     model, why = model_of(options), why_not_compiled()
     if why and next(model.parameters()).device.type == "cpu" and not options.quiet:
@@ -184,7 +184,7 @@ def _walk(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_captions(captions: Sequence[str], model: MirrorGAN) -> None:
+def _check_captions(captions: Sequence[str], model: TextToImage) -> None:
     """Tell what of captions the model does not know, before anything is made."""
     for caption, unknown in zip(captions, model.encode(captions).unknown, strict=True):
         if unknown:

@@ -18,7 +18,7 @@ from mirrorgan_fast.data.layouts import open_images
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.fields import field_kinds
 from mirrorgan_fast.memory import keep_memory
-from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.config import CascadeConfig
 from mirrorgan_fast.recipes import find_recipe
 from mirrorgan_fast.training.backbones import BackboneWeights
 from mirrorgan_fast.training.settings import STAGES, Stage, TrainingSettings
@@ -26,7 +26,7 @@ from mirrorgan_fast.training.settings import STAGES, Stage, TrainingSettings
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
-Record = TypeVar("Record", ModelConfig, TrainingSettings)
+Record = TypeVar("Record", CascadeConfig, TrainingSettings)
 
 
 def _backbone_weights(text: str) -> BackboneWeights:
@@ -75,13 +75,13 @@ def add_to(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     # TensorBoard and what it imports take longer than an image
-    from mirrorgan_fast.training.chain import train
+    from mirrorgan_fast.training.chain import stages_of, train
 
     if options.stage == "attributes":
         _train_attributes(options)
         return
     config, settings = find_recipe(options.preset)
-    model_fields = {field.name for field in dataclasses.fields(ModelConfig)}
+    model_fields = {field.name for field in dataclasses.fields(config)}
     for assignment in options.set:
         name, equals, value = assignment.partition("=")
         if not equals:
@@ -97,7 +97,7 @@ def _run(options: argparse.Namespace) -> None:
         backbone_weights["stream"] = options.stream_weights
     keep_memory()
     train(
-        STAGES if options.stage == "all" else (options.stage,),
+        stages_of(config) if options.stage == "all" else (options.stage,),
         config,
         settings,
         open_images(options.data, "train", options.split_field, options.max_pixels),

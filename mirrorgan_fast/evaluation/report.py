@@ -25,7 +25,9 @@ from mirrorgan_fast.evaluation.redescription import bleu_4, redescription_accura
 from mirrorgan_fast.metrics.attributes import AttributeAccuracy, attribute_accuracy
 from mirrorgan_fast.metrics.r_precision import CaptionPool, r_precision
 from mirrorgan_fast.models.attribute_classifier import AttributeClassifier
-from mirrorgan_fast.models.mirrorgan import SEEDS, MirrorGAN
+from mirrorgan_fast.models.damsm import DAMSMImageEncoder
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.models.text_to_image import SEEDS, TextToImage, in_evaluation
 from mirrorgan_fast.pictures import from_image, to_signed, to_uint8
 from mirrorgan_fast.training.precision import autocast
 
@@ -35,7 +37,7 @@ _CAPTION_BATCH = 512
 
 @torch.no_grad()
 def evaluate(
-    model: MirrorGAN,
+    model: TextToImage,
     images: CaptionedImages,
     *,
     classifier: AttributeClassifier | None = None,
@@ -47,7 +49,7 @@ def evaluate(
 
     Images are generated from one caption, chosen at random, of each of the first ``count``
     pictures. Captions of which the model knows no word are passed over, as in training, and so are
-    pictures that have no other. The model is put in evaluation mode.
+    pictures that have no other. The model's mode does not matter.
 
     Args:
         model: to be measured.
@@ -60,7 +62,7 @@ def evaluate(
 
     Returns:
         what was measured on ("count", "seed", "image_size", and "captions_passed_over" of those
-        that the split has), then for "r_precision" and
+        that the split has), then for "r_precision" and, if the system has a captioner,
         "redescription", and with a classifier for "classifier", "attributes" and "edits", the
         figures of "generated" and of "real". Shares are in [0, 1]. The real edits are painted pairs
         (see ``painted_pairs``).
@@ -71,8 +73,7 @@ def evaluate(
     """
     if not isinstance(seed, int) or not 0 <= seed < SEEDS:
         raise InputError(f"seed is {seed!r:.60}, expected a whole number from 0 to 2^128")
-    model.check_weights("stem", "glam", "stream", "image_encoder")
-    model.eval()
+    model.check_weights(*dict(model.named_children()))
     size = model.config.image_size
     rng = np.random.default_rng(seed)
     pool, known, passed_over = _caption_pool(model, images)
@@ -97,8 +98,9 @@ def evaluate(
         "image_size": size,
         "captions_passed_over": passed_over,
         "r_precision": {},
-        "redescription": {"generated": {}, "real": {}},
     }
+    if isinstance(model, MirrorGAN):
+        figures["redescription"] = {"generated": {}, "real": {}}
     shown: dict[str, list[dict[str, str]]] = {}
     if classifier is not None and birds is not None:
         shown = {"generated": classifier.read(generated), "real": birds.truth}
@@ -122,6 +124,8 @@ def evaluate(
         codes, descriptions = _look(model, pictures)
         precision = r_precision(codes, own, pool, np.random.default_rng(seed))
         figures["r_precision"][side] = {f"top_{k}": share for k, share in precision.items()}
+        if descriptions is None:
+            continue
         if birds is not None:
             of_image = redescription_accuracy(descriptions, shown[side])
             figures["redescription"][side] = {
@@ -181,7 +185,7 @@ def _painted(
 
 @torch.no_grad()
 def generate(
-    model: MirrorGAN,
+    model: TextToImage,
     captions: Sequence[str],
     indices: Sequence[int],
     seed: int,
@@ -197,7 +201,7 @@ def generate(
     Raises:
         InputError: the model knows no word of a caption.
     """
-    device = next(model.parameters()).device
+    device, evaluated = next(model.parameters()).device, in_evaluation(model)
     batches = []
     with tqdm(total=len(captions), desc=title, unit="image", disable=quiet) as bar:
         for start in range(0, len(captions), _IMAGE_BATCH):
@@ -205,13 +209,13 @@ def generate(
             tokens, lengths = _encode(model, captions[batch])
             noise, condition_noise = model.noise(seed, indices[batch])
             with autocast(device, "auto"):
-                made = model(tokens, lengths, noise.to(device), condition_noise.to(device))
+                made = evaluated(tokens, lengths, noise.to(device), condition_noise.to(device))
             batches.append(_to_bytes(made.images[-1]))
             bar.update(len(tokens))
     return torch.cat(batches)
 
 
-def _encode(model: MirrorGAN, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+def _encode(model: TextToImage, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Return tokens (N, T) and lengths (N,) on the model's device."""
     encoded = model.vocabulary.encode(captions, model.config.caption_length)
     for caption, length in zip(captions, encoded.lengths.tolist(), strict=True):
@@ -230,7 +234,7 @@ def _to_bytes(images: Tensor) -> Tensor:
 
 
 def _caption_pool(
-    model: MirrorGAN, images: CaptionedImages
+    model: TextToImage, images: CaptionedImages
 ) -> tuple[CaptionPool, list[list[tuple[int, int]]], int]:
     """Return all captions of the split of which the model knows a word.
 
@@ -256,9 +260,9 @@ def _caption_pool(
         raise InputError("the model knows no word of any caption of the split")
     device = next(model.parameters()).device
     batches = (torch.cat(part).split(_CAPTION_BATCH) for part in (tokens, lengths))
+    stem = in_evaluation(model.stem)
     sentences = [
-        model.stem(some.to(device), of_some.to(device))[1]
-        for some, of_some in zip(*batches, strict=True)
+        stem(some.to(device), of_some.to(device))[1] for some, of_some in zip(*batches, strict=True)
     ]
     return CaptionPool(texts, labels, torch.cat(sentences)), known, passed_over
 
@@ -274,14 +278,22 @@ def _named(images: ImageFolder, index: int) -> list[dict[str, str]]:
     return named
 
 
-def _look(model: MirrorGAN, pictures: Tensor) -> tuple[Tensor, list[str]]:
-    """Return DAMSM's codes (N, D) and STREAM's descriptions of uint8 images (N, 3, S, S)."""
-    codes, descriptions = [], []
+def _look(model: TextToImage, pictures: Tensor) -> tuple[Tensor, list[str] | None]:
+    """Return DAMSM's codes (N, D) of uint8 images (N, 3, S, S), and STREAM's descriptions.
+
+    There are no descriptions where the system has no STREAM.
+    """
+    assert isinstance(model.image_encoder, DAMSMImageEncoder)
+    encoder = in_evaluation(model.image_encoder)
+    stream = in_evaluation(model.stream) if isinstance(model, MirrorGAN) else None
+    codes: list[Tensor] = []
+    descriptions: list[str] = []
     for batch in pictures.split(_IMAGE_BATCH):
         images = to_signed(batch, next(model.parameters()).device)
-        codes.append(model.image_encoder(images)[1])
-        descriptions += [model.vocabulary.decode(row) for row in model.stream.describe(images)]
-    return torch.cat(codes), descriptions
+        codes.append(encoder(images)[1])
+        if stream is not None:
+            descriptions += [model.vocabulary.decode(row) for row in stream.describe(images)]
+    return torch.cat(codes), None if stream is None else descriptions
 
 
 def _shares(accuracy: AttributeAccuracy) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import whole_file
-from mirrorgan_fast.models.mirrorgan import MirrorGAN, evaluating, warn_of_unknown
 from mirrorgan_fast.models.stem import word_mask
+from mirrorgan_fast.models.text_to_image import TextToImage, in_evaluation, warn_of_unknown
 from mirrorgan_fast.pictures import to_uint8
 from mirrorgan_fast.sampling.sampler import check_psi
 
@@ -23,7 +23,7 @@ _MILLISECONDS = 50
 
 
 def walk(
-    model: MirrorGAN, captions: Sequence[str], frames: int, seed: int = 0, psi: float = 1.0
+    model: TextToImage, captions: Sequence[str], frames: int, seed: int = 0, psi: float = 1.0
 ) -> np.ndarray:
     """Return images on the way between two captions, or between two noises of one.
 
@@ -32,7 +32,7 @@ def walk(
     each F_att the contexts of both captions, which may have different numbers of words.
 
     Args:
-        model: its modules are called, in evaluation mode and as they are, not the fused ones.
+        model: its plain layers are used, in evaluation mode, not a renderer.
         captions: one or two. Of one it is from the image of index 0 to that of index 1; of two the
             index is 0.
         frames: 2 to ``MOST_FRAMES``, the ends included.
@@ -54,23 +54,24 @@ def walk(
         raise InputError(f"a walk has 2 to {MOST_FRAMES:,} frames, not {frames}")
     check_psi(psi)
     model.check_weights("stem", "glam")
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad():
+        glam, stem = in_evaluation(model.glam), in_evaluation(model.stem)
         encoded = model.encode([*captions, *captions][:2])
         warn_of_unknown(encoded.unknown)
         device = next(model.parameters()).device
         tokens, lengths = encoded.tokens.to(device), encoded.lengths.to(device)
-        words, sentence = model.stem(tokens, lengths)
+        words, sentence = stem(tokens, lengths)
         mask = word_mask(lengths, tokens.shape[1])
         noise, condition_noise = (
             psi * part.to(sentence) for part in model.noise(seed, [0, 2 - len(captions)])
         )
         images = []
         for t in torch.linspace(0, 1, frames)[:, None].to(sentence).split(_TOGETHER):
-            s_ca, _, _ = model.glam.augment(
+            s_ca, _, _ = glam.augment(
                 torch.lerp(sentence[:1], sentence[1:], t), _great_circle(condition_noise, t)
             )
-            f = model.glam.F[0](_great_circle(noise, t), s_ca)
-            for F_att_i, F_i in zip(model.glam.F_att, model.glam.F[1:], strict=True):
+            f = glam.F[0](_great_circle(noise, t), s_ca)
+            for F_att_i, F_i in zip(glam.F_att, glam.F[1:], strict=True):
                 first, second = (
                     F_att_i(
                         f,
@@ -81,7 +82,7 @@ def walk(
                     for i in (0, 1)
                 )
                 f = F_i(torch.lerp(first, second, t[:, :, None, None]))
-            images.append(to_uint8(model.glam.G[-1](f)).cpu())
+            images.append(to_uint8(glam.G[-1](f)).cpu())
     return torch.cat(images).numpy()
 
 

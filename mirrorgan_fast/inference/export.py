@@ -31,14 +31,14 @@ from torch import Tensor, nn
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import whole_file
-from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.models.stem import word_mask
+from mirrorgan_fast.models.text_to_image import TextToImage
 from mirrorgan_fast.ops import use
 from mirrorgan_fast.ops.choice import REFERENCE
 from mirrorgan_fast.pictures import to_uint8
 
 
-def export(model: MirrorGAN, path: str | os.PathLike[str], format: str) -> None:
+def export(model: TextToImage, path: str | os.PathLike[str], format: str) -> None:
     """Write what ``model.render`` does, in float32, as a file (see this module).
 
     A compiled file is for the device that the model is on, for processors with this one's vector
@@ -46,7 +46,7 @@ def export(model: MirrorGAN, path: str | os.PathLike[str], format: str) -> None:
     only with AOTI_RUNTIME_CHECK_INPUTS=1 in the environment; PyTorch trusts them otherwise.
 
     Args:
-        model: in any mode. It is not changed; of a fused one, what it was made from is written.
+        model: in any mode. It is not changed.
         path: with the suffix of the format; its folder is made if need be.
         format: a name in `FORMATS`.
 
@@ -67,7 +67,7 @@ def export(model: MirrorGAN, path: str | os.PathLike[str], format: str) -> None:
         partial.write_bytes(content(model))
 
 
-def _onnx(model: MirrorGAN) -> bytes:
+def _onnx(model: TextToImage) -> bytes:
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
@@ -91,7 +91,7 @@ def _onnx(model: MirrorGAN) -> bytes:
     return content
 
 
-def _aoti(model: MirrorGAN) -> bytes:
+def _aoti(model: TextToImage) -> bytes:
     from torch._inductor import cpp_builder, exc  # seconds, which onnx does without
 
     file = io.BytesIO()
@@ -113,7 +113,7 @@ def _aoti(model: MirrorGAN) -> bytes:
     return file.getvalue()
 
 
-FORMATS: dict[str, tuple[str, Callable[[MirrorGAN], bytes]]] = {
+FORMATS: dict[str, tuple[str, Callable[[TextToImage], bytes]]] = {
     "onnx": (".onnx", _onnx),
     "aoti": (".pt2", _aoti),
 }
@@ -121,9 +121,9 @@ FORMATS: dict[str, tuple[str, Callable[[MirrorGAN], bytes]]] = {
 
 
 class _Render(nn.Module):
-    """``MirrorGAN.render`` of a copy of the model, in nothing but what can be exported."""
+    """``TextToImage.render`` of a copy of the model, in nothing but what can be exported."""
 
-    def __init__(self, model: MirrorGAN) -> None:
+    def __init__(self, model: TextToImage) -> None:
         super().__init__()
         self.stem, self.glam = copy.deepcopy((model.stem, model.glam))
         self.float().eval()
@@ -175,7 +175,7 @@ class _Render(nn.Module):
         return words, torch.cat(ends, dim=2)[:, 0]
 
 
-def _traced(model: MirrorGAN) -> torch.export.ExportedProgram:
+def _traced(model: TextToImage) -> torch.export.ExportedProgram:
     config, device = model.config, next(model.parameters()).device
     example = (
         torch.zeros(2, config.caption_length, dtype=torch.int64, device=device),
@@ -188,7 +188,7 @@ def _traced(model: MirrorGAN) -> torch.export.ExportedProgram:
         return torch.export.export(_Render(model), example, dynamic_shapes=(batch,) * len(example))
 
 
-def _metadata(model: MirrorGAN) -> dict[str, str]:
+def _metadata(model: TextToImage) -> dict[str, str]:
     sizes = ("caption_length", "image_size", "noise_size", "condition_size")
     return {
         "vocabulary": "\n".join(model.vocabulary.words),

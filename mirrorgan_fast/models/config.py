@@ -1,22 +1,25 @@
-"""The sizes of every network, in one frozen dataclass with named presets."""
+"""The sizes of every system's networks, a frozen dataclass for each system."""
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.fields import bounded, check_fields
+from mirrorgan_fast.files import StrPath
 
 Norm = Literal["batch", "none"]
+SentenceAttention = Literal["paper", "authors", "none"]
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """What a MirrorGAN is made of. The defaults are the birds (CUB) configuration of the paper.
+class CascadeConfig:
+    """What a text encoder and a cascade of generators are made of.
 
-    ``generator_channels`` and ``discriminator_channels`` are the channels C of the first layer at
-    full resolution (GF and DF in the authors' code); every other width follows from them.
+    The defaults are MirrorGAN's and AttnGAN's for birds (CUB). ``generator_channels`` and
+    ``discriminator_channels`` are the channels C of the first layer at full resolution (GF and DF
+    in the authors' code); every other width follows from them.
 
     The bounds keep what a damaged or hostile file may ask for within what a machine can build.
 
@@ -44,13 +47,8 @@ class ModelConfig:
     caption_length: int = bounded(18, 1, 1024)
     """T in training and sampling; longer captions are shortened to it."""
     text_dropout: float = bounded(0.5, 0, below=1)
-    sentence_attention: Literal["paper", "authors", "none"] = "paper"
-    """Form of the global attention; ``none`` is the paper's ablation, which is AttnGAN's F_att."""
     image_encoder: Literal["inception_v3", "small"] = "inception_v3"
     """The CNN of DAMSM."""
-    stream_encoder: Literal["resnet152", "small"] = "resnet152"
-    """The CNN of STREAM."""
-    stream_hidden_size: int = bounded(512, 1, 8192)
 
     def __post_init__(self) -> None:
         check_fields(self, "model config")
@@ -65,6 +63,11 @@ class ModelConfig:
             )
 
     @property
+    def sentence_attention(self) -> SentenceAttention:
+        """Form of the sentence attention; ``none`` leaves it out."""
+        return "none"
+
+    @property
     def first_size(self) -> int:
         """Pixels a side of the first stage's images."""
         return self.image_size >> (self.stages - 1)
@@ -75,13 +78,38 @@ class ModelConfig:
         return tuple(self.first_size << stage for stage in range(self.stages))
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
+    def from_dict(cls, values: Mapping[str, Any], source: StrPath | None = None) -> Self:
         """Build a configuration from what ``dataclasses.asdict`` gave.
+
+        Args:
+            values: the fields; those that are missing have their defaults.
+            source: of the values, for errors.
 
         Raises:
             InputError: an entry that is not a field of this class, or not a valid value for it.
         """
-        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
-        if unknown:
-            raise InputError(f"model config: unknown entries {', '.join(unknown)}")
-        return cls(**values)
+        try:
+            unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+            if unknown:
+                raise InputError(f"model config: unknown entries {', '.join(unknown)}")
+            return cls(**values)
+        except InputError as error:
+            if source is None:
+                raise
+            raise InputError(f"{source}: {error}") from error
+
+
+@dataclass(frozen=True)
+class AttnGANConfig(CascadeConfig):
+    """What an AttnGAN is made of: word attention, no sentence attention."""
+
+
+@dataclass(frozen=True)
+class MirrorGANConfig(CascadeConfig):
+    """What a MirrorGAN is made of. The defaults are the birds (CUB) configuration of the paper."""
+
+    sentence_attention: SentenceAttention = "paper"
+    """Form of the global attention; ``none`` is the paper's ablation, which is AttnGAN's F_att."""
+    stream_encoder: Literal["resnet152", "small"] = "resnet152"
+    """The CNN of STREAM."""
+    stream_hidden_size: int = bounded(512, 1, 8192)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mirrorgan_fast.models.config import ModelConfig, Norm
+from mirrorgan_fast.models.config import CascadeConfig, Norm
 from mirrorgan_fast.models.layers import BatchNormLeakyReLU, initialize
 
 
@@ -28,7 +28,7 @@ class Discriminator(nn.Module):
     authors' are, or have a bias and judge every image apart.
     """
 
-    def __init__(self, config: ModelConfig, image_size: int) -> None:
+    def __init__(self, config: CascadeConfig, image_size: int) -> None:
         super().__init__()
         channels = config.discriminator_channels
         norm = config.discriminator_norm

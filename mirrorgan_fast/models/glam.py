@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.config import CascadeConfig
 from mirrorgan_fast.models.layers import (
     ConditioningAugmentation,
     ResidualBlock,
@@ -34,7 +34,7 @@ class GLAM(nn.Module):
     mixes the three with a 1x1 convolution as the authors' code does.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: CascadeConfig) -> None:
         super().__init__()
         self.augment = ConditioningAugmentation(config)
         self.F = nn.ModuleList([FirstTransformer(config)])
@@ -102,7 +102,7 @@ class FirstTransformer(nn.Module):
     A linear layer makes a 4x4 map, which is upsampled and halved in channels down to C.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: CascadeConfig) -> None:
         super().__init__()
         self.channels = config.generator_channels * config.first_size // 4
         self.linear = nn.Linear(
@@ -135,7 +135,7 @@ class Attention(nn.Module):
     this is AttnGAN's: f and Att^w side by side, with nothing to mix.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: CascadeConfig) -> None:
         super().__init__()
         channels = config.generator_channels
         self.U = nn.Linear(config.embedding_size, channels, bias=False)
@@ -182,7 +182,7 @@ class Attention(nn.Module):
 class Transformer(nn.Sequential):
     """F_i for i > 0: residual blocks at 2C channels, then up to C channels at twice the size."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: CascadeConfig) -> None:
         channels = config.generator_channels * 2
         super().__init__(
             *(ResidualBlock(channels) for _ in range(config.residual_blocks)),
@@ -193,7 +193,7 @@ class Transformer(nn.Sequential):
 class ImageGenerator(nn.Sequential):
     """G_i: features (N, C, H, W) to an image (N, 3, H, W) in [-1, 1]."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: CascadeConfig) -> None:
         super().__init__(
             nn.Conv2d(config.generator_channels, 3, 3, padding=1, bias=False), nn.Tanh()
         )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.config import CascadeConfig
 from mirrorgan_fast.ops import batch_norm_glu, batch_norm_leaky_relu
 
 
@@ -79,7 +79,7 @@ class LSTM(nn.LSTM):
 class ConditioningAugmentation(nn.Module):
     """s_ca = mu(s) + sigma(s) * eps (StackGAN, section 3.2)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: CascadeConfig) -> None:
         super().__init__()
         self.linear = nn.Linear(config.embedding_size, config.condition_size * 4)
 

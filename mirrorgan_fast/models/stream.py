@@ -9,7 +9,7 @@ from torch.nn import functional
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.backbones.resnet152 import ResNet152
 from mirrorgan_fast.models.backbones.small import SmallImageEncoder
-from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.models.layers import LSTM
 
 _RESNET_INPUT_SIZE = 224
@@ -24,7 +24,7 @@ class STREAM(nn.Module):
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: MirrorGANConfig,
         vocabulary_size: int,
         backbone_weights: str | Path | None = None,
     ) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.memory import keep_memory
-from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.recipes import load
 from mirrorgan_fast.sampling.captions import Refused, request_of
 from mirrorgan_fast.sampling.sampler import Sampler
 
@@ -85,7 +85,7 @@ class SampleRows:
         keep_memory()
         self._seed, self._psi = seed, psi
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        loaded = MirrorGAN.from_pretrained(model)
+        loaded = load(model)
         self._sampler = Sampler(loaded, device, batch_size=batch_size or "auto")
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

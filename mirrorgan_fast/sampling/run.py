@@ -12,10 +12,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.fields import bounded, check_fields
+from mirrorgan_fast.fields import bounded, changed_fields, check_fields
 from mirrorgan_fast.files import reason
 from mirrorgan_fast.interrupts import Interrupts
-from mirrorgan_fast.models.mirrorgan import SEEDS, MirrorGAN
+from mirrorgan_fast.models.text_to_image import SEEDS, TextToImage
 from mirrorgan_fast.processes import Processes
 from mirrorgan_fast.sampling.caption_files import Captions
 from mirrorgan_fast.sampling.captions import BEGINNING, Line, Record, Refused, Request, parse
@@ -321,10 +321,11 @@ class _Job:
             )
 
 
-def _fingerprint(model: MirrorGAN) -> str:
+def _fingerprint(model: TextToImage) -> str:
     """Return what changes with anything of the model that decides images."""
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr((model.config, model.vocabulary.words)).encode())
+    about = (model.SYSTEM, changed_fields(model.config), model.vocabulary.words)
+    digest.update(repr(about).encode())
     for part in (model.stem, model.glam):
         for name, tensor in part.state_dict().items():
             digest.update(name.encode())

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.models.mirrorgan import MirrorGAN, evaluating, warn_of_unknown
+from mirrorgan_fast.inference.renderer import fuse
 from mirrorgan_fast.models.stem import word_mask
+from mirrorgan_fast.models.text_to_image import TextToImage, in_evaluation, warn_of_unknown
 from mirrorgan_fast.sampling.captions import Refused, Request, no_known_word
 from mirrorgan_fast.vocabulary import Encoded, each_caption
 
@@ -88,10 +89,10 @@ class Sampler:
     one kind of processor and in one data type.)
 
     Args:
-        model: is moved to the device and put into evaluation mode; its weights are folded and
-            packed here, once.
+        model: is moved to the device. Its weights are folded and packed here (see ``fuse``), and
+            again if they change.
         device: "cpu", "cuda", ... (default: where the model is).
-        dtype: in which the generator computes (default: as ``MirrorGAN.fused``).
+        dtype: in which the generator computes (default: as ``fuse``).
         batch_size: images that are made together. If the memory does not suffice for them, it is
             halved, which is logged.
 
@@ -101,16 +102,16 @@ class Sampler:
 
     def __init__(
         self,
-        model: MirrorGAN,
+        model: TextToImage,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         batch_size: int | Literal["auto"] = "auto",
     ) -> None:
         if device is not None:
             model = model.to(device)
-        self.model = model.eval().fused(dtype)
-        assert self.model.fused_glam is not None
-        self.dtype = self.model.fused_glam.dtype
+        self.model = model
+        self.renderer = fuse(model, dtype)
+        self.dtype = self.renderer.dtype
         self.device = next(model.parameters()).device
         if batch_size == "auto":
             batch_size = _AUTO.get(self.device.type, _AUTO["cpu"])
@@ -255,7 +256,7 @@ class Sampler:
             for part in (tokens, lengths, noise, condition_noise)
         ]
         with self._painting:
-            images = self.model.render(*inputs).to("cpu", non_blocking=True)
+            images = self.renderer.render(*inputs).to("cpu", non_blocking=True)
         maps = [
             each.to("cpu", non_blocking=True)
             for each in (self._attention_maps(*inputs) if attention else [])
@@ -270,10 +271,10 @@ class Sampler:
     def _attention_maps(
         self, tokens: Tensor, lengths: Tensor, noise: Tensor, condition_noise: Tensor
     ) -> list[Tensor]:
-        with evaluating(self.model):
-            words, sentence = self.model.stem(tokens, lengths)
-            mask = word_mask(lengths, tokens.shape[1])
-            return self.model.glam.attention_maps(noise, condition_noise, words, mask, sentence)
+        model = in_evaluation(self.model)
+        words, sentence = model.stem(tokens, lengths)
+        mask = word_mask(lengths, tokens.shape[1])
+        return model.glam.attention_maps(noise, condition_noise, words, mask, sentence)
 
     def _halve(self) -> None:
         """Go on with smaller batches."""

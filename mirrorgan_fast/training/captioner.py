@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mirrorgan_fast.data.examples import TrainingExamples
-from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.models.stream import STREAM
 from mirrorgan_fast.training.backbones import (
     BackboneWeights,
@@ -24,7 +24,7 @@ from mirrorgan_fast.training.loop import Part, fit
 from mirrorgan_fast.training.objectives import stream_loss
 from mirrorgan_fast.training.precision import Precision, autocast
 from mirrorgan_fast.training.run import dependencies, open_run
-from mirrorgan_fast.training.settings import STREAMSettings, TrainingSettings
+from mirrorgan_fast.training.settings import MirrorGANTrainingSettings, STREAMSettings
 
 
 class CaptionerTraining:
@@ -66,8 +66,8 @@ class CaptionerTraining:
 
 
 def train_stream(
-    config: ModelConfig,
-    settings: TrainingSettings,
+    config: MirrorGANConfig,
+    settings: MirrorGANTrainingSettings,
     examples: TrainingExamples,
     vocabulary_size: int,
     folder: Path,

@@ -1,9 +1,10 @@
-"""The chain from nothing to a model: CNN, STEM, STREAM and the GAN, in one run folder."""
+"""The chain from nothing to a model, in one run folder: CNN, STEM, STREAM and the GAN."""
 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,24 +12,33 @@ from torch import Tensor
 from mirrorgan_fast.data.captioned_images import CaptionedImages
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.models.attngan import AttnGAN
 from mirrorgan_fast.models.backbones.small import SmallImageEncoder
-from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.config import AttnGANConfig, CascadeConfig, MirrorGANConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.models.text_to_image import TextToImage
+from mirrorgan_fast.training.attngan import train_attngan
 from mirrorgan_fast.training.backbones import BackboneWeights, check_backbone
 from mirrorgan_fast.training.batches import check_batch
 from mirrorgan_fast.training.captioner import train_stream
+from mirrorgan_fast.training.cascade import check_last_stage
 from mirrorgan_fast.training.checkpoint import find_checkpoint, load_weights_of
 from mirrorgan_fast.training.cnn import train_cnn
 from mirrorgan_fast.training.matcher import train_stem
-from mirrorgan_fast.training.mirrorgan import check_last_stage, train_gan
-from mirrorgan_fast.training.settings import Stage, TrainingSettings
+from mirrorgan_fast.training.mirrorgan import train_mirrorgan
+from mirrorgan_fast.training.settings import (
+    STAGES,
+    MirrorGANTrainingSettings,
+    Stage,
+    TrainingSettings,
+)
 from mirrorgan_fast.vocabulary import Vocabulary
-from mirrorgan_fast.weights import CONFIG, load_description, save_description
+from mirrorgan_fast.weights import CONFIG, load_config, load_vocabulary, save_description
 
 
 def train(
     stages: Sequence[Stage],
-    config: ModelConfig,
+    config: CascadeConfig,
     settings: TrainingSettings,
     images: CaptionedImages,
     folder: Path,
@@ -42,13 +52,13 @@ def train(
     """Train the stages that are asked for, each going on from its checkpoint if there is one.
 
     Each stage has a folder of its name in ``folder``. After the GAN, ``folder`` itself is a model
-    that ``MirrorGAN.from_pretrained`` loads.
+    that ``mirrorgan_fast.load`` loads.
 
     Args:
-        stages: of ``STAGES``, in that order; the GAN needs STEM and STREAM, trained now or before,
-            and these need the CNN where theirs is the small one. With large CNNs there is no such
-            stage.
-        config: the sizes of the networks.
+        stages: of ``stages_of(config)``, in that order. The GAN needs STEM and, if the system has
+            it, STREAM, trained now or before, and these need the CNN if theirs is the small one.
+            With large CNNs there is no such stage.
+        config: the sizes of the networks; its class is that of the system.
         settings: the recipes.
         images: what to train on.
         folder: of the run; made if need be.
@@ -64,14 +74,26 @@ def train(
             needed has not been trained, or was trained on since; the data cannot be trained on
             with these settings; see also ``Run``.
     """
-    encoders: dict[Stage, str] = {"stem": config.image_encoder, "stream": config.stream_encoder}
+    there = stages_of(config)
+    for stage in stages:
+        if stage not in there:
+            raise InputError(
+                f"train {stage}: this system has no such part; there are: {', '.join(there)}"
+            )
+    encoders: dict[Stage, str] = {"stem": config.image_encoder}
+    if isinstance(config, MirrorGANConfig):
+        encoders["stream"] = config.stream_encoder
     small = "small" in encoders.values()
     if not small and set(stages) == {"cnn"}:
         raise InputError("train cnn: this model has no small CNN; go on with train stem")
     backbone_weights = backbone_weights or {}
     for stage, path in backbone_weights.items():
+        if stage not in there:
+            raise InputError(f"{path}: this system has no part {stage}")
         if encoders.get(stage) == "small":
-            raise InputError(f"{path}: this model's {stage} sees with the small CNN, without it")
+            raise InputError(
+                f"{path}: this model's {stage} has the small CNN, which does not start from a file"
+            )
     vocabulary = Vocabulary.build(
         caption for index in range(len(images)) for caption in images.captions(index)
     )
@@ -80,7 +102,7 @@ def train(
     for stage, encoder in encoders.items():
         if stage in stages:
             check_backbone(stage, encoder, backbone_weights.get(stage), folder / stage)
-    before: dict[Stage, set[Stage]] = {"gan": {"stem", "stream"}}
+    before: dict[Stage, set[Stage]] = {"gan": {*encoders}}
     before |= {stage: {"cnn"} for stage, encoder in encoders.items() if encoder == "small"}
     for stage in stages:
         for needed in sorted(before.get(stage, set()) - set(stages)):
@@ -117,7 +139,8 @@ def train(
             workers=workers,
             quiet=quiet,
         )
-    if "stream" in stages:
+    if "stream" in stages and isinstance(config, MirrorGANConfig):
+        assert isinstance(settings, MirrorGANTrainingSettings)
         train_stream(
             config,
             settings,
@@ -131,29 +154,50 @@ def train(
             quiet=quiet,
         )
     if "gan" in stages:
+        how = {"device": device, "workers": workers, "compiled": compiled, "quiet": quiet}
+        _train_gan(config, settings, examples, folder, vocabulary, **how).save_pretrained(folder)
+
+
+def stages_of(config: CascadeConfig) -> tuple[Stage, ...]:
+    """Return the stages of a system's training, in their order."""
+    if isinstance(config, MirrorGANConfig):
+        return STAGES
+    return tuple(stage for stage in STAGES if stage != "stream")
+
+
+def _train_gan(
+    config: CascadeConfig,
+    settings: TrainingSettings,
+    examples: TrainingExamples,
+    folder: Path,
+    vocabulary: Vocabulary,
+    **how: Any,
+) -> TextToImage:
+    """Train the generator of the system, whose other networks are trained; return the model."""
+
+    def load(model: AttnGAN | MirrorGAN) -> None:
+        matching = {"stem": model.stem, "image_encoder": model.image_encoder}
+        load_weights_of(folder / "stem", torch.nn.ModuleDict(matching))
+
+    if isinstance(config, MirrorGANConfig):
+        assert isinstance(settings, MirrorGANTrainingSettings)
         model = MirrorGAN(config, vocabulary)
-        matching = torch.nn.ModuleDict({"stem": model.stem, "image_encoder": model.image_encoder})
-        for part, stage in ((matching, "stem"), (model.stream, "stream")):
-            load_weights_of(folder / stage, part)
-        model.glam = train_gan(
-            config,
-            settings,
-            examples,
-            model.stem,
-            model.image_encoder,
-            model.stream,
-            folder / "gan",
-            device=device,
-            workers=workers,
-            compiled=compiled,
-            quiet=quiet,
-        )
-        model.save_pretrained(folder)
+        load(model)
+        load_weights_of(folder / "stream", model.stream)
+        networks = (model.stem, model.image_encoder, model.stream)
+        model.glam = train_mirrorgan(config, settings, examples, *networks, folder / "gan", **how)
+        return model
+    assert isinstance(config, AttnGANConfig)
+    attngan = AttnGAN(config, vocabulary)
+    load(attngan)
+    pretrained = (attngan.stem, attngan.image_encoder)
+    attngan.glam = train_attngan(config, settings, examples, *pretrained, folder / "gan", **how)
+    return attngan
 
 
 def _check(
     stages: Sequence[Stage],
-    config: ModelConfig,
+    config: CascadeConfig,
     settings: TrainingSettings,
     images: CaptionedImages,
     vocabulary: Vocabulary,
@@ -184,19 +228,26 @@ def _small_cnn(encoder: str, folder: Path) -> dict[str, Tensor] | None:
     return cnn.state_dict()
 
 
-def _claim(folder: Path, config: ModelConfig, vocabulary: Vocabulary) -> None:
+def _claim(folder: Path, config: CascadeConfig, vocabulary: Vocabulary) -> None:
     """Write the description of the model into a new run's folder, or compare it with that there."""
+    system = MirrorGAN.SYSTEM if isinstance(config, MirrorGANConfig) else AttnGAN.SYSTEM
     if not os.path.lexists(folder / CONFIG):
-        save_description(folder, config, vocabulary)
+        save_description(folder, system, config, vocabulary)
         return
-    there, words = load_description(folder, ModelConfig.from_dict)
-    found, wanted = asdict(there), asdict(config)
+    other, sizes = load_config(folder)
+    if other != system:
+        raise InputError(
+            f"{folder}: holds a run of the system {other!r:.80}, now it is {system!r}; use another "
+            f"folder"
+        )
+    found, wanted = asdict(config.from_dict(sizes, folder / CONFIG)), asdict(config)
     for name in wanted:
         if found[name] != wanted[name]:
             raise InputError(
                 f"{folder}: holds a run with {name} {found[name]!r}, now it is {wanted[name]!r}; "
                 f"go on with the same, or in another folder"
             )
+    words = load_vocabulary(folder)
     if words.words != vocabulary.words:
         raise InputError(
             f"{folder}: holds a run on other captions ({len(words)} words, now {len(vocabulary)}); "

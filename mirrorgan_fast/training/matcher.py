@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.metrics.r_precision import sentence_similarity
-from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.config import CascadeConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.models.stem import STEM, word_mask
 from mirrorgan_fast.training.backbones import (
@@ -76,7 +76,7 @@ class MatcherTraining:
 
 
 def train_stem(
-    config: ModelConfig,
+    config: CascadeConfig,
     settings: TrainingSettings,
     examples: TrainingExamples,
     vocabulary_size: int,

@@ -22,7 +22,7 @@ from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import open_file, open_lock, parse_json, reason, whole_file
 from mirrorgan_fast.interrupts import Interrupts
-from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.config import CascadeConfig
 from mirrorgan_fast.training.batches import Batch, Batches
 from mirrorgan_fast.training.checkpoint import (
     CHECKPOINT,
@@ -300,7 +300,7 @@ def open_run(
 
 
 def dependencies(
-    config: ModelConfig,
+    config: CascadeConfig,
     settings: TrainingSettings,
     options: StageSettings,
     examples: TrainingExamples,

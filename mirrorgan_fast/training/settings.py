@@ -60,8 +60,11 @@ class STREAMSettings(_Settings):
 
 
 @dataclass(frozen=True)
-class GANSettings(_Settings):
-    """Training of GLAM against the discriminators; the defaults are the paper's for birds."""
+class CascadeSettings(_Settings):
+    """Training of a generator cascade against its discriminators.
+
+    The defaults are AttnGAN's for birds.
+    """
 
     steps: int = bounded(265_000, 1, _MOST_STEPS)
     batch_size: int = bounded(20, 2, _MOST_OF_A_BATCH)
@@ -71,11 +74,11 @@ class GANSettings(_Settings):
     decay_steps: int = bounded(0, 0, _MOST_STEPS)
     """At the end, over which both learning rates fall to zero in a line, as CycleGAN's do; all
     ``steps`` where those are fewer."""
-    form: Form = "paper"
-    """Form of the losses: the paper's, or those of the authors' code."""
-    stream_weight: float = bounded(20.0, 0)
-    """lambda."""
-    damsm_weight: float = bounded(0.0, 0)
+    form: Form = "authors"
+    """Form of the losses: MirrorGAN's paper's, or those of the authors' code, which is AttnGAN's
+    in this."""
+    damsm_weight: float = bounded(5.0, 0)
+    """AttnGAN's lambda."""
     kl_weight: float = bounded(1.0, 0)
     r1_weight: float = bounded(0.0, 0)
     """gamma of the R1 penalty (``r1_penalty``), which every fourth step adds fourfold."""
@@ -86,17 +89,27 @@ class GANSettings(_Settings):
     """Of the moving average of the generator's parameters and buffers, which is what is kept."""
 
 
-StageSettings = CNNSettings | STEMSettings | STREAMSettings | GANSettings
+@dataclass(frozen=True)
+class MirrorGANSettings(CascadeSettings):
+    """Training of MirrorGAN's generator; the defaults are the paper's for birds."""
+
+    form: Form = "paper"
+    """Form of the losses: the paper's, or those of the authors' code."""
+    damsm_weight: float = bounded(0.0, 0)
+    stream_weight: float = bounded(20.0, 0)
+    """lambda."""
+
+
+StageSettings = CNNSettings | STEMSettings | STREAMSettings | CascadeSettings
 
 
 @dataclass(frozen=True)
 class TrainingSettings(_Settings):
-    """The whole chain."""
+    """The whole chain of AttnGAN, which others add to."""
 
     cnn: CNNSettings = field(default_factory=CNNSettings)
     stem: STEMSettings = field(default_factory=STEMSettings)
-    stream: STREAMSettings = field(default_factory=STREAMSettings)
-    gan: GANSettings = field(default_factory=GANSettings)
+    gan: CascadeSettings = field(default_factory=CascadeSettings)
     precision: Precision = "auto"
     """``auto`` is that of the checkpoint, or else bf16 autocast where the processor computes in it,
     else fp32."""
@@ -108,3 +121,11 @@ class TrainingSettings(_Settings):
     """Steps between two checkpoints; it may change when a run resumes."""
     log_every: int = bounded(50, 1, _MOST_STEPS)
     """Steps between two points of the curves; it may change when a run resumes."""
+
+
+@dataclass(frozen=True)
+class MirrorGANTrainingSettings(TrainingSettings):
+    """The whole chain of MirrorGAN."""
+
+    stream: STREAMSettings = field(default_factory=STREAMSettings)
+    gan: MirrorGANSettings = field(default_factory=MirrorGANSettings)

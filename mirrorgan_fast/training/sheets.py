@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mirrorgan_fast.data.examples import TrainingExamples
-from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.config import CascadeConfig
 from mirrorgan_fast.models.stem import STEM, word_mask
 from mirrorgan_fast.pictures import to_uint8, write_sheet
 
@@ -31,7 +31,7 @@ class SampleSheets:
         generator: nn.Module,
         stem: STEM,
         examples: TrainingExamples,
-        config: ModelConfig,
+        config: CascadeConfig,
         folder: Path,
         device: torch.device,
     ) -> None:

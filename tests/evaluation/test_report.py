@@ -13,13 +13,13 @@ from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
 from mirrorgan_fast.data.painted_birds.data_set import true_attributes
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.evaluation.report import as_table, evaluate, generate
-from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.vocabulary import Vocabulary
 
 from .conftest import Oracle, pixels
 
-TINY = ModelConfig(
+TINY = MirrorGANConfig(
     image_size=64,
     generator_channels=4,
     residual_blocks=1,

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.vocabulary import END, Vocabulary
 from tests.fuzz.cases import call
@@ -35,7 +35,7 @@ _SIZES = {
 def model(folder: Path) -> Path:
     """Write an untrained model."""
     torch.manual_seed(0)
-    config = ModelConfig(**_SIZES, image_encoder="small", stream_encoder="small")
+    config = MirrorGANConfig(**_SIZES, image_encoder="small", stream_encoder="small")
     MirrorGAN(config, Vocabulary([END, *WORDS])).save_pretrained(folder)
     return folder
 

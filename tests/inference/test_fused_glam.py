@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.inference.fused_glam import FusedGLAM, fastest_dtype
-from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.ops import build_info, use
 from mirrorgan_fast.pictures import to_uint8
@@ -31,7 +31,7 @@ SIZES: dict[str, dict[str, Any]] = {
 def glam_of(sizes: dict[str, Any]) -> GLAM:
     torch.manual_seed(0)
     defaults = {"image_size": 64, "stages": 2, "condition_size": 10, "noise_size": 7}
-    glam = GLAM(ModelConfig(**defaults | {"embedding_size": 12} | sizes)).eval()
+    glam = GLAM(MirrorGANConfig(**defaults | {"embedding_size": 12} | sizes)).eval()
     for module in glam.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.3)

@@ -7,14 +7,14 @@ import torch
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.inference.fused_stem import FusedSTEM
-from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.models.stem import STEM
 from mirrorgan_fast.ops import use
 
 
 def stem_and_captions(size: int) -> tuple[STEM, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
-    stem = STEM(ModelConfig(embedding_size=size, word_embedding_size=7), 50).eval()
+    stem = STEM(MirrorGANConfig(embedding_size=size, word_embedding_size=7), 50).eval()
     torch.nn.init.normal_(stem.embedding.weight)
     lengths = torch.tensor([5, 1, 3, 9, 9])
     tokens = torch.randint(1, 50, (5, 9))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mirrorgan_fast.inference.graphs import BUCKETS, Captured, Graphs
+from mirrorgan_fast.inference.renderer import fuse
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.ops import asked_for, use
 
@@ -81,23 +82,27 @@ def test_what_was_given_is_not_written_to() -> None:
 def test_a_model_paints_the_same_with_graphs() -> None:
     """Images of captions of any length in any batch, though all go through graphs of one length."""
     captions = ["a red bird", "this bird has a yellow crown and a white belly", "a small bird"]
-    model = MirrorGAN.from_pretrained().fused()
-    expected = model.sample(captions, seed=3)
-    model.graphs = CalledAgain(model._render_fused)
+    renderer = fuse(MirrorGAN.from_pretrained())
+    expected = renderer.sample(captions, seed=3)
+    renderer._graphs = CalledAgain(renderer._render)
     for indices in ([0], [1, 2], [0, 1, 2]):
-        images = model.sample([captions[i] for i in indices], 3, indices)
+        images = renderer.sample([captions[i] for i in indices], 3, indices)
         assert images == [expected[i] for i in indices]
 
 
 def test_a_copy_has_no_graphs_yet() -> None:
     """A capture can be neither copied nor sent to another process."""
-    model = MirrorGAN.from_pretrained().fused()
-    model.graphs = CalledAgain(model._render_fused)
-    expected = model.sample(["a red bird"])
-    for made in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert made.graphs.captured == {}
-        assert made.graphs.function.__self__ is made
+    renderer = fuse(MirrorGAN.from_pretrained())
+    renderer._graphs = CalledAgain(renderer._render)
+    expected = renderer.sample(["a red bird"])
+    for made in (copy.deepcopy(renderer), pickle.loads(pickle.dumps(renderer))):
+        assert made._graphs is None  # they are made anew on a GPU
         assert made.sample(["a red bird"]) == expected
+    for graphs in (
+        copy.deepcopy(renderer._graphs),
+        pickle.loads(pickle.dumps(Graphs(torch.clone))),
+    ):
+        assert graphs.captured == {}
 
 
 def test_a_stream_waits_for_another_one_that_had_the_memory() -> None:
@@ -117,11 +122,12 @@ def test_a_stream_waits_for_another_one_that_had_the_memory() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_captures_beside_other_streams_and_threads() -> None:
-    model = MirrorGAN.from_pretrained().cuda().fused()
+    model = MirrorGAN.from_pretrained().cuda()
+    renderer = fuse(model)
     captions = ["a red bird", "a blue bird on a rock"] * 9
     encoded, noise = model.encode(captions), model.noise(1, range(len(captions)))
     inputs = [part.cuda() for part in (encoded.tokens, encoded.lengths, *noise)]
-    expected = model._render_fused(*inputs)
+    expected = renderer._render(*inputs)
     ended = threading.Event()
 
     def allocate() -> None:
@@ -135,7 +141,7 @@ def test_captures_beside_other_streams_and_threads() -> None:
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for batch in (18, 1, 2, 5):
-                    images = model.render(*(part[:batch] for part in inputs))
+                    images = renderer.render(*(part[:batch] for part in inputs))
                     assert torch.equal(images, expected[:batch])
     finally:
         ended.set()

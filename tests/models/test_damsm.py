@@ -8,14 +8,14 @@ from torch import Tensor
 
 from mirrorgan_fast.metrics.r_precision import sentence_similarity
 from mirrorgan_fast.models.backbones.inception_v3 import InceptionV3
-from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.ops import word_similarity
 from mirrorgan_fast.recipes import find_recipe
 
 Match = Callable[[Tensor, Tensor], None]
 
-SMALL = ModelConfig(embedding_size=6, image_encoder="small")
+SMALL = MirrorGANConfig(embedding_size=6, image_encoder="small")
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:

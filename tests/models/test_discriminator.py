@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from mirrorgan_fast.models.config import ModelConfig, Norm
+from mirrorgan_fast.models.config import MirrorGANConfig, Norm
 from mirrorgan_fast.models.discriminator import Discriminator
 from mirrorgan_fast.recipes import find_recipe
 
-CONFIG = ModelConfig(discriminator_channels=2, embedding_size=6)
+CONFIG = MirrorGANConfig(discriminator_channels=2, embedding_size=6)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.models.glam import (
     GLAM,
     Attention,
@@ -23,7 +23,7 @@ from mirrorgan_fast.recipes import find_recipe
 
 Match = Callable[[Tensor, Tensor], None]
 
-CONFIG = ModelConfig(
+CONFIG = MirrorGANConfig(
     image_size=32,
     generator_channels=4,
     residual_blocks=1,
@@ -44,7 +44,7 @@ class Inputs(NamedTuple):
     sentence: Tensor
 
 
-def inputs(config: ModelConfig, lengths: list[int], width: int) -> Inputs:
+def inputs(config: MirrorGANConfig, lengths: list[int], width: int) -> Inputs:
     mask = word_mask(torch.tensor(lengths), width)
     return Inputs(
         torch.randn(len(lengths), config.noise_size),
@@ -55,7 +55,7 @@ def inputs(config: ModelConfig, lengths: list[int], width: int) -> Inputs:
     )
 
 
-def with_form(form: str) -> ModelConfig:
+def with_form(form: str) -> MirrorGANConfig:
     return dataclasses.replace(CONFIG, sentence_attention=form)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.models.layers import ConditioningAugmentation
 from mirrorgan_fast.models.stem import STEM, word_mask
 from mirrorgan_fast.recipes import find_recipe
@@ -15,7 +15,7 @@ from mirrorgan_fast.recipes import find_recipe
 Match = Callable[[Tensor, Tensor], None]
 
 VOCABULARY_SIZE = 23
-CONFIG = ModelConfig(embedding_size=10, word_embedding_size=7, condition_size=6)
+CONFIG = MirrorGANConfig(embedding_size=10, word_embedding_size=7, condition_size=6)
 
 
 def captions(lengths: list[int], width: int) -> tuple[Tensor, Tensor]:

@@ -10,14 +10,14 @@ from torch.nn import functional
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.backbones.resnet152 import ResNet152
-from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.models.stream import STREAM
 from mirrorgan_fast.recipes import find_recipe
 
 Match = Callable[[Tensor, Tensor], None]
 
 VOCABULARY_SIZE = 13
-CONFIG = ModelConfig(
+CONFIG = MirrorGANConfig(
     embedding_size=6,
     caption_length=7,
     image_encoder="small",

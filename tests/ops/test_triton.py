@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from mirrorgan_fast.inference.fused_glam import FusedGLAM
 from mirrorgan_fast.inference.fused_stem import FusedSTEM
-from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.inference.renderer import fuse
+from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.models.stem import STEM, word_mask
@@ -349,7 +350,7 @@ def test_bidirectional_lstm(captions, words, units):
 def test_the_whole_generator_and_text_encoder():
     """As on a GPU: weights in rows, all images at once, captions of one to all words."""
     torch.manual_seed(0)
-    config = ModelConfig(
+    config = MirrorGANConfig(
         image_size=32, stages=2, generator_channels=8, embedding_size=12, word_embedding_size=9,
         condition_size=10, noise_size=7, caption_length=5,
     )  # fmt: skip
@@ -406,11 +407,11 @@ def test_no_race(op):
 
 @pytest.mark.skipif(INTERPRETED, reason="CUDA graphs are of a GPU")
 def test_graphs_paint_what_the_model_paints():
-    model = MirrorGAN.from_pretrained().to(DEVICE).fused()
+    renderer = fuse(MirrorGAN.from_pretrained().to(DEVICE))
     captions = ["a red bird", "this bird has a yellow crown and a white belly", "a small bird"]
-    graphs, model.graphs = model.graphs, None
-    expected = model.sample(captions, seed=3)
-    model.graphs = graphs
+    graphs, renderer._graphs = renderer._graphs, None
+    expected = renderer.sample(captions, seed=3)
+    renderer._graphs = graphs
     for indices in ([0], [1, 2], [0, 1, 2], [0, 1, 2] * 30):
-        images = model.sample([captions[i] for i in indices], 3, indices)
+        images = renderer.sample([captions[i] for i in indices], 3, indices)
         assert images == [expected[i] for i in indices]

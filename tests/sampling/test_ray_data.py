@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.inference.renderer import fuse
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.sampling.ray_data import SampleRows, sample_dataset
 
@@ -17,7 +18,7 @@ ROWS = [{"caption": CAPTIONS[i % 3], "index": 5 * i} for i in range(12)]
 def expected(model: MirrorGAN, row: dict[str, Any], seed: int) -> np.ndarray:
     if row["caption"] == "zebra":
         return np.zeros((32, 32, 3), np.uint8)
-    return np.asarray(model.fused().sample([row["caption"]], seed, [row["index"]])[0])
+    return np.asarray(fuse(model).sample([row["caption"]], seed, [row["index"]])[0])
 
 
 def test_rows_may_have_seeds(model: MirrorGAN, tmp_path: Path) -> None:

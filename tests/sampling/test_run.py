@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.inference.renderer import fuse
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.sampling import sinks
 from mirrorgan_fast.sampling.caption_files import Captions
@@ -82,7 +83,7 @@ def test_every_image_can_be_traced_and_made_again(
     assert [row["caption"] for row in manifest] == [text for text in texts for _ in range(2)]
     assert [row["line"] for row in manifest] == [1 + i // 2 for i in range(74)]
     assert not any(path.startswith(".") for path in files(tmp_path / "out"))
-    fused = model.fused()
+    fused = fuse(model)
     for row in manifest[::9]:
         expected = np.asarray(fused.sample([row["caption"]], row["seed"], [row["index"]])[0])
         found = image(tmp_path / "out", row)
@@ -285,14 +286,14 @@ def test_an_interrupted_run_has_a_manifest_and_goes_on(
     model: MirrorGAN, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sampler = Sampler(model, batch_size=2)
-    render, left = sampler.model.render, iter(range(20, -99, -1))
+    render, left = sampler.renderer.render, iter(range(20, -99, -1))
 
     def stopped(*inputs: Any) -> Any:
         interrupted(next(left))
         return render(*inputs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(sampler.model, "render", stopped)
+        patched.setattr(sampler.renderer, "render", stopped)
         with pytest.raises(KeyboardInterrupt):
             sample(sampler, texts, tmp_path / "out")
     there = rows(tmp_path / "out")

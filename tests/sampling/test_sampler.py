@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mirrorgan_fast.errors import InputError, UnknownWordsWarning
+from mirrorgan_fast.inference.renderer import fuse
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.models.stem import word_mask
 from mirrorgan_fast.sampling.captions import Refused, Request
@@ -21,7 +22,7 @@ from mirrorgan_fast.sampling.sampler import Result, Sampler
 
 
 def one_by_one(model: MirrorGAN, texts: list[str], seed: int) -> list[np.ndarray]:
-    fused = model.fused()
+    fused = fuse(model)
     return [np.asarray(fused.sample([text], seed, [i])[0]) for i, text in enumerate(texts)]
 
 
@@ -159,14 +160,14 @@ def test_out_of_memory_halves_the_batch_and_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     sampler = Sampler(model, batch_size=16)
-    render = sampler.model.render
+    render = sampler.renderer.render
 
     def short(tokens: Tensor, *others: Tensor) -> Tensor:
         if len(tokens) > 3:
             raise error
         return render(tokens, *others)
 
-    monkeypatch.setattr(sampler.model, "render", short)
+    monkeypatch.setattr(sampler.renderer, "render", short)
     with caplog.at_level(logging.WARNING):
         results = list(sampler(texts))
     assert sampler.batch_size == 2
@@ -195,7 +196,7 @@ def test_what_no_smaller_batch_helps_is_raised(
         error = torch.OutOfMemoryError if "memory" in message else RuntimeError
         raise error(message)
 
-    monkeypatch.setattr(sampler.model, "render", fails)
+    monkeypatch.setattr(sampler.renderer, "render", fails)
     with pytest.raises(raised, match=told):
         next(sampler(["a bird"]))
 

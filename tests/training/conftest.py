@@ -10,14 +10,14 @@ from PIL import Image
 
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.data.painted_birds.data_set import PaintedBirds
-from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.training.run import Run
 from mirrorgan_fast.training.settings import (
     CNNSettings,
-    GANSettings,
+    MirrorGANSettings,
+    MirrorGANTrainingSettings,
     STEMSettings,
     STREAMSettings,
-    TrainingSettings,
 )
 from mirrorgan_fast.vocabulary import Vocabulary
 
@@ -39,8 +39,8 @@ def device() -> torch.device:
 
 
 @pytest.fixture
-def config() -> ModelConfig:
-    return ModelConfig(
+def config() -> MirrorGANConfig:
+    return MirrorGANConfig(
         image_size=32,
         stages=2,
         generator_channels=4,
@@ -58,12 +58,12 @@ def config() -> ModelConfig:
 
 
 @pytest.fixture
-def settings() -> TrainingSettings:
-    return TrainingSettings(
+def settings() -> MirrorGANTrainingSettings:
+    return MirrorGANTrainingSettings(
         cnn=CNNSettings(steps=6, batch_size=5, phrases=20),
         stem=STEMSettings(steps=6, batch_size=5),
         stream=STREAMSettings(steps=6, batch_size=5),
-        gan=GANSettings(steps=6, batch_size=5, form="authors", damsm_weight=1.0),
+        gan=MirrorGANSettings(steps=6, batch_size=5, form="authors", damsm_weight=1.0),
         precision="fp32",
     )
 
@@ -79,7 +79,7 @@ def vocabulary(birds: KeptBirds) -> Vocabulary:
 
 
 @pytest.fixture
-def examples(birds: KeptBirds, vocabulary: Vocabulary, config: ModelConfig) -> TrainingExamples:
+def examples(birds: KeptBirds, vocabulary: Vocabulary, config: MirrorGANConfig) -> TrainingExamples:
     """Twelve: two batches of five an epoch, and two left over."""
     return TrainingExamples(
         birds, vocabulary, config.image_size, config.caption_length, augment=True

@@ -11,18 +11,18 @@ from PIL import Image
 
 from mirrorgan_fast.data.captioned_images import CaptionedImages
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.training.chain import train
 from mirrorgan_fast.training.checkpoint import load_checkpoint
-from mirrorgan_fast.training.settings import STAGES, Stage, TrainingSettings
+from mirrorgan_fast.training.settings import STAGES, MirrorGANTrainingSettings, Stage
 
 
 @pytest.fixture
 def run(
     tmp_path: Path,
-    config: ModelConfig,
-    settings: TrainingSettings,
+    config: MirrorGANConfig,
+    settings: MirrorGANTrainingSettings,
     birds: CaptionedImages,
     device: torch.device,
 ) -> Callable[..., None]:
@@ -60,8 +60,8 @@ def test_makes_a_model_that_sees_with_the_cnn(tmp_path: Path, run: Callable[...,
 
 def test_a_stage_that_is_missing_is_named(
     tmp_path: Path,
-    config: ModelConfig,
-    settings: TrainingSettings,
+    config: MirrorGANConfig,
+    settings: MirrorGANTrainingSettings,
     birds: CaptionedImages,
     device: torch.device,
 ) -> None:
@@ -100,7 +100,7 @@ class Changed(CaptionedImages):
 
 
 def test_a_stage_on_top_of_another_network_is_refused(
-    tmp_path: Path, settings: TrainingSettings, run: Callable[..., None]
+    tmp_path: Path, settings: MirrorGANTrainingSettings, run: Callable[..., None]
 ) -> None:
     """A longer STEM under a GAN that never saw it, a longer CNN that nothing sees with."""
 
@@ -129,7 +129,10 @@ def test_other_data_of_the_same_words_is_refused(
 
 
 def test_what_a_later_stage_would_refuse_is_refused_at_once(
-    tmp_path: Path, settings: TrainingSettings, birds: CaptionedImages, run: Callable[..., None]
+    tmp_path: Path,
+    settings: MirrorGANTrainingSettings,
+    birds: CaptionedImages,
+    run: Callable[..., None],
 ) -> None:
     late = dataclasses.replace(settings.gan, last_stage_from=6)
     large = dataclasses.replace(settings.stream, batch_size=13)
@@ -139,7 +142,7 @@ def test_what_a_later_stage_would_refuse_is_refused_at_once(
         ({"stream": large}, r"fewer than a batch of 13.*--set stream\.batch_size=12"),
         ({"images": silent}, "captions have no word"),
         ({"images": Changed(birds, label=7)}, "all 12 pictures are of class 7"),
-        ({"weights": {"stem": Path("a.pth")}}, "a.pth: this model's stem sees with the small"),
+        ({"weights": {"stem": Path("a.pth")}}, "a.pth: this model's stem has the small CNN"),
     ):
         with pytest.raises(InputError, match=fault):
             run(*STAGES, **changed)
@@ -147,7 +150,7 @@ def test_what_a_later_stage_would_refuse_is_refused_at_once(
 
 
 def test_a_training_that_diverges_stops(
-    tmp_path: Path, settings: TrainingSettings, run: Callable[..., None]
+    tmp_path: Path, settings: MirrorGANTrainingSettings, run: Callable[..., None]
 ) -> None:
     wild = dataclasses.replace(settings.cnn, learning_rate=1e30)
     with pytest.raises(InputError, match=r"cnn: cross_entropy is nan at step \d: .* diverged"):

@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.models.config import ModelConfig, Norm
+from mirrorgan_fast.models.config import MirrorGANConfig, Norm
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.stem import STEM
 from mirrorgan_fast.models.stream import STREAM
 from mirrorgan_fast.training import mirrorgan
 from mirrorgan_fast.training.checkpoint import load_checkpoint
-from mirrorgan_fast.training.mirrorgan import train_gan
+from mirrorgan_fast.training.mirrorgan import train_mirrorgan
 from mirrorgan_fast.training.run import Run
-from mirrorgan_fast.training.settings import TrainingSettings
+from mirrorgan_fast.training.settings import MirrorGANTrainingSettings
 from mirrorgan_fast.vocabulary import Vocabulary
 
 
@@ -36,7 +36,7 @@ class Pretrained(NamedTuple):
 
 
 @pytest.fixture
-def pretrained(config: ModelConfig, vocabulary: Vocabulary) -> Pretrained:
+def pretrained(config: MirrorGANConfig, vocabulary: Vocabulary) -> Pretrained:
     """Untrained, which is all the same here, with statistics in every batch norm."""
     torch.manual_seed(5)
     networks = Pretrained(
@@ -56,8 +56,8 @@ Train = Callable[..., GLAM]
 
 @pytest.fixture
 def train(
-    config: ModelConfig,
-    settings: TrainingSettings,
+    config: MirrorGANConfig,
+    settings: MirrorGANTrainingSettings,
     examples: TrainingExamples,
     pretrained: Pretrained,
     device: torch.device,
@@ -73,7 +73,7 @@ def train(
         discriminator_norm: Norm = "batch",
         **changed: Any,
     ) -> GLAM:
-        return train_gan(
+        return train_mirrorgan(
             dataclasses.replace(config, discriminator_norm=discriminator_norm),
             dataclasses.replace(
                 settings,
@@ -312,14 +312,14 @@ def test_cnns_that_see_alike_see_an_image_once(
 
 def test_the_ablation_without_global_attention_trains(
     tmp_path: Path,
-    config: ModelConfig,
-    settings: TrainingSettings,
+    config: MirrorGANConfig,
+    settings: MirrorGANTrainingSettings,
     examples: TrainingExamples,
     pretrained: Pretrained,
     device: torch.device,
 ) -> None:
     for attention in ("none", "authors"):
-        glam = train_gan(
+        glam = train_mirrorgan(
             dataclasses.replace(config, sentence_attention=attention),
             settings,
             examples,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.models.discriminator import Discriminator, Logits
 from mirrorgan_fast.models.glam import GLAM
@@ -29,7 +29,7 @@ from mirrorgan_fast.training.objectives import (
 
 Match = Callable[[Tensor, Tensor], None]
 
-CONFIG = ModelConfig(
+CONFIG = MirrorGANConfig(
     image_size=16,
     stages=2,
     generator_channels=4,
@@ -338,7 +338,7 @@ def test_all_of_a_discriminator_learns(image_size: int, form: Any) -> None:
     assert_all_learn(discriminator)
 
 
-def judged(config: ModelConfig, size: int, image: Tensor) -> Logits:
+def judged(config: MirrorGANConfig, size: int, image: Tensor) -> Logits:
     D = Discriminator(config, size)
     return D.judge(D(image), torch.randn(4, 8))
 

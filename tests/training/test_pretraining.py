@@ -16,7 +16,7 @@ from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.backbones.inception_v3 import InceptionV3
 from mirrorgan_fast.models.backbones.small import SmallImageEncoder
-from mirrorgan_fast.models.config import ModelConfig
+from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.pictures import to_signed
 from mirrorgan_fast.training.captioner import train_stream
@@ -26,9 +26,9 @@ from mirrorgan_fast.training.matcher import train_stem
 from mirrorgan_fast.training.run import Run
 from mirrorgan_fast.training.settings import (
     CNNSettings,
+    MirrorGANTrainingSettings,
     STEMSettings,
     STREAMSettings,
-    TrainingSettings,
 )
 from mirrorgan_fast.vocabulary import Vocabulary
 
@@ -43,8 +43,8 @@ def stage(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def train(
     stage: str,
-    config: ModelConfig,
-    settings: TrainingSettings,
+    config: MirrorGANConfig,
+    settings: MirrorGANTrainingSettings,
     examples: TrainingExamples,
     vocabulary: Vocabulary,
     device: torch.device,
@@ -197,7 +197,7 @@ def test_to_signed() -> None:
 
 # --- does it learn? -------------------------------------------------------------------------------
 
-LEARNING = ModelConfig(
+LEARNING = MirrorGANConfig(
     image_size=64,
     stages=2,
     embedding_size=64,
@@ -216,7 +216,7 @@ def curves(folder: Path) -> list[dict[str, float]]:
 def test_the_cnn_learns_to_see_phrases_and_stem_which_caption_is_whose(
     tmp_path: Path, two_hundred: tuple[TrainingExamples, int], device: torch.device
 ) -> None:
-    settings = TrainingSettings(
+    settings = MirrorGANTrainingSettings(
         cnn=CNNSettings(steps=100, batch_size=16, phrases=200),
         stem=STEMSettings(steps=150, batch_size=16, gradient_clip=1.0),
         precision="fp32",
@@ -238,8 +238,8 @@ def test_the_cnn_learns_to_see_phrases_and_stem_which_caption_is_whose(
 def test_sees_with_a_cnn_that_stays_as_it_is(
     tmp_path: Path,
     stage: str,
-    config: ModelConfig,
-    settings: TrainingSettings,
+    config: MirrorGANConfig,
+    settings: MirrorGANTrainingSettings,
     examples: TrainingExamples,
     vocabulary: Vocabulary,
     device: torch.device,
@@ -267,8 +267,8 @@ def test_sees_with_a_cnn_that_stays_as_it_is(
 def test_what_a_cnn_that_stays_has_seen_is_remembered(
     tmp_path: Path,
     stage: str,
-    config: ModelConfig,
-    settings: TrainingSettings,
+    config: MirrorGANConfig,
+    settings: MirrorGANTrainingSettings,
     two_hundred: tuple[TrainingExamples, int],
     device: torch.device,
     monkeypatch: pytest.MonkeyPatch,
@@ -307,7 +307,7 @@ def test_stream_learns_to_describe(
     tmp_path: Path, two_hundred: tuple[TrainingExamples, int], device: torch.device
 ) -> None:
     options = STREAMSettings(steps=200, batch_size=16)
-    settings = TrainingSettings(stream=options, precision="fp32", augment=False)
+    settings = MirrorGANTrainingSettings(stream=options, precision="fp32", augment=False)
     train_stream(LEARNING, settings, *two_hundred, tmp_path, device=device, workers=0, quiet=True)
     first, *_, last = curves(tmp_path)
     assert last["cross_entropy"] < first["cross_entropy"] - 1
@@ -315,8 +315,8 @@ def test_stream_learns_to_describe(
 
 def test_a_large_network_remembers_the_weights_that_it_began_with(
     tmp_path: Path,
-    config: ModelConfig,
-    settings: TrainingSettings,
+    config: MirrorGANConfig,
+    settings: MirrorGANTrainingSettings,
     examples: TrainingExamples,
     vocabulary: Vocabulary,
     device: torch.device,

@@ -1,0 +1,137 @@
+"""The renderer: a model's text encoder and generator, made ready for inference."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from mirrorgan_fast.inference.fused_glam import FusedGLAM
+from mirrorgan_fast.inference.fused_stem import FusedSTEM
+from mirrorgan_fast.inference.graphs import Graphs
+from mirrorgan_fast.models.stem import word_mask
+from mirrorgan_fast.models.text_to_image import TextToImage, check_noise, sample_with
+from mirrorgan_fast.ops.parts import in_parts
+
+_BATCH_SIZE = 64  # images of a larger batch go in parts, so that memory does not grow with it
+
+
+def fuse(model: TextToImage, dtype: torch.dtype | None = None) -> "Renderer":
+    """Make a renderer of a model, whose mode does not matter.
+
+    The renderer has weights of its own: batch norms folded into the layers before them, packed for
+    the kernels, in ``dtype``. The model is not changed.
+
+    Args:
+        model: on the device where to render.
+        dtype: of the renderer's weights and features: float32 or bfloat16, on a GPU also float16
+            (default: what is fastest on the model's device). Images of bfloat16 differ from those
+            of float32 by less than a gray level in the mean.
+
+    Raises:
+        InputError: another data type, or a weight is NaN or infinite.
+    """
+    return Renderer(model, dtype)
+
+
+class Renderer:
+    """Turns tokens and noise into images. ``fuse`` makes it.
+
+    If the model's weights change, the next call remakes it. (Changes behind PyTorch's back, as
+    through ``parameter.data`` in place, cannot be noticed.)
+    """
+
+    def __init__(self, model: TextToImage, dtype: torch.dtype | None = None) -> None:
+        self.model = model
+        self._wanted_dtype = dtype
+        self._make()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and features."""
+        return self._glam.dtype
+
+    def _make(self) -> None:
+        model = self.model
+        model.check_weights("stem", "glam")
+        self._places = [
+            (tensors, name)
+            for network in (model.stem, model.glam)
+            for module in network.modules()
+            for tensors in (module._parameters, module._buffers)
+            for name in tensors
+        ]
+        self._made_of = self._weights()
+        self._glam = FusedGLAM(model.glam, self._wanted_dtype)
+        self._stem = FusedSTEM(model.stem, dtype=self._glam.dtype)
+        on_gpu = next(model.parameters()).device.type == "cuda"
+        self._graphs = Graphs(self._render) if on_gpu else None
+
+    def _weights(self) -> list[tuple[int, int, int] | None]:
+        """Return what changes with any of the model's weights."""
+        return [_state(tensors[name]) for tensors, name in self._places]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self.model, "_wanted_dtype": self._wanted_dtype}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._make()
+
+    @torch.no_grad()
+    def sample(
+        self, captions: Sequence[str], seed: int = 0, indices: Sequence[int] | None = None
+    ) -> list[Image.Image]:
+        """Do what ``TextToImage.sample`` does."""
+        return sample_with(self.model, self.render, captions, seed, indices)
+
+    @torch.no_grad()
+    def render(
+        self,
+        tokens: Tensor,  # (N, T)
+        lengths: Tensor,  # (N,)
+        noise: Tensor,  # (N, noise)
+        condition_noise: Tensor,  # (N, condition)
+    ) -> Tensor:
+        """Do what ``TextToImage.render`` does: return the last images, uint8 (N, S, S, 3).
+
+        Raises:
+            InputError: on the CPU, a noise is NaN or infinite; or the model's weights have changed,
+                and one of them is.
+        """
+        check_noise(noise, condition_noise)
+        if self._weights() != self._made_of:
+            self._make()
+        if self._graphs is None:
+            return self._render(tokens, lengths, noise, condition_noise)
+        # to one length, so that there are not graphs of each
+        missing = self.model.config.caption_length - tokens.shape[1]
+        tokens = functional.pad(tokens, (0, max(0, missing)))
+        return self._graphs(tokens, lengths, noise, condition_noise)
+
+    def _render(
+        self,
+        tokens: Tensor,  # (N, T)
+        lengths: Tensor,  # (N,)
+        noise: Tensor,  # (N, noise)
+        condition_noise: Tensor,  # (N, condition)
+    ) -> Tensor:
+        size = self.model.config.image_size
+        images = torch.empty(len(tokens), size, size, 3, dtype=torch.uint8, device=tokens.device)
+        mask = word_mask(lengths, tokens.shape[1])
+        rows = (tokens, lengths, noise, condition_noise, mask, images)
+        for some_tokens, some_lengths, z, eps, some_mask, out in in_parts(rows, _BATCH_SIZE):
+            words, sentence = self._stem(some_tokens, some_lengths)
+            self._glam(z, eps, words, some_mask, sentence, out=out)
+        return images
+
+
+def _state(tensor: Tensor | None) -> tuple[int, int, int] | None:
+    """Return what changes when a tensor is replaced, moved or written to."""
+    if tensor is None:
+        return None
+    # tensors of inference mode do not count what is written to them
+    written = -1 if tensor.is_inference() else tensor._version
+    return id(tensor), tensor.data_ptr(), written

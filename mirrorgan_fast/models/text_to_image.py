@@ -1,0 +1,271 @@
+"""What every text-to-image system shares: captions to tokens, noise, images, files of weights."""
+
+import copy
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import ClassVar, Self, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from mirrorgan_fast.errors import InputError, UnknownWordsWarning, listed
+from mirrorgan_fast.models.config import CascadeConfig
+from mirrorgan_fast.models.glam import GLAM, Generated
+from mirrorgan_fast.models.stem import STEM, word_mask
+from mirrorgan_fast.ops.checks import at_hand
+from mirrorgan_fast.pictures import to_uint8
+from mirrorgan_fast.vocabulary import Encoded, Vocabulary
+from mirrorgan_fast.weights import (
+    CONFIG,
+    find_pretrained,
+    load_config,
+    load_vocabulary,
+    load_weights,
+    save_description,
+    save_tensors,
+    without_weights,
+)
+
+SEEDS = 2**128
+"""How many seeds there are, and how many indices of each."""
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class TextToImage(nn.Module):
+    """A text encoder and a generator. Subclasses say what else belongs to the system.
+
+    Args:
+        config: the sizes of the networks.
+        vocabulary: the words that the text encoder knows.
+    """
+
+    SYSTEM: ClassVar[str]
+    """The system's name, which config.json has."""
+    CONFIG: ClassVar[type[CascadeConfig]]
+
+    def __init__(self, config: CascadeConfig, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.config = config
+        self.vocabulary = vocabulary
+        self.stem = STEM(config, len(vocabulary))
+        self.glam = GLAM(config)
+
+    def forward(
+        self,
+        tokens: Tensor,  # (N, T)
+        lengths: Tensor,  # (N,)
+        noise: Tensor,  # (N, noise)
+        condition_noise: Tensor,  # (N, condition)
+    ) -> Generated:
+        """Generate the images of all stages for captions (see ``GLAM.forward``)."""
+        words, sentence = self.stem(tokens, lengths)
+        mask = word_mask(lengths, tokens.shape[1])
+        generated: Generated = self.glam(noise, condition_noise, words, mask, sentence)
+        return generated
+
+    @torch.no_grad()
+    def sample(
+        self, captions: Sequence[str], seed: int = 0, indices: Sequence[int] | None = None
+    ) -> list[Image.Image]:
+        """Generate one image for each caption, all in one batch. The mode does not matter.
+
+        An image is a function of its caption, ``seed`` and its index alone. The same caption
+        several times gives several images of it. For many captions, use a ``Sampler``.
+
+        Args:
+            captions: any text; words that the vocabulary lacks are skipped, and the first
+                ``config.caption_length`` of the others are used.
+            seed: 0 or more.
+            indices: the index of each image, 0 or more (default: 0, 1, 2 ...), so that a long list
+                can be made in parts.
+
+        Returns:
+            RGB images of ``config.image_size`` pixels a side.
+
+        Raises:
+            InputError: a caption has no known word, the seed or an index is out of range, or there
+                are not as many indices as captions.
+
+        Warns:
+            UnknownWordsWarning: a caption has words that the vocabulary lacks.
+        """
+        return sample_with(self, self.render, captions, seed, indices)
+
+    def encode(self, captions: Sequence[str]) -> Encoded:
+        """Turn captions into tokens.
+
+        Raises:
+            InputError: a caption has no known word.
+        """
+        encoded = self.vocabulary.encode(captions, self.config.caption_length)
+        for caption, length in zip(captions, encoded.lengths.tolist(), strict=True):
+            if length == 0:
+                raise InputError(
+                    f"no word of the caption {caption!r:.60} is known to the model; "
+                    f"say it with other words (mirrorgan-fast info --words lists them)"
+                )
+        return encoded
+
+    def noise(self, seed: int | Sequence[int], indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return z (N, noise) and eps (N, condition) for images, given their indices.
+
+        They depend on (seed, index) alone, and are the same on every device and torch version.
+
+        Args:
+            seed: of all images, or of each.
+            indices: of the images, N.
+
+        Raises:
+            InputError: a seed or an index is not a whole number from 0 to 2^128.
+        """
+        seeds = seed if isinstance(seed, Sequence) else [seed] * len(indices)
+        for name, values in (("seed", seeds), ("index", indices)):
+            for value in values:
+                if not isinstance(value, int | np.integer) or not 0 <= value < SEEDS:
+                    raise InputError(
+                        f"{name} is {value!r:.60}, expected a whole number from 0 to 2^128"
+                    )
+        size = self.config.noise_size + self.config.condition_size
+        rows = [
+            np.random.Generator(np.random.Philox(_seed_sequence(*both)))
+            .standard_normal(size, dtype=np.float32)
+            for both in zip(seeds, indices, strict=True)
+        ]  # fmt: skip
+        both = torch.from_numpy(np.stack(rows))
+        return both[:, : self.config.noise_size], both[:, self.config.noise_size :]
+
+    @torch.no_grad()
+    def render(
+        self,
+        tokens: Tensor,  # (N, T)
+        lengths: Tensor,  # (N,)
+        noise: Tensor,  # (N, noise)
+        condition_noise: Tensor,  # (N, condition)
+    ) -> Tensor:
+        """Return the last stage's images, uint8 (N, S, S, 3). The mode does not matter.
+
+        ``inference.renderer.fuse`` makes an object that does the same faster.
+
+        Raises:
+            InputError: on the CPU, a noise is NaN or infinite. (A GPU would have to be waited for.)
+        """
+        check_noise(noise, condition_noise)
+        generated = in_evaluation(self)(tokens, lengths, noise, condition_noise)
+        return to_uint8(generated.images[-1])
+
+    def check_weights(self, *parts: str) -> None:
+        """Raise InputError if a weight of these parts, such as "stem", is NaN or infinite."""
+        for part in parts:
+            for name, tensor in getattr(self, part).state_dict().items():
+                if not tensor.isfinite().all():
+                    raise InputError(
+                        f"weights {part}.{name}: found NaN or infinity, wanted numbers, as of a "
+                        f"training that did not diverge"
+                    )
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Write config.json, vocabulary.txt and model.safetensors into ``folder``.
+
+        Args:
+            folder: made if need be.
+            dtype: of the weights in the file; float16 halves it.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        save_description(folder, self.SYSTEM, self.config, self.vocabulary)
+        save_tensors(folder, self.state_dict(), dtype)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike[str] = "birds-painted") -> Self:
+        """Load a model for inference: one that comes with the package, or a folder.
+
+        ``mirrorgan_fast.load`` does this for a folder of any system.
+
+        Raises:
+            InputError: there is no such model, it is one of another system, or a file of it is
+                damaged.
+        """
+        folder = find_pretrained(name_or_path)
+        system, sizes = load_config(folder)
+        if system != cls.SYSTEM:
+            raise InputError(
+                f"{folder}: holds a model of the system {system!r:.60}, expected {cls.SYSTEM!r}; "
+                f"mirrorgan_fast.load loads a model of any system"
+            )
+        config = cls.CONFIG.from_dict(sizes, folder / CONFIG)
+        with without_weights():
+            model = cls(config, load_vocabulary(folder))
+        load_weights(folder, model)
+        return model.eval()
+
+
+def sample_with(
+    model: TextToImage,
+    render: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    captions: Sequence[str],
+    seed: int,
+    indices: Sequence[int] | None,
+) -> list[Image.Image]:
+    """Do what ``TextToImage.sample`` does, with another ``render``.
+
+    It is called by a function decorated with ``torch.no_grad``, in the name of whose caller it
+    warns.
+    """
+    encoded = model.encode(captions)
+    warn_of_unknown(encoded.unknown, stacklevel=5)
+    indices = range(len(captions)) if indices is None else indices
+    if len(indices) != len(captions):
+        raise InputError(f"{len(captions)} captions but {len(indices)} indices, expected one each")
+    if not captions:
+        return []
+    device = next(model.parameters()).device
+    inputs = (encoded.tokens, encoded.lengths, *model.noise(seed, indices))
+    images = render(*(part.to(device) for part in inputs))
+    return [Image.fromarray(array) for array in images.cpu().numpy()]
+
+
+def check_noise(noise: Tensor, condition_noise: Tensor) -> None:
+    """Raise InputError if a noise on the CPU is NaN or infinite."""
+    for name, given in (("noise", noise), ("condition_noise", condition_noise)):
+        if at_hand(given) and not given.isfinite().all():
+            raise InputError(f"{name}: found NaN or infinity, wanted numbers")
+
+
+def in_evaluation(network: Network) -> Network:
+    """Return the network in evaluation mode, without changing its own mode.
+
+    The result shares all parameters, buffers and hooks with the network. Other threads, which may
+    train it or sample from it meanwhile, notice nothing. Make one for each call: what is assigned
+    to the network later, such as another submodule, is not in it.
+    """
+    view = copy.copy(network)
+    view.training = False
+    view._modules = {
+        name: None if module is None else in_evaluation(module)
+        for name, module in network._modules.items()
+    }
+    return view
+
+
+def warn_of_unknown(unknown: Iterable[Sequence[str]], stacklevel: int = 3) -> None:
+    """Warn once of the words that were skipped in captions, in the name of the caller's caller."""
+    words = list(dict.fromkeys(word for caption in unknown for word in caption))
+    if words:
+        warnings.warn(
+            f"words that the model does not know are skipped: {listed(words)}",
+            UnknownWordsWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def _seed_sequence(seed: int, index: int) -> np.random.SeedSequence:
+    # Both are split into words of 32 bits, and a seed of several words would run into the index.
+    if seed >= 2**32:
+        return np.random.SeedSequence(seed, spawn_key=(index,))
+    return np.random.SeedSequence((seed, index))

@@ -1,0 +1,101 @@
+"""Training of AttnGAN's generator against its discriminators."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mirrorgan_fast.data.examples import TrainingExamples
+from mirrorgan_fast.models.config import AttnGANConfig
+from mirrorgan_fast.models.damsm import DAMSMImageEncoder
+from mirrorgan_fast.models.glam import GLAM
+from mirrorgan_fast.models.stem import STEM
+from mirrorgan_fast.training.batches import Batch
+from mirrorgan_fast.training.cascade import CascadeTraining, figures_of, sum_of, train_cascade
+from mirrorgan_fast.training.objectives import damsm_loss, kl_loss
+from mirrorgan_fast.training.precision import Precision
+from mirrorgan_fast.training.settings import TrainingSettings
+
+
+class AttnGANTraining(CascadeTraining):
+    """L_G = sum_i L_Gi + lambda L_DAMSM + KL (AttnGAN, eq. 3; the KL as in the authors' code)."""
+
+    def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:
+        """Lower sum_i L_Di, then L_G; then average the generator."""
+        settings, pace = self.settings, self.pace(step)
+        given = self.encode(step, batch)
+        fakes, mu, log_var = self.generate(given)
+
+        D_losses = self.discriminator_losses(given, fakes)
+        self.D_learner.lower(sum_of(D_losses + self.r1_penalties(step, given)), pace)
+
+        # G: be believed by every D_i, match the caption
+        with self.D_learner.frozen():
+            with self.autocast():
+                KL = kl_loss(mu, log_var)
+                G_losses = self.generator_losses(given, fakes)
+                regions, codes = self.image_encoder(fakes[-1])
+                damsm = damsm_loss(
+                    given.words, given.mask, given.sentence, regions, codes, given.labels
+                )
+                loss_G = sum_of(G_losses) + settings.damsm_weight * damsm + settings.kl_weight * KL
+            self.G_learner.lower(loss_G, pace)
+        self.average.update_parameters(self.glam)
+        figures = {**figures_of("D", D_losses), "KL": KL.detach(), **figures_of("G", G_losses)}
+        return figures | {"damsm": damsm.detach()}
+
+
+def train_attngan(
+    config: AttnGANConfig,
+    settings: TrainingSettings,
+    examples: TrainingExamples,
+    stem: STEM,
+    image_encoder: DAMSMImageEncoder,
+    folder: Path,
+    *,
+    device: torch.device,
+    workers: int = 1,
+    sheet_every: int = 1000,
+    compiled: bool | None = None,
+    quiet: bool = False,
+) -> GLAM:
+    """Train AttnGAN's generator.
+
+    Args:
+        config: the sizes of the networks.
+        settings: of the whole chain.
+        examples: what to train on.
+        stem: pretrained text encoder.
+        image_encoder: pretrained with ``stem``.
+        folder: of the run.
+        device: where to train.
+        workers: see ``train_cascade``.
+        sheet_every: see ``train_cascade``.
+        compiled: see ``train_cascade``.
+        quiet: see ``train_cascade``.
+
+    Returns:
+        the moving average of the generator.
+
+    Raises:
+        InputError: see ``train_cascade``.
+    """
+
+    def make(precision: Precision, compiled: bool) -> AttnGANTraining:
+        return AttnGANTraining(
+            config, settings.gan, stem, image_encoder, device, precision, compiled=compiled
+        )
+
+    return train_cascade(
+        make,
+        config,
+        settings,
+        examples,
+        {"stem": stem, "image_encoder": image_encoder},
+        folder,
+        device=device,
+        workers=workers,
+        sheet_every=sheet_every,
+        compiled=compiled,
+        quiet=quiet,
+    )

@@ -1,0 +1,275 @@
+"""What the trainings of MirrorGAN and AttnGAN share: a generator cascade against discriminators."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from mirrorgan_fast.data.examples import TrainingExamples
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.models.config import CascadeConfig
+from mirrorgan_fast.models.damsm import DAMSMImageEncoder
+from mirrorgan_fast.models.discriminator import Discriminator
+from mirrorgan_fast.models.glam import GLAM, Generated
+from mirrorgan_fast.models.stem import STEM, word_mask
+from mirrorgan_fast.pictures import to_signed
+from mirrorgan_fast.training.batches import Batch, Batches
+from mirrorgan_fast.training.learner import Learner
+from mirrorgan_fast.training.loop import Part, fit
+from mirrorgan_fast.training.objectives import (
+    WrongPairs,
+    discriminator_loss,
+    generator_loss,
+    r1_penalty,
+)
+from mirrorgan_fast.training.precision import Precision, autocast
+from mirrorgan_fast.training.run import Unsaid, dependencies, open_run
+from mirrorgan_fast.training.settings import CascadeSettings, TrainingSettings
+from mirrorgan_fast.training.sheets import SampleSheets
+
+_R1_EVERY = 4  # steps; as good as in each of them (Karras et al., "Analyzing StyleGAN", sec. 3.1)
+
+
+class Captioned(NamedTuple):
+    """A batch of captions and their images, on the device."""
+
+    tokens: Tensor
+    """int64 (N, T)."""
+    lengths: Tensor
+    """int64 (N,)."""
+    labels: Tensor
+    """int64 (N,), the class of each image."""
+    mask: Tensor
+    """bool (N, T), true at real words."""
+    words: Tensor
+    """w (N, T, D)."""
+    sentence: Tensor
+    """s (N, D)."""
+    reals: list[Tensor]
+    """The images at the size of each stage that trains, (N, 3, S_i, S_i) in [-1, 1]."""
+
+
+class CascadeTraining:
+    """A cascade of generators G_i with an average, and a discriminator D_i for each stage.
+
+    Args:
+        config: the sizes of the networks.
+        settings: of this training.
+        stem: the text encoder, which stays as it is.
+        image_encoder: DAMSM's, trained with ``stem``, which stays as it is.
+        device: where to train.
+        precision: of the steps.
+        compiled: whether ``torch.compile`` compiles the generator.
+    """
+
+    def __init__(
+        self,
+        config: CascadeConfig,
+        settings: CascadeSettings,
+        stem: STEM,
+        image_encoder: DAMSMImageEncoder,
+        device: torch.device,
+        precision: Precision,
+        *,
+        compiled: bool,
+    ) -> None:
+        self.config, self.settings = config, settings
+        self.device, self.precision = device, precision
+        self.stem, self.image_encoder = stem, image_encoder
+        for frozen in (stem, image_encoder):
+            frozen.to(device).eval().requires_grad_(False)
+        glam = GLAM(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        D = [Discriminator(config, size) for size in config.stage_sizes]
+        all_D = nn.ModuleList(D)
+        all_D.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = AveragedModel(
+            glam, multi_avg_fn=_moving_average(settings.average_decay), use_buffers=True
+        ).eval()
+        self.glam, self.D, self.all_D = glam, D, all_D
+        self.G_learner = Learner(glam, settings.learning_rate, settings.betas)
+        self.D_learner = Learner(all_D, settings.discriminator_learning_rate, settings.betas)
+        self._generate = torch.compile(glam) if compiled else glam
+
+    def parts(self) -> dict[str, Part]:
+        """Return what a checkpoint holds."""
+        return {
+            "glam": self.glam,
+            "D": self.all_D,
+            "average": self.average,
+            "G_adam": self.G_learner.adam,
+            "D_adam": self.D_learner.adam,
+        }
+
+    def stages(self, step: int) -> int:
+        """Return how many stages train in a step."""
+        return self.config.stages - (step < self.settings.last_stage_from)
+
+    def pace(self, step: int) -> float:
+        """Return the factor on both learning rates in a step."""
+        decay_steps = max(1, min(self.settings.decay_steps, self.settings.steps))
+        return min(1.0, (self.settings.steps - step) / decay_steps)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return the context in which losses are computed."""
+        return autocast(self.device, self.precision)
+
+    def encode(self, step: int, batch: Batch) -> Captioned:
+        """Encode the captions of a batch, and scale its images to the size of each stage."""
+        tokens, lengths = batch["tokens"].to(self.device), batch["length"].to(self.device)
+        real = to_signed(batch["image"], self.device)
+        reals = [
+            real if size == self.config.image_size else functional.adaptive_avg_pool2d(real, size)
+            for size in self.config.stage_sizes[: self.stages(step)]
+        ]
+        with torch.no_grad(), self.autocast():
+            words, sentence = self.stem(tokens, lengths)
+        mask = word_mask(lengths, tokens.shape[1])
+        labels = batch["label"].to(self.device)
+        return Captioned(tokens, lengths, labels, mask, words, sentence, reals)
+
+    def generate(self, given: Captioned) -> Generated:
+        """Generate images of captions, at every size that ``given`` has real images of."""
+        count = len(given.tokens)
+        z = torch.randn(count, self.config.noise_size, device=self.device)
+        eps = torch.randn(count, self.config.condition_size, device=self.device)
+        with self.autocast():
+            generated: Generated = self._generate(
+                z, eps, given.words, given.mask, given.sentence, len(given.reals)
+            )
+        return generated
+
+    def discriminator_losses(self, given: Captioned, fakes: list[Tensor]) -> list[Tensor]:
+        """Return L_Di of each stage: tell real from generated, fitting from wrong sentences."""
+        losses = []
+        with self.autocast():
+            for D_i, real_i, fake_i in zip(self.D, given.reals, fakes, strict=False):
+                real_features, fake_features = D_i(real_i), D_i(fake_i.detach())
+                real_logits = D_i.judge(real_features, given.sentence)
+                fake_logits = D_i.judge(fake_features, given.sentence)
+                wrong = None
+                if self.settings.form == "authors":  # the next caption of the batch
+                    logits = D_i.conditional(real_features, given.sentence.roll(1, dims=0))
+                    wrong = WrongPairs(logits, given.labels != given.labels.roll(1))
+                losses.append(discriminator_loss(real_logits, fake_logits, wrong))
+        return losses
+
+    def r1_penalties(self, step: int, given: Captioned) -> list[Tensor]:
+        """Return the weighted R1 penalty of each stage, in the steps that have it."""
+        weight = self.settings.r1_weight
+        if not weight or step % _R1_EVERY:
+            return []
+        penalties = []
+        for D_i, real_i in zip(self.D, given.reals, strict=False):
+            # second derivatives in float32, which costs little in every fourth step
+            x = real_i.float().detach().requires_grad_()
+            penalty = r1_penalty(D_i.judge(D_i(x), given.sentence.float()), x)
+            penalties.append(_R1_EVERY * weight * penalty)
+        return penalties
+
+    def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:
+        """Train on one batch (see ``loop.Task``)."""
+        raise NotImplementedError
+
+    def generator_losses(self, given: Captioned, fakes: list[Tensor]) -> list[Tensor]:
+        """Return L_Gi of each stage: be believed by D_i."""
+        return [
+            generator_loss(D_i.judge(D_i(fake_i), given.sentence), self.settings.form)
+            for D_i, fake_i in zip(self.D, fakes, strict=False)
+        ]
+
+
+def sum_of(losses: list[Tensor]) -> Tensor:
+    """Return the sum of scalar losses."""
+    return torch.stack(losses).sum()
+
+
+def figures_of(name: str, losses: list[Tensor]) -> dict[str, Tensor]:
+    """Return the losses of the stages as figures, by names such as "D_0"."""
+    return {f"{name}_{i}": loss.detach() for i, loss in enumerate(losses)}
+
+
+def train_cascade(
+    make: Callable[[Precision, bool], CascadeTraining],
+    config: CascadeConfig,
+    settings: TrainingSettings,
+    examples: TrainingExamples,
+    networks: Mapping[str, nn.Module],
+    folder: Path,
+    *,
+    device: torch.device,
+    workers: int,
+    sheet_every: int,
+    compiled: bool | None,
+    quiet: bool,
+) -> GLAM:
+    """Train a generator cascade against its discriminators.
+
+    Writes checkpoints, curves and sheets of samples; resumes from the folder's checkpoint.
+
+    Args:
+        make: the task, given its precision and whether the generator is compiled.
+        config: the sizes of the networks.
+        settings: of the whole chain.
+        examples: what to train on.
+        networks: those that were trained before, by name.
+        folder: of the run.
+        device: where to train.
+        workers: processes that read images.
+        sheet_every: steps between two sheets of samples.
+        compiled: use ``torch.compile`` on the generator: a minute or two at the start. None: as
+            the run began, which is without.
+        quiet: no progress bar.
+
+    Returns:
+        the moving average of the generator.
+
+    Raises:
+        InputError: the last stage would never be trained; see also ``Run`` and ``Batches``.
+    """
+    options = settings.gan
+    check_last_stage(config, options)
+    batches = Batches(examples, options.batch_size, settings.seed, workers)
+    states = {name: network.state_dict() for name, network in networks.items()}
+    needs = dependencies(config, settings, options, examples, device, **states)
+    needs["compiled"] = Unsaid(False) if compiled is None else compiled
+    with open_run(folder, options, settings, needs, quiet=quiet) as run:
+        torch.manual_seed(settings.seed)
+        task = make(run.settings["precision"], run.settings["compiled"])
+        average = task.average.module
+        assert isinstance(average, GLAM)
+        sheets = SampleSheets(average, task.stem, examples, config, folder / "samples", device)
+
+        def draw(steps: int) -> None:
+            with task.autocast():
+                sheets.write(steps, task.stages(steps - 1))
+
+        fit(task, run, batches, sheet=draw, sheet_every=sheet_every)
+    return average
+
+
+def check_last_stage(config: CascadeConfig, options: CascadeSettings) -> None:
+    """Raise InputError if the last stage would never be trained."""
+    if options.last_stage_from >= options.steps or (options.last_stage_from and config.stages == 1):
+        raise InputError(
+            f"gan.last_stage_from is {options.last_stage_from} of {options.steps} steps with "
+            f"{config.stages} stages: the last stage would never be trained, or is the only one; "
+            f"set it lower (0: all stages from the start)"
+        )
+
+
+_Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+def _moving_average(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
+    """Return the average's update, which at the start of training forgets its beginning sooner."""
+
+    def update(averages: _Tensors, currents: _Tensors, count: Tensor | int) -> None:
+        early = (1 + int(count)) / (10 + int(count))
+        get_ema_multi_avg_fn(min(decay, early))(averages, currents, count)
+
+    return update
