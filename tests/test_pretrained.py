@@ -9,12 +9,13 @@ import torch
 
 from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
 from mirrorgan_fast.data.painted_birds.data_set import PaintedBirds
+from mirrorgan_fast.evaluation.images import generate
 from mirrorgan_fast.evaluation.redescription import redescription_accuracy
-from mirrorgan_fast.evaluation.report import generate
 from mirrorgan_fast.metrics.attributes import attribute_accuracy
 from mirrorgan_fast.models.attribute_classifier import AttributeClassifier
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.pictures import to_signed
+from mirrorgan_fast.sampling.sampler import Sampler
 from mirrorgan_fast.weights import PRETRAINED
 
 FOLDER = PRETRAINED / "birds-painted"
@@ -36,7 +37,7 @@ def captions() -> tuple[list[str], list[dict[str, str]]]:
 
 @pytest.fixture(scope="module")
 def images(model: MirrorGAN, captions: tuple[list[str], list[dict[str, str]]]) -> torch.Tensor:
-    return generate(model, captions[0], range(BIRDS), seed=0, title="captions", quiet=True)
+    return generate(Sampler(model), captions[0], range(BIRDS), seed=0, title="captions", quiet=True)
 
 
 def recorded(section: str) -> float:

@@ -1,13 +1,12 @@
 """The report: every measure on held-out captions, and on real held-out pictures beside them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mirrorgan_fast.data.captioned_images import CaptionedImages
 from mirrorgan_fast.data.image_folder import ImageFolder
@@ -21,6 +20,7 @@ from mirrorgan_fast.evaluation.edits import (
     measure_edits,
     painted_pairs,
 )
+from mirrorgan_fast.evaluation.images import generate
 from mirrorgan_fast.evaluation.redescription import bleu_4, redescription_accuracy
 from mirrorgan_fast.metrics.attributes import AttributeAccuracy, attribute_accuracy
 from mirrorgan_fast.metrics.r_precision import CaptionPool, r_precision
@@ -29,7 +29,7 @@ from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.models.text_to_image import SEEDS, TextToImage, in_evaluation
 from mirrorgan_fast.pictures import from_image, to_signed, to_uint8
-from mirrorgan_fast.training.precision import autocast
+from mirrorgan_fast.sampling.sampler import Sampler
 
 _IMAGE_BATCH = 16
 _CAPTION_BATCH = 512
@@ -89,7 +89,8 @@ def evaluate(
     own = [caption.place for caption in chosen]
     captions = [pool.texts[place] for place in own]
     birds = _painted(images, captions, chosen, rng) if classifier is not None else None
-    generated = generate(model, captions, range(count), seed, title="captions", quiet=quiet)
+    sampler = Sampler(model)
+    generated = generate(sampler, captions, range(count), seed, title="captions", quiet=quiet)
     real = torch.cat([_to_bytes(from_image(images.image(i), size)[None]) for i in indices])
 
     figures: dict[str, Any] = {
@@ -106,7 +107,9 @@ def evaluate(
         shown = {"generated": classifier.read(generated), "real": birds.truth}
         read_real = classifier.read(real)
         edited_captions = [edit.edited for edit in birds.edits]
-        edited = generate(model, edited_captions, birds.editable, seed, title="edits", quiet=quiet)
+        edited = generate(
+            sampler, edited_captions, birds.editable, seed, title="edits", quiet=quiet
+        )
         pair = generated[birds.editable], edited
         painted = painted_pairs(birds.edits, [birds.truth[i] for i in birds.editable], size, seed)
         figures |= {
@@ -181,51 +184,6 @@ def _painted(
         raise InputError("no caption names the color of a part of the bird, so none can be edited")
     editable = [i for i, edit in enumerate(edit_of) if edit is not None]
     return _Painted(truth, named, editable, edits)
-
-
-@torch.no_grad()
-def generate(
-    model: TextToImage,
-    captions: Sequence[str],
-    indices: Sequence[int],
-    seed: int,
-    *,
-    title: str,
-    quiet: bool = False,
-) -> Tensor:
-    """Generate an image a caption, with the noise that ``indices`` have in ``seed``.
-
-    Returns:
-        uint8 (N, 3, S, S) on the CPU.
-
-    Raises:
-        InputError: the model knows no word of a caption.
-    """
-    device, evaluated = next(model.parameters()).device, in_evaluation(model)
-    batches = []
-    with tqdm(total=len(captions), desc=title, unit="image", disable=quiet) as bar:
-        for start in range(0, len(captions), _IMAGE_BATCH):
-            batch = slice(start, start + _IMAGE_BATCH)
-            tokens, lengths = _encode(model, captions[batch])
-            noise, condition_noise = model.noise(seed, indices[batch])
-            with autocast(device, "auto"):
-                made = evaluated(tokens, lengths, noise.to(device), condition_noise.to(device))
-            batches.append(_to_bytes(made.images[-1]))
-            bar.update(len(tokens))
-    return torch.cat(batches)
-
-
-def _encode(model: TextToImage, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Return tokens (N, T) and lengths (N,) on the model's device."""
-    encoded = model.vocabulary.encode(captions, model.config.caption_length)
-    for caption, length in zip(captions, encoded.lengths.tolist(), strict=True):
-        if length == 0:
-            raise InputError(
-                f"no word of the caption {caption!r:.60} is known to the model; "
-                f"it was trained on other captions than it is evaluated on"
-            )
-    device = next(model.parameters()).device
-    return encoded.tokens.to(device), encoded.lengths.to(device)
 
 
 def _to_bytes(images: Tensor) -> Tensor:
