@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from mirrorgan_fast.models.layers import BatchNormActivation
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.ops import use
 from mirrorgan_fast.recipes import find_recipe
@@ -19,7 +20,7 @@ def model_of_cub() -> MirrorGAN:
     config = replace(find_recipe("cub").config, image_encoder="small", stream_encoder="small")
     model = MirrorGAN(config, Vocabulary([END, *(f"word{i}" for i in range(5449))])).eval()
     for module in model.glam.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | BatchNormActivation):
             assert module.running_mean is not None
             assert module.running_var is not None
             module.running_mean.normal_(0, 0.1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mirrorgan_fast.models.glam import GLAM, Attention, FirstTransformer, Transformer
-from mirrorgan_fast.models.layers import ResidualBlock, UpBlock
+from mirrorgan_fast.models.layers import BatchNormActivation, ResidualBlock, UpBlock
 from mirrorgan_fast.ops import (
     Layout,
     PackedGLAM,
@@ -155,7 +155,7 @@ def _folded(
 ) -> tuple[Tensor, Tensor]:
     """Return weight and bias of a layer together with the batch norm behind it."""
     assert isinstance(layer, nn.Conv2d | nn.Linear)
-    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | BatchNormActivation)
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -72,5 +73,6 @@ def sentence_similarity(
     codes: Tensor,  # (N, D)
 ) -> Tensor:
     """Return the cosine (N, M) of every image's code with every sentence (AttnGAN, eq. 13)."""
-    directions = functional.normalize(codes.float(), dim=1)
-    return directions @ functional.normalize(sentences.float(), dim=1).T
+    with torch.autocast(codes.device.type, enabled=False):  # whose product would be bfloat16
+        directions = functional.normalize(codes.float(), dim=1)
+        return directions @ functional.normalize(sentences.float(), dim=1).T

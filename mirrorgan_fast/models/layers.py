@@ -10,39 +10,76 @@ from mirrorgan_fast.models.config import CascadeConfig
 from mirrorgan_fast.ops import batch_norm_glu, batch_norm_leaky_relu
 
 
-class _BatchNorm(nn.BatchNorm2d):
-    """With what follows it; ``convert_sync_batchnorm`` would make a batch norm alone of it."""
+class BatchNormActivation(nn.Module):
+    """Batch norm together with the activation behind it, which in training are one op.
+
+    Its parameters and buffers have the names of those of ``nn.BatchNorm2d``. It is not a subclass:
+    ``nn.SyncBatchNorm.convert_sync_batchnorm``, which replaces every batch norm, would lose the
+    activation.
+
+    Args:
+        channels: of the input.
+        momentum: of the running averages; None: they are the mean of all batches, as
+            ``torch.optim.swa_utils.update_bn`` has it.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, channels: int, *, momentum: float | None = 0.1) -> None:
+        super().__init__()
+        self.eps = 1e-5
+        self.momentum = momentum
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    def extra_repr(self) -> str:
+        """Return what distinguishes it from others of its class."""
+        return str(len(self.weight))
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Normalize (N, channels, H, W) with the running averages, without the activation."""
+        return functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
 
     @torch.no_grad()
-    def _follow(self, x: Tensor, mean: Tensor, variance: Tensor) -> None:
-        """Move the running averages towards a batch's statistics, as batch norm does."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
+    def update_averages(self, x: Tensor, mean: Tensor, variance: Tensor) -> None:
+        """Move the running averages towards a batch's statistics, as ``nn.BatchNorm2d`` does.
+
+        Args:
+            x: the batch, (N, channels, H, W).
+            mean: its mean, (channels,).
+            variance: its biased variance, (channels,).
+        """
         count = x.numel() // x.shape[1]
         self.num_batches_tracked += 1
         pace = self.momentum
-        if pace is None:  # the mean of all batches, as torch.optim.swa_utils.update_bn has it
+        if pace is None:
             pace = 1 / int(self.num_batches_tracked)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), pace)
         unbiased = (variance * (count / (count - 1))).to(self.running_var.dtype)
         self.running_var.lerp_(unbiased, pace)
 
 
-class BatchNormGLU(_BatchNorm):
+class BatchNormGLU(BatchNormActivation):
     """Batch norm, then the first half of the channels gated by the sigmoid of the second."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, 2C, H, W) to (N, C, H, W)."""
         if not self.training:
-            values, gates = super().forward(x).chunk(2, dim=1)
+            values, gates = self.normalize(x).chunk(2, dim=1)
             return values * gates.sigmoid()
         out, mean, variance = batch_norm_glu(x, self.weight, self.bias, self.eps)
-        self._follow(x, mean, variance)
+        self.update_averages(x, mean, variance)
         return out
 
 
-class BatchNormLeakyReLU(_BatchNorm):
+class BatchNormLeakyReLU(BatchNormActivation):
     """Batch norm, then a leaky ReLU."""
 
     SLOPE = 0.2
@@ -50,9 +87,9 @@ class BatchNormLeakyReLU(_BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same shape."""
         if not self.training:
-            return functional.leaky_relu(super().forward(x), self.SLOPE)
+            return functional.leaky_relu(self.normalize(x), self.SLOPE)
         out, mean, variance = batch_norm_leaky_relu(x, self.weight, self.bias, self.SLOPE, self.eps)
-        self._follow(x, mean, variance)
+        self.update_averages(x, mean, variance)
         return out
 
 
@@ -114,15 +151,20 @@ class UpConv2d(nn.Conv2d):
     """
 
     _SUB_PIXEL_FROM = 16
-    _SUMS = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C', 2H, 2W)."""
         if min(x.shape[2:]) < self._SUB_PIXEL_FROM:
             return super().forward(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
-        sums = torch.tensor(self._SUMS, dtype=self.weight.dtype, device=self.weight.device)
-        weight = torch.einsum("ik,ockl,jl->coij", sums, self.weight, sums)
+        # These sums are in the weights' data type, also under autocast.
+        weight = _sub_pixel(_sub_pixel(self.weight, 2), 3).transpose(0, 1)
         return functional.conv_transpose2d(x, weight, stride=2, padding=1)
+
+
+def _sub_pixel(weight: Tensor, dim: int) -> Tensor:
+    """Sum the 3 taps of a dimension to the 4 of the transposed convolution."""
+    first, second, third = weight.unbind(dim)
+    return torch.stack([third, second + third, first + second, first], dim)
 
 
 class ResidualBlock(nn.Module):
@@ -152,6 +194,6 @@ def initialize(network: nn.Module, gain: float = 1.0) -> None:
             nn.init.orthogonal_(module.weight, gain)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | BatchNormActivation):
             nn.init.normal_(module.weight, 1.0, 0.02)
             nn.init.zeros_(module.bias)

@@ -14,10 +14,11 @@ from mirrorgan_fast.data.painted_birds.data_set import true_attributes
 from mirrorgan_fast.models.attribute_classifier import INPUT_SIZE, AttributeClassifier
 from mirrorgan_fast.pictures import to_signed
 from mirrorgan_fast.training.batches import Batch, Batches
+from mirrorgan_fast.training.checkpoint import digest
 from mirrorgan_fast.training.learner import Learner
 from mirrorgan_fast.training.loop import Part, fit
 from mirrorgan_fast.training.precision import Precision, autocast
-from mirrorgan_fast.training.run import Run
+from mirrorgan_fast.training.run import VERSION, Run
 from mirrorgan_fast.vocabulary import Vocabulary
 
 
@@ -102,10 +103,12 @@ def train_attribute_classifier(
     batches = Batches(examples, batch_size, seed, workers)
     attributes = _as_numbers(true_attributes(images, range(len(images))))
     settings = {
+        "version": VERSION,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "seed": seed,
         "data": examples.digest(),
+        "attributes": digest(attributes),
     }
     with Run(folder, steps, settings, quiet=quiet) as run:
         torch.manual_seed(seed)

@@ -5,7 +5,6 @@ import json
 import os
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from functools import partial
 from itertools import takewhile
 from math import isfinite
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.fields import changed_fields
 from mirrorgan_fast.files import open_file, open_lock, parse_json, reason, whole_file
 from mirrorgan_fast.interrupts import Interrupts
 from mirrorgan_fast.models.config import CascadeConfig
@@ -35,6 +35,9 @@ from mirrorgan_fast.training.precision import computes_in_bf16
 from mirrorgan_fast.training.settings import StageSettings, TrainingSettings
 
 CURVES = "curves.jsonl"
+VERSION = 2
+"""Of the training, in every checkpoint; raised with each change of its numbers. 2: sums that were
+rounded to bfloat16 under autocast are in float32."""
 _LONGEST_POINT = 2**16  # bytes
 _LARGEST_CURVES = 2**28  # bytes; 710,000 steps of a GAN make 4 MB
 
@@ -222,12 +225,22 @@ class Run:
                 self.settings[name] = made_with.get(name, value.default)
         if checkpoint is None:
             return None
+        older, newer = made_with.get("version", 1), self.settings.get("version", 1)
+        if older != newer:
+            raise InputError(
+                f"{self.folder / CHECKPOINT}: is of version {older!r:.20} of the training, this is "
+                f"version {newer}, whose numbers differ; finish that run with the release that "
+                f"began it, or start again in another folder"
+            )
         for name in {**made_with, **self.settings}:
             if made_with.get(name) != self.settings.get(name):
+                before, now = (
+                    f"{settings[name]!r:.200}" if name in settings else "its default"
+                    for settings in (made_with, self.settings)
+                )
                 raise InputError(
-                    f"{self.folder / CHECKPOINT}: was made with {name:.80} "
-                    f"{made_with.get(name)!r:.200}, now it is {self.settings.get(name)!r:.200}; "
-                    f"resume with the same, or start again in another folder"
+                    f"{self.folder / CHECKPOINT}: was made with {name:.80} {before}, now it is "
+                    f"{now}; resume with the same, or start again in another folder"
                 )
         return checkpoint
 
@@ -318,9 +331,10 @@ def dependencies(
             checkpoint.
         **networks: weights that were trained before, by name; None: there are none.
     """
-    values = asdict(config) | asdict(options)
-    del values["steps"]  # a run may be made longer
+    values = changed_fields(config) | changed_fields(options)
+    values.pop("steps", None)  # a run may be made longer
     values |= {
+        "version": VERSION,
         "seed": settings.seed,
         "augment": settings.augment,
         "precision": settings.precision,

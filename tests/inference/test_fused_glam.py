@@ -15,6 +15,7 @@ from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.inference.fused_glam import FusedGLAM, fastest_dtype
 from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.models.glam import GLAM
+from mirrorgan_fast.models.layers import BatchNormActivation
 from mirrorgan_fast.ops import build_info, use
 from mirrorgan_fast.pictures import to_uint8
 
@@ -33,7 +34,7 @@ def glam_of(sizes: dict[str, Any]) -> GLAM:
     defaults = {"image_size": 64, "stages": 2, "condition_size": 10, "noise_size": 7}
     glam = GLAM(MirrorGANConfig(**defaults | {"embedding_size": 12} | sizes)).eval()
     for module in glam.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | BatchNormActivation):
             module.running_mean.normal_(0, 0.3)
             module.running_var.uniform_(0.5, 2)
             module.bias.data.normal_(0, 0.3)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.metrics.r_precision import CaptionPool, r_precision
+from mirrorgan_fast.metrics.r_precision import CaptionPool, r_precision, sentence_similarity
 
 
 def pool_of(sentences: torch.Tensor, texts: list[str] | None = None) -> CaptionPool:
@@ -82,3 +82,11 @@ def test_neither_the_class_nor_the_wording_competes_with_itself() -> None:
     assert r_precision(directions(0), [0], pool, rng, candidates=3)[1] == 1.0
     with pytest.raises(InputError, match="needs 3 captions of other images for each, there are 2"):
         r_precision(directions(0), [0], pool, rng, candidates=4)
+
+
+def test_similarity_is_not_rounded_under_autocast() -> None:
+    torch.manual_seed(0)
+    sentences, codes = torch.randn(5, 64), torch.randn(3, 64)
+    exact = sentence_similarity(sentences, codes)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(sentence_similarity(sentences, codes), exact)

@@ -17,7 +17,7 @@ from mirrorgan_fast.models.glam import (
     ImageGenerator,
     Transformer,
 )
-from mirrorgan_fast.models.layers import ResidualBlock, UpBlock, initialize
+from mirrorgan_fast.models.layers import BatchNormActivation, ResidualBlock, UpBlock, initialize
 from mirrorgan_fast.models.stem import word_mask
 from mirrorgan_fast.recipes import find_recipe
 
@@ -291,7 +291,7 @@ def test_initialization_is_the_authors() -> None:
         if isinstance(module, nn.Conv2d):
             rows = module.weight.detach().flatten(1)
             torch.testing.assert_close(rows @ rows.T, torch.eye(len(rows)), rtol=0, atol=1e-5)
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, nn.BatchNorm2d | BatchNormActivation):
             assert not module.bias.any()
             count = module.weight.numel()
             assert abs(module.weight.mean() - 1) < 0.02 * 5 / math.sqrt(count)

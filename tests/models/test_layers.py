@@ -1,11 +1,14 @@
-"""The LSTM where PyTorch has none in bfloat16, which is tried on every processor."""
+"""Layers: the LSTM without bfloat16, batch norms with their activation, and up-convolutions."""
+
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 from mirrorgan_fast.models import layers
-from mirrorgan_fast.models.layers import LSTM
+from mirrorgan_fast.models.layers import LSTM, BatchNormGLU, BatchNormLeakyReLU, UpConv2d
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -27,3 +30,67 @@ def test_autocast_leaves_it_in_float32_where_bfloat16_fails(
             assert a.dtype == c.dtype == torch.float32
             torch.testing.assert_close(a, b, rtol=0, atol=0)
             torch.testing.assert_close(c, b, rtol=2e-2, atol=2e-2)
+
+
+def test_conversion_to_sync_batch_norm_keeps_the_activations() -> None:
+    """It replaces batch norms, and would replace subclasses of them with what follows them."""
+    torch.manual_seed(0)
+    block = nn.Sequential(BatchNormLeakyReLU(6), BatchNormGLU(6)).eval()
+    x = torch.randn(4, 6, 5, 5)
+    expected = block(x)
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(block)
+    assert torch.equal(converted(x), expected)
+    assert expected.shape == (4, 3, 5, 5)
+
+
+@pytest.mark.parametrize("norm", [BatchNormLeakyReLU, BatchNormGLU])
+def test_a_norm_has_the_names_and_averages_of_a_batch_norm(norm: Any) -> None:
+    torch.manual_seed(1)
+    ours, theirs = norm(6), nn.BatchNorm2d(6)
+    for _ in range(3):
+        x = 3 * torch.randn(4, 6, 5, 5) + 1
+        ours(x), theirs(x)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for name, tensor in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], tensor)
+    theirs.load_state_dict(ours.state_dict())
+
+
+@pytest.mark.parametrize("size", [8, 16, 33])
+def test_taps_are_summed_in_float32_under_autocast(size: int) -> None:
+    """Sums of weights that were rounded before would be off by more than one rounding."""
+    torch.manual_seed(2)
+    layer = UpConv2d(5, 7, 3, padding=1, bias=False)
+    x = torch.randn(2, 5, size, size).bfloat16().float()
+    with torch.no_grad():
+        exact = _upsampled(layer, x).double()
+        with torch.autocast("cpu", torch.bfloat16):
+            found = layer(x).double()
+    error = (found - exact).abs().max() / exact.abs().max()
+    assert error < 2e-2
+    summed = _sums_of(layer)
+    assert summed.dtype == torch.float32
+
+
+def _upsampled(layer: UpConv2d, x: Tensor) -> Tensor:
+    wide = nn.functional.interpolate(x.double(), scale_factor=2.0, mode="nearest")
+    return nn.functional.conv2d(wide, layer.weight.double(), padding=1)
+
+
+def _sums_of(layer: UpConv2d) -> Tensor:
+    """Return the weights that the transposed convolution is given under autocast."""
+    given: list[Tensor] = []
+    transposed = nn.functional.conv_transpose2d
+
+    def spy(x: Tensor, weight: Tensor, **options: Any) -> Tensor:
+        given.append(weight)
+        return transposed(x, weight, **options)
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), pytest.MonkeyPatch.context() as to:
+        to.setattr(nn.functional, "conv_transpose2d", spy)
+        layer(torch.randn(1, 5, 16, 16))
+    (weight,) = given
+    rows = torch.tensor([[0.0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], dtype=torch.float64)
+    exact = torch.einsum("ik,ockl,jl->coij", rows, layer.weight.double(), rows)
+    torch.testing.assert_close(weight.double(), exact, rtol=1e-6, atol=1e-6)
+    return weight

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from PIL import Image
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.inference.renderer import fuse
+from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.sampling import sinks
 from mirrorgan_fast.sampling.caption_files import Captions
@@ -598,3 +599,18 @@ def test_processes_that_are_joined_already_stay_so(tmp_path: Path) -> None:
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     subprocess.run([*torchrun, str(script)], check=True, capture_output=True)
+
+
+def test_a_config_field_that_is_added_later_keeps_the_output(
+    model: MirrorGAN, texts: list[str], tmp_path: Path
+) -> None:
+    @dataclass(frozen=True)
+    class LaterConfig(MirrorGANConfig):
+        added: int = 3
+
+    sample(Sampler(model), texts, tmp_path)
+    model.config = LaterConfig(**asdict(model.config))
+    assert sample(Sampler(model), texts, tmp_path).made == 0
+    model.config = replace(model.config, added=4)
+    with pytest.raises(InputError, match="model"):
+        sample(Sampler(model), texts, tmp_path)

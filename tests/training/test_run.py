@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from torch.utils.data import Dataset
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.interrupts import Terminated
+from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.training.batches import Batches, check_batch, load_batches
 from mirrorgan_fast.training.checkpoint import load_checkpoint
-from mirrorgan_fast.training.run import Run, Unsaid
+from mirrorgan_fast.training.run import Run, Unsaid, dependencies
+from mirrorgan_fast.training.settings import MirrorGANSettings, MirrorGANTrainingSettings
 
 SETTINGS = {"learning_rate": 0.5, "betas": (0.5, 0.999), "form": "paper"}
 
@@ -142,7 +145,7 @@ def test_a_checkpoint_survives_a_failed_successor(tmp_path: Path) -> None:
         ({"learning_rate": 0.25}, "learning_rate", ("0.5", "0.25")),
         ({"betas": (0.9, 0.999)}, "betas", ("(0.5, 0.999)", "(0.9, 0.999)")),
         ({"form": "authors"}, "form", ("'paper'", "'authors'")),
-        ({"seed": 3}, "seed", ("None", "3")),  # it was not there
+        ({"seed": 3}, "seed", ("its default", "3")),  # it was not there
     ],
 )
 def test_other_settings_are_refused_by_name(
@@ -452,6 +455,38 @@ def test_a_run_resumes_from_the_checkpoint_that_is_there_when_it_has_the_lock(
         first.save(6, {})
     with second:
         assert second.first_step == 7
+
+
+def test_another_version_of_the_training_is_refused_in_one_line(tmp_path: Path) -> None:
+    with Run(tmp_path, 10, SETTINGS, quiet=True) as run:
+        run.save(3, {})
+    with pytest.raises(InputError, match=r"version 1 of the training, this is version 9") as told:
+        Run(tmp_path, 10, {**SETTINGS, "version": 9}, quiet=True).__enter__()
+    assert "\n" not in str(told.value)
+
+
+def test_a_field_that_is_added_later_changes_no_settings(
+    config: MirrorGANConfig,
+    settings: MirrorGANTrainingSettings,
+    examples: TrainingExamples,
+    device: torch.device,
+) -> None:
+    @dataclass(frozen=True)
+    class LaterConfig(MirrorGANConfig):
+        added: int = 3
+
+    @dataclass(frozen=True)
+    class LaterSettings(MirrorGANSettings):
+        added_too: float = 0.5
+
+    def needs(of_config: MirrorGANConfig, options: MirrorGANSettings) -> dict[str, Any]:
+        return dependencies(of_config, settings, options, examples, device)
+
+    now = needs(config, settings.gan)
+    later = LaterConfig(**asdict(config)), LaterSettings(**asdict(settings.gan))
+    assert needs(*later) == now
+    assert needs(replace(later[0], added=4), later[1]) != now
+    assert needs(later[0], replace(later[1], added_too=0.0)) != now
 
 
 # --- curves ---------------------------------------------------------------------------------------
