@@ -182,7 +182,7 @@ def from_image(image: Picture, size: int, place: str = "an image") -> Tensor:
 
 def to_signed(image: Tensor, device: torch.device) -> Tensor:
     """Turn uint8 images (N, 3, H, W) into floats in [-1, 1] on ``device``, channels last."""
-    signed = image.to(device).float().div(127.5).sub(1)
+    signed = image.to(device, non_blocking=True).float().div(127.5).sub(1)
     return signed.contiguous(memory_format=torch.channels_last)
 
 

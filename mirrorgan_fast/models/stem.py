@@ -35,7 +35,8 @@ class STEM(nn.Module):
 
         Args:
             tokens: int64 (N, T), padded with 0 behind each caption's words.
-            lengths: int64 (N,), the words of each caption, 1 to T.
+            lengths: int64 (N,), the words of each caption, 1 to T. PyTorch's LSTM needs them on the
+                CPU; from a GPU they are copied, for which the host waits.
 
         Returns:
             words w (N, T, D), zero at the padding, and sentence s (N, D).

@@ -53,6 +53,10 @@ class AttributesTraining:
         """Return what a checkpoint holds."""
         return {"model": self.classifier, "optimizer": self.learner.adam}
 
+    def learners(self) -> dict[str, Learner]:
+        """Return the learners by their networks."""
+        return {"the classifier": self.learner}
+
     def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:
         """Lower the cross-entropy of every attribute, summed over the attributes."""
         values = self.attributes[batch["index"]].to(self.device)
@@ -100,7 +104,7 @@ def train_attribute_classifier(
     """
     vocabulary = Vocabulary.build(c for i in range(len(images)) for c in images.captions(i))
     examples = TrainingExamples(images, vocabulary, INPUT_SIZE, seed=seed)
-    batches = Batches(examples, batch_size, seed, workers)
+    batches = Batches(examples, batch_size, seed, workers, device)
     attributes = _as_numbers(true_attributes(images, range(len(images))))
     settings = {
         "version": VERSION,

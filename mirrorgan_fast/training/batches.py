@@ -28,17 +28,25 @@ class Batches:
         batch_size: of each batch.
         seed: of the order and of the random numbers.
         workers: processes that read images.
+        device: where the batches go. For a GPU they are in pinned memory, from which they are
+            copied while the host goes on.
 
     Raises:
         InputError: there are fewer examples than a batch holds.
     """
 
     def __init__(
-        self, examples: TrainingExamples, batch_size: int, seed: int, workers: int = 1
+        self,
+        examples: TrainingExamples,
+        batch_size: int,
+        seed: int,
+        workers: int = 1,
+        device: torch.device | None = None,
     ) -> None:
         check_batch(len(examples), batch_size)
         self.examples, self.batch_size = examples, batch_size
         self.seed, self.workers = seed, workers
+        self.pinned = device is not None and device.type == "cuda"
 
     def between(self, first: int, last: int) -> Iterator[tuple[int, int, Batch]]:
         """Yield (step, epoch, batch) of the steps from ``first`` to before ``last``.
@@ -57,7 +65,8 @@ class Batches:
                 order[i * size : (i + 1) * size]
                 for i in range(done, min(per_epoch, done + last - step))
             ]
-            for batch in load_batches(self.examples, self.workers, batch_sampler=batches):
+            options = {"batch_sampler": batches, "pin_memory": self.pinned}
+            for batch in load_batches(self.examples, self.workers, **options):
                 torch.manual_seed(self._generator(step).initial_seed())
                 yield step, epoch, batch
                 step += 1

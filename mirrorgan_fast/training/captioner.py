@@ -54,9 +54,15 @@ class CaptionerTraining:
         """Return what a checkpoint holds."""
         return {"model": self.stream, "optimizer": self.learner.adam}
 
+    def learners(self) -> dict[str, Learner]:
+        """Return the learners by their networks."""
+        return {"STREAM": self.learner}
+
     def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:
         """Lower the mean cross-entropy of the captions' words."""
-        tokens, lengths = batch["tokens"].to(self.device), batch["length"].to(self.device)
+        tokens, lengths = (
+            batch[name].to(self.device, non_blocking=True) for name in ("tokens", "length")
+        )
         with autocast(self.device, self.precision):
             (pooled,) = self.features(batch)
             loss = stream_loss(self.stream.predict(pooled, tokens), tokens, lengths, "authors")
@@ -115,7 +121,7 @@ def train_stream(
             workers=workers,
             quiet=quiet,
         )
-        batches = Batches(features.examples, options.batch_size, settings.seed, workers)
+        batches = Batches(features.examples, options.batch_size, settings.seed, workers, device)
         task = CaptionerTraining(options, stream, features, device, precision)
         fit(task, run, batches)
     return stream.eval()

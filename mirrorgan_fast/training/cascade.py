@@ -105,6 +105,10 @@ class CascadeTraining:
             "D_adam": self.D_learner.adam,
         }
 
+    def learners(self) -> dict[str, Learner]:
+        """Return the learners by their networks."""
+        return {"D": self.D_learner, "G": self.G_learner}
+
     def stages(self, step: int) -> int:
         """Return how many stages train in a step."""
         return self.config.stages - (step < self.settings.last_stage_from)
@@ -120,16 +124,17 @@ class CascadeTraining:
 
     def encode(self, step: int, batch: Batch) -> Captioned:
         """Encode the captions of a batch, and scale its images to the size of each stage."""
-        tokens, lengths = batch["tokens"].to(self.device), batch["length"].to(self.device)
+        tokens, lengths, labels = (
+            batch[name].to(self.device, non_blocking=True) for name in ("tokens", "length", "label")
+        )
         real = to_signed(batch["image"], self.device)
         reals = [
             real if size == self.config.image_size else functional.adaptive_avg_pool2d(real, size)
             for size in self.config.stage_sizes[: self.stages(step)]
         ]
         with torch.no_grad(), self.autocast():
-            words, sentence = self.stem(tokens, lengths)
+            words, sentence = self.stem(tokens, batch["length"])
         mask = word_mask(lengths, tokens.shape[1])
-        labels = batch["label"].to(self.device)
         return Captioned(tokens, lengths, labels, mask, words, sentence, reals)
 
     def generate(self, given: Captioned) -> Generated:
@@ -233,7 +238,7 @@ def train_cascade(
     """
     options = settings.gan
     check_last_stage(config, options)
-    batches = Batches(examples, options.batch_size, settings.seed, workers)
+    batches = Batches(examples, options.batch_size, settings.seed, workers, device)
     states = {name: network.state_dict() for name, network in networks.items()}
     needs = dependencies(config, settings, options, examples, device, **states)
     needs["compiled"] = Unsaid(False) if compiled is None else compiled

@@ -52,6 +52,10 @@ class CNNTraining:
         """Return what a checkpoint holds."""
         return {"model": self.learner.module, "optimizer": self.learner.adam}
 
+    def learners(self) -> dict[str, Learner]:
+        """Return the learners by their networks."""
+        return {"the CNN": self.learner}
+
     def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:
         """Lower the cross-entropy of every phrase, summed over the phrases of an image."""
         target = self.phrases[batch["index"]].to(self.device).float()
@@ -93,7 +97,7 @@ def train_cnn(
         InputError: see ``Run`` and ``Batches``.
     """
     options = settings.cnn
-    batches = Batches(examples, options.batch_size, settings.seed, workers)
+    batches = Batches(examples, options.batch_size, settings.seed, workers, device)
     needs = dependencies(config, settings, options, examples, device)
     with open_run(folder, options, settings, needs, quiet=quiet) as run:
         torch.manual_seed(settings.seed)

@@ -11,7 +11,8 @@ class Learner:
     """Networks that learn together with one Adam.
 
     A training step only states its loss; ``lower`` does the rest: gradients, clipping, the learning
-    rate of the step, and Adam's step.
+    rate of the step, and Adam's step. A step whose gradients are not finite changes nothing and is
+    counted, without the host waiting for a GPU.
 
     Args:
         module: the networks. Parameters that do not require gradients now are never changed.
@@ -35,8 +36,10 @@ class Learner:
         self.clip = clip
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.adam = torch.optim.AdamW(
-            self.parameters, learning_rate, betas, weight_decay=weight_decay
+            self.parameters, learning_rate, betas, weight_decay=weight_decay, fused=True
         )
+        self.skipped = torch.zeros((), dtype=torch.int64, device=self.parameters[0].device)
+        """How many steps were skipped."""
 
     def lower(self, loss: Tensor, pace: float = 1.0) -> None:
         """Take one step of Adam down the gradient of a loss.
@@ -49,8 +52,11 @@ class Learner:
             group["lr"] = self.learning_rate * pace
         self.adam.zero_grad()
         loss.backward()
-        if self.clip is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip or torch.inf)
+        skip = ~norm.isfinite()
+        self.skipped += skip
+        # what a GradScaler tells a fused Adam: not to step
+        self.adam.found_inf = skip.float()  # type: ignore[attr-defined]
         self.adam.step()
 
     @contextmanager

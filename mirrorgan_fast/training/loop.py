@@ -6,7 +6,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.training.batches import Batch, Batches
+from mirrorgan_fast.training.learner import Learner
 from mirrorgan_fast.training.run import Run
 
 Part = nn.Module | torch.optim.Adam
@@ -17,6 +19,10 @@ class Task(Protocol):
 
     def parts(self) -> Mapping[str, Part]:
         """Everything that changes in a step, by the names that it has in a checkpoint."""
+        ...
+
+    def learners(self) -> Mapping[str, Learner]:
+        """The learners that ``step`` uses, by the names of their networks."""
         ...
 
     def step(self, step: int, epoch: int, batch: Batch) -> Mapping[str, Tensor]:
@@ -55,16 +61,30 @@ def fit(
         sheet_every: steps between two calls; it is also called after the last step.
 
     Raises:
-        InputError: see ``Run`` and ``Batches``.
+        InputError: a network's gradients were not finite; see also ``Run`` and ``Batches``.
         KeyboardInterrupt: Ctrl-C was pressed or SIGTERM came; the last step is in the checkpoint.
     """
     parts = task.parts()
     run.restore(parts)
     for step, epoch, batch in run.batches(batches):
-        run.log(step, task.step(step, epoch, batch))
+        figures = task.step(step, epoch, batch)
+        if run.due(step, run.log_every) or run.saving(step):
+            _check_gradients(task, run, step)
+        run.log(step, figures)
         if run.saving(step):
             run.save(step, {name: part.state_dict() for name, part in parts.items()})
         if validate is not None and run.due(step, validate_every):
             run.record(step, validate(step + 1))
         if sheet is not None and run.due(step, sheet_every):
             sheet(step + 1)
+
+
+def _check_gradients(task: Task, run: Run, step: int) -> None:
+    """Raise InputError if a step was skipped. On a GPU, this waits for all steps so far."""
+    for name, learner in task.learners().items():
+        if skipped := int(learner.skipped):
+            raise InputError(
+                f"{run.folder}: the gradients of {name} were not finite in {skipped} steps up to "
+                f"step {step + 1}: the training has diverged; start it in another folder with a "
+                f"lower learning rate"
+            )

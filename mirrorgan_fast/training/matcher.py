@@ -61,11 +61,17 @@ class MatcherTraining:
         """Return what a checkpoint holds."""
         return {"model": self.learner.module, "optimizer": self.learner.adam}
 
+    def learners(self) -> dict[str, Learner]:
+        """Return the learners by their networks."""
+        return {"STEM and DAMSM": self.learner}
+
     def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:
         """Lower L_DAMSM."""
-        lengths, labels = batch["length"].to(self.device), batch["label"].to(self.device)
+        tokens, lengths, labels = (
+            batch[name].to(self.device, non_blocking=True) for name in ("tokens", "length", "label")
+        )
         with autocast(self.device, self.precision):
-            words, sentences = self.stem(batch["tokens"].to(self.device), lengths)
+            words, sentences = self.stem(tokens, batch["length"])
             mask = word_mask(lengths, words.shape[1])
             regions, codes = self.image_encoder.embed(*self.features(batch))
             loss = damsm_loss(words, mask, sentences, regions, codes, labels)
@@ -129,7 +135,7 @@ def train_stem(
             workers=workers,
             quiet=quiet,
         )
-        batches = Batches(features.examples, options.batch_size, settings.seed, workers)
+        batches = Batches(features.examples, options.batch_size, settings.seed, workers, device)
         task = MatcherTraining(options, stem, image_encoder, features, device, precision)
         fit(task, run, batches)
     return stem.eval(), image_encoder.eval()

@@ -35,9 +35,9 @@ from mirrorgan_fast.training.precision import computes_in_bf16
 from mirrorgan_fast.training.settings import StageSettings, TrainingSettings
 
 CURVES = "curves.jsonl"
-VERSION = 2
+VERSION = 3
 """Of the training, in every checkpoint; raised with each change of its numbers. 2: sums that were
-rounded to bfloat16 under autocast are in float32."""
+rounded to bfloat16 under autocast are in float32. 3: a fused Adam, which can skip a step."""
 _LONGEST_POINT = 2**16  # bytes
 _LARGEST_CURVES = 2**28  # bytes; 710,000 steps of a GAN make 4 MB
 
@@ -89,7 +89,7 @@ class Run:
         self._quiet = quiet
         self._interrupts = Interrupts(insisting=True)
         self._saved_step = -1
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, float | Tensor] = {}
         self._summed_steps = 0
 
     def __enter__(self) -> Self:
@@ -147,22 +147,39 @@ class Run:
     def log(self, step: int, figures: Mapping[str, float | Tensor]) -> None:
         """Add a step's figures to the curves.
 
+        They are summed where they are: only the steps that write a point wait for a GPU.
+
         Raises:
-            InputError: one of them is no number any more; the last checkpoint stays.
+            InputError: (in a step that writes a point) one is NaN or infinite; the last checkpoint
+                stays.
         """
         for name, value in figures.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
-            if not isfinite(self._sums[name]):
-                raise InputError(
-                    f"{self.folder}: {name} is {float(value)} at step {step + 1}: the training has "
-                    f"diverged; start it in another folder with a lower learning rate"
-                )
+            if isinstance(value, Tensor):
+                value = value.detach().double()
+            self._sums[name] = self._sums.get(name, 0.0) + value
         self._summed_steps += 1
         if self.due(step, self.log_every):
-            means = {name: total / self._summed_steps for name, total in self._sums.items()}
+            sums = self._read_sums(step)
+            means = {name: total / self._summed_steps for name, total in sums.items()}
             self._sums, self._summed_steps = {}, 0
             self._bar.set_postfix({name: f"{mean:.3f}" for name, mean in means.items()})
             self.record(step, means)
+
+    def _read_sums(self, step: int) -> dict[str, float]:
+        """Return the sums of the figures since the last point.
+
+        Raises:
+            InputError: one is NaN or infinite.
+        """
+        sums = {name: float(total) for name, total in self._sums.items()}
+        for name, total in sums.items():
+            if not isfinite(total):
+                raise InputError(
+                    f"{self.folder}: {name} is {total} in the {self._summed_steps} steps to step "
+                    f"{step + 1}: the training has diverged; start it in another folder with a "
+                    f"lower learning rate"
+                )
+        return sums
 
     def record(self, step: int, figures: Mapping[str, float]) -> None:
         """Write a point of the curves: figures that hold after ``step``.
@@ -198,7 +215,7 @@ class Run:
         about = {
             "step": step + 1,
             "settings": self.settings,
-            "not_logged": (self._sums, self._summed_steps),
+            "not_logged": (self._read_sums(step), self._summed_steps),
         }
         with whole_file(path, of_process=False) as unfinished:  # of the one who has the lock
             try:
