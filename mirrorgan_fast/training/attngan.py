@@ -40,7 +40,7 @@ class AttnGANTraining(CascadeTraining):
                 )
                 loss_G = sum_of(G_losses) + settings.damsm_weight * damsm + settings.kl_weight * KL
             self.G_learner.lower(loss_G, pace)
-        self.average.update_parameters(self.glam)
+        self.average.update(self.glam, step)
         figures = {**figures_of("D", D_losses), "KL": KL.detach(), **figures_of("G", G_losses)}
         return figures | {"damsm": damsm.detach()}
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.errors import InputError
@@ -18,6 +17,7 @@ from mirrorgan_fast.models.discriminator import Discriminator
 from mirrorgan_fast.models.glam import GLAM, Generated
 from mirrorgan_fast.models.stem import STEM, word_mask
 from mirrorgan_fast.pictures import to_signed
+from mirrorgan_fast.training.average import MovingAverage
 from mirrorgan_fast.training.batches import Batch, Batches
 from mirrorgan_fast.training.learner import Learner
 from mirrorgan_fast.training.loop import Part, fit
@@ -87,9 +87,7 @@ class CascadeTraining:
         D = [Discriminator(config, size) for size in config.stage_sizes]
         all_D = nn.ModuleList(D)
         all_D.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = AveragedModel(
-            glam, multi_avg_fn=_moving_average(settings.average_decay), use_buffers=True
-        ).eval()
+        self.average: MovingAverage[GLAM] = MovingAverage(glam, settings.average_decay)
         self.glam, self.D, self.all_D = glam, D, all_D
         self.G_learner = Learner(glam, settings.learning_rate, settings.betas)
         self.D_learner = Learner(all_D, settings.discriminator_learning_rate, settings.betas)
@@ -100,7 +98,7 @@ class CascadeTraining:
         return {
             "glam": self.glam,
             "D": self.all_D,
-            "average": self.average,
+            "average": self.average.network,
             "G_adam": self.G_learner.adam,
             "D_adam": self.D_learner.adam,
         }
@@ -245,8 +243,7 @@ def train_cascade(
     with open_run(folder, options, settings, needs, quiet=quiet) as run:
         torch.manual_seed(settings.seed)
         task = make(run.settings["precision"], run.settings["compiled"])
-        average = task.average.module
-        assert isinstance(average, GLAM)
+        average = task.average.network
         sheets = SampleSheets(average, task.stem, examples, config, folder / "samples", device)
 
         def draw(steps: int) -> None:
@@ -265,16 +262,3 @@ def check_last_stage(config: CascadeConfig, options: CascadeSettings) -> None:
             f"{config.stages} stages: the last stage would never be trained, or is the only one; "
             f"set it lower (0: all stages from the start)"
         )
-
-
-_Tensors = tuple[Tensor, ...] | list[Tensor]
-
-
-def _moving_average(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
-    """Return the average's update, which at the start of training forgets its beginning sooner."""
-
-    def update(averages: _Tensors, currents: _Tensors, count: Tensor | int) -> None:
-        early = (1 + int(count)) / (10 + int(count))
-        get_ema_multi_avg_fn(min(decay, early))(averages, currents, count)
-
-    return update

@@ -81,7 +81,7 @@ class MirrorGANTraining(CascadeTraining):
                     loss_G = loss_G + settings.stream_weight * loss
                     figures["stream"] = loss.detach()
             self.G_learner.lower(loss_G, pace)
-        self.average.update_parameters(self.glam)
+        self.average.update(self.glam, step)
         return figures
 
 

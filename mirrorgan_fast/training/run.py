@@ -35,9 +35,10 @@ from mirrorgan_fast.training.precision import computes_in_bf16
 from mirrorgan_fast.training.settings import StageSettings, TrainingSettings
 
 CURVES = "curves.jsonl"
-VERSION = 3
+VERSION = 4
 """Of the training, in every checkpoint; raised with each change of its numbers. 2: sums that were
-rounded to bfloat16 under autocast are in float32. 3: a fused Adam, which can skip a step."""
+rounded to bfloat16 under autocast are in float32. 3: a fused Adam, which can skip a step. 4:
+the moving average copies the statistics of batch norms."""
 _LONGEST_POINT = 2**16  # bytes
 _LARGEST_CURVES = 2**28  # bytes; 710,000 steps of a GAN make 4 MB
 

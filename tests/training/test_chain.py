@@ -153,7 +153,9 @@ def test_a_training_that_diverges_stops(
     tmp_path: Path, settings: MirrorGANTrainingSettings, run: Callable[..., None]
 ) -> None:
     wild = dataclasses.replace(settings.cnn, learning_rate=1e30)
-    with pytest.raises(InputError, match=r"cnn: the gradients of the CNN .* 5 steps up to step 6: .* diverged"):
+    with pytest.raises(
+        InputError, match=r"cnn: the gradients of the CNN .* 5 steps up to step 6: .* diverged"
+    ):
         run(*STAGES, cnn=wild)
     assert not (tmp_path / "stem").exists()
     assert not (tmp_path / "model.safetensors").exists()
