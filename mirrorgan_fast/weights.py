@@ -1,5 +1,6 @@
 """Pretrained models on disk: a folder with config.json, vocabulary.txt and model.safetensors."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ CONFIG, _VOCABULARY, _TENSORS = "config.json", "vocabulary.txt", "model.safetens
 FORMAT = 1
 """Of config.json; raised when an older version could no longer read it."""
 _LONGEST_CONFIG = 2**20  # bytes
+_LEAST_SHARED = 64  # entries; a shorter tensor is not worth a name in the metadata
 
 
 def find_pretrained(name_or_path: StrPath) -> Path:
@@ -112,6 +114,9 @@ def save_tensors(
 ) -> None:
     """Write model.safetensors, floating-point tensors in ``dtype``.
 
+    Tensors that are equal, as those of two copies of one CNN, are stored once. The metadata has the
+    other names, as ``safetensors.torch.save_model`` writes them.
+
     Raises:
         InputError: the folder cannot be written, or ``dtype`` is no floating one.
     """
@@ -121,8 +126,27 @@ def save_tensors(
         name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in state.items()
     }
+    same = _duplicates(tensors)
+    kept = {name: tensor for name, tensor in tensors.items() if name not in same}
     with whole_file(Path(folder) / _TENSORS) as partial:
-        partial.write_bytes(save(tensors))  # its save_file makes files for the owner alone
+        # safetensors' save_file makes files that only their owner can read
+        partial.write_bytes(save(kept, metadata=same or None))
+
+
+def _duplicates(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the name of each tensor that equals an earlier one, and the name of that."""
+    first: dict[object, str] = {}
+    same = {}
+    for name, tensor in tensors.items():
+        if tensor.numel() < _LEAST_SHARED:
+            continue
+        content = tensor.cpu().flatten().view(torch.uint8).numpy().data
+        key = (tensor.dtype, tensor.shape, hashlib.sha256(content).digest())
+        if key in first:
+            same[name] = first[key]
+        else:
+            first[key] = name
+    return same
 
 
 def load_tensors(folder: StrPath) -> dict[str, Tensor]:

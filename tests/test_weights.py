@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from mirrorgan_fast import weights
@@ -15,6 +17,7 @@ from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import CascadeConfig, MirrorGANConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.recipes import load_description
+from mirrorgan_fast.tensor_files import read_shapes
 from mirrorgan_fast.vocabulary import Vocabulary
 from mirrorgan_fast.weights import (
     find_pretrained,
@@ -282,3 +285,57 @@ def test_weights_are_not_saved_as_whole_numbers(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"torch\.int8, which has no fractions"):
         save_tensors(tmp_path, {"weight": torch.ones(2)}, torch.int8)
     assert not any(tmp_path.iterdir())
+
+
+def test_tensors_that_are_equal_are_stored_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first, other = torch.randn(30, 40), torch.randn(30, 40)
+    state = {
+        "a": first,
+        "b": other,
+        "c": first.clone(),
+        "d": first.clone().view(40, 30),  # of another shape
+        "e": torch.zeros(5),
+        "f": torch.zeros(5),  # too short to be worth it
+        "g": other.double(),
+        "h": first.half().float(),  # another number
+    }
+    save_tensors(tmp_path, state)
+    path = tmp_path / "model.safetensors"
+    found = load_tensors(tmp_path)
+    assert found.keys() == state.keys()
+    for name, tensor in state.items():
+        assert torch.equal(found[name], tensor.float()), name
+    with safe_open(path, "pt") as file:
+        assert set(file.keys()) == {"a", "b", "d", "e", "f", "h"}
+        assert file.metadata() == {"c": "a", "g": "b"}  # as of safetensors.torch.save_model
+    assert read_shapes(path) == {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    "metadata", [{"c": "nothing"}, {"a": "b"}, {"c": "__metadata__"}, {"format": "pt"}]
+)
+def test_metadata_that_names_no_equal_tensors_is_passed_over(
+    tmp_path: Path, metadata: dict[str, str]
+) -> None:
+    tensors = {"a": torch.zeros(3), "b": torch.ones(3)}
+    save_file(tensors, tmp_path / "model.safetensors", metadata)
+    found = load_tensors(tmp_path)
+    assert found.keys() == tensors.keys()
+    assert torch.equal(found["a"], tensors["a"])
+
+
+def test_the_small_cnn_of_a_model_is_stored_once(tmp_path: Path) -> None:
+    model = small_model()
+    model.save_pretrained(tmp_path / "two")
+    model.stream.cnn.load_state_dict(model.image_encoder.cnn.state_dict())
+    model.save_pretrained(tmp_path / "one")
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("one", "two")]
+    assert sizes[1] - sizes[0] > 7_000_000  # 1.9 M parameters in float32
+    loaded = MirrorGAN.from_pretrained(tmp_path / "one")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    cnn = loaded.image_encoder.cnn.regions[0][0].weight
+    with torch.no_grad():
+        cnn += 1
+    assert not torch.equal(loaded.stream.cnn.regions[0][0].weight, cnn)
