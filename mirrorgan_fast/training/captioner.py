@@ -65,7 +65,8 @@ class CaptionerTraining:
         )
         with autocast(self.device, self.precision):
             (pooled,) = self.features(batch)
-            loss = stream_loss(self.stream.predict(pooled, tokens), tokens, lengths, "authors")
+            logits = self.stream.predict(pooled, tokens)
+            loss = stream_loss(logits, tokens, lengths, "authors", self.settings.ends)
         # The learning rate falls to zero in a straight line: the last steps settle the rare words.
         self.learner.lower(loss, pace=1 - step / self.settings.steps)
         return {"cross_entropy": loss.detach()}

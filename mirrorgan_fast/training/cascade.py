@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -204,6 +204,7 @@ def train_cascade(
     networks: Mapping[str, nn.Module],
     folder: Path,
     *,
+    also: Mapping[str, Any] | None = None,
     device: torch.device,
     workers: int,
     sheet_every: int,
@@ -221,6 +222,7 @@ def train_cascade(
         examples: what to train on.
         networks: those that were trained before, by name.
         folder: of the run.
+        also: what else the result depends on.
         device: where to train.
         workers: processes that read images.
         sheet_every: steps between two sheets of samples.
@@ -239,6 +241,7 @@ def train_cascade(
     batches = Batches(examples, options.batch_size, settings.seed, workers, device)
     states = {name: network.state_dict() for name, network in networks.items()}
     needs = dependencies(config, settings, options, examples, device, **states)
+    needs |= also or {}
     needs["compiled"] = Unsaid(False) if compiled is None else compiled
     with open_run(folder, options, settings, needs, quiet=quiet) as run:
         torch.manual_seed(settings.seed)

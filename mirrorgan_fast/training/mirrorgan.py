@@ -25,6 +25,7 @@ class MirrorGANTraining(CascadeTraining):
 
     Args:
         stream: the captioner.
+        ends: see ``stream_loss``.
     """
 
     settings: MirrorGANSettings
@@ -39,12 +40,14 @@ class MirrorGANTraining(CascadeTraining):
         device: torch.device,
         precision: Precision,
         *,
+        ends: bool = True,
         compiled: bool,
     ) -> None:
         super().__init__(
             config, settings, stem, image_encoder, device, precision, compiled=compiled
         )
         self.stream = stream.to(device).eval().requires_grad_(False)
+        self.ends = ends
         # The LSTM passes gradients to STREAM's image only in training mode on CUDA.
         stream.lstm.train()
         self._same_cnn = _same(image_encoder.cnn, stream.cnn)
@@ -77,7 +80,9 @@ class MirrorGANTraining(CascadeTraining):
                 if settings.stream_weight:
                     pooled = self.stream.see(fakes[-1]) if pooled is None else pooled
                     logits = self.stream.predict(pooled, given.tokens)
-                    loss = stream_loss(logits, given.tokens, given.lengths, settings.form)
+                    loss = stream_loss(
+                        logits, given.tokens, given.lengths, settings.form, self.ends
+                    )
                     loss_G = loss_G + settings.stream_weight * loss
                     figures["stream"] = loss.detach()
             self.G_learner.lower(loss_G, pace)
@@ -132,6 +137,7 @@ def train_mirrorgan(
             stream,
             device,
             precision,
+            ends=settings.stream.ends,
             compiled=compiled,
         )
 
@@ -142,6 +148,7 @@ def train_mirrorgan(
         examples,
         {"stem": stem, "image_encoder": image_encoder, "stream": stream},
         folder,
+        also={} if settings.stream.ends else {"stream.ends": False},
         device=device,
         workers=workers,
         sheet_every=sheet_every,

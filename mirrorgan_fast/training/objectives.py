@@ -84,6 +84,7 @@ def stream_loss(
     tokens: Tensor,  # (N, T)
     lengths: Tensor,  # (N,)
     form: Form = "paper",
+    ends: bool = True,
 ) -> Tensor:
     """L_stream = - sum_t log p_t(T_t) over a caption's words and its end (eq. 7).
 
@@ -93,14 +94,16 @@ def stream_loss(
     Args:
         logits: what STREAM predicts for each place.
         tokens: int64, padded with 0 (the end).
-        lengths: int64, the words of each caption; the end behind them counts where it fits in T.
+        lengths: int64, the words of each caption.
         form: the paper's loss or the authors'.
+        ends: whether the end behind the words counts too, where it fits in T. In the authors' code
+            it does not; without it, a captioner does not learn where to stop.
     """
     terms = functional.cross_entropy(
         logits.float().flatten(0, 1), tokens.flatten(), reduction="none"
     )
     places = torch.arange(tokens.shape[1], device=tokens.device)
-    counted = (places <= lengths[:, None]).float()
+    counted = (places < lengths[:, None] + ends).float()
     total = (terms.view_as(counted) * counted).sum()
     return total / (len(tokens) if form == "paper" else counted.sum())
 

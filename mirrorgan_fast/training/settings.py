@@ -57,6 +57,9 @@ class STREAMSettings(_Settings):
     batch_size: int = bounded(48, 2, _MOST_OF_A_BATCH)
     learning_rate: float = bounded(1e-3, 0)
     gradient_clip: float = bounded(5.0, 0)
+    ends: bool = True
+    """Whether the end of a caption counts in L_stream, here and in the training of the generator.
+    False is what the authors' code does; then descriptions do not end."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mirrorgan_fast.data.captioned_images import CaptionedImages
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import MirrorGANConfig, Norm
@@ -22,6 +23,7 @@ from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.stem import STEM
 from mirrorgan_fast.models.stream import STREAM
 from mirrorgan_fast.training import mirrorgan
+from mirrorgan_fast.training.captioner import train_stream
 from mirrorgan_fast.training.checkpoint import load_checkpoint
 from mirrorgan_fast.training.mirrorgan import train_mirrorgan
 from mirrorgan_fast.training.run import Run
@@ -330,6 +332,33 @@ def test_the_ablation_without_global_attention_trains(
             quiet=True,
         )
         assert (glam.F_att[0].V is None) == (attention == "none")
+
+
+def test_whether_ends_count_is_a_setting_of_both_trainings(
+    tmp_path: Path,
+    config: MirrorGANConfig,
+    settings: MirrorGANTrainingSettings,
+    birds: CaptionedImages,
+    vocabulary: Vocabulary,
+    pretrained: Pretrained,
+    device: torch.device,
+) -> None:
+    examples = TrainingExamples(birds, vocabulary, 32, caption_length=18)  # so that ends fit
+    how = {"device": device, "workers": 0, "quiet": True}
+    for ends in (True, False):
+        changed = dataclasses.replace(
+            settings,
+            stream=dataclasses.replace(settings.stream, ends=ends, steps=1),
+            gan=dataclasses.replace(settings.gan, steps=1, last_stage_from=0),
+        )
+        words = len(pretrained.stem.embedding.weight)
+        train_stream(config, changed, examples, words, tmp_path / f"stream {ends}", **how)
+        train_mirrorgan(config, changed, examples, *pretrained, tmp_path / f"gan {ends}", **how)
+    for stage, figure in (("stream", "cross_entropy"), ("gan", "stream")):
+        (without,), (given,) = (curves(tmp_path / f"{stage} {ends}") for ends in (False, True))
+        assert without[figure] != given[figure]
+    with pytest.raises(InputError, match=r"stream\.ends False, now it is its default"):
+        train_mirrorgan(config, settings, examples, *pretrained, tmp_path / "gan False", **how)
 
 
 # --- stage by stage ------------------------------------------------------------------------------

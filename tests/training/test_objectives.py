@@ -217,6 +217,22 @@ def test_stream_loss_ignores_what_is_behind_the_end(form: Any) -> None:
     torch.testing.assert_close(stream_loss(*wider, lengths, form), loss)
 
 
+@pytest.mark.parametrize("form", ["paper", "authors"])
+def test_the_end_counts_only_if_it_is_asked_for(form: Any) -> None:
+    torch.manual_seed(2)
+    lengths = [3, 1, 5]
+    logits, tokens = torch.randn(3, 5, 7), torch.zeros(3, 5, dtype=torch.int64)
+    for n, length in enumerate(lengths):
+        tokens[n, :length] = torch.randint(1, 7, (length,))
+    terms = -logits.double().log_softmax(dim=2).gather(2, tokens[..., None])[..., 0]
+    for ends in (False, True):
+        counted = [min(5, length + ends) for length in lengths]
+        total = sum(terms[n, :count].sum() for n, count in enumerate(counted))
+        expected = total / (3 if form == "paper" else sum(counted))
+        found = stream_loss(logits, tokens, torch.tensor(lengths), form, ends)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+
+
 def test_kl_loss(assert_matches: Match) -> None:
     torch.manual_seed(4)
     mu, log_var = torch.randn(5, 7) * 2, torch.randn(5, 7) * 2
