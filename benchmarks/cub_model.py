@@ -17,7 +17,7 @@ def model_of_cub() -> MirrorGAN:
     """Return MirrorGAN for birds as in the paper, with batch norms as after some training."""
     torch.manual_seed(0)
     # the encoders of images have no part in what is measured, and hundreds of megabytes
-    config = replace(find_recipe("cub").config, image_encoder="small", stream_encoder="small")
+    config = replace(find_recipe("cub-paper").config, image_encoder="small", stream_encoder="small")
     model = MirrorGAN(config, Vocabulary([END, *(f"word{i}" for i in range(5449))])).eval()
     for module in model.glam.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | BatchNormActivation):

@@ -65,7 +65,7 @@ class Sizes(NamedTuple):
     regions: int = 289
     depth: int = 256
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-    preset: str = "cub"
+    preset: str = "cub-paper"
 
 
 SMALL = Sizes(2, 2, 32, 8, 3, 2, 5, 16, (1, 2), "birds-painted")

@@ -9,10 +9,11 @@ import pytest
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.recipes import RECIPES, find_recipe
+from mirrorgan_fast.training.settings import MirrorGANSettings
 
 
-def test_cub_is_the_papers_birds_configuration() -> None:
-    config = find_recipe("cub").config
+def test_cub_paper_is_the_papers_birds_configuration() -> None:
+    config = find_recipe("cub-paper").config
     assert config == MirrorGANConfig()
     assert config.stage_sizes == (64, 128, 256)
     assert (config.generator_channels, config.discriminator_channels) == (32, 64)
@@ -21,8 +22,23 @@ def test_cub_is_the_papers_birds_configuration() -> None:
     assert config.sentence_attention == "paper"
 
 
+@pytest.mark.parametrize("data", ["cub", "coco"])
+def test_cub_and_coco_follow_the_authors_code_and_their_paper_variants_its_letter(
+    data: str,
+) -> None:
+    authors, paper = find_recipe(data), find_recipe(f"{data}-paper")
+    assert authors.config == dataclasses.replace(paper.config, sentence_attention="authors")
+    for recipe, form, weight in ((authors, "authors", 10.0), (paper, "paper", 20.0)):
+        gan = recipe.settings.gan
+        assert isinstance(gan, MirrorGANSettings)
+        assert (gan.form, gan.stream_weight, gan.damsm_weight) == (form, weight, 0.0)
+    same = {"form": "paper", "stream_weight": 20.0}
+    gan = dataclasses.replace(authors.settings.gan, **same)
+    assert dataclasses.replace(authors.settings, gan=gan) == paper.settings
+
+
 def test_coco_is_wider_and_deeper() -> None:
-    config = find_recipe("coco").config
+    config = find_recipe("coco-paper").config
     assert config.stage_sizes == (64, 128, 256)
     assert (config.generator_channels, config.discriminator_channels) == (48, 96)
     assert (config.residual_blocks, config.caption_length) == (3, 12)

@@ -108,7 +108,7 @@ def test_shapes_and_ranges(
     ]
 
 
-@pytest.mark.parametrize("preset", ["cub", "coco", "birds-painted"])
+@pytest.mark.parametrize("preset", ["cub", "coco", "cub-paper", "attngan-coco", "birds-painted"])
 @torch.no_grad()
 def test_shapes_of_the_presets(preset: str) -> None:
     config = find_recipe(preset).config
