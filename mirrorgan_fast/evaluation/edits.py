@@ -12,13 +12,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from mirrorgan_fast.data.painted_birds.bird import COLORED_PARTS, COLORS, Bird, stands_out
-from mirrorgan_fast.data.painted_birds.drawing import paint
+from mirrorgan_fast.data.painted_birds.drawing import SMALLEST_SIZE, paint
 from mirrorgan_fast.data.painted_birds.words import WORD, Statement, read_statements
 from mirrorgan_fast.metrics.attributes import AttributeAccuracy
 from mirrorgan_fast.models.attribute_classifier import AttributeClassifier
+from mirrorgan_fast.pictures import square
 
 VISIBLE_CHANGE = 16  # grey levels, of any channel
 REST = 0.9  # of an image's pixels; back and wing, the most a word asks to change, take 8 % at most
@@ -151,7 +153,7 @@ def painted_pairs(
     Args:
         edits: N edits.
         attributes: of the birds of their captions.
-        size: S, of the pictures.
+        size: S, of the pictures. Smaller ones than birds are painted in are scaled down.
         seed: of the paintings.
 
     Returns:
@@ -161,8 +163,11 @@ def painted_pairs(
     for index, (edit, attributes_of) in enumerate(zip(edits, attributes, strict=True)):
         bird = Bird(**attributes_of)
         edited = replace(bird, **dict.fromkeys(edit.parts, edit.color))
-        pairs.append(
-            [paint(b, np.random.default_rng([seed, index]), size).image for b in (bird, edited)]
-        )
+        pair = []
+        for painted in (bird, edited):
+            rng = np.random.default_rng([seed, index])
+            image = Image.fromarray(paint(painted, rng, max(size, SMALLEST_SIZE)).image)
+            pair.append(np.asarray(square(image, size) if size < SMALLEST_SIZE else image))
+        pairs.append(pair)
     images = torch.from_numpy(np.array(pairs)).permute(1, 0, 4, 2, 3)
     return images[0], images[1]
