@@ -14,10 +14,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, features
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.pictures import MAX_PIXELS, crop, read_picture, square, to_picture
+from mirrorgan_fast.pictures import (
+    MAX_PIXELS,
+    crop,
+    from_image,
+    read_picture,
+    square,
+    to_picture,
+    to_signed,
+    to_uint8,
+)
 
 
 def saved(path: Path, format: str, mode: str = "RGB", **how: object) -> Path:
@@ -207,3 +217,47 @@ def test_arrays_paths_and_images_are_the_same_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (7, 300), (300, 7), (8_000_000, 1)])
 def test_a_square_of_any_picture(size: tuple[int, int]) -> None:
     assert square(Image.new("RGB", size), 16).size == (16, 16)
+
+
+@pytest.mark.parametrize("size", [(200, 20), (20, 200)])
+def test_from_image_cuts_the_middle(size: tuple[int, int]) -> None:
+    width, height = size
+    across, down = np.meshgrid(np.arange(width), np.arange(height))
+    levels = np.stack([across, down, np.zeros_like(down)], axis=2).astype(np.uint8)
+    left, top, step = (width - 20) / 2, (height - 20) / 2, 20 / 4
+    centers = torch.arange(4) * step + step / 2 - 0.5
+    found = (from_image(Image.fromarray(levels), 4) + 1) * 127.5
+    torch.testing.assert_close(found[0], (left + centers).expand(4, 4), rtol=0, atol=1)
+    torch.testing.assert_close(found[1], (top + centers)[:, None].expand(4, 4), rtol=0, atol=1)
+
+
+def test_from_image_keeps_orientation_and_values() -> None:
+    levels = np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    tensor = from_image(Image.fromarray(levels), 16)
+    assert tensor.shape == (3, 16, 16)
+    expected = torch.from_numpy(levels.astype(np.float32) / 255 * 2 - 1).permute(2, 0, 1)
+    torch.testing.assert_close(tensor, expected)
+
+
+def test_pictures_survive_the_way_there_and_back() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(1, 16, 16, 3)
+    tensor = from_image(Image.fromarray(levels[0].numpy()), 16)[None]
+    assert torch.equal(to_uint8(tensor), levels)
+
+
+def test_to_uint8_rounds_and_clamps() -> None:
+    values = torch.tensor([-2.0, -1.0, -0.999, 0.0, 0.5, 0.999, 1.0, 7.0])
+    grey = to_uint8(values.view(1, 1, 1, 8).expand(1, 3, 1, 8))
+    assert grey.dtype == torch.uint8
+    assert grey.shape == (1, 1, 8, 3)
+    assert grey[0, 0, :, 0].tolist() == [0, 0, 0, 128, 191, 255, 255, 255]
+
+
+def test_to_signed() -> None:
+    image = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
+    signed = to_signed(image, torch.device("cpu"))
+    assert signed.dtype == torch.float32
+    assert signed.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(signed, (image.double() / 255 * 2 - 1).float())
+    extremes = to_signed(torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2), image.device)
+    assert extremes.flatten().tolist() == [-1, 1]

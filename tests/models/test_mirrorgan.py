@@ -373,40 +373,6 @@ def test_each_picture_is_described_alone(model: MirrorGAN) -> None:
     assert model.describe([]) == []
 
 
-@pytest.mark.parametrize("size", [(200, 20), (20, 200)])
-def test_from_image_cuts_the_middle(size: tuple[int, int]) -> None:
-    width, height = size
-    across, down = np.meshgrid(np.arange(width), np.arange(height))
-    levels = np.stack([across, down, np.zeros_like(down)], axis=2).astype(np.uint8)
-    left, top, step = (width - 20) / 2, (height - 20) / 2, 20 / 4
-    centers = torch.arange(4) * step + step / 2 - 0.5
-    found = (from_image(Image.fromarray(levels), 4) + 1) * 127.5
-    torch.testing.assert_close(found[0], (left + centers).expand(4, 4), rtol=0, atol=1)
-    torch.testing.assert_close(found[1], (top + centers)[:, None].expand(4, 4), rtol=0, atol=1)
-
-
-def test_from_image_keeps_orientation_and_values() -> None:
-    levels = np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    tensor = from_image(Image.fromarray(levels), 16)
-    assert tensor.shape == (3, 16, 16)
-    expected = torch.from_numpy(levels.astype(np.float32) / 255 * 2 - 1).permute(2, 0, 1)
-    torch.testing.assert_close(tensor, expected)
-
-
-def test_pictures_survive_the_way_there_and_back() -> None:
-    levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(1, 16, 16, 3)
-    tensor = from_image(Image.fromarray(levels[0].numpy()), 16)[None]
-    assert torch.equal(to_uint8(tensor), levels)
-
-
-def test_to_uint8_rounds_and_clamps() -> None:
-    values = torch.tensor([-2.0, -1.0, -0.999, 0.0, 0.5, 0.999, 1.0, 7.0])
-    grey = to_uint8(values.view(1, 1, 1, 8).expand(1, 3, 1, 8))
-    assert grey.dtype == torch.uint8
-    assert grey.shape == (1, 1, 8, 3)
-    assert grey[0, 0, :, 0].tolist() == [0, 0, 0, 128, 191, 255, 255, 255]
-
-
 # --- on disk --------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,6 @@ from mirrorgan_fast.models.backbones.inception_v3 import InceptionV3
 from mirrorgan_fast.models.backbones.small import SmallImageEncoder
 from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
-from mirrorgan_fast.pictures import to_signed
 from mirrorgan_fast.training.captioner import train_stream
 from mirrorgan_fast.training.checkpoint import load_checkpoint
 from mirrorgan_fast.training.cnn import train_cnn
@@ -183,16 +182,6 @@ def test_other_settings_are_refused(tmp_path: Path, train: Train, changed: dict[
 def test_too_few_images_are_refused(tmp_path: Path, train: Train) -> None:
     with pytest.raises(InputError, match="12 training images"):
         train(tmp_path, batch_size=13)
-
-
-def test_to_signed() -> None:
-    image = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
-    signed = to_signed(image, torch.device("cpu"))
-    assert signed.dtype == torch.float32
-    assert signed.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(signed, (image.double() / 255 * 2 - 1).float())
-    extremes = to_signed(torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2), image.device)
-    assert extremes.flatten().tolist() == [-1, 1]
 
 
 # --- does it learn? -------------------------------------------------------------------------------

@@ -1,0 +1,235 @@
+"""Training examples: crops measured on gradients, captions, and what they depend on."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader
+
+from mirrorgan_fast.data.examples import TrainingExamples
+from mirrorgan_fast.data.image_folder import ImageFolder
+from mirrorgan_fast.errors import InputError
+from tests.data.conftest import VOCABULARY, gradient, write_folder
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(torch.equal(torch.as_tensor(one[key]), torch.as_tensor(other[key])) for key in one)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_an_example_has_the_promised_shapes(augment: bool, folder: Path) -> None:
+    example = TrainingExamples(ImageFolder(folder), VOCABULARY, 33, 5, augment=augment)[3]
+    assert set(example) == {"image", "tokens", "length", "index", "label"}
+    assert example["image"].shape == (3, 33, 33)
+    assert example["image"].dtype == torch.uint8
+    assert example["image"].is_contiguous()
+    assert example["tokens"].shape == (5,)
+    assert example["tokens"].dtype == torch.int64
+    assert (example["index"], example["label"]) == (3, 3)
+    assert (example["tokens"] > 0).sum() == example["length"]
+
+
+def test_without_augmentation_it_is_the_middle_square(folder: Path) -> None:
+    images = ImageFolder(folder)
+    examples = TrainingExamples(images, VOCABULARY, 48)
+    for index in range(len(images)):
+        expected = ImageOps.fit(images.image(index), (48, 48), Image.Resampling.BILINEAR)
+        found = examples[index]["image"].permute(1, 2, 0).numpy().astype(int)
+        assert np.abs(found - np.asarray(expected, dtype=int)).max() <= 1
+
+
+def test_augmentation_crops_76_64_of_the_shorter_side_anywhere_and_flips_half(folder: Path) -> None:
+    index, width, height, size = 5, 195, 150, 40
+    examples = TrainingExamples(ImageFolder(folder), VOCABULARY, size, augment=True)
+    side = height * 64 / 76
+    lefts, tops, flips = [], [], []
+    for epoch in range(200):
+        examples.set_epoch(epoch)
+        red, green, blue = examples[index]["image"].numpy().astype(float)
+        assert (blue == 7).all()
+        slope = (red[:, -3] - red[:, 2]).mean() / (size - 5)
+        assert abs(abs(slope) - side / size) < 0.05
+        assert abs((green[-3] - green[2]).mean() / (size - 5) - side / size) < 0.05
+        flips.append(slope < 0)
+        lefts.append(red.mean() + 0.5 - side / 2)
+        tops.append(green.mean() + 0.5 - side / 2)
+    for found, room in ((lefts, width - side), (tops, height - side)):
+        assert min(found) > -1
+        assert max(found) < room + 1
+        assert min(found) < 0.05 * room + 1
+        assert max(found) > 0.95 * room - 1
+    assert 70 < sum(flips) < 130
+
+
+def test_a_picture_is_not_flipped_under_a_caption_that_names_a_side(tmp_path: Path) -> None:
+    rows = [{"file_name": "a.png", "captions": ["looks LEFT, bird", "old bird"]}]
+    write_folder(tmp_path, rows, [gradient(90, 90)])
+    examples = TrainingExamples(ImageFolder(tmp_path), VOCABULARY, 20, augment=True)
+    flipped = {"looks left bird": 0, "old bird": 0}
+    for epoch in range(80):
+        examples.set_epoch(epoch)
+        example = examples[0]
+        flipped[VOCABULARY.decode(example["tokens"])] += int(
+            example["image"][0, 0, 0] > example["image"][0, 0, -1]
+        )
+    assert flipped["looks left bird"] == 0
+    assert flipped["old bird"] > 5
+
+
+def test_captions_and_the_words_of_long_ones_vary_by_epoch(folder: Path) -> None:
+    examples = TrainingExamples(ImageFolder(folder), VOCABULARY, 8, caption_length=2)
+    seen = set()
+    for epoch in range(60):
+        examples.set_epoch(epoch)
+        seen.add(VOCABULARY.decode(examples[1]["tokens"]))
+    assert seen == {
+        *("red bird", "blue bird", "bird bird"),
+        *("old small", "old bird", "small bird"),
+    }
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_examples_depend_on_seed_epoch_and_index_only(workers: int, folder: Path) -> None:
+    images = ImageFolder(folder)
+    loaded = TrainingExamples(images, VOCABULARY, 16, 2, augment=True, seed=5)
+    loader = DataLoader(
+        loaded, batch_size=3, num_workers=workers, persistent_workers=workers > 0, shuffle=True
+    )
+    for epoch in (0, 4, 1):
+        loaded.set_epoch(epoch)
+        fresh = TrainingExamples(images, VOCABULARY, 16, 2, augment=True, seed=5)
+        fresh.set_epoch(epoch)
+        count = 0
+        for batch in loader:
+            for row, index in enumerate(batch["index"].tolist()):
+                assert same({key: batch[key][row] for key in batch}, dict(fresh[index]))
+                count += 1
+        assert count == len(images)
+
+
+def test_examples_without_images_are_the_same_and_read_none(folder: Path) -> None:
+    images = ImageFolder(folder)
+    examples = TrainingExamples(images, VOCABULARY, 16, caption_length=2, seed=3)
+    bare = examples.without_images()
+    examples.set_epoch(5)
+    expected = [examples[index] for index in range(len(examples))]
+    for picture in folder.rglob("*.png"):
+        picture.unlink()
+    for index, example in enumerate(expected):
+        assert bare[index].keys() == example.keys() - {"image"}
+        assert torch.equal(bare[index]["tokens"], example["tokens"])
+        assert bare[index]["length"] == example["length"]
+
+
+WITHOUT_SHARED_MEMORY = """
+import sys
+from torch.utils.data import DataLoader
+from mirrorgan_fast.data.examples import TrainingExamples
+from mirrorgan_fast.data.image_folder import ImageFolder
+from mirrorgan_fast.vocabulary import Vocabulary
+words = Vocabulary(["<end>", "bird", "red", "old"])
+examples = TrainingExamples(ImageFolder(sys.argv[1]), words, 8, 2, augment=True)
+examples.set_epoch(3)
+assert len(list(DataLoader(examples, batch_size=2))) == 4
+print("done")
+"""
+
+
+def test_examples_need_no_shared_memory_file(folder: Path) -> None:
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    mount = "mount -t tmpfs -o ro tmpfs /dev/shm"
+    if subprocess.run([*command, mount], check=False, capture_output=True).returncode:
+        pytest.skip("this user may not mount a file system, even for itself")
+    run = f'{mount} && "$0" -c "$1" "$2"'
+    done = subprocess.run(
+        [*command, run, sys.executable, WITHOUT_SHARED_MEMORY, folder],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "done\n", done.stderr
+
+
+def test_seeds_and_epochs_differ(folder: Path) -> None:
+    images = ImageFolder(folder)
+    one = TrainingExamples(images, VOCABULARY, 16, augment=True, seed=1)
+    two = TrainingExamples(images, VOCABULARY, 16, augment=True, seed=2)
+    assert not same(dict(one[2]), dict(two[2]))
+    first = dict(one[2])
+    one.set_epoch(1)
+    assert not same(first, dict(one[2]))
+
+
+def test_any_shape_of_picture_works(tmp_path: Path) -> None:
+    shapes = [(1, 1), (1, 300), (257, 2), (3, 5)]
+    rows = [{"file_name": f"{n}.png", "captions": ["red bird"]} for n in range(len(shapes))]
+    write_folder(tmp_path, rows, [Image.new("RGB", shape, (9, 8, 7)) for shape in shapes])
+    for augment in (False, True):
+        for example in TrainingExamples(ImageFolder(tmp_path), VOCABULARY, 19, augment=augment):
+            assert (example["image"] == torch.tensor([9, 8, 7]).view(3, 1, 1)).all()
+
+
+def test_a_caption_without_a_known_word_is_passed_over(tmp_path: Path) -> None:
+    rows = [
+        {"file_name": "a.png", "captions": ["...", "bird", "zebra"]},
+        {"file_name": "b.png", "captions": ["zebra", ""]},
+    ]
+    write_folder(tmp_path, rows, [gradient(4, 4)] * 2)
+    examples = TrainingExamples(ImageFolder(tmp_path), VOCABULARY, 4)
+    for epoch in range(10):
+        examples.set_epoch(epoch)
+        assert examples[0]["length"] == 1
+    with pytest.raises(InputError, match="'b': its captions have no word of the vocabulary"):
+        examples[1]
+
+
+def test_phrases_are_those_that_tell_pictures_apart(tmp_path: Path) -> None:
+    captions = [["red bird", "Old, RED bird!"], ["red zebra bird"], ["blue bird"], ["a bird"]]
+    rows = [{"file_name": f"{n}.png", "captions": texts} for n, texts in enumerate(captions)]
+    write_folder(tmp_path, rows, [gradient(4, 4)] * 4)
+    examples = TrainingExamples(ImageFolder(tmp_path), VOCABULARY, 4)
+    # "bird" is in all of them and tells nothing; unknown words ("zebra", "a") are none. What is
+    # left: red, red bird; blue, blue bird; old, old red, old red bird.
+    expected = [[1, 1, 0, 0, 1, 1, 1], [1, 1, 0, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0, 0], [0] * 7]
+    found = examples.phrases(100)
+    assert found.dtype == torch.bool
+    assert sorted(map(tuple, found.T.tolist())) == sorted(zip(*expected, strict=True))
+    assert torch.equal(examples.phrases(2), torch.tensor(expected)[:, :2].bool())
+
+
+def test_captions_that_say_the_same_have_no_phrases(tmp_path: Path) -> None:
+    rows = [{"file_name": f"{n}.png", "captions": ["red bird"]} for n in range(3)]
+    write_folder(tmp_path, rows, [gradient(4, 4)] * 3)
+    with pytest.raises(InputError, match="say the same"):
+        TrainingExamples(ImageFolder(tmp_path), VOCABULARY, 4).phrases(5)
+
+
+def test_bad_arguments_are_refused(folder: Path) -> None:
+    images = ImageFolder(folder)
+    with pytest.raises(
+        InputError, match="image_size must be a whole number from 1 to 4,096, found 0"
+    ):
+        TrainingExamples(images, VOCABULARY, 0)
+    with pytest.raises(
+        InputError, match="caption_length must be a whole number from 1 to 1,024, found -2"
+    ):
+        TrainingExamples(images, VOCABULARY, 8, caption_length=-2)
+    with pytest.raises(InputError, match="seed must be a whole number from 0 "):
+        TrainingExamples(images, VOCABULARY, 8, seed=-1)
+    examples = TrainingExamples(images, VOCABULARY, 8)
+    for epoch in (-1, 2**63):
+        with pytest.raises(InputError, match="epoch must be at least 0"):
+            examples.set_epoch(epoch)
+    for size in (True, 8.0, 10**20):
+        with pytest.raises(InputError, match="image_size must be a whole number"):
+            TrainingExamples(images, VOCABULARY, size)
+    with pytest.raises(InputError, match="seed must be a whole number"):
+        TrainingExamples(images, VOCABULARY, 8, seed=2**200)
+    for index in (-1, 7):
+        with pytest.raises(IndexError, match="of 7"):
+            examples[index]
