@@ -2,7 +2,12 @@
 #
 #   make birds   paints eight birds for a caption with the shipped weights, into out/
 #                make birds CAPTION="a small blue bird with a black bill"
-#   make test    formatting, types and all tests
+#   make test    formatting, types and all tests but those that take minutes each
+#
+# Shorter, while working, and longer, before a release:
+#
+#   make check   formatting, types and the quickest tests, in about two minutes
+#   make soak    the tests that take minutes each, and damaged files by the thousand
 #
 # And for work on the C++:
 #
@@ -23,16 +28,30 @@ BUILT_FROM := pyproject.toml setup.py constraints.txt \
               $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 INSTALL := $(BIN)/python -m pip install -c constraints.txt
 
-.PHONY: birds test sanitize clean
+.PHONY: birds check test soak sanitize clean
 
 birds: $(VENV)/installed
 	$(BIN)/mirrorgan-fast sample "$$CAPTION" -n 8 -o out/ --overwrite
 
+LINT := $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+# What neither starts processes nor trains for long.
+QUICK := tests/test_imports.py tests/test_pictures.py tests/test_tensor_files.py tests/test_weights.py \
+         tests/models/test_attngan.py tests/models/test_config.py tests/models/test_glam.py \
+         tests/models/test_layers.py tests/models/test_mirrorgan.py tests/metrics \
+         tests/inference/test_renderer.py tests/sampling/test_sampler.py \
+         tests/training/test_learner.py tests/training/test_objectives.py
+
+check: $(VENV)/installed-dev
+	$(LINT)
+	$(BIN)/pytest $(QUICK)
+
 test: $(VENV)/installed-dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(LINT)
 	$(BIN)/pytest
+
+soak: $(VENV)/installed-dev
+	$(BIN)/pytest -m slow
+	$(BIN)/python -m tests.fuzz
 
 # In a copy, for what is installed stays as it is. The sanitizer finds exceptions only in a C++ library loaded before
 # it; leaks are PyTorch's own, of what lives as long as the process. (nvcc itself does not run under it.)

@@ -1,19 +1,21 @@
-"""The moving average of a generator's weights, which is what is kept of its training."""
+"""The moving average of a generator, which is what is kept of its training."""
 
 import copy
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
 class MovingAverage(Generic[Network]):
-    """An exponential moving average of a network's parameters.
+    """An exponential moving average of a network's parameters and batch norm statistics.
 
     In step t, from 0, its decay is at most (1 + t) / (10 + t), so that it soon forgets the
-    network's beginning. The statistics of batch norms are copied, not averaged.
+    network's beginning. Integer buffers, which count batches, are copied.
+
+    With averaged statistics, AttnGAN at 32 px showed STATS
 
     Args:
         network: is copied.
@@ -28,7 +30,12 @@ class MovingAverage(Generic[Network]):
     def update(self, network: Network, step: int) -> None:
         """Move the average towards a network, after its step ``step``."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step)) if step else 1.0
-        averages: list[Tensor] = list(self.network.parameters())
-        torch._foreach_lerp_(averages, list[Tensor](network.parameters()), weight)
-        for buffer, current in zip(self.network.buffers(), network.buffers(), strict=True):
-            buffer.copy_(current)
+        averages, currents = [], []
+        current_state = network.state_dict()
+        for name, average in self.network.state_dict().items():
+            if average.is_floating_point():
+                averages.append(average)
+                currents.append(current_state[name])
+            else:
+                average.copy_(current_state[name])
+        torch._foreach_lerp_(averages, currents, weight)

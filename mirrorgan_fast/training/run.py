@@ -38,7 +38,7 @@ CURVES = "curves.jsonl"
 VERSION = 4
 """Of the training, in every checkpoint; raised with each change of its numbers. 2: sums that were
 rounded to bfloat16 under autocast are in float32. 3: a fused Adam, which can skip a step. 4:
-the moving average copies the statistics of batch norms."""
+the moving average copies integer buffers."""
 _LONGEST_POINT = 2**16  # bytes
 _LARGEST_CURVES = 2**28  # bytes; 710,000 steps of a GAN make 4 MB
 

@@ -430,15 +430,14 @@ def test_learning_rates_fall_to_zero(
 # --- the moving average ---------------------------------------------------------------------------
 
 
-def test_the_average_is_of_parameters_alone(
+def test_the_average_is_of_parameters_and_statistics(
     tmp_path: Path, train: Train, states: list[dict[str, Any]]
 ) -> None:
     glam = train(tmp_path, steps=5, average_decay=0.28)
     assert not glam.training
     live = [state["glam"] for state in states]
-    parameters = dict(glam.named_parameters())
     for name, value in glam.state_dict().items():
-        if name not in parameters:
+        if not value.is_floating_point():
             assert torch.equal(value, live[-1][name]), name
             continue
         expected = live[0][name].double()
@@ -446,6 +445,8 @@ def test_the_average_is_of_parameters_alone(
             decay = min(0.28, (1 + count) / (10 + count))  # 2/11, 3/12, 0.28, 0.28
             expected = decay * expected + (1 - decay) * state[name].double()
         torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-6)
+        if "running" in name:
+            assert not torch.equal(value, live[-1][name]), name
     assert int(glam.state_dict()["F.0.norm.num_batches_tracked"]) == 5
 
 
