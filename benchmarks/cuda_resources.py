@@ -10,22 +10,17 @@ multiprocessor's, and its source compiles only if it fits; on other GPUs than Ho
 import argparse
 import json
 import re
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
 from torch.utils import cpp_extension
 
+from tests.nvcc import nvcc
+
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / "benchmarks" / "results" / "cuda-resources.json"
 ARCHITECTURES = ("80", "90a", "100a")
-
-
-def nvcc() -> str | None:
-    """Return where the compiler is, or None."""
-    home = cpp_extension.CUDA_HOME
-    return shutil.which("nvcc") or (home and shutil.which("nvcc", path=f"{home}/bin"))
 
 
 def version(compiler: str) -> str:

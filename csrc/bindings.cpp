@@ -1,5 +1,9 @@
-// The Python module mirrorgan_fast._C: importing it registers the compiled ops (registrations.cpp), and it says what they
-// were built with.
+// The Python module mirrorgan_fast._C: importing it registers the compiled ops, each in the file of its name, and it says
+// what they were built with.
+//
+// The schemas are defined in Python (mirrorgan_fast/ops/), so that each op exists without this library too; here they only
+// get their implementations. Everything goes through PyTorch's stable ABI, so one build serves every torch from the target
+// version on.
 
 #include <cstdint>
 

@@ -9,6 +9,7 @@ import pytest
 
 triton = pytest.importorskip("triton", reason="triton is only for Linux")
 from benchmarks import cuda_resources, triton_resources  # noqa: E402
+from tests.nvcc import nvcc  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,7 +57,7 @@ def test_the_table_is_the_recorded_one(used) -> None:
 
 
 def test_nvcc_compiles_every_kernel_without_a_spill() -> None:
-    compiler = cuda_resources.nvcc()
+    compiler = nvcc()
     if compiler is None:
         pytest.skip("nvcc is not here")
     try:
@@ -64,7 +65,10 @@ def test_nvcc_compiles_every_kernel_without_a_spill() -> None:
     except subprocess.CalledProcessError as error:
         pytest.fail(error.stderr)
     kernels = {name.split("<")[0] for name in used}
-    assert kernels == {f"{path.stem}_kernel" for path in (ROOT / "csrc" / "cuda").glob("*.cu")}
+    folder = ROOT / "csrc" / "cuda"
+    sources = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.cu")}
+    # conv_add.cu has no kernel of its own: it launches the one in conv_wgmma.cu.
+    assert kernels == {f"{stem}_kernel" for stem, text in sources.items() if "__global__" in text}
     for name, kernel in used.items():
         assert kernel["spilled"] == 0, name
         assert kernel["shared"] <= 48 * 1024, name

@@ -266,15 +266,8 @@ void measure_rows(const Arguments& a, Chunk pass, float* means, float* variances
   }
 }
 
-void check_map(const char* argument, const Tensor& map, ScalarType dtype) {
-  MIRRORGAN_CHECK(map.dim() == 4, kOp, argument, shape_text(map.sizes()), "(N, 2C, H, W)");
-  MIRRORGAN_CHECK(map.scalar_type() == dtype, kOp, argument, map.scalar_type(), dtype);
-}
-
 void check_channels(const char* argument, const Tensor& tensor, int64_t channels) {
-  MIRRORGAN_CHECK(tensor.scalar_type() == ScalarType::Float, kOp, argument, tensor.scalar_type(), "Float");
-  MIRRORGAN_CHECK_SHAPE(kOp, argument, tensor, {channels});
-  MIRRORGAN_CHECK(tensor.is_contiguous(), kOp, argument, "gaps between its numbers", "a contiguous tensor");
+  check_contiguous(kOp, argument, tensor, ScalarType::Float, {channels});
 }
 
 Arguments arguments_of(const Tensor& x, const Tensor& dense_x, const Tensor& weight, const Tensor& bias) {
@@ -318,11 +311,9 @@ Tensor empty_channels(const Tensor& like, int64_t channels) {
   return torch::stable::empty({channels}, ScalarType::Float, std::nullopt, like.device());
 }
 
-}  // namespace
-
 std::tuple<Tensor, Tensor, Tensor> batch_norm_glu_cpu(
     const Tensor& x, const Tensor& weight, const Tensor& bias, double eps) {
-  check_map("x", x, x.scalar_type());
+  MIRRORGAN_CHECK(x.dim() == 4, kOp, "x", shape_text(x.sizes()), "(N, 2C, H, W)");
   const Tensor dense_x = torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
   Arguments a = arguments_of(x, dense_x, weight, bias);
   MIRRORGAN_CHECK(a.rows > 0, kOp, "x", shape_text(x.sizes()), "at least one pixel to take statistics of");
@@ -345,11 +336,11 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_glu_backward_cpu(
     const Tensor& mean,
     const Tensor& variance,
     double eps) {
-  check_map("x", x, x.scalar_type());
-  check_map("gradient", gradient, x.scalar_type());
+  MIRRORGAN_CHECK(x.dim() == 4, kOp, "x", shape_text(x.sizes()), "(N, 2C, H, W)");
   const Tensor dense_x = torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
   Arguments a = arguments_of(x, dense_x, weight, bias);
   const int64_t channels = 2 * a.halves;
+  MIRRORGAN_CHECK(gradient.scalar_type() == x.scalar_type(), kOp, "gradient", gradient.scalar_type(), x.scalar_type());
   MIRRORGAN_CHECK_SHAPE(kOp, "gradient", gradient, {x.size(0), a.halves, x.size(2), x.size(3)});
   const Tensor dense_gradient = torch::stable::contiguous(gradient, MemoryFormat::ChannelsLast);
   Tensor of_x = empty_map(x, channels), of_weight = empty_channels(x, channels), of_bias = empty_channels(x, channels);
@@ -376,4 +367,10 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_glu_backward_cpu(
   return {of_x, of_weight, of_bias};
 }
 
+}  // namespace
 }  // namespace mirrorgan
+
+STABLE_TORCH_LIBRARY_IMPL(mirrorgan, CPU, library) {
+  library.impl("batch_norm_glu", TORCH_BOX(&mirrorgan::batch_norm_glu_cpu));
+  library.impl("batch_norm_glu_backward", TORCH_BOX(&mirrorgan::batch_norm_glu_backward_cpu));
+}

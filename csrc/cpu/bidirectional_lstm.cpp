@@ -133,6 +133,8 @@ void read_captions_in_floats(const Arguments& a, int64_t first, int64_t count, i
 }  // namespace
 }  // namespace lstm
 
+namespace {
+
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -146,7 +148,7 @@ void bidirectional_lstm_cpu(
   constexpr const char* kOp = "bidirectional_lstm";
   const auto check = [](const char* argument, const Tensor& tensor, ScalarType dtype) {
     MIRRORGAN_CHECK(tensor.scalar_type() == dtype, kOp, argument, tensor.scalar_type(), dtype);
-    MIRRORGAN_CHECK(tensor.is_contiguous(), kOp, argument, "gaps", "a contiguous tensor");
+    MIRRORGAN_CHECK(tensor.is_contiguous(), kOp, argument, "strides " + shape_text(tensor.strides()), "a contiguous tensor");
   };
   const Tensor dense_gates = torch::stable::contiguous(gates), dense_tokens = torch::stable::contiguous(tokens);
   const Tensor dense_lengths = torch::stable::contiguous(lengths);
@@ -212,4 +214,9 @@ void bidirectional_lstm_cpu(
   });
 }
 
+}  // namespace
 }  // namespace mirrorgan
+
+STABLE_TORCH_LIBRARY_IMPL(mirrorgan, CPU, library) {
+  library.impl("bidirectional_lstm", TORCH_BOX(&mirrorgan::bidirectional_lstm_cpu));
+}

@@ -7,6 +7,7 @@
 #include "convolution_arguments.h"
 
 namespace mirrorgan {
+namespace {
 
 using namespace convolution;
 
@@ -31,4 +32,9 @@ void conv_add_cpu(
   convolution::convolve(a, Epilogue::add, x.scalar_type());
 }
 
+}  // namespace
 }  // namespace mirrorgan
+
+STABLE_TORCH_LIBRARY_IMPL(mirrorgan, CPU, library) {
+  library.impl("conv_add", TORCH_BOX(&mirrorgan::conv_add_cpu));
+}

@@ -5,6 +5,7 @@
 #include "convolution_arguments.h"
 
 namespace mirrorgan {
+namespace {
 
 using namespace convolution;
 
@@ -18,4 +19,9 @@ void conv_glu_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, Ten
   convolution::convolve(a, Epilogue::glu, x.scalar_type());
 }
 
+}  // namespace
 }  // namespace mirrorgan
+
+STABLE_TORCH_LIBRARY_IMPL(mirrorgan, CPU, library) {
+  library.impl("conv_glu", TORCH_BOX(&mirrorgan::conv_glu_cpu));
+}

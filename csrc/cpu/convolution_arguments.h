@@ -14,14 +14,6 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline void check_map(
-    const char* op, const char* argument, const Tensor& map, ScalarType dtype, std::initializer_list<int64_t> sizes) {
-  MIRRORGAN_CHECK(map.scalar_type() == dtype, op, argument, map.scalar_type(), dtype);
-  const torch::headeronly::IntHeaderOnlyArrayRef wanted(sizes);
-  MIRRORGAN_CHECK(map.sizes().equals(wanted), op, argument, shape_text(map.sizes()), shape_text(wanted));
-  MIRRORGAN_CHECK(is_dense_channels_last(map), op, argument, "other strides", "a dense channels_last map");
-}
-
 // What a layer with packed weights is, for maps of so many channels. The tensors have to live as long.
 inline Arguments layer_of(
     const char* op, const Tensor& weight, const Tensor& bias, Epilogue epilogue, ScalarType dtype, int64_t channels) {

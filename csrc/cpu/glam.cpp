@@ -21,14 +21,12 @@
 #include "parallel.h"
 #include "workspace.h"
 
-namespace mirrorgan {
-
-using torch::stable::Tensor;
-
 #if defined(MIRRORGAN_X86)
 
+namespace mirrorgan {
 namespace {
 
+using torch::stable::Tensor;
 using convolution::Arguments;
 using convolution::Epilogue;
 using torch::headeronly::ScalarType;
@@ -37,9 +35,7 @@ constexpr const char* kOp = "glam";
 constexpr int64_t kFirstSide = 4;  // of the map that F_0's linear layer makes
 
 const void* checked(const char* argument, const Tensor& tensor, ScalarType dtype, std::initializer_list<int64_t> sizes) {
-  MIRRORGAN_CHECK(tensor.scalar_type() == dtype, kOp, argument, tensor.scalar_type(), dtype);
-  MIRRORGAN_CHECK_SHAPE(kOp, argument, tensor, sizes);
-  MIRRORGAN_CHECK(tensor.is_contiguous(), kOp, argument, "gaps", "a contiguous tensor");
+  check_contiguous(kOp, argument, tensor, dtype, sizes);
   return tensor.const_data_ptr();
 }
 
@@ -250,8 +246,6 @@ void run_stages(
   }
 }
 
-}  // namespace
-
 void glam_cpu(
     const Tensor& noise,
     const Tensor& condition_noise,
@@ -291,23 +285,11 @@ void glam_cpu(
   }
 }
 
-#else
+}  // namespace
+}  // namespace mirrorgan
 
-void glam_cpu(
-    const Tensor&,
-    const Tensor&,
-    const Tensor&,
-    const Tensor&,
-    const Tensor&,
-    const std::vector<Tensor>&,
-    const std::vector<Tensor>&,
-    const std::vector<Tensor>&,
-    const std::vector<Tensor>&,
-    int64_t,
-    Tensor) {
-  refuse("glam", "the processor", "no AMX", "amx");
+STABLE_TORCH_LIBRARY_IMPL(mirrorgan, CPU, library) {
+  library.impl("glam", TORCH_BOX(&mirrorgan::glam_cpu));
 }
 
 #endif
-
-}  // namespace mirrorgan

@@ -153,8 +153,6 @@ void check_dtype(const char* argument, const Tensor& tensor, ScalarType wanted) 
   MIRRORGAN_CHECK(tensor.scalar_type() == wanted, kOp, argument, tensor.scalar_type(), wanted);
 }
 
-}  // namespace
-
 Tensor glam_attention_cpu(
     const Tensor& features,
     const Tensor& words,
@@ -182,7 +180,8 @@ Tensor glam_attention_cpu(
     MIRRORGAN_CHECK_SHAPE(kOp, "sentence_weight", *sentence_weight, {channels, channels});
   }
 
-  const bool channels_last = is_channels_last(features);
+  // A map that is both is contiguous, as for PyTorch.
+  const bool channels_last = is_dense_channels_last(features) && !features.is_contiguous();
   const auto format = channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
   const int64_t out_channels = (sentence ? 3 : 2) * channels;
   Tensor out = torch::stable::empty({samples, out_channels, height, width}, dtype, std::nullopt, features.device(),
@@ -231,4 +230,9 @@ Tensor glam_attention_cpu(
   return out;
 }
 
+}  // namespace
 }  // namespace mirrorgan
+
+STABLE_TORCH_LIBRARY_IMPL(mirrorgan, CPU, library) {
+  library.impl("glam_attention", TORCH_BOX(&mirrorgan::glam_attention_cpu));
+}

@@ -257,6 +257,8 @@ const attention_mix::Panels* attention_mix::prepare_panels(const Arguments& a) {
 }
 #endif
 
+namespace {
+
 void glam_attention_mix_cpu(
     const Tensor& features,
     const Tensor& words,
@@ -268,9 +270,7 @@ void glam_attention_mix_cpu(
   const ScalarType dtype = features.scalar_type();
   attention_mix::Inputs inputs(kOp, features, words, mask, sentence, sentence_weight, mix);
   Arguments& a = inputs.arguments;
-  MIRRORGAN_CHECK(out.scalar_type() == dtype, kOp, "out", out.scalar_type(), dtype);
-  MIRRORGAN_CHECK_SHAPE(kOp, "out", out, {a.samples, a.out_channels, features.size(2), features.size(3)});
-  MIRRORGAN_CHECK(is_dense_channels_last(out), kOp, "out", "other strides", "a dense channels_last map");
+  check_map(kOp, "out", out, dtype, {a.samples, a.out_channels, features.size(2), features.size(3)});
   if (out.numel() == 0) {
     return;
   }
@@ -282,4 +282,9 @@ void glam_attention_mix_cpu(
   }
 }
 
+}  // namespace
 }  // namespace mirrorgan
+
+STABLE_TORCH_LIBRARY_IMPL(mirrorgan, CPU, library) {
+  library.impl("glam_attention_mix", TORCH_BOX(&mirrorgan::glam_attention_mix_cpu));
+}

@@ -22,11 +22,11 @@
 #include "parallel.h"
 #include "workspace.h"
 
+#if defined(MIRRORGAN_X86)
+
 namespace mirrorgan {
 
 using torch::stable::Tensor;
-
-#if defined(MIRRORGAN_X86)
 
 namespace glam {
 namespace {
@@ -308,6 +308,8 @@ void run_stage(const Stage& stage, int64_t threads) {
 
 }  // namespace glam
 
+namespace {
+
 void glam_stage_cpu(
     const Tensor& features,
     const Tensor& words,
@@ -335,13 +337,11 @@ void glam_stage_cpu(
   MIRRORGAN_CHECK(head_weight.has_value() == head_bias.has_value(), kOp, "head_bias", "only one of weight and bias",
                   "both or none");
   if (head_weight) {
-    MIRRORGAN_CHECK(out.scalar_type() == ScalarType::Byte, kOp, "out", out.scalar_type(), ScalarType::Byte);
-    MIRRORGAN_CHECK_SHAPE(kOp, "out", out, {samples, 2 * stage.height, 2 * stage.width, head_bias->numel()});
-    MIRRORGAN_CHECK(out.is_contiguous(), kOp, "out", "gaps", "a contiguous tensor");
+    check_contiguous(kOp, "out", out, ScalarType::Byte, {samples, 2 * stage.height, 2 * stage.width, head_bias->numel()});
     glam::add_head(kOp, *head_weight, *head_bias, static_cast<uint8_t*>(out.mutable_data_ptr()), stage);
   } else {
-    convolution::check_map(kOp, "out", out, ScalarType::BFloat16,
-                           {samples, stage.layers.back().out_channels, 2 * stage.height, 2 * stage.width});
+    check_map(kOp, "out", out, ScalarType::BFloat16,
+              {samples, stage.layers.back().out_channels, 2 * stage.height, 2 * stage.width});
     stage.out = static_cast<bfloat16_bits*>(out.mutable_data_ptr());
   }
   if (out.numel() > 0) {
@@ -349,23 +349,11 @@ void glam_stage_cpu(
   }
 }
 
-#else
+}  // namespace
+}  // namespace mirrorgan
 
-void glam_stage_cpu(
-    const Tensor&,
-    const Tensor&,
-    const Tensor&,
-    const std::optional<Tensor>&,
-    const std::optional<Tensor>&,
-    const Tensor&,
-    const std::vector<Tensor>&,
-    const std::vector<Tensor>&,
-    const std::optional<Tensor>&,
-    const std::optional<Tensor>&,
-    Tensor) {
-  refuse("glam_stage", "the processor", "no AMX", "amx");
+STABLE_TORCH_LIBRARY_IMPL(mirrorgan, CPU, library) {
+  library.impl("glam_stage", TORCH_BOX(&mirrorgan::glam_stage_cpu));
 }
 
 #endif
-
-}  // namespace mirrorgan

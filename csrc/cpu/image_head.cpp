@@ -10,10 +10,9 @@
 #include "parallel.h"
 
 namespace mirrorgan {
+namespace {
 
 using namespace convolution;
-
-namespace {
 
 constexpr int64_t kRowsOfTask = 8;
 
@@ -34,17 +33,13 @@ void write_images(
   });
 }
 
-}  // namespace
-
 void image_head_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor out) {
   constexpr const char* kOp = "image_head";
   const Tensor dense_x = torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
   Arguments a = arguments_of(kOp, dense_x, weight, bias, Epilogue::image);
   MIRRORGAN_CHECK(a.phases == 1 && a.out_channels <= kHalf, kOp, "weight", shape_text(weight.sizes()),
                   "one phase, of at most 16 channels");
-  MIRRORGAN_CHECK(out.scalar_type() == ScalarType::Byte, kOp, "out", out.scalar_type(), ScalarType::Byte);
-  MIRRORGAN_CHECK_SHAPE(kOp, "out", out, {a.samples, a.height, a.width, a.out_channels});
-  MIRRORGAN_CHECK(out.is_contiguous(), kOp, "out", "gaps", "a contiguous tensor");
+  check_contiguous(kOp, "out", out, ScalarType::Byte, {a.samples, a.height, a.width, a.out_channels});
   if (out.numel() == 0) {
     return;
   }
@@ -68,4 +63,9 @@ void image_head_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, T
   convolution::convolve(a, Epilogue::image, x.scalar_type());
 }
 
+}  // namespace
 }  // namespace mirrorgan
+
+STABLE_TORCH_LIBRARY_IMPL(mirrorgan, CPU, library) {
+  library.impl("image_head", TORCH_BOX(&mirrorgan::image_head_cpu));
+}

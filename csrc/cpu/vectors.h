@@ -2,8 +2,6 @@
 
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-
 #include <cstdint>
 
 #include "instruction_sets.h"
@@ -106,26 +104,6 @@ MIRRORGAN_INLINE void sigmoid(
   small *= large;
   s = x < 0.0f ? small : large;
   rest = x < 0.0f ? large : small;
-}
-
-// A stride of a dimension of size one means nothing.
-inline bool is_dense_channels_last(const torch::stable::Tensor& tensor) {
-  if (tensor.numel() == 0) {
-    return true;
-  }
-  int64_t dense = 1;
-  for (const int64_t dimension : {1, 3, 2, 0}) {
-    if (tensor.size(dimension) != 1 && tensor.stride(dimension) != dense) {
-      return false;
-    }
-    dense *= tensor.size(dimension);
-  }
-  return true;
-}
-
-// As PyTorch decides it: a tensor that is both is contiguous.
-inline bool is_channels_last(const torch::stable::Tensor& tensor) {
-  return is_dense_channels_last(tensor) && !tensor.is_contiguous();
 }
 
 }  // namespace mirrorgan

@@ -2,14 +2,12 @@
 
 #include "conv_glu.h"
 
+#include <torch/csrc/stable/library.h>
+
+#include "conv_wgmma_launch.h"
 #include "launch.h"
 
 namespace mirrorgan {
-
-// In conv_wgmma.cu: whether it takes these, and then it is done.
-bool conv_glu_wgmma(
-    const char* op, const cuda::Tensor& x, const cuda::Tensor& weight, const cuda::Tensor& bias, cuda::Tensor out);
-
 namespace {
 
 using namespace cuda;
@@ -22,26 +20,22 @@ __global__ void __launch_bounds__(conv_glu::kThreads, 2) conv_glu_kernel(const c
   conv_glu::Block<Device, kPhases>(a, shared, blockIdx.x, static_cast<int>(blockIdx.y)).run();
 }
 
-}  // namespace
-
 void conv_glu_cuda(const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor out) {
-  check_dtype(kOp, "x", x, ScalarType::BFloat16);
-  check_dtype(kOp, "weight", weight, ScalarType::BFloat16);
-  check_dtype(kOp, "bias", bias, ScalarType::Float);
-  check_dtype(kOp, "out", out, ScalarType::BFloat16);
+  MIRRORGAN_CHECK(x.scalar_type() == ScalarType::BFloat16, kOp, "x", x.scalar_type(), ScalarType::BFloat16);
   MIRRORGAN_CHECK(x.dim() == 4, kOp, "x", shape_text(x.sizes()), "(N, C, H, W)");
-  MIRRORGAN_CHECK(weight.dim() == 4 && weight.is_contiguous(), kOp, "weight", shape_text(weight.sizes()),
-                  "packed weights in rows, contiguous");
-  MIRRORGAN_CHECK(bias.dim() == 1 && bias.numel() % 2 == 0 && bias.is_contiguous(), kOp, "bias",
-                  shape_text(bias.sizes()), "an even number, contiguous");
+  MIRRORGAN_CHECK(weight.dim() == 4, kOp, "weight", shape_text(weight.sizes()), "packed weights in rows");
+  MIRRORGAN_CHECK(bias.numel() % 2 == 0, kOp, "bias", shape_text(bias.sizes()), "an even number");
+  check_contiguous(kOp, "bias", bias, ScalarType::Float, {bias.numel()});
   const int64_t phases = weight.size(0), taps = weight.size(1);
   MIRRORGAN_CHECK((phases == 1 && taps == 9) || (phases == 4 && taps == 4), kOp, "weight", shape_text(weight.sizes()),
                   "one phase of 9 taps or four of 4");
-  MIRRORGAN_CHECK_SHAPE(kOp, "weight", weight, {phases, taps, x.size(1), bias.numel()});
+  check_contiguous(kOp, "weight", weight, ScalarType::BFloat16, {phases, taps, x.size(1), bias.numel()});
   const int64_t scale = phases == 4 ? 2 : 1;
-  MIRRORGAN_CHECK_SHAPE(kOp, "out", out, {x.size(0), bias.numel() / 2, x.size(2) * scale, x.size(3) * scale});
+  check_map(kOp, "out", out, ScalarType::BFloat16,
+            {x.size(0), bias.numel() / 2, x.size(2) * scale, x.size(3) * scale});
+  check_device(kOp, x, {{"weight", &weight}, {"bias", &bias}, {"out", &out}});
   const Tensor dense = torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
-  if (conv_glu_wgmma(kOp, dense, weight, bias, out)) {
+  if (conv_wgmma::conv_glu(kOp, dense, weight, bias, out)) {
     return;
   }
 
@@ -73,4 +67,9 @@ void conv_glu_cuda(const Tensor& x, const Tensor& weight, const Tensor& bias, Te
   check_launch(kOp);
 }
 
+}  // namespace
 }  // namespace mirrorgan
+
+STABLE_TORCH_LIBRARY_IMPL(mirrorgan, CUDA, library) {
+  library.impl("conv_glu", TORCH_BOX(&mirrorgan::conv_glu_cuda));
+}

@@ -3,6 +3,10 @@
 
 #include "glam_attention_mix.h"
 
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+
 #include "launch.h"
 
 namespace mirrorgan {
@@ -19,8 +23,6 @@ __global__ void __launch_bounds__(attention_mix::kThreads, 4)
   attention_mix::Block<Device, kSentence>(a, shared, blockIdx.x).run();
 }
 
-}  // namespace
-
 void glam_attention_mix_cuda(
     const Tensor& features,
     const Tensor& words,
@@ -30,33 +32,41 @@ void glam_attention_mix_cuda(
     const Tensor& mix,
     Tensor out) {
   constexpr int64_t kChannels = attention_mix::kChannels;
-  for (const Tensor* tensor : {&features, &words, &mix, static_cast<const Tensor*>(&out)}) {
-    check_dtype(kOp, "features, words, mix or out", *tensor, ScalarType::BFloat16);
-  }
-  check_dtype(kOp, "mask", mask, ScalarType::Bool);
+  const auto check = [](const char* argument, const Tensor& tensor, ScalarType dtype,
+                        std::initializer_list<int64_t> sizes) {
+    MIRRORGAN_CHECK(tensor.scalar_type() == dtype, kOp, argument, tensor.scalar_type(), dtype);
+    MIRRORGAN_CHECK_SHAPE(kOp, argument, tensor, sizes);
+  };
   MIRRORGAN_CHECK(features.dim() == 4 && features.size(1) == kChannels, kOp, "features", shape_text(features.sizes()),
                   "(N, 32, H, W)");
   const int64_t samples = features.size(0), pixels = features.size(2) * features.size(3);
   MIRRORGAN_CHECK(words.dim() == 3 && words.size(1) <= attention_mix::kWords, kOp, "words", shape_text(words.sizes()),
                   "(N, T, 32), T to 32");
   const int64_t count = words.size(1);
-  MIRRORGAN_CHECK_SHAPE(kOp, "words", words, {samples, count, kChannels});
-  MIRRORGAN_CHECK_SHAPE(kOp, "mask", mask, {samples, count});
+  check("features", features, ScalarType::BFloat16, {samples, kChannels, features.size(2), features.size(3)});
+  check("words", words, ScalarType::BFloat16, {samples, count, kChannels});
+  check("mask", mask, ScalarType::Bool, {samples, count});
   MIRRORGAN_CHECK(mix.dim() == 2 && mix.size(0) <= attention_mix::kColumns, kOp, "mix", shape_text(mix.sizes()),
                   "to 64 columns");
-  MIRRORGAN_CHECK_SHAPE(kOp, "mix", mix, {mix.size(0), kChannels * (sentence ? 3 : 2)});
-  MIRRORGAN_CHECK_SHAPE(kOp, "out", out, {samples, mix.size(0), features.size(2), features.size(3)});
+  check("mix", mix, ScalarType::BFloat16, {mix.size(0), kChannels * (sentence ? 3 : 2)});
+  check_map(kOp, "out", out, ScalarType::BFloat16, {samples, mix.size(0), features.size(2), features.size(3)});
+  MIRRORGAN_CHECK(!sentence_weight || sentence, kOp, "sentence_weight", "a weight", "none where there is no sentence");
   std::optional<Tensor> dense_sentence, dense_weight;
   if (sentence) {
-    check_dtype(kOp, "sentence", *sentence, ScalarType::BFloat16);
-    MIRRORGAN_CHECK_SHAPE(kOp, "sentence", *sentence, {samples, kChannels});
+    check("sentence", *sentence, ScalarType::BFloat16, {samples, kChannels});
     dense_sentence = torch::stable::contiguous(*sentence);
   }
   if (sentence_weight) {
-    check_dtype(kOp, "sentence_weight", *sentence_weight, ScalarType::BFloat16);
-    MIRRORGAN_CHECK_SHAPE(kOp, "sentence_weight", *sentence_weight, {kChannels, kChannels});
+    check("sentence_weight", *sentence_weight, ScalarType::BFloat16, {kChannels, kChannels});
     dense_weight = torch::stable::contiguous(*sentence_weight);
   }
+  check_device(kOp, features,
+               {{"words", &words},
+                {"mask", &mask},
+                {"sentence", sentence ? &*sentence : nullptr},
+                {"sentence_weight", sentence_weight ? &*sentence_weight : nullptr},
+                {"mix", &mix},
+                {"out", &out}});
   if (samples * pixels * mix.size(0) == 0) {
     return;
   }
@@ -89,4 +99,9 @@ void glam_attention_mix_cuda(
   check_launch(kOp);
 }
 
+}  // namespace
 }  // namespace mirrorgan
+
+STABLE_TORCH_LIBRARY_IMPL(mirrorgan, CUDA, library) {
+  library.impl("glam_attention_mix", TORCH_BOX(&mirrorgan::glam_attention_mix_cuda));
+}

@@ -9,7 +9,9 @@
 
 #include <cuda_runtime.h>
 
+#include <initializer_list>
 #include <optional>
+#include <utility>
 
 #include "../checks.h"
 
@@ -19,8 +21,17 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline void check_dtype(const char* op, const char* argument, const Tensor& tensor, ScalarType dtype) {
-  MIRRORGAN_CHECK(tensor.scalar_type() == dtype, op, argument, tensor.scalar_type(), dtype);
+// All tensors, null where there is none, must be on the GPU of the first argument. Called after the other checks: without a
+// GPU a test sees those, and this one last.
+inline void check_device(
+    const char* op,
+    const Tensor& first,
+    std::initializer_list<std::pair<const char*, const Tensor*>> others) {
+  MIRRORGAN_CHECK(first.is_cuda(), op, "device", "one without CUDA", "an NVIDIA GPU");
+  for (const auto& [argument, tensor] : others) {
+    MIRRORGAN_CHECK(tensor == nullptr || (tensor->is_cuda() && tensor->get_device_index() == first.get_device_index()), op,
+                    argument, "another device", "that of the first argument");
+  }
 }
 
 inline const uint16_t* bfloat16_of(const std::optional<Tensor>& tensor) {

@@ -100,5 +100,5 @@ def reference(
 
 @inference_op(_NAME)
 def _op(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, out: Tensor) -> None:
-    # The compiled implementations are csrc/cpu/conv_add.cpp and csrc/cuda/conv_wgmma.cu.
+    # The compiled implementations are csrc/cpu/conv_add.cpp and csrc/cuda/conv_add.cu.
     out.copy_(reference(x, weight, bias, residual))

@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.utils import cpp_extension
 
 from mirrorgan_fast.ops import choice, use
 from mirrorgan_fast.ops.glam_attention_mix import glam_attention_mix
+from tests.nvcc import nvcc
 
 from .calls import OF_WARPGROUPS, Shapes, call
 
-ROOT = Path(__file__).parents[2]
+CUDA = Path(__file__).parents[2] / "csrc" / "cuda"
 BF16 = torch.bfloat16
 
 
@@ -28,7 +30,7 @@ def on_host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     options = ("-O2", "-std=c++17", "-fno-strict-aliasing", "-shared", "-fPIC", "-pthread")
     warnings = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
     compiler = os.environ.get("CXX", "c++")
-    command = [compiler, *options, *warnings, f"-I{ROOT / 'csrc' / 'cuda'}", source, "-o", library]
+    command = [compiler, *options, *warnings, f"-I{CUDA}", source, "-o", library]
     subprocess.run(command, check=True)
     return ctypes.CDLL(str(library))
 
@@ -145,6 +147,64 @@ def attend_on_host(
     given = (rows, words, mask, sentence, weight, mix, out)
     run(library.glam_attention_mix_on_host, *given, *sizes)
     return out.permute(0, 3, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def launchers(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Registers the launchers in csrc/cuda/, unless the extension has done so.
+
+    Their kernels are compiled to PTX only, which is fast: without a GPU nothing runs them.
+    """
+    if choice.why_no_cuda_kernels() is None:
+        return
+    compiler = nvcc()
+    if compiler is None:
+        pytest.skip("nvcc is not here")
+    folder = tmp_path_factory.mktemp("launchers")
+    missing = folder / "missing.cpp"  # what a PyTorch without CUDA lacks
+    missing.write_text(
+        'extern "C" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }'
+    )
+    command = [
+        compiler, "-shared", "-o", folder / "launchers.so", *CUDA.glob("*.cu"), missing,
+        "-Xcompiler", "-fPIC", "-std=c++20", "-gencode=arch=compute_90a,code=compute_90a",
+        "-DUSE_CUDA", "-DMIRRORGAN_HAS_WGMMA", "-DTORCH_TARGET_VERSION=0x020b000000000000",
+        *(part for path in cpp_extension.include_paths() for part in ("-isystem", path)),
+        *(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch_cpu",
+    ]  # fmt: skip
+    subprocess.run(command, check=True)
+    torch.ops.load_library(folder / "launchers.so")
+
+
+@pytest.mark.parametrize(
+    ("op", "shapes"),
+    [
+        ("conv_add", Shapes(2, 64, 4, 6, 64, layout="rows")),
+        ("conv_glu", Shapes(2, 5, 4, 6, 3, layout="rows")),
+        ("glam_attention_mix", Shapes(2, 32, 4, 6, 40, words=5)),
+    ],
+)
+def test_launchers_check_every_tensor(launchers, op, shapes) -> None:
+    """On tensors of the CPU a launcher gets to its last check, whether they are on a GPU."""
+    called = call(op, shapes, BF16)
+    out = torch.empty_like(called.run())
+    launcher = getattr(torch.ops.mirrorgan, op).default
+    on_cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+
+    def error(*arguments: Tensor | None) -> str:
+        with pytest.raises(ValueError, match=rf"^{op}: ") as raised:
+            launcher.redispatch(on_cuda, *arguments)
+        return str(raised.value)
+
+    arguments = (*called.arguments, out)
+    assert error(*arguments) == f"{op}: device: found one without CUDA, wanted an NVIDIA GPU"
+    for wrong in (out[:1], out.float(), out.contiguous(), out.mT.contiguous().mT):
+        assert error(*called.arguments, wrong).startswith(f"{op}: out: found ")
+    for i, (argument, tensor) in enumerate(zip(launcher._schema.arguments, arguments, strict=True)):
+        wrong = (*arguments[:i], tensor.double(), *arguments[i + 1 :])
+        assert error(*wrong).startswith(f"{op}: {argument.name}: found ")
+        wrong = (*arguments[:i], tensor[..., :-1], *arguments[i + 1 :])
+        assert error(*wrong).startswith(f"{op}: ")
 
 
 def test_they_run_only_if_asked_for_until_they_were_timed(monkeypatch) -> None:

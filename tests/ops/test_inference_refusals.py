@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.ops import conv_add, pack
+from mirrorgan_fast.ops import build_info, conv_add, pack
 
-from .calls import Call, Shapes, call
+from .calls import OPS, Call, Shapes, call
 from .conftest import compiled
 
 ONES = torch.ones
@@ -88,6 +88,22 @@ def test_compiled_op_checks_for_itself(op, argument, index, wrong, wanted):
         pytest.skip("does not reach the op for the CPU")
     with pytest.raises((ValueError, RuntimeError)):
         getattr(torch.ops.mirrorgan, op)(*bad.arguments, out)
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize("op", OPS)
+def test_compiled_op_checks_its_result_for_itself(op, dtype):
+    shapes = Shapes(channels=32, width=32, out_channels=32, head=True)
+    right = call(op, shapes, dtype)
+    result = right.run()
+    if op == "glam_stage" and (dtype == F32 or build_info().instruction_set != "amx"):
+        pytest.skip("the compiled op is for bfloat16 and AMX")
+    implementation = getattr(torch.ops.mirrorgan, op)
+    implementation(*right.arguments, torch.empty_like(result))
+    for out in (result[:1], result.double(), result.mT.contiguous().mT):
+        with pytest.raises(ValueError, match=rf"^{op}: out: found .*, wanted "):
+            implementation(*right.arguments, out)
 
 
 @pytest.mark.parametrize("op", ["conv_glu", "conv_add", "glam_attention_mix", "glam_stage"])
