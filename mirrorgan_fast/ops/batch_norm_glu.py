@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mirrorgan_fast.ops.checks import refuse
-from mirrorgan_fast.ops.choice import REFERENCE, TRITON, choose, needs_grad
+from mirrorgan_fast.ops.choice import REFERENCE, TRITON, choose, needs_grad, run_reference
 
 _NAME = "batch_norm_glu"
 
@@ -51,16 +51,15 @@ def batch_norm_glu(
         refuse(_NAME, "x", x, "floating point of shape (N, 2C, H, W)")
     check_batch_norm(_NAME, x, weight, bias)
     choice = choose(_NAME, x.device.type, x.dtype, needs_grad=needs_grad(x, weight, bias))
-    if choice.implementation != REFERENCE and weight.dtype == torch.float32:
-        implementation = _op
-        if choice.implementation == TRITON:
-            from mirrorgan_fast.kernels.batch_norm_glu import batch_norm_glu_triton
+    if choice.implementation == REFERENCE or weight.dtype != torch.float32:
+        return run_reference(reference, x, weight, bias, eps)
+    implementation = _op
+    if choice.implementation == TRITON:
+        from mirrorgan_fast.kernels.batch_norm_glu import batch_norm_glu_triton
 
-            implementation = batch_norm_glu_triton
-        out, mean, variance = implementation(x, weight.contiguous(), bias.contiguous(), eps)
-        return out, mean, variance
-    with torch.autocast(x.device.type, enabled=False):
-        return reference(x, weight, bias, eps)
+        implementation = batch_norm_glu_triton
+    out, mean, variance = implementation(x, weight.contiguous(), bias.contiguous(), eps)
+    return out, mean, variance
 
 
 def reference(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mirrorgan_fast.ops.batch_norm_glu import batch_norm, check_batch_norm
-from mirrorgan_fast.ops.choice import REFERENCE, choose, needs_grad
+from mirrorgan_fast.ops.choice import REFERENCE, choose, needs_grad, run_reference
 
 _NAME = "batch_norm_leaky_relu"
 
@@ -49,13 +49,12 @@ def batch_norm_leaky_relu(
     """
     check_batch_norm(_NAME, x, weight, bias)
     choice = choose(_NAME, x.device.type, x.dtype, needs_grad=needs_grad(x, weight, bias))
-    if choice.implementation != REFERENCE and weight.dtype == torch.float32:
-        from mirrorgan_fast.kernels.batch_norm_leaky_relu import batch_norm_leaky_relu_triton
+    if choice.implementation == REFERENCE or weight.dtype != torch.float32:
+        return run_reference(reference, x, weight, bias, slope, eps)
+    from mirrorgan_fast.kernels.batch_norm_leaky_relu import batch_norm_leaky_relu_triton
 
-        out, mean, variance = batch_norm_leaky_relu_triton(x, weight, bias, slope, eps)
-        return out, mean, variance
-    with torch.autocast(x.device.type, enabled=False):
-        return reference(x, weight, bias, slope, eps)
+    out, mean, variance = batch_norm_leaky_relu_triton(x, weight, bias, slope, eps)
+    return out, mean, variance
 
 
 def reference(

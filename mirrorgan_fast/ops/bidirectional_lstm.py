@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.ops.checks import at_hand, refuse
-from mirrorgan_fast.ops.choice import REFERENCE, TRITON, needs_grad
+from mirrorgan_fast.ops.choice import REFERENCE, TRITON, needs_grad, run_reference
 from mirrorgan_fast.ops.inference_op import inference_op
 from mirrorgan_fast.ops.packing import Layout, choose_packed, layout_on, pack, unpack
 
@@ -136,8 +136,7 @@ def bidirectional_lstm(
             implementation = REFERENCE
     if implementation == REFERENCE:
         _check_values(tokens, lengths, len(gates))
-        with torch.autocast(gates.device.type, enabled=False):
-            return reference(gates, tokens, lengths, recurrent)
+        return run_reference(reference, gates, tokens, lengths, recurrent)
     states = gates.new_empty(*tokens.shape, 2, units)
     last = gates.new_empty(len(tokens), 2, units)
     if implementation == TRITON:

@@ -42,6 +42,11 @@ def check_out(
         refuse(op, "out", out, "memory that is not x's, which is read while out is written")
 
 
+def write_to(out: Tensor | None, result: Tensor) -> Tensor:
+    """Return ``out`` with the result written to it, or the result where there is no ``out``."""
+    return result if out is None else out.copy_(result)
+
+
 def at_hand(tensor: Tensor) -> bool:
     """Whether there are values to look at, without waiting for a GPU.
 

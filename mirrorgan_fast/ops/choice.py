@@ -8,9 +8,9 @@ implementation by name wherever it can run at all.
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from mirrorgan_fast.ops.build_info import (
     why_no_cuda_kernels,
     why_not_compiled,
 )
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 REFERENCE = "reference"
 TRITON = "triton"
@@ -243,6 +246,22 @@ def choose(op: str, device: str, dtype: torch.dtype, *, needs_grad: bool) -> Cho
         if _override:
             reason = f"{_override} was asked for, which does not exist for it on this device"
     return Choice(REFERENCE, reason)
+
+
+def run_reference(
+    reference: Callable[Arguments, Result], *arguments: Arguments.args, **options: Arguments.kwargs
+) -> Result:
+    """Run an op's reference without autocast: it chooses its own precision.
+
+    Args:
+        reference: The plain-PyTorch meaning of an op.
+        arguments: Of the op; the first one is a tensor.
+        options: Of the op.
+    """
+    first = arguments[0]
+    assert isinstance(first, Tensor)
+    with torch.autocast(first.device.type, enabled=False):
+        return reference(*arguments, **options)
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:

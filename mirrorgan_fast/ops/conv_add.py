@@ -9,8 +9,15 @@ second half of a residual block of MirrorGAN's generators.
 import torch
 from torch import Tensor
 
-from mirrorgan_fast.ops.checks import check_beside, check_out, refuse, share_memory
-from mirrorgan_fast.ops.choice import CUDA, REFERENCE, TRITON, has_wgmma, needs_grad
+from mirrorgan_fast.ops.checks import check_beside, check_out, refuse, share_memory, write_to
+from mirrorgan_fast.ops.choice import (
+    CUDA,
+    REFERENCE,
+    TRITON,
+    has_wgmma,
+    needs_grad,
+    run_reference,
+)
 from mirrorgan_fast.ops.inference_op import inference_op
 from mirrorgan_fast.ops.kept_memory import new_map
 from mirrorgan_fast.ops.packing import check_packed, choose_packed, convolve_packed
@@ -58,9 +65,7 @@ def conv_add(
     if implementation == CUDA and not _fits_cuda(x, weight):
         implementation = TRITON
     if implementation == REFERENCE:
-        with torch.autocast(x.device.type, enabled=False):
-            result = reference(x, weight, bias, residual)
-        return result if out is None else out.copy_(result)
+        return write_to(out, run_reference(reference, x, weight, bias, residual))
     if out is None:
         out = new_map(shape, x)
     if implementation == TRITON:

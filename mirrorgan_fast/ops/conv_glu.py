@@ -11,8 +11,8 @@ a linear layer of MirrorGAN's generators.
 import torch
 from torch import Tensor
 
-from mirrorgan_fast.ops.checks import check_out
-from mirrorgan_fast.ops.choice import REFERENCE, TRITON, needs_grad
+from mirrorgan_fast.ops.checks import check_out, write_to
+from mirrorgan_fast.ops.choice import REFERENCE, TRITON, needs_grad, run_reference
 from mirrorgan_fast.ops.inference_op import inference_op
 from mirrorgan_fast.ops.kept_memory import new_map
 from mirrorgan_fast.ops.packing import check_packed, choose_packed, convolve_packed
@@ -49,13 +49,11 @@ def conv_glu(
     scale = check_packed(_NAME, x, weight, bias, glu=True)
     batch, _, height, width = x.shape
     shape = (batch, len(bias) // 2, height * scale, width * scale)
-    implementation = choose_packed(_NAME, x, weight, needs_grad=needs_grad(x, weight, bias))
     if out is not None:
         check_out(_NAME, out, x, shape, x.dtype)
+    implementation = choose_packed(_NAME, x, weight, needs_grad=needs_grad(x, weight, bias))
     if implementation == REFERENCE:
-        with torch.autocast(x.device.type, enabled=False):
-            result = reference(x, weight, bias)
-        return result if out is None else out.copy_(result)
+        return write_to(out, run_reference(reference, x, weight, bias))
     if out is None:
         out = new_map(shape, x)
     if implementation == TRITON:

@@ -10,13 +10,15 @@ s = V s_ca the projected sentence,
 and the op returns concat(f, Att^w, Att^s) without writing any of its parts twice.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from mirrorgan_fast.ops.checks import refuse
-from mirrorgan_fast.ops.choice import REFERENCE, choose, needs_grad
+from mirrorgan_fast.ops.choice import REFERENCE, choose, needs_grad, run_reference
+
+MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 
 _NAME = "glam_attention"
 # asked here, once, for torch.compile does not trace the question before PyTorch 2.12
@@ -53,17 +55,15 @@ def glam_attention(
         InputError: Shapes, data types or devices do not fit together.
     """
     features, words = autocast(features), autocast(words)
-    sentence = None if sentence is None else autocast(sentence)
-    sentence_weight = None if sentence_weight is None else autocast(sentence_weight)
+    sentence, sentence_weight = autocast(sentence), autocast(sentence_weight)
     inputs = (features, words, mask, sentence, sentence_weight)
     check_attention(_NAME, *inputs)
-    device = features.device.type
-    choice = choose(_NAME, device, features.dtype, needs_grad=needs_grad(*inputs))
-    if choice.implementation != REFERENCE:
-        context: Tensor = _op(*inputs)
-        return context
-    with torch.autocast(device, enabled=False):  # the reference chooses its own precision
-        return reference(*inputs)
+    differentiated = needs_grad(*inputs)
+    choice = choose(_NAME, features.device.type, features.dtype, needs_grad=differentiated)
+    if choice.implementation == REFERENCE:
+        return run_reference(reference, *inputs)
+    context: Tensor = _op(*inputs)
+    return context
 
 
 def word_attention_map(
@@ -220,8 +220,10 @@ def check_attention(
             refuse(op, name, tensor, f"{features.dtype}, that of features")
 
 
-def autocast(tensor: Tensor) -> Tensor:
-    """Return a floating tensor in the data type of autocast, where that is on."""
+def autocast(tensor: MaybeTensor) -> MaybeTensor:
+    """Return a floating tensor in the data type of autocast, where that is on; None stays None."""
+    if tensor is None:
+        return None
     device = tensor.device.type
     if device not in _WITH_AUTOCAST or not torch.is_autocast_enabled(device):
         return tensor

@@ -11,8 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mirrorgan_fast.ops.checks import check_out, refuse
-from mirrorgan_fast.ops.choice import CUDA, REFERENCE, TRITON, choose, needs_grad
+from mirrorgan_fast.ops.checks import check_out, refuse, write_to
+from mirrorgan_fast.ops.choice import (
+    CUDA,
+    REFERENCE,
+    TRITON,
+    choose,
+    needs_grad,
+    run_reference,
+)
 from mirrorgan_fast.ops.glam_attention import autocast, check_attention, glam_attention
 from mirrorgan_fast.ops.glam_attention import reference as attention_reference
 from mirrorgan_fast.ops.inference_op import inference_op
@@ -54,24 +61,19 @@ def glam_attention_mix(
         InputError: shapes, data types or devices do not fit together.
     """
     features, words, mix = autocast(features), autocast(words), autocast(mix)
-    sentence = None if sentence is None else autocast(sentence)
-    sentence_weight = None if sentence_weight is None else autocast(sentence_weight)
+    sentence, sentence_weight = autocast(sentence), autocast(sentence_weight)
     given = (features, words, mask, sentence, sentence_weight)
     check_attention_mix(_NAME, *given, mix)
     shape = (features.shape[0], mix.shape[0], *features.shape[2:])
     if out is not None:
         check_out(_NAME, out, features, shape, features.dtype)
     differentiated = needs_grad(*given, mix)
-    device = features.device
-    choice = choose(_NAME, device.type, features.dtype, needs_grad=differentiated)
+    choice = choose(_NAME, features.device.type, features.dtype, needs_grad=differentiated)
     implementation = _that_takes(words, mix, choice.implementation)
     if differentiated:
-        result = _differentiable(implementation, *given, mix)
-        return result if out is None else out.copy_(result)
+        return write_to(out, _differentiable(implementation, *given, mix))
     if implementation == REFERENCE:
-        with torch.autocast(device.type, enabled=False):
-            result = reference(*given, mix)
-        return result if out is None else out.copy_(result)
+        return write_to(out, run_reference(reference, *given, mix))
     if out is None:
         out = new_map(shape, features)
     if implementation == TRITON:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.ops.checks import check_out, refuse
-from mirrorgan_fast.ops.choice import REFERENCE, choose, needs_grad
+from mirrorgan_fast.ops.checks import check_out, refuse, write_to
+from mirrorgan_fast.ops.choice import REFERENCE, choose, needs_grad, run_reference
 from mirrorgan_fast.ops.conv_add import conv_add
 from mirrorgan_fast.ops.conv_add import reference as conv_add_reference
 from mirrorgan_fast.ops.conv_glu import conv_glu
@@ -86,9 +86,8 @@ def glam_stage(
         check_out(_NAME, out, features, shape, dtype, memory_format)
     tensors = (*attention, *weights, *biases, head_weight, head_bias)
     if needs_grad(*tensors):
-        with torch.autocast(features.device.type, enabled=False):
-            result = reference(*attention, weights, biases, head_weight, head_bias)
-        return result if out is None else out.copy_(result)
+        layers_and_head = (weights, biases, head_weight, head_bias)
+        return write_to(out, run_reference(reference, *attention, *layers_and_head))
     if out is None:
         out = torch.empty(shape, dtype=dtype, device=features.device, memory_format=memory_format)
 

@@ -8,8 +8,8 @@ This is G_i of MirrorGAN's generators, with the image as files have it.
 import torch
 from torch import Tensor
 
-from mirrorgan_fast.ops.checks import check_out, refuse
-from mirrorgan_fast.ops.choice import REFERENCE, TRITON
+from mirrorgan_fast.ops.checks import check_out, refuse, write_to
+from mirrorgan_fast.ops.choice import REFERENCE, TRITON, run_reference
 from mirrorgan_fast.ops.inference_op import inference_op
 from mirrorgan_fast.ops.packing import check_packed, choose_packed, convolve_packed
 
@@ -48,9 +48,7 @@ def image_head(
         check_out(_NAME, out, x, shape, torch.uint8, torch.contiguous_format)
     implementation = choose_packed(_NAME, x, weight, needs_grad=False)
     if implementation == REFERENCE:
-        with torch.autocast(x.device.type, enabled=False):
-            result = reference(x, weight, bias)
-        return result if out is None else out.copy_(result)
+        return write_to(out, run_reference(reference, x, weight, bias))
     if out is None:
         out = torch.empty(shape, dtype=torch.uint8, device=x.device)
     if implementation == TRITON:

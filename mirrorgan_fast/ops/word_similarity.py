@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mirrorgan_fast.ops.checks import refuse
-from mirrorgan_fast.ops.choice import TRITON, choose, needs_grad
+from mirrorgan_fast.ops.choice import TRITON, choose, needs_grad, run_reference
 
 _NAME = "word_similarity"
 
@@ -56,8 +56,7 @@ def word_similarity(
         if words.shape[1] <= MOST_WORDS and words.shape[2] <= MOST_DEPTH:
             similarity: Tensor = in_triton(words, mask, regions.to(words.dtype), gamma1, gamma2)
             return similarity
-    with torch.autocast(words.device.type, enabled=False):
-        return reference(words, mask, regions, gamma1, gamma2)
+    return run_reference(reference, words, mask, regions, gamma1, gamma2)
 
 
 def reference(
