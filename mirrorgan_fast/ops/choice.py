@@ -8,8 +8,10 @@ implementation by name wherever it can run at all.
 
 import importlib.util
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
@@ -167,12 +169,40 @@ class Choice(NamedTuple):
     reason: str
 
 
-_override: str = os.environ.get("MIRRORGAN_FAST_OPS", "")
+_DEFAULT = os.environ.get("MIRRORGAN_FAST_OPS", "")
+
+
+class _Request:
+    """One call of `use`. Each is its own object, so that leaving one context removes only that."""
+
+    def __init__(self, implementation: str) -> None:
+        self.implementation = implementation
+
+
+_requests: ContextVar[tuple[_Request, ...]] = ContextVar("mirrorgan_fast.requests", default=())
+"""The requests of this thread or asyncio task; the last one decides."""
+_requests_of_all: list[_Request] = []
+"""The requests of all threads and tasks, in the order in which they were entered."""
+_names_of_all: tuple[str, ...] = ()
+"""Their implementations. Traced code reads this, so that Dynamo guards on it."""
+_lock = threading.Lock()
 
 
 @contextmanager
 def use(implementation: str) -> Iterator[None]:
-    """Ask for one implementation by name, for the whole process, while the context lasts.
+    """Request one implementation by name while the context lasts.
+
+    The request holds in the current thread or asyncio task, not in others. Where contexts are
+    nested or overlap, the one that was entered last decides.
+
+    A function compiled by ``torch.compile`` follows: it is traced again after any context of any
+    thread was entered or left. One case is not covered. If two threads call the same compiled
+    function at the same time, one of them inside a context and the other not, both run what the
+    first of them traced.
+
+    A request does not reach the threads of autograd, in which the backward pass runs on a GPU. The
+    ops choose in the forward pass alone. But what ``torch.utils.checkpoint`` recomputes on a GPU is
+    chosen without the request; there, set ``MIRRORGAN_FAST_OPS`` instead.
 
     Args:
         implementation: ``reference``, or a name in `TABLE`. An op without such an implementation,
@@ -181,19 +211,50 @@ def use(implementation: str) -> Iterator[None]:
     Raises:
         InputError: There is no implementation of that name.
     """
-    global _override
-    before = _override
-    _override = implementation
+    _check_name("use: implementation", implementation)
+    request = _Request(implementation)
+    _requests.set((*_requests.get(), request))
+    with _lock:
+        _requests_of_all.append(request)
+        _publish_names()
     try:
-        _check_override()
         yield
     finally:
-        _override = before
+        _requests.set(tuple(other for other in _requests.get() if other is not request))
+        with _lock:
+            _requests_of_all.remove(request)
+            _publish_names()
+
+
+def _publish_names() -> None:
+    global _names_of_all
+    _names_of_all = tuple(request.implementation for request in _requests_of_all)
 
 
 def asked_for() -> str:
-    """Return the implementation that is asked for by name, empty where none is."""
-    return _override
+    """Return the implementation that is requested by name, empty where none is."""
+    if torch.compiler.is_compiling():
+        return _requested_while_tracing(_names_of_all)
+    return _requested_here()
+
+
+def _requested_here() -> str:
+    requests = _requests.get()
+    return requests[-1].implementation if requests else _DEFAULT
+
+
+def _requested_while_tracing(names_of_all: tuple[str, ...]) -> str:
+    """Return what is requested in this thread, as a constant of the traced code.
+
+    Dynamo cannot trace a context variable and does not guard on one. It does guard on the global
+    variable that is passed as ``names_of_all``, which changes whenever a request does.
+    """
+    return _requested_here()
+
+
+# This is what torch.compiler.assume_constant_result() does, after it has imported torch._dynamo:
+# that would take as long as importing torch.
+_requested_while_tracing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def choose(op: str, device: str, dtype: torch.dtype, *, needs_grad: bool) -> Choice:
@@ -208,9 +269,10 @@ def choose(op: str, device: str, dtype: torch.dtype, *, needs_grad: bool) -> Cho
     Raises:
         InputError: ``MIRRORGAN_FAST_OPS`` names no implementation.
     """
-    _check_override()
-    if _override == REFERENCE:
-        return Choice(REFERENCE, "asked for by name")
+    requested = asked_for()
+    _check_name("MIRRORGAN_FAST_OPS", requested)
+    if requested == REFERENCE:
+        return Choice(REFERENCE, "requested by name")
     # Tensors with a tangent do not require a gradient, and an op without a rule would drop it; nor
     # has an op rules for what torch.func makes of tensors.
     if forward_ad._current_level >= 0 or _in_torch_func():
@@ -218,7 +280,7 @@ def choose(op: str, device: str, dtype: torch.dtype, *, needs_grad: bool) -> Cho
     reason = ""  # why the first of them does not run
     for row in TABLE[op]:
         runs_here = row.device == device or (row.implementation == TRITON and _interpreted(device))
-        if not runs_here or _override not in ("", row.implementation):
+        if not runs_here or requested not in ("", row.implementation):
             continue
         if dtype not in row.dtypes:
             reason = reason or f"{row.implementation} does not take this data type"
@@ -230,12 +292,12 @@ def choose(op: str, device: str, dtype: torch.dtype, *, needs_grad: bool) -> Cho
             reason = reason or f"{row.implementation} is for processors with {row.needs}"
         elif needs_grad and not row.differentiable:
             reason = reason or f"{row.implementation} has no gradient, and one is needed"
-        elif _override:
-            return Choice(row.implementation, "asked for by name")
+        elif requested:
+            return Choice(row.implementation, "requested by name")
         elif not row.measured:
             reason = (
                 reason
-                or f"{row.implementation} was not measured yet, and runs if asked for by name"
+                or f"{row.implementation} was not measured yet, and runs if requested by name"
             )
         elif needs_grad and not row.trains:
             reason = reason or f"{row.implementation} is for inference: a gradient is needed"
@@ -243,8 +305,8 @@ def choose(op: str, device: str, dtype: torch.dtype, *, needs_grad: bool) -> Cho
             return Choice(row.implementation, row.measured)
     if not reason:
         reason = "nothing of ours is faster here than PyTorch"
-        if _override:
-            reason = f"{_override} was asked for, which does not exist for it on this device"
+        if requested:
+            reason = f"{requested} was requested, which does not exist for it on this device"
     return Choice(REFERENCE, reason)
 
 
@@ -313,11 +375,10 @@ def _interpreted(device: str) -> bool:
     return device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _check_override() -> None:
-    if not _override:
+def _check_name(argument: str, implementation: str) -> None:
+    if not implementation:
         return
     names = {REFERENCE, *(row.implementation for rows in TABLE.values() for row in rows)}
-    if _override not in names:
-        raise InputError(
-            f"MIRRORGAN_FAST_OPS: found {_override!r}, wanted one of {', '.join(sorted(names))}"
-        )
+    if implementation not in names:
+        wanted = ", ".join(sorted(names))
+        raise InputError(f"{argument}: found {implementation!r}, wanted one of {wanted}")

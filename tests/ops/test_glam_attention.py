@@ -413,13 +413,3 @@ def test_choice():
         assert double == ("reference", "cpu does not take this data type")
     assert choice.choose("glam_attention", **where, needs_grad=False) == fastest
     assert choice.report()["glam_attention", "cpu", "float32"] == fastest
-
-
-def test_unknown_implementation():
-    with (
-        pytest.raises(
-            InputError, match="MIRRORGAN_FAST_OPS: found 'gpu', wanted one of cpu, cuda, ref"
-        ),
-        use("gpu"),
-    ):
-        pass
