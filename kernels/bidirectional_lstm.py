@@ -11,7 +11,7 @@ from torch.library import triton_op, wrap_triton
 
 from mirrorgan_fast.kernels.settings import lstm, power_of_two
 
-MOST_UNITS = 128
+MAX_UNITS = 128
 """Of more the weights do not fit into a multiprocessor."""
 
 

@@ -16,7 +16,7 @@ from torch.library import triton_op, wrap_triton
 from mirrorgan_fast.kernels.products import dot
 from mirrorgan_fast.kernels.settings import FEW, attention_backward, attention_forward, power_of_two
 
-MOST_WORDS, MOST_CHANNELS, MOST_COLUMNS = 64, 48, 96
+MAX_WORDS, MAX_CHANNELS, MAX_COLUMNS = 64, 48, 96
 """Of the backward, which takes more than `FEW` words or channels, not both: more would spill."""
 
 
@@ -365,7 +365,7 @@ def fits(channels: int, columns: int) -> bool:
 def trains(words: int, channels: int, columns: int) -> bool:
     """Return whether the backward takes so many."""
     few = words <= FEW or channels <= FEW
-    return few and words <= MOST_WORDS and channels <= MOST_CHANNELS and columns <= MOST_COLUMNS
+    return few and words <= MAX_WORDS and channels <= MAX_CHANNELS and columns <= MAX_COLUMNS
 
 
 @triton_op("mirrorgan::glam_attention_mix_trained", mutates_args=())

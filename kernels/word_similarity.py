@@ -17,7 +17,7 @@ from torch.library import triton_op, wrap_triton
 from mirrorgan_fast.kernels.products import dot
 from mirrorgan_fast.kernels.settings import power_of_two, word_similarity, word_similarity_sum
 
-MOST_WORDS, MOST_DEPTH = 32, 256  # more words spill, and on sm_100 Triton 3.7 cannot compile them
+MAX_WORDS, MAX_DEPTH = 32, 256  # more words spill, and on sm_100 Triton 3.7 cannot compile them
 
 
 @triton.jit

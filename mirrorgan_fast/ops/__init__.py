@@ -1,4 +1,4 @@
-"""The ops, one file each, and the choice between their implementations."""
+"""The ops, one file for each, and the choice between their implementations."""
 
 from mirrorgan_fast.ops.batch_norm_glu import batch_norm_glu
 from mirrorgan_fast.ops.batch_norm_leaky_relu import batch_norm_leaky_relu

@@ -1,12 +1,12 @@
-"""Batch norm and the gated linear unit behind it, as they train.
+"""Batch norm in training, followed by a gated linear unit (GLU).
 
-With x normalized over the batch and the pixels, x^ = (x - mean) / sqrt(variance + eps), and
-y = weight x^ + bias of 2C channels,
+With mean and biased variance over N, H and W of a batch, x^ = (x - mean) / sqrt(variance + eps),
+and y = weight x^ + bias with 2C channels,
 
     out = y[:C] sigmoid(y[C:])
 
-which is what MirrorGAN's generators do after most of their convolutions (Ioffe and Szegedy, 2015;
-Dauphin et al., 2017). Neither x^ nor y is ever written.
+MirrorGAN's generators do this after most of their convolutions (Ioffe and Szegedy, 2015; Dauphin et
+al., 2017). The compiled kernels write neither x^ nor y to memory.
 """
 
 from typing import Any
@@ -27,24 +27,25 @@ def batch_norm_glu(
     bias: Tensor,  # (2C,)
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalize by the batch's own statistics, scale, and gate one half of the channels.
+    """Normalize by the statistics of the batch, scale, shift, and gate half of the channels.
 
-    First-order gradients exist for x, weight and bias; through the compiled implementation a second
-    order raises. Below float32 everything is computed in float32 and rounded once. mean and
-    variance are for running averages and have no gradient.
+    First-order gradients exist for x, weight and bias. Second-order gradients exist in the
+    reference only; the compiled implementation raises. In bfloat16 and float16 everything is
+    computed in float32 and rounded once. mean and variance are for running averages and have no
+    gradient.
 
     Args:
-        x: any floating data type; channels_last is fast.
-        weight: scale of each channel, float32 or x's data type.
-        bias: of the same data type as ``weight``.
-        eps: added to the variance.
+        x: Any floating-point data type; channels_last is fastest.
+        weight: Scale of each channel, float32 or x's data type.
+        bias: In the same data type as ``weight``.
+        eps: Added to the variance.
 
     Returns:
-        out (N, C, H, W), of x's data type; and of each of the 2C channels the mean and the biased
-        variance, float32 or wider.
+        out (N, C, H, W) in x's data type, and the mean and biased variance of each of the 2C
+        channels, float32 or wider.
 
     Raises:
-        InputError: shapes, data types or devices do not fit together, or there is one value a
+        InputError: Shapes, data types or devices do not match, or there is only one value per
             channel, which has no variance.
     """
     if x.dim() != 4 or x.shape[1] % 2:
@@ -68,7 +69,7 @@ def reference(
     bias: Tensor,  # (2C,)
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `batch_norm_glu` means, in plain PyTorch; the arguments are the same, and trusted."""
+    """Define `batch_norm_glu` in plain PyTorch. Same arguments, not checked."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     normalized, mean, variance = batch_norm(wide, weight, bias, eps)
     values, gates = normalized.chunk(2, dim=1)
@@ -81,8 +82,10 @@ def batch_norm(
     bias: Tensor,  # (C,)
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y, and mean and biased variance of each channel, the two float32 or wider."""
-    if 1 in x.shape[2:]:  # or PyTorch may take channels for pixels in the backward of such a map
+    """Return y, and each channel's mean and biased variance, float32 or wider."""
+    # The backward of PyTorch's batch norm may mistake channels for pixels in a channels_last map
+    # with one row or one column.
+    if 1 in x.shape[2:]:
         x = x.contiguous()
     wide = torch.promote_types(x.dtype, torch.float32)
     mean, variance = x.new_zeros((2, x.shape[1]), dtype=wide).unbind()
@@ -101,7 +104,7 @@ def batch_norm(
 
 
 def backward_reference(
-    gradient: Tensor,  # (N, C, H, W)
+    grad_out: Tensor,  # (N, C, H, W)
     x: Tensor,  # (N, 2C, H, W)
     weight: Tensor,  # (2C,)
     bias: Tensor,  # (2C,)
@@ -109,23 +112,23 @@ def backward_reference(
     variance: Tensor,  # (2C,)
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the gradients for x, weight and bias are, given that of ``out``, in plain PyTorch."""
-    of_channel = (slice(None), None, None)
+    """Define the gradients of x, weight and bias, given the gradient of ``out``."""
+    per_channel = (slice(None), None, None)
     wide = torch.promote_types(x.dtype, torch.float32)
-    inverse_std = (variance + eps).rsqrt()[of_channel]
-    normalized = (x.to(wide) - mean[of_channel]) * inverse_std
-    values, gates = (normalized * weight[of_channel] + bias[of_channel]).chunk(2, dim=1)
+    inverse_std = (variance + eps).rsqrt()[per_channel]
+    normalized = (x.to(wide) - mean[per_channel]) * inverse_std
+    values, gates = (normalized * weight[per_channel] + bias[per_channel]).chunk(2, dim=1)
     s = gates.sigmoid()
-    of_values = gradient.to(wide) * s
-    of_y = torch.cat([of_values, of_values * values * (1 - s)], dim=1)
-    of_bias, of_weight = (part.mean(dim=(0, 2, 3)) for part in (of_y, of_y * normalized))
-    centered = of_y - of_bias[of_channel] - normalized * of_weight[of_channel]
-    of_x = centered * weight[of_channel] * inverse_std
+    grad_values = grad_out.to(wide) * s
+    grad_y = torch.cat([grad_values, grad_values * values * (1 - s)], dim=1)
+    mean_grad, mean_product = (part.mean(dim=(0, 2, 3)) for part in (grad_y, grad_y * normalized))
+    centered = grad_y - mean_grad[per_channel] - normalized * mean_product[per_channel]
+    grad_x = centered * weight[per_channel] * inverse_std
     count = x.numel() // x.shape[1]
     return (
-        of_x.to(x.dtype).contiguous(memory_format=torch.channels_last),
-        (of_weight * count).to(weight.dtype),
-        (of_bias * count).to(bias.dtype),
+        grad_x.to(x.dtype).contiguous(memory_format=torch.channels_last),
+        (mean_product * count).to(weight.dtype),
+        (mean_grad * count).to(bias.dtype),
     )
 
 
@@ -149,7 +152,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tens
 
 @torch.library.custom_op(f"mirrorgan::{_NAME}_backward", mutates_args=())
 def _backward_op(
-    gradient: Tensor,
+    grad_out: Tensor,
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -158,12 +161,12 @@ def _backward_op(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     # The CPU implementation is csrc/cpu/batch_norm_glu.cpp.
-    return backward_reference(gradient, x, weight, bias, mean, variance, eps)
+    return backward_reference(grad_out, x, weight, bias, mean, variance, eps)
 
 
 @_backward_op.register_fake
 def _(
-    gradient: Tensor,
+    grad_out: Tensor,
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -171,8 +174,8 @@ def _(
     variance: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    of_x = torch.empty_like(x).contiguous(memory_format=torch.channels_last)
-    return of_x, torch.empty_like(weight), torch.empty_like(bias)
+    grad_x = torch.empty_like(x).contiguous(memory_format=torch.channels_last)
+    return grad_x, torch.empty_like(weight), torch.empty_like(bias)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -182,27 +185,27 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 
 def _backward(
-    ctx: Any, gradient: Tensor, *_: Tensor | None
+    ctx: Any, grad_out: Tensor, *_: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-    of_x, of_weight, of_bias = _backward_op(gradient, *ctx.saved_tensors, ctx.eps)
-    return of_x, of_weight, of_bias, None
+    grad_x, grad_weight, grad_bias = _backward_op(grad_out, *ctx.saved_tensors, ctx.eps)
+    return grad_x, grad_weight, grad_bias, None
 
 
 _op.register_autograd(_backward, setup_context=_save)
 
 
 def check_batch_norm(op: str, x: Tensor, weight: Tensor, bias: Tensor) -> None:
-    """Check what the ops with a batch norm have in common."""
+    """Check the inputs that the batch norm ops share."""
     if x.dim() != 4 or not x.is_floating_point():
         refuse(op, "x", x, "floating point of shape (N, C, H, W)")
     channels = x.shape[1]
     if x.numel() <= channels:
-        refuse(op, "x", x, "more than one value a channel, or there is no variance")
+        refuse(op, "x", x, "more than one value per channel: one has no variance")
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor.shape != (channels,):
-            refuse(op, name, tensor, f"shape (C,) = ({channels},), as many as x has channels")
+            refuse(op, name, tensor, f"shape (C,) = ({channels},), one value per channel of x")
         if tensor.dtype not in (torch.float32, x.dtype) or tensor.dtype != weight.dtype:
             wanted = f"{torch.float32} or {x.dtype}, the same for weight and bias"
             refuse(op, name, tensor, wanted)
         if tensor.device != x.device:
-            refuse(op, name, tensor, f"device {x.device}, that of x")
+            refuse(op, name, tensor, f"device {x.device}, as x")

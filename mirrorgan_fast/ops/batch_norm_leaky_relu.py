@@ -1,12 +1,12 @@
-"""Batch norm in training and the leaky ReLU behind it.
+"""Batch norm in training, followed by a leaky ReLU.
 
-With mean and (biased) variance over N, H and W of a batch, x^ = (x - mean) / sqrt(variance + eps),
+With mean and biased variance over N, H and W of a batch, x^ = (x - mean) / sqrt(variance + eps),
 and y = weight x^ + bias,
 
     out = max(y, 0) + slope min(y, 0)
 
-which is what the discriminators do after their convolutions (Ioffe and Szegedy, 2015; Maas et al.,
-2013). Neither x^ nor y is ever written.
+The discriminators do this after their convolutions (Ioffe and Szegedy, 2015; Maas et al., 2013).
+The Triton kernels write neither x^ nor y to memory.
 """
 
 import torch
@@ -26,25 +26,25 @@ def batch_norm_leaky_relu(
     slope: float = 0.2,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalize by the batch's own statistics, scale, and flatten what is negative.
+    """Normalize by the statistics of the batch, scale, shift, and apply a leaky ReLU.
 
-    Gradients exist for x, weight and bias, of any order. Below float32 everything is computed in
-    float32 and rounded once (by the reference, before the leaky ReLU too). mean and variance are
-    for running averages and have no gradient.
+    Gradients of any order exist for x, weight and bias. In bfloat16 and float16 everything is
+    computed in float32 and rounded once (the reference also rounds before the leaky ReLU). mean and
+    variance are for running averages and have no gradient.
 
     Args:
-        x: any floating data type; channels_last is fast.
-        weight: scale of each channel, float32 or x's data type.
-        bias: of the same data type as ``weight``.
-        slope: of the negative side, not below 0.
-        eps: added to the variance.
+        x: Any floating-point data type; channels_last is fastest.
+        weight: Scale of each channel, float32 or x's data type.
+        bias: In the same data type as ``weight``.
+        slope: Slope for negative values, at least 0.
+        eps: Added to the variance.
 
     Returns:
-        out (N, C, H, W), of x's data type; and of each channel the mean and the biased variance,
-        float32 or wider.
+        out (N, C, H, W) in x's data type, and each channel's mean and biased variance, float32 or
+        wider.
 
     Raises:
-        InputError: shapes, data types or devices do not fit together, or there is one value a
+        InputError: Shapes, data types or devices do not match, or there is only one value per
             channel, which has no variance.
     """
     check_batch_norm(_NAME, x, weight, bias)
@@ -64,6 +64,6 @@ def reference(
     slope: float = 0.2,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `batch_norm_leaky_relu` means, in plain PyTorch; same arguments, trusted."""
+    """Define `batch_norm_leaky_relu` in plain PyTorch. Same arguments, not checked."""
     y, mean, variance = batch_norm(x, weight, bias, eps)
     return functional.leaky_relu(y, slope), mean, variance

@@ -1,11 +1,12 @@
-"""What a bidirectional LSTM does from word to word: STEM's, for inference.
+"""The recurrence of a bidirectional LSTM, for STEM in inference.
 
     i, f, o = sigmoid(W x + U h + b),   g = tanh(W x + U h + b)
     c = f c + i g,   h = o tanh(c)
 
-from the first word of each caption to its last, and from its last to its first (PyTorch's LSTM).
-What a word contributes, W x + b, is known for each word of a vocabulary and is only looked up; U h
-is one small product a word, which takes little but calls.
+One direction goes from the first word of each caption to its last, the other from the last word to
+the first, as in PyTorch's LSTM. W x + b is computed beforehand for every word of the vocabulary and
+looked up here. What remains is U h, one small product per word. In separate calls to PyTorch most
+of the time would be spent on the calls.
 """
 
 from typing import Any, NamedTuple
@@ -21,18 +22,18 @@ from mirrorgan_fast.ops.inference_op import inference_op
 from mirrorgan_fast.ops.packing import Layout, choose_packed, layout_on, pack, unpack
 
 _NAME = "bidirectional_lstm"
-_TOGETHER, _TILE = 16, 32
+_GROUP, _TILE = 16, 32  # units
 
 
 class PackedLSTM(NamedTuple):
-    """The weights of a bidirectional LSTM; its H units are filled up to H', whole tiles of 32."""
+    """The weights of a bidirectional LSTM, with H units padded to H', a multiple of 32."""
 
     weight: Tensor
-    """W of both directions, packed for `conv_add` with a 1x1 kernel of 8H' channels."""
+    """W of both directions, packed for `conv_add` as a 1x1 convolution with 8H' output channels."""
     bias: Tensor
-    """b of both, (8H',)."""
+    """b of both directions, (8H',)."""
     recurrent: Tensor
-    """U of both, for `bidirectional_lstm`."""
+    """U of both directions, for `bidirectional_lstm`."""
     units: int
     """H."""
 
@@ -40,17 +41,22 @@ class PackedLSTM(NamedTuple):
 def pack_lstm(
     lstm: nn.LSTM, layout: Layout | None = None, dtype: torch.dtype = torch.float32
 ) -> PackedLSTM:
-    """Pack the weights of an LSTM in a layout of ``pack``, in float32; in tiles U in ``dtype``.
+    """Pack the weights of an LSTM.
 
-    The gates are ordered by units in groups of 16: input, forget, cell and output gate of the first
-    group, then those of the next.
+    The units form groups of 16. The input, forget, cell and output gates of the first group come
+    first, then those of the next group.
+
+    Args:
+        lstm: One bidirectional layer with biases.
+        layout: A layout of ``pack``. None: the one for the LSTM's device.
+        dtype: Data type of U in the layout ``tiles``, float32 or bfloat16. All else is float32.
 
     Raises:
-        InputError: it has several layers, one direction, no bias, or a projection.
+        InputError: It has several layers, one direction, no bias, or a projection.
     """
     if lstm.num_layers != 1 or not lstm.bidirectional or not lstm.bias or lstm.proj_size:
         raise InputError(
-            f"pack_lstm: lstm: found {lstm}, wanted one layer of two directions with biases"
+            f"pack_lstm: lstm: found {lstm}, wanted one bidirectional layer with biases"
         )
     if layout is None:
         layout = layout_on(next(lstm.parameters()).device)
@@ -61,9 +67,9 @@ def pack_lstm(
             getattr(lstm, f"{name}_l0{suffix}").detach().float()
             for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
-        weights.append(_by_groups(W))
-        biases.append(_by_groups((b + b_h)[:, None])[:, 0])
-        U = functional.pad(_by_groups(U), (0, -U.shape[1] % _TILE))[:, :, None, None]
+        weights.append(_group_gates(W))
+        biases.append(_group_gates((b + b_h)[:, None])[:, 0])
+        U = functional.pad(_group_gates(U), (0, -U.shape[1] % _TILE))[:, :, None, None]
         recurrents.append(pack(U, dtype=dtype if layout == "tiles" else torch.float32, **options))
     weight = torch.cat(weights)[:, :, None, None]
     return PackedLSTM(
@@ -80,59 +86,59 @@ def bidirectional_lstm(
     lengths: Tensor,  # (N,)
     recurrent: Tensor,  # packed
 ) -> tuple[Tensor, Tensor]:
-    """Run both directions of an LSTM over captions of several lengths.
+    """Run both directions of an LSTM over captions of different lengths.
 
-    For inference; where a gradient is needed the reference runs. A caption's result depends on that
-    caption alone. Products U h are of U's data type and summed in float32, in which everything else
-    is; on a GPU they are of tf32, as those of PyTorch's LSTM are by default.
+    For inference: if a gradient is needed, the reference runs. A caption's result depends only on
+    that caption. The products U h are computed in U's data type and summed in float32; everything
+    else is float32. On a GPU the products are computed in tf32, the default of PyTorch's LSTM.
 
     Args:
-        gates: W x + b of each word of a vocabulary in both directions, float32, ordered as by
-            `pack_lstm`.
-        tokens: int64, the words of captions, 0 to V - 1.
-        lengths: int64, the words of each caption, 0 to T; what stands behind them is not read.
-        recurrent: from `pack_lstm`, float32 or, in tiles, bfloat16; it has H, a multiple of 32.
+        gates: W x + b of each vocabulary word in both directions, float32, in the order of
+            `pack_lstm`. H is a multiple of 32.
+        tokens: int64, the words of the captions, each 0 to V - 1.
+        lengths: int64, the number of words of each caption, 0 to T. Tokens after them are not read.
+        recurrent: From `pack_lstm`, float32, or bfloat16 in the layout ``tiles``.
 
     Returns:
-        states h of each word (N, T, 2, H), zero behind a caption's words, and each direction's last
-        (N, 2, H), zero where there is no word.
+        The states h of all words (N, T, 2, H), zero after a caption's last word, and the last state
+        of each direction (N, 2, H), zero for a caption without words.
 
     Raises:
-        InputError: shapes, data types or devices do not fit together.
+        InputError: Shapes, data types or devices do not match.
     """
     units = gates.shape[-1] // 4
     if gates.dim() != 3 or gates.dtype != torch.float32 or gates.shape[1:] != (2, 4 * units):
         refuse(_NAME, "gates", gates, "float32 of shape (V, 2, 4H)")
     if units == 0 or units % _TILE:
-        refuse(_NAME, "gates", gates, f"a multiple of {_TILE} units, as pack_lstm() makes them")
+        refuse(_NAME, "gates", gates, f"a multiple of {_TILE} units, as from pack_lstm()")
     if tokens.dim() != 2 or tokens.dtype != torch.int64:
         refuse(_NAME, "tokens", tokens, "int64 of shape (N, T)")
     if lengths.shape != tokens.shape[:1] or lengths.dtype != torch.int64:
         refuse(_NAME, "lengths", lengths, f"int64 of shape ({len(tokens)},)")
     tiles = (2, 4 * units // _TILE, 1, units // _TILE, 2)
     shapes = {
-        torch.float32: ((*tiles, _TILE, _TOGETHER), (2, 1, units, 4 * units)),
-        torch.bfloat16: ((*tiles, _TOGETHER, _TILE),),
+        torch.float32: ((*tiles, _TILE, _GROUP), (2, 1, units, 4 * units)),
+        torch.bfloat16: ((*tiles, _GROUP, _TILE),),
     }
     if recurrent.shape not in shapes.get(recurrent.dtype, ()):
         refuse(
             _NAME,
             "recurrent",
             recurrent,
-            f"float32 (in tiles: or bfloat16), what pack_lstm() makes for {units} units",
+            f"float32 (or bfloat16 in tiles) from pack_lstm() for {units} units",
         )
     for name, tensor in (("tokens", tokens), ("lengths", lengths), ("recurrent", recurrent)):
         if tensor.device != gates.device:
-            refuse(_NAME, name, tensor, f"device {gates.device}, that of gates")
+            refuse(_NAME, name, tensor, f"device {gates.device}, as gates")
     if not recurrent.is_contiguous():
         refuse(_NAME, "recurrent", recurrent, "a contiguous tensor")
 
     differentiated = needs_grad(gates, recurrent)
     implementation = choose_packed(_NAME, gates, recurrent, needs_grad=differentiated)
     if implementation == TRITON:
-        from mirrorgan_fast.kernels.bidirectional_lstm import MOST_UNITS, bidirectional_lstm_triton
+        from mirrorgan_fast.kernels.bidirectional_lstm import MAX_UNITS, bidirectional_lstm_triton
 
-        if units > MOST_UNITS:
+        if units > MAX_UNITS:
             implementation = REFERENCE
     if implementation == REFERENCE:
         _check_values(tokens, lengths, len(gates))
@@ -147,18 +153,18 @@ def bidirectional_lstm(
 
 
 def _check_values(tokens: Tensor, lengths: Tensor, vocabulary: int) -> None:
-    """Check words and lengths as the compiled op does, where it does not have to wait for them."""
+    """Check the values of tokens and lengths, as the compiled op does, unless they are on a GPU."""
     if not at_hand(tokens):
         return
     words = tokens.shape[1]
     read = tokens[torch.arange(words) < lengths[:, None]]
-    for name, values, most, said in (
+    for name, values, maximum, symbol in (
         ("lengths", lengths, words, "T"),
         ("tokens", read, vocabulary - 1, "V - 1"),
     ):
-        wrong = values[(values < 0) | (values > most)]
+        wrong = values[(values < 0) | (values > maximum)]
         if len(wrong):
-            raise InputError(f"{_NAME}: {name}: found {wrong[0]}, wanted 0 to {said}")
+            raise InputError(f"{_NAME}: {name}: found {wrong[0]}, wanted 0 to {symbol}")
 
 
 def reference(
@@ -167,38 +173,37 @@ def reference(
     lengths: Tensor,  # (N,)
     recurrent: Tensor,  # packed
 ) -> tuple[Tensor, Tensor]:
-    """What `bidirectional_lstm` means, in plain PyTorch; same arguments, trusted."""
+    """Define `bidirectional_lstm` in plain PyTorch. Same arguments, not checked."""
     (batch, words), columns = tokens.shape, gates.shape[2]
     units = columns // 4
     U = unpack(recurrent, units, columns, glu=False).to(gates.dtype).flatten(2)  # (2, 4H, H)
     hidden = cell = gates.new_zeros(batch, 2, units)
-    places = torch.arange(words, device=gates.device)
+    positions = torch.arange(words, device=gates.device)
     states = gates.new_zeros(batch, words, 2, units)
-    # Behind a caption's words may stand anything.
-    gates = gates[torch.where(places < lengths[:, None], tokens, 0)]  # (N, T, 2, 4H)
+    # Tokens after a caption's last word may have any value.
+    gates = gates[torch.where(positions < lengths[:, None], tokens, 0)]  # (N, T, 2, 4H)
     for step in range(words):
-        reads = (
-            torch.full_like(lengths, step),
-            lengths - 1 - step,
-        )  # the word that each direction is at
-        at = torch.stack(reads, dim=1)[:, None] == places[:, None]  # (N, T, 2)
+        # the position of each direction
+        current = torch.stack((torch.full_like(lengths, step), lengths - 1 - step), dim=1)
+        at = current[:, None] == positions[:, None]  # (N, T, 2)
         at = at & (step < lengths)[:, None, None]
         word = torch.where(at[..., None], gates, 0).sum(dim=1)
         all_gates = word + torch.einsum("ndh,dgh->ndg", hidden, U)
-        i, f, g, o = all_gates.unflatten(2, (-1, 4, _TOGETHER)).unbind(dim=3)
+        i, f, g, o = all_gates.unflatten(2, (-1, 4, _GROUP)).unbind(dim=3)
         new_cell = f.flatten(2).sigmoid() * cell + (i.sigmoid() * g.tanh()).flatten(2)
         new_hidden = o.flatten(2).sigmoid() * new_cell.tanh()
-        on = (step < lengths)[:, None, None]
-        cell, hidden = torch.where(on, new_cell, cell), torch.where(on, new_hidden, hidden)
+        has_word = (step < lengths)[:, None, None]
+        cell = torch.where(has_word, new_cell, cell)
+        hidden = torch.where(has_word, new_hidden, hidden)
         states = torch.where(at[..., None], hidden[:, None], states)
     return states, hidden
 
 
-def _by_groups(rows: Tensor) -> Tensor:
-    """Order the rows (4H, ...) of PyTorch's gates by groups, filled up to 4H' of them."""
+def _group_gates(rows: Tensor) -> Tensor:
+    """Reorder the rows (4H, ...) of PyTorch's gates by groups of units, padded to 4H' rows."""
     gates = rows.unflatten(0, (4, -1))
     gates = functional.pad(gates, (0, 0, 0, -gates.shape[1] % _TILE))
-    ordered: Tensor = gates.unflatten(1, (-1, _TOGETHER)).transpose(0, 1).flatten(0, 2)
+    ordered: Tensor = gates.unflatten(1, (-1, _GROUP)).transpose(0, 1).flatten(0, 2)
     return ordered
 
 

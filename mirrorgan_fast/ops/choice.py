@@ -1,9 +1,9 @@
-"""Which implementation each op takes: the measured table, the override, and the reason.
+"""Which implementation each op runs: a table of measured facts, a request by name, and the reason.
 
-Every op has its plain-PyTorch meaning, called ``reference``. A faster implementation has a row in
-`TABLE` for the inputs on which it was measured to be faster; on everything else the reference runs.
-``MIRRORGAN_FAST_OPS=<name>`` in the environment, or ``with use("<name>")``, asks for one
-implementation by name wherever it can run at all.
+Every op has a plain-PyTorch definition, called ``reference``. A faster implementation has a row in
+`TABLE` for the inputs on which it was measured to be faster. On all other inputs the reference
+runs. ``MIRRORGAN_FAST_OPS=<name>`` in the environment, or ``with use("<name>")``, requests one
+implementation by name, wherever it can run at all.
 """
 
 import importlib.util
@@ -33,22 +33,22 @@ REFERENCE = "reference"
 TRITON = "triton"
 CUDA = "cuda"
 COMPILED = ("cpu", CUDA)
-_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None  # once, not in every call
-_LEAST_CAPABILITY = 8  # of NVIDIA's GPUs: before it there is no bfloat16
+_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None  # looked up once
+_MIN_CAPABILITY = 8  # NVIDIA's compute capability: older GPUs have no bfloat16
 
 
 class Row(NamedTuple):
     """An implementation of an op, and the inputs on which it is faster than the reference."""
 
     implementation: str
-    """Name in ``MIRRORGAN_FAST_OPS``: ``cpu`` and ``cuda`` are compiled, ``triton`` is in
-    kernels/."""
+    """Name to request it by: ``cpu`` and ``cuda`` are compiled, ``triton`` is in kernels/."""
     device: str
     """Device type it runs on."""
     dtypes: tuple[torch.dtype, ...]
-    """Data types it takes."""
+    """Data types it accepts."""
     measured: str
-    """How much faster than the reference, and where. Empty: not measured, so only asked for."""
+    """How much faster than the reference, and where. Empty: not measured, so it runs only if
+    requested by name."""
     trains: bool = False
     """Whether forward and backward together are faster too."""
     needs: str = ""
@@ -57,25 +57,29 @@ class Row(NamedTuple):
     """Whether it has a gradient at all."""
 
 
-# Measured by benchmarks/ (sizes in shapes.py), whose results/ have all figures, on two cores of a
-# Xeon with AMX and of an EPYC without it (Zen 4); of the generator's ops the rows of AVX-512's
-# products and of float32 are the EPYC's. In bfloat16 against torch.compile in bfloat16, in float32
-# and of STEM against PyTorch without it. A row stays only while it wins somewhere; elsewhere, and
-# for ops without a row, PyTorch runs, whose convolutions and products on the CPU are oneDNN's.
+# Measured by benchmarks/ (sizes in shapes.py, all figures in results/) on two cores of a Xeon with
+# AMX and two cores of an EPYC without it (Zen 4). For the generator's ops the figures for AVX-512
+# and float32 are from the EPYC. The comparison is with torch.compile for bfloat16, and with eager
+# PyTorch for float32 and for STEM. A row stays only while it wins on some shape. For everything
+# else PyTorch runs, whose convolutions and products on the CPU are oneDNN's.
 _BOTH = (torch.bfloat16, torch.float32)
-# On a GPU nothing has been timed yet. For inference Triton runs all the same, as the reference
-# takes packed weights apart in every call; for training it has to be asked for. Attention in
-# float32 spills.
+# No implementation has been timed on a GPU yet. For inference Triton is the default all the same,
+# because the reference unpacks the packed weights in every call. For training it must be requested.
+# The attention spills registers in float32.
 _NARROW = (torch.bfloat16, torch.float16)
 _ANY = (*_NARROW, torch.float32)
 _FOR_INFERENCE = Row(TRITON, "cuda", _NARROW, "not timed yet", differentiable=False)
 _IN_CUDA = Row(CUDA, "cuda", (torch.bfloat16,), "", differentiable=False)
 _FOR_TRAINING = Row(TRITON, "cuda", _NARROW, "", trains=True)
 TABLE: dict[str, tuple[Row, ...]] = {
-    # Forward and backward, which is where it is used
+    # Measured forward and backward: it is only used in training
     "batch_norm_glu": (
         Row(
-            "cpu", "cpu", _BOTH, "1.4 to 2.0 times in bfloat16, 1.8 to 2.6 in float32", trains=True
+            "cpu",
+            "cpu",
+            _BOTH,
+            "1.4 to 2.0 times as fast in bfloat16, 1.8 to 2.6 in float32",
+            trains=True,
         ),
         _FOR_TRAINING._replace(dtypes=_ANY),
     ),
@@ -85,7 +89,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
             "cpu",
             "cpu",
             _BOTH,
-            "as STEM with the gates of all words known: 2.8 to 4.9 times",
+            "in STEM, with the gates of all words precomputed: 2.8 to 4.9 times as fast",
             differentiable=False,
         ),
         _FOR_INFERENCE._replace(dtypes=(torch.float32,)),
@@ -95,7 +99,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
             "cpu",
             "cpu",
             _BOTH,
-            "2.1 times in bfloat16 with AMX, 1.5 with AVX-512, 2.8 in float32",
+            "2.1 times as fast in bfloat16 with AMX, 1.5 with AVX-512, 2.8 in float32",
             differentiable=False,
         ),
         _FOR_INFERENCE._replace(dtypes=_ANY),
@@ -106,7 +110,8 @@ TABLE: dict[str, tuple[Row, ...]] = {
             "cpu",
             "cpu",
             _BOTH,
-            "2.2 to 3.2 times in bfloat16 with AMX, 1.5 to 1.8 with AVX-512, 3.0 in float32",
+            "2.2 to 3.2 times as fast in bfloat16 with AMX, 1.5 to 1.8 with AVX-512,"
+            " 3.0 in float32",
             differentiable=False,
         ),
         _FOR_INFERENCE._replace(dtypes=_ANY),
@@ -117,21 +122,22 @@ TABLE: dict[str, tuple[Row, ...]] = {
             "cpu",
             "cpu",
             (torch.bfloat16,),
-            "6.0 to 6.1 times",
+            "6.0 to 6.1 times as fast",
             needs="amx",
             differentiable=False,
         ),
     ),
-    # Its backward recomputes the reference, so that it does not win where it trains
+    # Its backward recomputes the reference, so it is not faster in training
     "glam_attention": (
-        Row("cpu", "cpu", _BOTH, "1.4 to 2.9 times in bfloat16, 2.4 to 4.1 in float32"),
+        Row("cpu", "cpu", _BOTH, "1.4 to 2.9 times as fast in bfloat16, 2.4 to 4.1 in float32"),
     ),
     "glam_attention_mix": (
         Row(
             "cpu",
             "cpu",
             _BOTH,
-            "9.2 to 9.6 times in bfloat16 with AMX, 2.8 to 3.1 with AVX-512, 6.2 in float32",
+            "9.2 to 9.6 times as fast in bfloat16 with AMX, 2.8 to 3.1 with AVX-512,"
+            " 6.2 in float32",
             differentiable=False,
         ),
         _FOR_TRAINING,
@@ -143,7 +149,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
             "cpu",
             "cpu",
             (torch.bfloat16,),
-            "3.7 to 4.4 times",
+            "3.7 to 4.4 times as fast",
             needs="amx",
             differentiable=False,
         ),
@@ -153,7 +159,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
             "cpu",
             "cpu",
             _BOTH,
-            "2.3 to 3.1 times in bfloat16 with AMX, 1.9 with AVX-512, 4.7 in float32",
+            "2.3 to 3.1 times as fast in bfloat16 with AMX, 1.9 with AVX-512, 4.7 in float32",
             differentiable=False,
         ),
         _FOR_INFERENCE._replace(dtypes=_ANY),
@@ -163,7 +169,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
 
 
 class Choice(NamedTuple):
-    """The implementation an op takes, and why."""
+    """The implementation that an op runs, and why."""
 
     implementation: str
     reason: str
@@ -195,14 +201,14 @@ def use(implementation: str) -> Iterator[None]:
     The request holds in the current thread or asyncio task, not in others. Where contexts are
     nested or overlap, the one that was entered last decides.
 
-    A function compiled by ``torch.compile`` follows: it is traced again after any context of any
-    thread was entered or left. One case is not covered. If two threads call the same compiled
-    function at the same time, one of them inside a context and the other not, both run what the
-    first of them traced.
+    A function compiled by ``torch.compile`` follows: when a context of any thread is entered or
+    left, Dynamo traces it again, or uses an earlier trace for the same contexts. One case is not
+    covered. If two threads call the same compiled function at the same time, one of them inside a
+    context and the other not, both run what the first of them traced.
 
-    A request does not reach the threads of autograd, in which the backward pass runs on a GPU. The
-    ops choose in the forward pass alone. But what ``torch.utils.checkpoint`` recomputes on a GPU is
-    chosen without the request; there, set ``MIRRORGAN_FAST_OPS`` instead.
+    A request does not reach autograd's own threads, in which the backward pass runs on a GPU. This
+    does not matter to the ops, which choose in the forward pass only. It does matter to what
+    ``torch.utils.checkpoint`` recomputes on a GPU: set ``MIRRORGAN_FAST_OPS`` there instead.
 
     Args:
         implementation: ``reference``, or a name in `TABLE`. An op without such an implementation,
@@ -263,8 +269,8 @@ def choose(op: str, device: str, dtype: torch.dtype, *, needs_grad: bool) -> Cho
     Args:
         op: Name of the op, a key of `TABLE`.
         device: Device type of the inputs, e.g. ``cpu``.
-        dtype: Data type of the inputs; of a layer with packed weights, of those.
-        needs_grad: Whether a gradient will be asked for.
+        dtype: Data type of the inputs, or of the packed weights for an op that has them.
+        needs_grad: Whether the result will be differentiated.
 
     Raises:
         InputError: ``MIRRORGAN_FAST_OPS`` names no implementation.
@@ -273,11 +279,10 @@ def choose(op: str, device: str, dtype: torch.dtype, *, needs_grad: bool) -> Cho
     _check_name("MIRRORGAN_FAST_OPS", requested)
     if requested == REFERENCE:
         return Choice(REFERENCE, "requested by name")
-    # Tensors with a tangent do not require a gradient, and an op without a rule would drop it; nor
-    # has an op rules for what torch.func makes of tensors.
+    # The ops have no rules for forward-mode tangents, which they would drop, or for torch.func.
     if forward_ad._current_level >= 0 or _in_torch_func():
-        return Choice(REFERENCE, "torch.func and forward mode go through the reference alone")
-    reason = ""  # why the first of them does not run
+        return Choice(REFERENCE, "torch.func and forward mode run the reference")
+    reason = ""  # why the first implementation does not run
     for row in TABLE[op]:
         runs_here = row.device == device or (row.implementation == TRITON and _interpreted(device))
         if not runs_here or requested not in ("", row.implementation):
@@ -296,17 +301,16 @@ def choose(op: str, device: str, dtype: torch.dtype, *, needs_grad: bool) -> Cho
             return Choice(row.implementation, "requested by name")
         elif not row.measured:
             reason = (
-                reason
-                or f"{row.implementation} was not measured yet, and runs if requested by name"
+                reason or f"{row.implementation} was not measured yet: it runs if requested by name"
             )
         elif needs_grad and not row.trains:
             reason = reason or f"{row.implementation} is for inference: a gradient is needed"
         else:
             return Choice(row.implementation, row.measured)
     if not reason:
-        reason = "nothing of ours is faster here than PyTorch"
+        reason = "no implementation of this package is faster here than PyTorch"
         if requested:
-            reason = f"{requested} was requested, which does not exist for it on this device"
+            reason = f"{requested} was requested, but this op has none on this device"
     return Choice(REFERENCE, reason)
 
 
@@ -327,12 +331,12 @@ def run_reference(
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
-    """Return whether a gradient will be asked for of what is computed from the tensors."""
+    """Return whether autograd records what is computed from the tensors."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def report() -> dict[tuple[str, str, str], Choice]:
-    """What each op takes on this machine in inference, by (op, device, data type)."""
+    """Return what each op runs on this machine in inference, by (op, device, data type)."""
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     return {
         (op, device, str(dtype).removeprefix("torch.")): choose(op, device, dtype, needs_grad=False)
@@ -352,7 +356,7 @@ def _why_not_built(implementation: str) -> str | None:
 
 
 def has_wgmma(device: torch.device) -> bool:
-    """Return whether the CUDA kernels were built for Hopper's products of warpgroups, and run."""
+    """Return whether the CUDA kernels were built with Hopper's wgmma and the GPU is a Hopper."""
     built = build_info()
     if built is None or "9.0a" not in built.cuda_architectures:
         return False
@@ -360,18 +364,18 @@ def has_wgmma(device: torch.device) -> bool:
 
 
 def why_not_triton(device: str) -> str | None:
-    """Why Triton has no kernels for a device type here, in one line; None if it has."""
+    """Return in one line why Triton cannot run on a device type here, or None if it can."""
     if not _TRITON_INSTALLED:
         return "it is not installed"
     if device == "cuda" and torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
-        if major < _LEAST_CAPABILITY:
-            return f"the GPU is of compute capability {major}.{minor}, and 8.0 is the least"
+        if major < _MIN_CAPABILITY:
+            return f"the GPU has compute capability {major}.{minor}, and at least 8.0 is needed"
     return None
 
 
 def _interpreted(device: str) -> bool:
-    """Whether Triton runs its kernels on the CPU, in Python, to test them."""
+    """Return whether Triton's interpreter runs the kernels on the CPU, to test them."""
     return device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
 
 

@@ -1,15 +1,15 @@
-"""A convolution, 3x3 or 1x1, and the residual it is added to, in one pass.
+"""A 3x3 or 1x1 convolution plus a residual, in one pass.
 
     out = weight * x + bias + residual
 
-A batch norm of fixed statistics behind the convolution is part of weight and bias. This is the
-second half of a residual block of MirrorGAN's generators.
+In inference a batch norm after the convolution is folded into weight and bias. This is the second
+half of a residual block of MirrorGAN's generators.
 """
 
 import torch
 from torch import Tensor
 
-from mirrorgan_fast.ops.checks import check_beside, check_out, refuse, share_memory, write_to
+from mirrorgan_fast.ops.checks import check_out, check_tensor, refuse, share_memory, write_to
 from mirrorgan_fast.ops.choice import (
     CUDA,
     REFERENCE,
@@ -27,39 +27,39 @@ _NAME = "conv_add"
 
 def conv_add(
     x: Tensor,  # (N, C, H, W)
-    weight: Tensor,  # packed, of C' channels
+    weight: Tensor,  # packed, for C' output channels
     bias: Tensor,  # (C',)
     residual: Tensor | None = None,  # (N, C', H, W)
     out: Tensor | None = None,  # (N, C', H, W)
 ) -> Tensor:
-    """Convolve, add the bias and, where there is one, the residual.
+    """Convolve, add the bias and, if given, the residual.
 
-    For inference; where a gradient is needed the reference runs. Below float32 the sums are of
-    float32 and rounded once.
+    For inference: if a gradient is needed, the reference runs. In bfloat16 and float16 the sums are
+    computed in float32 and rounded once.
 
     Args:
-        x: float32, bfloat16 or float16; channels_last is fast.
-        weight: from ``pack(..., glu=False, upsample=False)``, of x's data type.
+        x: float32, bfloat16 or float16; channels_last is fastest.
+        weight: From ``pack(..., glu=False, upsample=False)``, in x's data type.
         bias: float32.
-        residual: of x's data type. None: the convolution alone.
-        out: where to write the result, which may be ``residual`` but not ``x``, and may share
-            memory with neither in another way; None makes a new map.
+        residual: In x's data type. None: only the convolution.
+        out: Where to write the result. It may be ``residual`` itself, but must not overlap x, or
+            the residual in another way. None: a new map is made.
 
     Returns:
-        ``out``, channels_last and of x's data type.
+        ``out``, channels_last and in x's data type.
 
     Raises:
-        InputError: shapes, data types or devices do not fit together.
+        InputError: Shapes, data types or devices do not match.
     """
     if check_packed(_NAME, x, weight, bias, glu=False) != 1:
-        refuse(_NAME, "weight", weight, "one phase: packed without upsample")
+        refuse(_NAME, "weight", weight, "weights packed without upsample")
     shape = (x.shape[0], len(bias), *x.shape[2:])
     if residual is not None:
-        check_beside(_NAME, "residual", residual, x, shape, x.dtype)
+        check_tensor(_NAME, "residual", residual, x, shape, x.dtype)
     if out is not None:
         check_out(_NAME, out, x, shape, x.dtype)
         if residual is not None and share_memory(out, residual) and not _are_one(out, residual):
-            refuse(_NAME, "out", out, "all of residual's memory in its order, or none of it")
+            refuse(_NAME, "out", out, "exactly the residual's memory, or none of it")
     differentiated = needs_grad(x, weight, bias, residual)
     implementation = choose_packed(_NAME, x, weight, needs_grad=differentiated)
     if implementation == CUDA and not _fits_cuda(x, weight):
@@ -78,7 +78,7 @@ def conv_add(
 
 
 def _are_one(out: Tensor, residual: Tensor) -> bool:
-    """Whether each result is written where the value that it is added to was read."""
+    """Return whether ``out`` has each element in the same place as the residual."""
     if out is residual:
         return True
     dense = residual.is_contiguous(memory_format=torch.channels_last)
@@ -86,17 +86,17 @@ def _are_one(out: Tensor, residual: Tensor) -> bool:
 
 
 def _fits_cuda(x: Tensor, weight: Tensor) -> bool:
-    """Whether the CUDA kernel, which is for Hopper and 64 channels, takes them."""
+    """Return whether the CUDA kernel accepts them: it is for Hopper and 64 channels."""
     return tuple(weight.shape) == (1, 9, 64, 64) and has_wgmma(x.device)
 
 
 def reference(
     x: Tensor,  # (N, C, H, W)
-    weight: Tensor,  # packed, of C' channels
+    weight: Tensor,  # packed, for C' output channels
     bias: Tensor,  # (C',)
     residual: Tensor | None = None,  # (N, C', H, W)
 ) -> Tensor:
-    """What `conv_add` means, in plain PyTorch; the arguments are the same, and trusted."""
+    """Define `conv_add` in plain PyTorch. Same arguments, not checked."""
     out = convolve_packed(x, weight, bias, glu=False)
     if residual is not None:
         out = out + residual

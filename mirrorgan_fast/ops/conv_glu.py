@@ -1,11 +1,11 @@
-"""A convolution, 3x3 or 1x1, and the gated linear unit behind it, in one pass.
+"""A 3x3 or 1x1 convolution followed by a gated linear unit (GLU), in one pass.
 
     y = weight * x + bias,   out = y[:C'] sigmoid(y[C':])
 
-on the map itself or on the map upsampled by two, which then never exists (see
-`mirrorgan_fast.ops.packing`). A batch norm of fixed statistics between the two is part of weight
-and bias. This is an up-block, the first half of a residual block or (as 1x1)
-a linear layer of MirrorGAN's generators.
+The convolution is of x, or of x upsampled by two, in which case the upsampled map is never written
+(see `mirrorgan_fast.ops.packing`). In inference a batch norm between convolution and GLU is folded
+into weight and bias. This is an up-block, the first half of a residual block or, as 1x1, a linear
+layer of MirrorGAN's generators.
 """
 
 import torch
@@ -22,29 +22,30 @@ _NAME = "conv_glu"
 
 def conv_glu(
     x: Tensor,  # (N, C, H, W)
-    weight: Tensor,  # packed, of 2C' channels
+    weight: Tensor,  # packed, for 2C' output channels
     bias: Tensor,  # (2C',)
     out: Tensor | None = None,  # (N, C', H', W')
 ) -> Tensor:
-    """Convolve, add the bias, gate one half of the channels by the other.
+    """Convolve, add the bias, and gate the first half of the channels by the second.
 
-    For inference; where a gradient is needed the reference runs. Below float32 everything but the
-    products is computed in float32 and rounded once. A gate turns the error of its argument into a
-    share of its value, so errors grow with the scale of what is gated: of the largest result 5e-3
-    in bfloat16 at a standard deviation of 1, 3e-2 at 10 (without AMX; PyTorch's own 5e-3 and 9e-3).
+    For inference: if a gradient is needed, the reference runs. In bfloat16 and float16 everything
+    but the products is computed in float32 and rounded once. An error of a gate's argument becomes
+    a relative error of the gated value, so errors grow with the scale of y. Relative to the largest
+    result, the error in bfloat16 is 5e-3 if y has a standard deviation of 1, and 3e-2 if it has 10
+    (without AMX; PyTorch's own errors are 5e-3 and 9e-3).
 
     Args:
-        x: float32, bfloat16 or float16; channels_last is fast.
-        weight: from ``pack(..., glu=True)``, of x's data type.
-        bias: float32, values before gates.
-        out: where to write the result, not ``x``; None makes a new map.
+        x: float32, bfloat16 or float16; channels_last is fastest.
+        weight: From ``pack(..., glu=True)``, in x's data type.
+        bias: float32, all values before all gates.
+        out: Where to write the result; must not overlap ``x``. None: a new map is made.
 
     Returns:
-        ``out``, channels_last and of x's data type; H' = 2H and W' = 2W if ``weight`` was packed
-        with ``upsample``, else H and W.
+        ``out``, channels_last and in x's data type. H' = 2H and W' = 2W if ``weight`` was packed
+        with ``upsample``, otherwise H and W.
 
     Raises:
-        InputError: shapes, data types or devices do not fit together.
+        InputError: Shapes, data types or devices do not match.
     """
     scale = check_packed(_NAME, x, weight, bias, glu=True)
     batch, _, height, width = x.shape
@@ -67,10 +68,10 @@ def conv_glu(
 
 def reference(
     x: Tensor,  # (N, C, H, W)
-    weight: Tensor,  # packed, of 2C' channels
+    weight: Tensor,  # packed, for 2C' output channels
     bias: Tensor,  # (2C',)
 ) -> Tensor:
-    """What `conv_glu` means, in plain PyTorch; the arguments are the same, and trusted."""
+    """Define `conv_glu` in plain PyTorch. Same arguments, not checked."""
     values, gates = convolve_packed(x, weight, bias, glu=True).chunk(2, dim=1)
     out = (values * gates.sigmoid()).to(x.dtype)
     return out.contiguous(memory_format=torch.channels_last)

@@ -1,11 +1,12 @@
-"""MirrorGAN's generator in inference as one op, from what the text encoder gives to grey levels.
+"""MirrorGAN's generator in inference as one op, from the text encoder's features to 8-bit images.
 
     s_ca  = mu(s) + sigma(s) o eps                          linear + GLU
     f_0   = F_0(z, s_ca)                                    linear + GLU, then up-blocks
     f_i   = F_i(F_att_i(f_{i-1}, w, s_ca)), i = 1 ... m-1   `glam_stage`
     image = G_{m-1}(f_{m-1})                                `image_head`
 
-Of a single image, what Python and PyTorch take between these ops is a seventh of the whole time.
+For a single image, Python and PyTorch take a seventh of the whole time between these ops. One op
+saves that.
 """
 
 from collections.abc import Sequence
@@ -14,11 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mirrorgan_fast.ops.checks import check_beside, check_out, refuse
+from mirrorgan_fast.ops.checks import check_out, check_tensor, refuse
 from mirrorgan_fast.ops.choice import REFERENCE, choose
 from mirrorgan_fast.ops.conv_add import conv_add
 from mirrorgan_fast.ops.conv_glu import conv_glu
-from mirrorgan_fast.ops.glam_stage import glam_stage, goes_at_once
+from mirrorgan_fast.ops.glam_stage import glam_stage, runs_as_one_op
 from mirrorgan_fast.ops.image_head import image_head
 from mirrorgan_fast.ops.inference_op import inference_op
 from mirrorgan_fast.ops.kept_memory import KeptMemory
@@ -26,15 +27,15 @@ from mirrorgan_fast.ops.packing import in_tiles
 from mirrorgan_fast.ops.parts import in_parts
 
 _NAME = "glam"
-_SIDE = 4  # of the map that F_0's linear layer makes
-# On the CPU so many images go together through the first transformer, whose weights are many and
-# maps small. Of the rest, whose maps are large, they go one by one, or one a thread where all is
-# one op. On a GPU all images go together.
-_TOGETHER = 16
+_SIDE = 4  # height and width of the map that F_0's linear layer makes
+# On the CPU this many images go through F_0 in one batch: its weights are many and its maps small.
+# Through the later stages, whose maps are large, they go one at a time, or one per thread if the
+# generator runs as one op. On a GPU all images are one batch.
+_CPU_BATCH = 16
 
 
 class PackedLayer(NamedTuple):
-    """A layer as the ops of inference take it."""
+    """A layer's weights for the inference ops."""
 
     weight: Tensor
     """From ``pack``."""
@@ -43,29 +44,30 @@ class PackedLayer(NamedTuple):
 
 
 class PackedStage(NamedTuple):
-    """A stage i = 1 ... m - 1, as `glam_stage` takes it."""
+    """The weights of a stage i = 1 ... m - 1, for `glam_stage`."""
 
     U: PackedLayer
-    """Of words (D to C)."""
+    """Projects the words (D to C)."""
     V: PackedLayer | None
-    """Of s_ca (K to C), or None without sentence attention."""
+    """Projects s_ca (K to C); None without sentence attention."""
     sentence_weight: Tensor | None
     """M of the authors' form, (C, C), or None."""
     mix: Tensor
     """(C', 3C), or (C', 2C) without sentence attention."""
     layers: list[PackedLayer]
-    """Of each residual block two, with GLU and with residual; then the up-block's."""
+    """Two for each residual block, the first with GLU, the second with residual; then the
+    up-block."""
 
 
 class PackedGLAM:
-    """The layers of a generator, and the memory for what is between them, for each thread.
+    """The packed layers of a generator, and each thread's memory for the maps between them.
 
     Args:
-        augment: of the conditioning augmentation (D to 2K, with GLU).
-        linear: of F_0 (K + Z to a map of 4x4 in channels_last order, with GLU).
+        augment: The conditioning augmentation (D to 2K, with GLU).
+        linear: F_0's linear layer (K + Z to a 4x4 map in channels_last order, with GLU).
         upsample: F_0's up-blocks.
-        stages: the later stages, all with as many layers.
-        head: the last stage's image head.
+        stages: The later stages, all with the same number of layers.
+        head: The last stage's image head.
         noise_size: Z.
         embedding_size: D.
     """
@@ -98,11 +100,11 @@ class PackedGLAM:
             [stage.sentence_weight for stage in stages if stage.sentence_weight is not None],
             len(upsample),
         )
-        """All tensors, as the op takes them."""
-        self.at_once = bool(stages) and all(in_tiles(layer.weight) for layer in layers)
-        """Whether it is of a form that the op takes."""
+        """All tensors, as arguments of the op."""
+        self.runs_as_one_op = bool(stages) and all(in_tiles(layer.weight) for layer in layers)
+        """Whether the compiled op accepts these layers."""
         for i, stage in enumerate(stages):
-            self.at_once &= goes_at_once(
+            self.runs_as_one_op &= runs_as_one_op(
                 self.image_size >> (len(stages) - i),
                 stage.mix,
                 *_lists(stage.layers),
@@ -119,24 +121,25 @@ def glam(
     packed: PackedGLAM,
     out: Tensor | None = None,  # (N, S, S, 3)
 ) -> Tensor:
-    """Make images.
+    """Generate images.
 
-    For inference: no gradient comes through. Where it cannot be one op, its ops run one by one.
+    For inference: there is no gradient. If the generator cannot run as one op, its ops run one by
+    one.
 
     Args:
         noise: z, float32, standard normal.
         condition_noise: eps, float32, standard normal.
         words: w from STEM, float32.
-        mask: bool, true at real words.
+        mask: bool, true at real words, false at padding.
         sentence: s from STEM, float32.
-        packed: the generator, in whose data type all layers are.
-        out: where to write the images; None makes a new tensor.
+        packed: The generator. All layers are computed in its data type.
+        out: Where to write the images. None: a new tensor is made.
 
     Returns:
-        ``out``, uint8: an image depends on its own row of the arguments alone, to the bit.
+        ``out``, uint8. An image depends only on its own row of the arguments, to the bit.
 
     Raises:
-        InputError: shapes, data types or devices do not fit together.
+        InputError: Shapes, data types or devices do not match.
     """
     device = packed.head.bias.device
     if noise.dim() != 2 or noise.device != device:
@@ -151,20 +154,20 @@ def glam(
         ("mask", mask, (batch, count), torch.bool),
         ("sentence", sentence, (batch, size), torch.float32),
     )
-    for name, tensor, its_shape, dtype in wanted:
-        check_beside(_NAME, name, tensor, noise, its_shape, dtype)
+    for name, tensor, wanted_shape, dtype in wanted:
+        check_tensor(_NAME, name, tensor, noise, wanted_shape, dtype)
     shape = (batch, packed.image_size, packed.image_size, len(packed.head.bias))
     if out is None:
         out = torch.empty(shape, dtype=torch.uint8, device=device)
     else:
         check_out(_NAME, out, noise, shape, torch.uint8, torch.contiguous_format)
     choice = choose(_NAME, device.type, packed.dtype, needs_grad=False)
-    at_once = packed.at_once and choice.implementation != REFERENCE
-    given = (noise, condition_noise, words, mask, sentence, out)
-    # torch.compile makes its own of the ops, and cannot slice what inference mode has made
-    one_by_one = _one_by_one if torch.compiler.is_compiling() else _in_inference_mode
-    for rows in in_parts(given, _TOGETHER if device.type == "cpu" else batch):
-        if at_once:
+    as_one_op = packed.runs_as_one_op and choice.implementation != REFERENCE
+    tensors = (noise, condition_noise, words, mask, sentence, out)
+    # torch.compile cannot slice a tensor that was made in inference mode, and needs no such mode.
+    one_by_one = _one_by_one if torch.compiler.is_compiling() else _one_by_one_in_inference_mode
+    for rows in in_parts(tensors, _CPU_BATCH if device.type == "cpu" else batch):
+        if as_one_op:
             *inputs, images = rows
             _op(*(tensor.contiguous() for tensor in inputs), *packed.flat, images)
         else:
@@ -181,24 +184,24 @@ def _one_by_one(
     sentence: Tensor,
     out: Tensor,
 ) -> None:
-    """Do the same with the ops that it consists of, each by what is fastest for it."""
+    """Run the generator's ops one by one, each in its fastest implementation."""
     dtype = packed.dtype
     mu, log_var = _linear_glu(sentence.to(dtype), packed.augment).float().chunk(2, dim=1)
     s_ca = (mu + torch.exp(0.5 * log_var) * condition_noise).to(dtype)
     f = _linear_glu(torch.cat([s_ca, noise.to(dtype)], dim=1), packed.linear)
     f = f.view(len(f), _SIDE, _SIDE, -1).permute(0, 3, 1, 2)
     for i, up in enumerate(packed.upsample):
-        made = packed.memory.map(f"f_0, {i % 2}", _TOGETHER, f, len(up.bias) // 2, scale=2)
-        f = conv_glu(f, *up, out=made)
+        upsampled = packed.memory.map(f"f_0, {i % 2}", _CPU_BATCH, f, len(up.bias) // 2, scale=2)
+        f = conv_glu(f, *up, out=upsampled)
     if not packed.stages:
         image_head(f, *packed.head, out=out)
         return
     all_words = words.to(dtype).flatten(0, 1)
     keys = [_linear(all_words, stage.U).unflatten(0, mask.shape) for stage in packed.stages]
     sentences = [None if stage.V is None else _linear(s_ca, stage.V) for stage in packed.stages]
-    f_0, together = f, 1 if out.device.type == "cpu" else len(out)
-    for start in range(0, len(out), together):
-        rows = slice(start, start + together)
+    f_0, batch = f, 1 if out.device.type == "cpu" else len(out)
+    for start in range(0, len(out), batch):
+        rows = slice(start, start + batch)
         f = f_0[rows]
         for i, (stage, v) in enumerate(zip(packed.stages, sentences, strict=True)):
             weights, biases = _lists(stage.layers)
@@ -209,21 +212,21 @@ def _one_by_one(
                 glam_stage(*attention, weights, biases, *packed.head, image, packed.memory)
                 continue
             channels = len(biases[-1]) // 2
-            made = packed.memory.map(f"f_{i + 1}", together, f, channels, scale=2)
-            f = glam_stage(*attention, weights, biases, out=made, memory=packed.memory)
+            f_i = packed.memory.map(f"f_{i + 1}", batch, f, channels, scale=2)
+            f = glam_stage(*attention, weights, biases, out=f_i, memory=packed.memory)
 
 
-# An op is called with inference mode's tensors for a sixth of what it takes else.
-_in_inference_mode = torch.inference_mode()(_one_by_one)
+# Calling an op takes a sixth of the time if its tensors were made in inference mode.
+_one_by_one_in_inference_mode = torch.inference_mode()(_one_by_one)
 
 
 def _linear(x: Tensor, layer: PackedLayer) -> Tensor:
-    """Map (N, K) to (N, channels): rows as the pixels of one map."""
+    """Map (N, K) to (N, channels): the rows become the pixels of one feature map."""
     return _as_rows(conv_add(_as_map(x), *layer))
 
 
 def _linear_glu(x: Tensor, layer: PackedLayer) -> Tensor:
-    """Map (N, K) to (N, channels), gated."""
+    """Map (N, K) to (N, channels) with a GLU."""
     return _as_rows(conv_glu(_as_map(x), *layer))
 
 
@@ -236,11 +239,11 @@ def _as_rows(x: Tensor) -> Tensor:
 
 
 def _lists(layers: Sequence[PackedLayer]) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the weights and the biases."""
+    """Return the weights and the biases of the layers."""
     return [layer.weight for layer in layers], [layer.bias for layer in layers]
 
 
-def of_flat(
+def from_flat(
     weights: list[Tensor],
     biases: list[Tensor],
     mixes: list[Tensor],
@@ -250,13 +253,13 @@ def of_flat(
     noise_size: int,
     embedding_size: int,
 ) -> PackedGLAM:
-    """Return the generator of which these are the tensors."""
+    """Return the generator whose `PackedGLAM.flat` these tensors are."""
     augment, linear, *layers, head = map(PackedLayer, weights, biases)
-    of_stages = iter(layers[upsamples:])
-    each = (len(layers) - upsamples) // max(1, len(mixes))
+    stage_layers = iter(layers[upsamples:])
+    layers_per_stage = (len(layers) - upsamples) // max(1, len(mixes))
     stages = []
     for i, mix in enumerate(mixes):
-        U, *rest = (next(of_stages) for _ in range(each))
+        U, *rest = (next(stage_layers) for _ in range(layers_per_stage))
         V = rest.pop(0) if mix.shape[1] == 3 * len(U.bias) else None
         M = sentence_weights[i] if sentence_weights else None
         stages.append(PackedStage(U, V, M, mix, rest))
@@ -280,5 +283,5 @@ def _op(
 ) -> None:
     # The CPU implementation is csrc/cpu/glam.cpp.
     layers = (weights, biases, mixes, sentence_weights, upsamples)
-    packed = of_flat(*layers, noise_size=noise.shape[1], embedding_size=sentence.shape[1])
+    packed = from_flat(*layers, noise_size=noise.shape[1], embedding_size=sentence.shape[1])
     glam(noise, condition_noise, words, mask, sentence, packed, out)

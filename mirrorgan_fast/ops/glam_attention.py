@@ -1,4 +1,4 @@
-"""GLAM attention: the features beside their word context and their sentence context.
+"""GLAM attention: the features concatenated with word attention and sentence attention.
 
 MirrorGAN, section 3.2. With f the features at a pixel, k_t = U w_t the projected words and
 s = V s_ca the projected sentence,
@@ -7,7 +7,7 @@ s = V s_ca the projected sentence,
     Att^s = s o softmax_C(f o s)            (the paper)
     Att^s = s o softmax_C(M (f o s))        (the authors' code; M is a 1x1 convolution)
 
-and the op returns concat(f, Att^w, Att^s) without writing any of its parts twice.
+The op returns concat(f, Att^w, Att^s). It writes each part directly to its place in the result.
 """
 
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ from mirrorgan_fast.ops.choice import REFERENCE, choose, needs_grad, run_referen
 MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 
 _NAME = "glam_attention"
-# asked here, once, for torch.compile does not trace the question before PyTorch 2.12
+# Computed once, here: torch.compile cannot trace is_autocast_available() before PyTorch 2.12.
 _WITH_AUTOCAST = [d for d in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(d)]
 
 
@@ -32,18 +32,18 @@ def glam_attention(
     sentence: Tensor | None = None,  # (N, C)
     sentence_weight: Tensor | None = None,  # (C, C)
 ) -> Tensor:
-    """Concatenate features with their word attention and, given a sentence, sentence attention.
+    """Concatenate the features with their word attention and, given a sentence, Att^s.
 
-    A sample's result depends on that sample alone. NaN in a pixel's features stays in that pixel.
-    Gradients exist for all inputs but ``mask``, of any order. Under autocast the inputs are taken
-    in the autocast data type, which is also the result's. Below float32 everything is computed in
-    float32 and rounded once.
+    A sample's result depends only on that sample. NaN in the features of a pixel stays in that
+    pixel. Gradients of any order exist for all inputs but ``mask``. Under autocast the inputs are
+    converted to the autocast data type, which the result also has. In bfloat16 and float16
+    everything is computed in float32 and rounded once.
 
     Args:
-        features: f, any floating data type; contiguous and channels_last are both fast.
-        words: U w, the words projected to C channels; same data type.
-        mask: bool, true at real words. What stands at the others has no influence; without any
-            real word Att^w is 0.
+        features: f, any floating-point data type; contiguous and channels_last are both fast.
+        words: U w, the words projected to C channels, in the same data type.
+        mask: bool, true at real words, false at padding. Padding has no influence. Without any real
+            word Att^w is 0.
         sentence: V s_ca, the sentence projected to C channels. None: no Att^s (AttnGAN's form).
         sentence_weight: M of the authors' form. None: the paper's form.
 
@@ -52,7 +52,7 @@ def glam_attention(
         ``features``.
 
     Raises:
-        InputError: Shapes, data types or devices do not fit together.
+        InputError: Shapes, data types or devices do not match.
     """
     features, words = autocast(features), autocast(words)
     sentence, sentence_weight = autocast(sentence), autocast(sentence_weight)
@@ -71,18 +71,18 @@ def word_attention_map(
     words: Tensor,  # (N, T, C)
     mask: Tensor,  # (N, T)
 ) -> Tensor:
-    """Return how much each pixel looks at each word, softmax_t(f . k_t), to make pictures of it.
+    """Return the attention of each pixel to each word, softmax_t(f . k_t), for pictures of it.
 
     Args:
-        features: f, any floating data type.
-        words: U w, the words projected to C channels; same data type.
-        mask: bool, true at real words.
+        features: f, any floating-point data type.
+        words: U w, the words projected to C channels, in the same data type.
+        mask: bool, true at real words, false at padding.
 
     Returns:
         (N, T, H, W) in [0, 1], float32 or wider: 0 at padding, summing to 1 over the real words.
 
     Raises:
-        InputError: Shapes, data types or devices do not fit together.
+        InputError: Shapes, data types or devices do not match.
     """
     features, words = autocast(features), autocast(words)
     check_attention("word_attention_map", features, words, mask, None, None)
@@ -98,7 +98,7 @@ def reference(
     sentence: Tensor | None = None,  # (N, C)
     sentence_weight: Tensor | None = None,  # (C, C)
 ) -> Tensor:
-    """What `glam_attention` means, in plain PyTorch; the arguments are the same, and trusted."""
+    """Define `glam_attention` in plain PyTorch. Same arguments, not checked."""
     f, keys = _pixels_and_keys(features, words, mask)
     parts = [f, (_word_attention(f, keys, mask).flatten(1, 2) @ keys).view_as(f)]
     if sentence is not None:
@@ -114,8 +114,8 @@ def reference(
 def _pixels_and_keys(features: Tensor, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return f (N, H, W, C) and k (N, T, C), zero at padding, in float32 or wider.
 
-    Channels last, as the features of the training model are: a gradient that came back in the
-    other order makes the backward of the batch norm before it several times as slow on the CPU.
+    f is channels_last, like the features in the training model. A contiguous gradient would make
+    the backward of the preceding batch norm several times slower on the CPU.
     """
     wide = torch.promote_types(features.dtype, torch.float32)
     f = features.to(wide).permute(0, 2, 3, 1)
@@ -123,11 +123,11 @@ def _pixels_and_keys(features: Tensor, words: Tensor, mask: Tensor) -> tuple[Ten
 
 
 def _word_attention(f: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
-    """softmax_t(f . k_t), (N, H, W, T), zero at padding."""
+    """Return softmax_t(f . k_t), (N, H, W, T), zero at padding."""
     padding = ~mask[:, None, None]
     logits = (f.flatten(1, 2) @ keys.mT).unflatten(1, f.shape[1:3])
-    # The lowest finite number rather than -inf: a sample of padding only would be NaN on the way,
-    # and its gradient would set off torch's anomaly detection.
+    # The lowest finite number, not -inf: with -inf the softmax of a sample without real words is
+    # NaN, and so is its gradient, which triggers torch's anomaly detection.
     logits = logits.masked_fill(padding, torch.finfo(f.dtype).min)
     attention: Tensor = logits.softmax(dim=3).masked_fill(padding, 0)
     return attention
@@ -167,13 +167,13 @@ def _save_inputs(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) ->
     ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    """Differentiate the reference, recomputed: nothing but the inputs is kept for it."""
-    features, words, mask, *sentences = ctx.saved_tensors
-    given = [tensor for tensor in sentences if tensor is not None]
-    pull = torch.func.vjp(lambda f, k, *s: reference(f, k, mask, *s), features, words, *given)[1]
-    d_features, d_words, *d_given = pull(gradient)
-    return d_features, d_words, None, *d_given, *[None] * (2 - len(given))
+def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    """Recompute the reference and differentiate it, so that only the inputs are saved."""
+    features, words, mask, *optional = ctx.saved_tensors
+    present = [tensor for tensor in optional if tensor is not None]
+    vjp = torch.func.vjp(lambda f, k, *s: reference(f, k, mask, *s), features, words, *present)[1]
+    grad_features, grad_words, *grads = vjp(grad_out)
+    return grad_features, grad_words, None, *grads, *[None] * (2 - len(present))
 
 
 _op.register_autograd(_backward, setup_context=_save_inputs)
@@ -194,7 +194,7 @@ def check_attention(
     sentence: Tensor | None,
     sentence_weight: Tensor | None,
 ) -> None:
-    """Check the inputs that the ops of GLAM's attention have in common."""
+    """Check the inputs that the attention ops share."""
     if features.dim() != 4 or not features.is_floating_point():
         refuse(op, "features", features, "floating point of shape (N, C, H, W)")
     batch, channels = features.shape[:2]
@@ -206,7 +206,7 @@ def check_attention(
         refuse(op, "sentence", sentence, f"shape (N, C) = ({batch}, {channels})")
     if sentence_weight is not None:
         if sentence is None:
-            refuse(op, "sentence_weight", sentence_weight, "none where there is no sentence")
+            refuse(op, "sentence_weight", sentence_weight, "None without a sentence")
         if sentence_weight.shape != (channels, channels):
             wanted = f"shape (C, C) = ({channels}, {channels})"
             refuse(op, "sentence_weight", sentence_weight, wanted)
@@ -214,14 +214,14 @@ def check_attention(
     floating = {"words": words, "sentence": sentence, "sentence_weight": sentence_weight}
     for name, tensor in {**floating, "mask": mask}.items():
         if tensor is not None and tensor.device != features.device:
-            refuse(op, name, tensor, f"device {features.device}, that of features")
+            refuse(op, name, tensor, f"device {features.device}, as features")
     for name, tensor in floating.items():
         if tensor is not None and tensor.dtype != features.dtype:
-            refuse(op, name, tensor, f"{features.dtype}, that of features")
+            refuse(op, name, tensor, f"{features.dtype}, as features")
 
 
 def autocast(tensor: MaybeTensor) -> MaybeTensor:
-    """Return a floating tensor in the data type of autocast, where that is on; None stays None."""
+    """Return a floating-point tensor in autocast's data type, if that is on; None stays None."""
     if tensor is None:
         return None
     device = tensor.device.type

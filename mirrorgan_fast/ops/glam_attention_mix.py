@@ -1,10 +1,10 @@
-"""GLAM attention and the 1x1 convolution that mixes it, in one pass.
+"""GLAM attention and the 1x1 convolution that follows it, in one pass.
 
     out = mix concat(f, Att^w, Att^s)
 
-with the attentions of `mirrorgan_fast.ops.glam_attention`. A sum over words or channels may be
-mixed before it is weighed, mix_w sum_t k_t p_t = sum_t (mix_w k_t) p_t, so that neither attention
-nor their concatenation is ever written.
+with Att^w and Att^s of `mirrorgan_fast.ops.glam_attention`. The mix can be applied before the sum
+over words, mix_w sum_t k_t p_t = sum_t (mix_w k_t) p_t, and likewise for the sentence. So neither
+Att^w nor Att^s nor their concatenation is written to memory.
 """
 
 import torch
@@ -37,56 +37,56 @@ def glam_attention_mix(
     mix: Tensor,  # (C', 3C)
     out: Tensor | None = None,  # (N, C', H, W)
 ) -> Tensor:
-    """Mix features with their word attention and, given a sentence, sentence attention.
+    """Mix the features with their word attention and, given a sentence, sentence attention.
 
-    A sample's result depends on that sample alone. NaN in a pixel's features stays in that pixel.
-    With AMX a score above 1e7, beside smaller ones, counts as the least.
-    Gradients exist for all inputs but ``mask``, of first order through Triton, else of any. Under
-    autocast the inputs are taken in the autocast data type, which is also the result's.
+    A sample's result depends only on that sample. NaN in the features of a pixel stays in that
+    pixel. With AMX a score above 1e7 counts as the lowest score if others are smaller. Gradients
+    exist for all inputs but ``mask``: of first order with Triton, otherwise of any order. Under
+    autocast the inputs are converted to the autocast data type, which the result also has.
 
     Args:
-        features: f, any floating data type; channels_last is fast.
-        words: U w, the words projected to C channels; same data type.
-        mask: bool, true at real words. What stands at the others has no influence; without any
-            real word Att^w is 0.
+        features: f, any floating-point data type; channels_last is fastest.
+        words: U w, the words projected to C channels, in the same data type.
+        mask: bool, true at real words, false at padding. Padding has no influence. Without any real
+            word Att^w is 0.
         sentence: V s_ca, the sentence projected to C channels. None: no Att^s (AttnGAN's form).
         sentence_weight: M of the authors' form. None: the paper's form.
-        mix: the weight of the 1x1 convolution, of the same data type; (C', 2C) without a sentence.
-        out: where to write the result; None makes a new map.
+        mix: Weight of the 1x1 convolution, in the same data type; (C', 2C) without a sentence.
+        out: Where to write the result. None: a new map is made.
 
     Returns:
-        ``out``, channels_last and of the data type of ``features``.
+        ``out``, channels_last and in the data type of ``features``.
 
     Raises:
-        InputError: shapes, data types or devices do not fit together.
+        InputError: Shapes, data types or devices do not match.
     """
     features, words, mix = autocast(features), autocast(words), autocast(mix)
     sentence, sentence_weight = autocast(sentence), autocast(sentence_weight)
-    given = (features, words, mask, sentence, sentence_weight)
-    check_attention_mix(_NAME, *given, mix)
+    inputs = (features, words, mask, sentence, sentence_weight, mix)
+    check_attention_mix(_NAME, *inputs)
     shape = (features.shape[0], mix.shape[0], *features.shape[2:])
     if out is not None:
         check_out(_NAME, out, features, shape, features.dtype)
-    differentiated = needs_grad(*given, mix)
+    differentiated = needs_grad(*inputs)
     choice = choose(_NAME, features.device.type, features.dtype, needs_grad=differentiated)
-    implementation = _that_takes(words, mix, choice.implementation)
+    implementation = _fallback(choice.implementation, words, mix)
     if differentiated:
-        return write_to(out, _differentiable(implementation, *given, mix))
+        return write_to(out, _differentiable(implementation, *inputs))
     if implementation == REFERENCE:
-        return write_to(out, run_reference(reference, *given, mix))
+        return write_to(out, run_reference(reference, *inputs))
     if out is None:
         out = new_map(shape, features)
     if implementation == TRITON:
         from mirrorgan_fast.kernels.glam_attention_mix import glam_attention_mix_triton
 
-        glam_attention_mix_triton(*given, mix, out)
+        glam_attention_mix_triton(*inputs, out)
     else:
-        _op(*given, mix, out)
+        _op(*inputs, out)
     return out
 
 
-def _that_takes(words: Tensor, mix: Tensor, implementation: str) -> str:
-    """Return the implementation, or where words and mix are too many for it another one."""
+def _fallback(implementation: str, words: Tensor, mix: Tensor) -> str:
+    """Return the implementation, or another one if these sizes are too large for it."""
     _, count, channels = words.shape
     if implementation == CUDA and (count > 32 or channels != 32 or len(mix) > 64):
         implementation = TRITON
@@ -106,16 +106,16 @@ def _differentiable(
     sentence_weight: Tensor | None,
     mix: Tensor,
 ) -> Tensor:
-    """Do the same where a gradient is needed."""
-    given = (features, words, mask, sentence, sentence_weight)
+    """Compute `glam_attention_mix` with autograd."""
+    attention = (features, words, mask, sentence, sentence_weight)
     if implementation == TRITON:
         from mirrorgan_fast.kernels.glam_attention_mix import glam_attention_mix_trained, trains
 
         if trains(*words.shape[1:], len(mix)):
-            trained: Tensor = glam_attention_mix_trained(*given, mix)
-            return trained
-    # PyTorch's convolution is faster, forward and backward, than the product in the reference
-    return functional.conv2d(glam_attention(*given), mix[:, :, None, None])
+            out: Tensor = glam_attention_mix_trained(*attention, mix)
+            return out
+    # PyTorch's convolution is faster, forward and backward, than the product in the reference.
+    return functional.conv2d(glam_attention(*attention), mix[:, :, None, None])
 
 
 def check_attention_mix(
@@ -127,7 +127,7 @@ def check_attention_mix(
     sentence_weight: Tensor | None,
     mix: Tensor,
 ) -> None:
-    """Check the inputs that the ops with attention and mix have in common."""
+    """Check the inputs that the ops with attention and mix share."""
     check_attention(op, features, words, mask, sentence, sentence_weight)
     columns = features.shape[1] * (2 if sentence is None else 3)
     if features.shape[1] == 0:
@@ -146,7 +146,7 @@ def reference(
     sentence_weight: Tensor | None,  # (C, C)
     mix: Tensor,  # (C', 3C)
 ) -> Tensor:
-    """What `glam_attention_mix` means, in plain PyTorch; same arguments, trusted."""
+    """Define `glam_attention_mix` in plain PyTorch. Same arguments, not checked."""
     wide = torch.promote_types(features.dtype, torch.float32)
     context = attention_reference(
         features.to(wide),
@@ -169,5 +169,5 @@ def _op(
     mix: Tensor,
     out: Tensor,
 ) -> None:
-    # Compiled: csrc/cpu/glam_attention_mix.cpp and csrc/cuda/glam_attention_mix.cu.
+    # The compiled implementations are csrc/cpu/ and csrc/cuda/glam_attention_mix.
     out.copy_(reference(features, words, mask, sentence, sentence_weight, mix))

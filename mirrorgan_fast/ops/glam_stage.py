@@ -1,9 +1,9 @@
 """A whole stage of MirrorGAN's generator, f_i = F_i(F_att_i(f_{i-1}, w, s_ca)), or its image.
 
-Attention and mix, residual blocks, up-block and image head, as `mirrorgan_fast.ops` has them one by
-one. What a stage of 128 px writes between its layers takes as long to write and to read again as
-all of its products to compute: here a few rows at a time go through all layers while they are in
-the cache.
+A stage is attention and mix, residual blocks, an up-block and, for the image, an image head. Each
+is also an op by itself. Between the layers of a stage of 128 px, writing the feature maps to memory
+and reading them again takes as long as computing all products. So this op takes a few rows at a
+time through all layers, while they are in the cache.
 """
 
 import torch
@@ -36,44 +36,46 @@ def glam_stage(
     mix: Tensor,  # (C', 3C)
     weights: list[Tensor],  # packed
     biases: list[Tensor],
-    head_weight: Tensor | None = None,  # packed, of 3 channels
+    head_weight: Tensor | None = None,  # packed, for 3 output channels
     head_bias: Tensor | None = None,  # (3,)
     out: Tensor | None = None,  # (N, C'', 2H, 2W) or (N, 2H, 2W, 3)
     memory: KeptMemory | None = None,
 ) -> Tensor:
-    """Attend and mix, run residual blocks and an up-block, and make an image if there is a head.
+    """Run attention, mix, residual blocks and up-block, and the image head if there is one.
 
-    For inference; where a gradient is needed the reference runs. Where the whole stage cannot go at
-    once, its ops run one by one, with the same bits.
+    For inference: if a gradient is needed, the reference runs. If the whole stage cannot run as one
+    op, its ops run one by one and give the same bits.
 
     Args:
-        features: f_{i-1}, and with it up to ``mix`` the arguments of `glam_attention_mix`.
+        features: f_{i-1}. This and the arguments up to ``mix`` are those of `glam_attention_mix`.
         words: U w.
-        mask: true at real words.
+        mask: True at real words.
         sentence: V s_ca, or None.
         sentence_weight: M of the authors' form, or None.
-        mix: the weight of the 1x1 convolution.
-        weights: of each residual block's `conv_glu` and `conv_add`, then of the up-block's
-            `conv_glu`, from ``pack``.
-        biases: as many.
-        head_weight: of `image_head`; None: the result is f_i.
-        head_bias: of `image_head`.
-        out: where to write the result; None makes a new tensor.
-        memory: for what is between the ops, where they run one by one; None: it is made anew.
+        mix: Weight of the 1x1 convolution.
+        weights: From ``pack``: for each residual block that of its `conv_glu` and that of its
+            `conv_add`, then that of the up-block's `conv_glu`.
+        biases: One for each weight.
+        head_weight: For `image_head`. None: the result is f_i.
+        head_bias: For `image_head`.
+        out: Where to write the result. None: a new tensor is made.
+        memory: For the maps between the ops if they run one by one. None: new maps are made.
 
     Returns:
-        ``out``: f_i, channels_last and of the data type of ``features``; or images, uint8.
+        ``out``: f_i, channels_last and in the data type of ``features``; or images, uint8.
 
     Raises:
-        InputError: as the ops that it consists of, or the lists do not fit together.
+        InputError: As the ops of the stage, or the lists do not match.
     """
     if len(weights) % 2 == 0 or len(weights) != len(biases):
         raise InputError(
-            f"{_NAME}: weights: found {len(weights)} and {len(biases)} biases, wanted two of each "
-            f"block and one, and as many biases"
+            f"{_NAME}: weights: found {len(weights)} and {len(biases)} biases, wanted two for each "
+            f"block and one for the up-block, and as many biases"
         )
     if (head_weight is None) != (head_bias is None):
-        raise InputError(f"{_NAME}: head_bias: found only one of weight and bias, wanted both")
+        raise InputError(
+            f"{_NAME}: head_bias: found only one of head_weight and head_bias, wanted both"
+        )
     attention = (features, words, mask, sentence, sentence_weight, mix)
     channels = _check(attention, weights, biases, head_weight, head_bias)
     batch, _, height, width = features.shape
@@ -94,7 +96,7 @@ def glam_stage(
     choice = choose(_NAME, features.device.type, features.dtype, needs_grad=False)
     layers = list(zip(weights, biases, strict=True))
     head = None if head_weight is None or head_bias is None else (head_weight, head_bias)
-    if choice.implementation == REFERENCE or not goes_at_once(
+    if choice.implementation == REFERENCE or not runs_as_one_op(
         width, mix, weights, biases, head_bias
     ):
         with torch.autocast(features.device.type, enabled=False):
@@ -118,7 +120,7 @@ def reference(
     head_weight: Tensor | None = None,
     head_bias: Tensor | None = None,
 ) -> Tensor:
-    """What `glam_stage` means, in plain PyTorch; same arguments, trusted."""
+    """Define `glam_stage` in plain PyTorch. Same arguments, not checked."""
     x = attention_reference(features, words, mask, sentence, sentence_weight, mix)
     *layers, up = zip(weights, biases, strict=True)
     for glu, add in zip(layers[::2], layers[1::2], strict=True):
@@ -138,37 +140,41 @@ def _one_by_one(
     out: Tensor,
     memory: KeptMemory | None,
 ) -> Tensor:
-    """Do the same with the ops that a stage consists of, each by what is fastest for it."""
+    """Run the ops of a stage one by one, each in its fastest implementation."""
 
-    def made(name: str, like: Tensor, channels: int, scale: int = 1) -> Tensor | None:
+    def map_for(name: str, like: Tensor, channels: int, scale: int = 1) -> Tensor | None:
         return None if memory is None else memory.map(name, len(like), like, channels, scale)
 
-    x = glam_attention_mix(*attention, out=made("x", attention[0], len(attention[-1])))
-    *of_blocks, up = layers
-    for glu, add in zip(of_blocks[::2], of_blocks[1::2], strict=True):
-        hidden = conv_glu(x, *glu, out=made("hidden", x, len(glu[1]) // 2))
+    x = glam_attention_mix(*attention, out=map_for("x", attention[0], len(attention[-1])))
+    *blocks, up = layers
+    for glu, add in zip(blocks[::2], blocks[1::2], strict=True):
+        hidden = conv_glu(x, *glu, out=map_for("hidden", x, len(glu[1]) // 2))
         x = conv_add(hidden, *add, x, out=x)
     if head is None:
         return conv_glu(x, *up, out=out)
-    f = conv_glu(x, *up, out=made("f", x, len(up[1]) // 2, scale=2))
+    f = conv_glu(x, *up, out=map_for("f", x, len(up[1]) // 2, scale=2))
     return image_head(f, *head, out=out)
 
 
-def goes_at_once(
+def runs_as_one_op(
     width: int,
     mix: Tensor,
     weights: list[Tensor],
     biases: list[Tensor],
     head_bias: Tensor | None,
 ) -> bool:
-    """Whether all is whole tiles, and blocks keep the channels; and the up-block is in phases."""
+    """Return whether the compiled op accepts a stage of these sizes.
+
+    It does if the up-block's weights are packed in four phases, all weights are in tiles, no tile
+    is padded, the residual blocks keep the number of channels, and the image has at most four.
+    """
     if weights[-1].shape[0] != 4 or not all(map(in_tiles, weights)):
         return False
     *hidden, last = (len(bias) // 2 for bias in biases[::2])
     if any(n != len(mix) for n in hidden):
         return False
-    images = 0 if head_bias is None else len(head_bias)
-    return width % 16 == 0 and len(mix) % 32 == 0 and last % 32 == 0 and images <= 4
+    image_channels = 0 if head_bias is None else len(head_bias)
+    return width % 16 == 0 and len(mix) % 32 == 0 and last % 32 == 0 and image_channels <= 4
 
 
 def _check(
@@ -178,7 +184,7 @@ def _check(
     head_weight: Tensor | None,
     head_bias: Tensor | None,
 ) -> int:
-    """Check that the layers fit behind each other; return the channels of the result."""
+    """Check that each layer accepts the result of the previous one; return the last channels."""
     check_attention_mix(_NAME, *attention)
     features, mix = attention[0], attention[-1]
     channels, last = len(mix), len(weights) - 1
@@ -186,13 +192,18 @@ def _check(
         glu = i % 2 == 0
         scale = check_packed(_NAME, features, weight, bias, glu=glu, channels=channels)
         if scale != (2 if i == last else 1) or taps_of(weight) == 1:
-            refuse(_NAME, f"weights[{i}]", weight, "3x3, packed with upsample the last one alone")
+            refuse(
+                _NAME,
+                f"weights[{i}]",
+                weight,
+                "a 3x3 convolution; only the last one is packed with upsample",
+            )
         channels = len(bias) // 2 if glu else len(bias)
         if not glu and channels != len(mix):
-            refuse(_NAME, f"biases[{i}]", bias, f"shape ({len(mix)},), as many as mix gives")
+            refuse(_NAME, f"biases[{i}]", bias, f"shape ({len(mix)},), the channels that mix gives")
     if head_weight is not None and head_bias is not None:
         if check_packed(_NAME, features, head_weight, head_bias, glu=False, channels=channels) != 1:
-            refuse(_NAME, "head_weight", head_weight, "packed without upsample")
+            refuse(_NAME, "head_weight", head_weight, "weights packed without upsample")
         channels = len(head_bias)
     return channels
 
@@ -212,5 +223,5 @@ def _op(
     out: Tensor,
 ) -> None:
     # The CPU implementation is csrc/cpu/glam_stage.cpp.
-    given = (features, words, mask, sentence, sentence_weight, mix)
-    out.copy_(reference(*given, weights, biases, head_weight, head_bias))
+    attention = (features, words, mask, sentence, sentence_weight, mix)
+    out.copy_(reference(*attention, weights, biases, head_weight, head_bias))

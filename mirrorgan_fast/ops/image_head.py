@@ -1,8 +1,8 @@
-"""A generator's last step: a 3x3 convolution, tanh, and grey levels.
+"""The last step of a generator: a 3x3 convolution, tanh, and rounding to gray levels.
 
     out = round((1 + tanh(weight * x + bias)) 127.5)
 
-This is G_i of MirrorGAN's generators, with the image as files have it.
+This is G_i of MirrorGAN's generators, with its images as 8-bit integers.
 """
 
 import torch
@@ -14,35 +14,35 @@ from mirrorgan_fast.ops.inference_op import inference_op
 from mirrorgan_fast.ops.packing import check_packed, choose_packed, convolve_packed
 
 _NAME = "image_head"
-_MOST_CHANNELS = 16
+_MAX_CHANNELS = 16
 
 
 def image_head(
     x: Tensor,  # (N, C, H, W)
-    weight: Tensor,  # packed, of 3 channels
+    weight: Tensor,  # packed, for 3 output channels
     bias: Tensor,  # (3,)
     out: Tensor | None = None,  # (N, H, W, 3)
 ) -> Tensor:
-    """Turn features into images of grey levels.
+    """Turn features into images.
 
     For inference: there is no gradient. NaN becomes 0.
 
     Args:
-        x: float32, bfloat16 or float16; channels_last is fast.
-        weight: from ``pack(..., glu=False, upsample=False)``, of x's data type.
-        bias: float32, of as many channels as the images have: 3, and at most 16.
-        out: where to write the result, contiguous; None makes a new tensor.
+        x: float32, bfloat16 or float16; channels_last is fastest.
+        weight: From ``pack(..., glu=False, upsample=False)``, in x's data type.
+        bias: float32. Its size is the number of image channels, usually 3 and at most 16.
+        out: Where to write the result, contiguous. None: a new tensor is made.
 
     Returns:
         ``out``, uint8 in [0, 255], (N, H, W, 3).
 
     Raises:
-        InputError: shapes, data types or devices do not fit together.
+        InputError: Shapes, data types or devices do not match.
     """
     if check_packed(_NAME, x, weight, bias, glu=False) != 1:
-        refuse(_NAME, "weight", weight, "one phase: packed without upsample")
-    if len(bias) > _MOST_CHANNELS:
-        refuse(_NAME, "bias", bias, f"at most {_MOST_CHANNELS} channels")
+        refuse(_NAME, "weight", weight, "weights packed without upsample")
+    if len(bias) > _MAX_CHANNELS:
+        refuse(_NAME, "bias", bias, f"at most {_MAX_CHANNELS} channels")
     shape = (x.shape[0], *x.shape[2:], len(bias))
     if out is not None:
         check_out(_NAME, out, x, shape, torch.uint8, torch.contiguous_format)
@@ -62,10 +62,10 @@ def image_head(
 
 def reference(
     x: Tensor,  # (N, C, H, W)
-    weight: Tensor,  # packed, of 3 channels
+    weight: Tensor,  # packed, for 3 output channels
     bias: Tensor,  # (3,)
 ) -> Tensor:
-    """What `image_head` means, in plain PyTorch; the arguments are the same, and trusted."""
+    """Define `image_head` in plain PyTorch. Same arguments, not checked."""
     image = convolve_packed(x, weight, bias, glu=False).tanh().nan_to_num(nan=-1.0)
     return image.add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 

@@ -1,7 +1,8 @@
-"""Ops that write into memory which they are given, and through which no gradient comes.
+"""Defines the ops for inference: they write into tensors that they are given, without gradients.
 
-``torch.library.custom_op`` would count what is written in the dispatcher, in Python: that takes 15
-microseconds, and 100 where an op has fifty tensors. Here the function that calls the op counts it.
+``torch.library.custom_op`` would increment the version counters of the written tensors in Python
+code that the dispatcher calls. That takes 15 microseconds per call, and 100 for an op with fifty
+tensors. Here the function that calls the op does it.
 """
 
 import inspect
@@ -17,14 +18,14 @@ from mirrorgan_fast.errors import InputError
 def inference_op(
     name: str, writes: tuple[str, ...] = ("out",)
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a function the op ``mirrorgan::<name>``; where no other kernel is registered it runs.
+    """Turn a function into the op ``mirrorgan::<name>``.
 
-    It must not be given what requires a gradient. What its implementation in C++ refuses is an
-    ``InputError``, as in Python.
+    The function itself runs where no compiled kernel is registered. The op must not be given
+    tensors that require a gradient. A failed check of the C++ implementation raises ``InputError``.
 
     Args:
-        name: of the op.
-        writes: the arguments, tensors, that the function writes.
+        name: Name of the op.
+        writes: Names of the tensors among the arguments that the function writes.
     """
 
     def define(function: Callable[..., None]) -> Callable[..., None]:
@@ -35,7 +36,7 @@ def inference_op(
         torch.library.register_fake(qualified, _does_nothing)
         op = getattr(torch.ops.mirrorgan, name).default
         parameters = list(inspect.signature(function).parameters)
-        places = [parameters.index(argument) for argument in writes]
+        positions = [parameters.index(argument) for argument in writes]
 
         def call(*arguments: object) -> None:
             if torch.compiler.is_compiling():
@@ -43,10 +44,10 @@ def inference_op(
                 return
             try:
                 op(*arguments)
-            except ValueError as error:  # what a check in C++ throws
+            except ValueError as error:  # from a check in C++
                 raise InputError(str(error)) from error
-            for place in places:  # so that a backward pass finds what was overwritten
-                written = arguments[place]
+            for position in positions:  # so that a backward pass notices what was overwritten
+                written = arguments[position]
                 assert isinstance(written, Tensor)
                 if not written.is_inference():
                     increment_version(written)

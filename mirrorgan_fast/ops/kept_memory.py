@@ -1,4 +1,4 @@
-"""Memory for the maps between ops, kept from call to call."""
+"""Memory for the feature maps between ops, kept from call to call."""
 
 import threading
 from typing import Self
@@ -10,9 +10,9 @@ from mirrorgan_fast.ops.checks import at_hand
 
 
 def new_map(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Return an empty channels_last map (N, C, H, W) of the data type and device of ``like``.
+    """Return an empty channels_last map (N, C, H, W) with data type and device of ``like``.
 
-    As a view of rows: ``torch.empty`` with a memory format is what Inductor fails at where an op
+    It is a view of (N, H, W, C): Inductor fails on ``torch.empty`` with a memory format where an op
     writes a map of a single pixel.
     """
     batch, channels, height, width = shape
@@ -21,43 +21,43 @@ def new_map(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 class KeptMemory(threading.local):
-    """Memory of one owner, in each thread another; a copy, in another process too, begins anew."""
+    """Memory of one owner. Each thread has its own, and a copy or a pickle of it starts empty."""
 
     def __init__(self) -> None:
-        self._of_name: dict[str, Tensor] = {}
-        self._last: dict[str, Tensor] = {}
+        self._memory: dict[str, Tensor] = {}
+        self._last_map: dict[str, Tensor] = {}
 
     def __reduce__(self) -> tuple[type[Self], tuple[()]]:
-        # or torch.multiprocessing would have all processes write to the same
+        # Otherwise torch.multiprocessing would let all processes write to the same memory.
         return type(self), ()
 
-    def map(self, name: str, most: int, like: Tensor, channels: int, scale: int) -> Tensor:
-        """Return a channels_last map (N, channels, scale H, scale W) that lies there.
+    def map(self, name: str, max_batch: int, like: Tensor, channels: int, scale: int) -> Tensor:
+        """Return a channels_last map (N, channels, scale H, scale W) in the kept memory.
 
         Args:
-            name: the same memory for the same name; what was there is lost.
-            most: images that there must be room for.
-            like: a map (N, *, H, W) of the same data type and device.
-            channels: of the map.
-            scale: how many times larger than ``like`` it is.
+            name: The same name gives the same memory; its former content is lost.
+            max_batch: Images to reserve memory for.
+            like: A map (N, *, H, W) whose data type and device the result has.
+            channels: Channels of the result.
+            scale: How many times larger than ``like`` the result is.
         """
         batch, _, height, width = like.shape
         shape = (batch, channels, height * scale, width * scale)
-        # PyTorch keeps a GPU's, and a CUDA graph its own; what is traced has no memory.
+        # On a GPU, PyTorch's allocator or a CUDA graph keeps the memory. A traced tensor has none.
         if not at_hand(like):
             return new_map(shape, like)
-        last = self._last.get(name)
+        last = self._last_map.get(name)
         if last is not None and last.shape == shape:
             return last
         size = channels * height * width * scale * scale
-        kept = self._of_name.get(name)
-        if kept is None or kept.numel() < most * size:
-            kept = torch.empty(most * size, dtype=like.dtype, device=like.device)
-            self._of_name[name] = kept
-        rows = kept[: batch * size].view(batch, height * scale, width * scale, channels)
-        last = self._last[name] = rows.permute(0, 3, 1, 2)
+        memory = self._memory.get(name)
+        if memory is None or memory.numel() < max_batch * size:
+            memory = torch.empty(max_batch * size, dtype=like.dtype, device=like.device)
+            self._memory[name] = memory
+        rows = memory[: batch * size].view(batch, height * scale, width * scale, channels)
+        last = self._last_map[name] = rows.permute(0, 3, 1, 2)
         return last
 
     def bytes(self) -> int:
-        """Return how much is kept for this thread."""
-        return sum(kept.nbytes for kept in self._of_name.values())
+        """Return how many bytes are kept for this thread."""
+        return sum(memory.nbytes for memory in self._memory.values())

@@ -1,26 +1,26 @@
 """The form in which the fused convolutions take their weights.
 
-A 3x3 convolution with zeros around the map is nine taps, a 1x1 convolution is one. On a map that
-is first upsampled by two (nearest) a 3x3 one is four phases of four taps on the small map, one
-phase for each of the four pixels that a pixel becomes: rows of the kernel that meet the same pixel
-are summed.
+A 3x3 convolution with padding 1 has nine taps, a 1x1 convolution has one. A 3x3 convolution of a
+map that is first upsampled by two (nearest neighbor) is computed on the small map, as four phases
+of four taps: one phase for each of the four pixels that a pixel becomes. Rows and columns of the
+kernel that fall on the same pixel are summed.
 
-On a processor a 3x3 convolution to more than an image is in Winograd's form (Lavin and Gray, "Fast
-Algorithms for Convolutional Neural Networks", 2016): in float32 4x4 results take 36 products
-instead of 144, in bfloat16, which would lose too much of them, 2x2 take 16 instead of 36, and on
-the upsampled map 2x2 take 9 instead of 16. Each product is a 1x1 convolution of a sum of inputs,
-and its weight a sum of taps. In float32 a NaN or an infinite number then reaches other results of
-its tiles: up to three pixels. Where AMX multiplies, the form pays on the upsampled map alone, and
-of many channels.
+On a CPU, a 3x3 convolution uses Winograd's form (Lavin and Gray, "Fast Algorithms for Convolutional
+Neural Networks", 2016), unless it makes an image of up to three channels. In float32 a tile of 4x4
+results takes 36 products instead of 144. In bfloat16, which would lose too much precision there, a
+tile of 2x2 results takes 16 instead of 36. On the upsampled map 2x2 results take 9 instead of 16.
+Each product is a 1x1 convolution of a sum of inputs, and its weight is a sum of taps. In float32 a
+NaN or an infinity therefore also reaches other results of its tile, up to three pixels away. In
+bfloat16 with AMX the form is only faster on the upsampled map, and only with many channels.
 
-On a processor the weights lie in tiles: blocks of 32 output channels and, of each tap, steps of 32
-input channels, each block and step as two tiles of 16 output channels. In bfloat16 a tile (16, 32)
-holds pairs of input channels side by side, as AMX multiplies them; in float32 it is (32, 16). With
-a GLU the first tile of a block is of values and the second of their gates. What is missing to whole
-blocks and steps is filled with zeros.
+On a CPU the weights are in the layout ``tiles``: blocks of 32 output channels and, for each tap,
+steps of 32 input channels. Each step of a block is two tiles of 16 output channels. In bfloat16 a
+tile has shape (16, 32), with pairs of input channels next to each other, as AMX multiplies them. In
+float32 it has shape (32, 16). With a GLU the first tile of a block holds values, the second their
+gates. Blocks and steps that are not full are padded with zeros.
 
-On a GPU they lie in rows (phases, taps, C, N), a row for each input channel of a tap. With a GLU
-each value has its gate beside it.
+On a GPU they are in the layout ``rows``, (phases, taps, C, N): one row for each input channel of
+each tap. With a GLU each value is followed by its gate.
 """
 
 from math import prod
@@ -38,8 +38,9 @@ from mirrorgan_fast.ops.choice import CUDA, REFERENCE, TRITON, choose
 Layout = Literal["tiles", "rows"]
 
 _HALF, _DEPTH = 16, 32
-_DEEP = 512  # channels from which on AMX's products take longer than what is done with their sums
-_IMAGE_CHANNELS = 3  # for so few `image_head` has a form of its own, of plain taps
+# From this many channels on, AMX's products take longer than the processing of their sums.
+_MANY_CHANNELS = 512
+_IMAGE_CHANNELS = 3  # up to this many, `image_head` has its own form, with plain taps
 _PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _DIMS: dict[Layout, int] = {"tiles": 7, "rows": 4}
@@ -48,17 +49,17 @@ _LAYOUTS: dict[str, Layout] = {"cpu": "tiles", "triton": "rows", "cuda": "rows"}
 
 
 class _Winograd(NamedTuple):
-    """One dimension of Winograd's form."""
+    """Winograd's form in one dimension."""
 
     weights: tuple[tuple[float, ...], ...]
-    """What the weights of the products are, of three taps."""
+    """The matrix that turns three taps into the weights of the products."""
     taps: tuple[tuple[float, ...], ...]
-    """How the taps come back."""
+    """The matrix that turns these weights back into taps."""
 
 
 def _four_results() -> _Winograd:
-    """Three taps as values of a polynomial at 0, 5/8, -5/8, 3/2, -3/2 and infinity."""
-    near, far = 5 / 8, 3 / 2  # among such numbers those where float32 loses least
+    """Return the form for four results: polynomials at 0, 5/8, -5/8, 3/2, -3/2 and infinity."""
+    near, far = 5 / 8, 3 / 2  # of the candidates, the points with the smallest error in float32
     points = (0.0, near, -near, far, -far)
     scales = [prod(p - other for other in points if other != p) for p in points]
     weights = [
@@ -77,15 +78,15 @@ _TWO_BY_TWO = _Winograd(
     ((1, 0, 0, 0), (0, 1, -1, 0), (0, 0, 0, 1)),
 )
 _UPSAMPLED = _Winograd(((1, 0, 0), (1, 1, 1), (0, 0, 1)), ((1, 0, 0), (-1, 1, -1), (0, 0, 1)))
-_OF_PRODUCTS = {36: _FOUR_BY_FOUR, 16: _TWO_BY_TWO, 9: _UPSAMPLED}
+_FORM_OF_PRODUCTS = {36: _FOUR_BY_FOUR, 16: _TWO_BY_TWO, 9: _UPSAMPLED}
 _TAPS = ((1, 9), (4, 4))
-"""Phases and their taps where a 3x3 convolution is in no other form."""
+"""(phases, taps per phase) of a 3x3 convolution that is not in Winograd's form."""
 _ONE_BY_ONE = (1, 1)
-_TILE = {torch.float32: (_DEPTH, _HALF), torch.bfloat16: (_HALF, _DEPTH)}
+_TILE_SHAPE = {torch.float32: (_DEPTH, _HALF), torch.bfloat16: (_HALF, _DEPTH)}
 
 
 def layout_on(device: torch.device) -> Layout:
-    """Return the layout that the implementations for a device take."""
+    """Return the layout that the implementations for a device need."""
     return "tiles" if device.type == "cpu" else "rows"
 
 
@@ -100,18 +101,19 @@ def pack(
     """Pack the weights of a convolution.
 
     Args:
-        weight: of a 3x3 convolution with padding 1, or of a 1x1 one, of a floating data type.
-        glu: the op applies a GLU: the second half of the N channels are gates.
-        upsample: the op convolves the map upsampled by two; 3x3 only.
-        dtype: float32 or bfloat16 (in rows: or float16), that of the maps that will be convolved.
-        layout: default: ``tiles`` on a CPU, ``rows`` elsewhere.
+        weight: Weight of a 3x3 convolution with padding 1 or of a 1x1 convolution, in any
+            floating-point data type.
+        glu: The op applies a GLU: the second half of the N channels are gates.
+        upsample: The op convolves the map upsampled by two; 3x3 only.
+        dtype: Data type of the maps to convolve: float32, bfloat16 or, in ``rows``, float16.
+        layout: None: ``tiles`` on a CPU, ``rows`` on other devices.
 
     Returns:
-        tiles (phases or products, blocks, taps, steps, 2, 32, 16), in bfloat16 (..., 16, 32), or
-        rows (phases, taps, C, N), of ``dtype``.
+        In ``dtype``: tiles (phases or products, blocks, taps, steps, 2, 32, 16), in bfloat16
+        (..., 16, 32); or rows (phases, taps, C, N).
 
     Raises:
-        InputError: other shapes or data types.
+        InputError: The weight has another shape or data type.
     """
     sides = ((3, 3),) if upsample else ((3, 3), (1, 1))
     if weight.dim() != 4 or weight.shape[2:] not in sides or not weight.is_floating_point():
@@ -128,8 +130,8 @@ def pack(
         raise InputError(f"pack: dtype: found {dtype}, wanted {' or '.join(map(str, dtypes))}")
     if weight.numel() == 0 or (glu and weight.shape[0] % 2):
         raise InputError(
-            f"pack: weight: found shape {tuple(weight.shape)}, wanted some channels, "
-            "an even number of them before a GLU"
+            f"pack: weight: found shape {tuple(weight.shape)}, wanted at least one channel, "
+            "and an even number of output channels for a GLU"
         )
     wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
     form = _winograd_form(weight, dtype, glu=glu, upsample=upsample) if layout == "tiles" else None
@@ -164,7 +166,7 @@ def convolve_packed(
     *,
     glu: bool,
 ) -> Tensor:
-    """Convolve with packed weights, in plain PyTorch and float32 or wider: (N, N', H', W')."""
+    """Convolve with packed weights in plain PyTorch; return (N, N', H', W'), float32 or wider."""
     wide = torch.promote_types(x.dtype, torch.float32)
     kernels = unpack(weight, x.shape[1], len(bias), glu=glu).to(wide)
     x, bias = x.to(wide), bias.to(wide)
@@ -182,15 +184,15 @@ def convolve_packed(
 def check_packed(
     op: str, x: Tensor, weight: Tensor, bias: Tensor, *, glu: bool, channels: int | None = None
 ) -> int:
-    """Check what a fused convolution is given; return how many times larger its map becomes.
+    """Check the inputs of a fused convolution; return by how much it upsamples, 1 or 2.
 
     Args:
-        op: named in errors.
-        x: the map, or one of its data type and device that has ``channels`` where it is convolved.
-        weight: packed.
-        bias: of the result.
-        glu: whether a GLU follows.
-        channels: default: those of ``x``.
+        op: Name of the op, for errors.
+        x: The map to convolve. With ``channels``, any map of its data type and device.
+        weight: Packed weight.
+        bias: Bias of the convolution.
+        glu: Whether a GLU follows.
+        channels: Channels of the map to convolve. None: those of ``x``.
     """
     if x.dim() != 4 or x.shape[1] == 0 or x.dtype not in _DTYPES:
         refuse(op, "x", x, "float32 or bfloat16 (or float16) of shape (N, C, H, W), C > 0")
@@ -204,30 +206,40 @@ def check_packed(
         fits = weight.dim() == _DIMS["rows"] and weight.shape[2:] == (channels, size)
         fits = fits and weight.shape[:2] in (*_TAPS, _ONE_BY_ONE)
     if not fits:
-        refuse(op, "weight", weight, f"what pack() makes for {channels} channels and this bias")
-    if weight.dtype != x.dtype or (in_tiles(weight) and weight.shape[5:] != _TILE.get(x.dtype)):
-        refuse(op, "weight", weight, f"what pack() makes of {x.dtype}, that of x")
+        refuse(op, "weight", weight, f"a weight from pack() for {channels} channels and this bias")
+    if weight.dtype != x.dtype or (
+        in_tiles(weight) and weight.shape[5:] != _TILE_SHAPE.get(x.dtype)
+    ):
+        refuse(op, "weight", weight, f"a weight from pack() in {x.dtype}, as x")
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor.device != x.device:
-            refuse(op, name, tensor, f"device {x.device}, that of x")
+            refuse(op, name, tensor, f"device {x.device}, as x")
         if not tensor.is_contiguous():
             refuse(op, name, tensor, "a contiguous tensor")
     return 2 if weight.shape[0] in (4, 9) else 1
 
 
 def _fits_tiles(weight: Tensor, channels: int, size: int, *, glu: bool) -> bool:
-    """Whether tiles are of a form, and as many as so many channels and a bias of ``size`` take."""
+    """Return whether tiles have a known form, and the right number for these sizes.
+
+    Args:
+        weight: Weight in tiles.
+        channels: Channels of the map to convolve.
+        size: Size of the bias.
+        glu: Whether a GLU follows.
+    """
     parts, blocks, taps, steps, halves, *tile = weight.shape
-    wide = tile == [_DEPTH, _HALF]  # of float32, whatever it was converted to since
-    of_image = not glu and size <= _IMAGE_CHANNELS
+    # Packed for float32, whatever data type the weight was converted to afterwards.
+    wide = tile == [_DEPTH, _HALF]
+    makes_image = not glu and size <= _IMAGE_CHANNELS
     forms: tuple[tuple[int, int], ...] = ((9, 1), (36 if wide else 16, 1), _ONE_BY_ONE)
-    if not wide or of_image:
+    if not wide or makes_image:
         forms += _TAPS
-    # As inequalities, which a compiler can solve where sizes are not known to it.
-    outputs, of_block = size // 2 if glu else size, _block(glu)
+    # Inequalities rather than divisions: torch.compile can solve them for symbolic sizes.
+    outputs, block = size // 2 if glu else size, _block(glu)
     return (
         (parts, taps) in forms
-        and (blocks - 1) * of_block < outputs <= blocks * of_block
+        and (blocks - 1) * block < outputs <= blocks * block
         and (steps - 1) * _DEPTH < channels <= steps * _DEPTH
         and halves == 2
         and (wide or tile == [_HALF, _DEPTH])
@@ -235,24 +247,24 @@ def _fits_tiles(weight: Tensor, channels: int, size: int, *, glu: bool) -> bool:
 
 
 def choose_packed(op: str, x: Tensor, weight: Tensor, *, needs_grad: bool) -> str:
-    """Return the implementation that takes a layer's packed weight, one that reads its layout."""
+    """Choose an implementation of a convolution that reads the layout of the packed weight."""
     implementation = choose(op, x.device.type, weight.dtype, needs_grad=needs_grad).implementation
     layout = _LAYOUTS.get(implementation)
     if layout is not None and weight.dim() != _DIMS[layout]:
         return REFERENCE
     if implementation == CUDA and taps_of(weight) == 1:
-        return TRITON  # a linear layer is no map, of which several taps are read
+        return TRITON  # the CUDA kernels are for 3x3 convolutions only
     return implementation
 
 
 def _winograd_form(
     weight: Tensor, dtype: torch.dtype, *, glu: bool, upsample: bool
 ) -> _Winograd | None:
-    of_image = not glu and weight.shape[0] <= _IMAGE_CHANNELS
-    # the reference, which is all there is without an extension, has to take a form apart again
-    in_taps = dtype == torch.bfloat16 and instruction_set() in ("amx", "")
-    deep = upsample and weight.shape[1] >= _DEEP
-    if weight.shape[2] != 3 or of_image or (in_taps and not deep):
+    makes_image = not glu and weight.shape[0] <= _IMAGE_CHANNELS
+    # Without an extension ("") only the reference runs, which would have to undo the form.
+    prefers_taps = dtype == torch.bfloat16 and instruction_set() in ("amx", "")
+    many_channels = upsample and weight.shape[1] >= _MANY_CHANNELS
+    if weight.shape[2] != 3 or makes_image or (prefers_taps and not many_channels):
         return None
     if upsample:
         return _UPSAMPLED
@@ -260,49 +272,49 @@ def _winograd_form(
 
 
 def _phases(weight: Tensor) -> Tensor:
-    """(N, C, 3, 3) to (4, N, C, 2, 2): the rows and columns of a kernel that meet one pixel."""
+    """Map kernels (N, C, 3, 3) to (4, N, C, 2, 2): sum the taps that fall on the same pixel."""
     rows = _pairs(weight, dim=2)
     return torch.stack([_pairs(rows[low], dim=3)[right] for low, right in _PHASES])
 
 
 def _pairs(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Sum three taps to two, for the even pixels that are made and for the odd ones."""
+    """Sum three taps to two, for the even pixels of the upsampled map and for the odd ones."""
     first, second, third = weight.unbind(dim)
     even, odd = (first, second + third), (first + second, third)
     return torch.stack(even, dim), torch.stack(odd, dim)
 
 
 def _nested(matrix: tuple[tuple[float, ...], ...], kernels: Tensor) -> Tensor:
-    """Apply the matrix to the rows and to the columns of kernels (N, C, h, w), in float64."""
+    """Apply the matrix to the rows and the columns of kernels (N, C, h, w), in float64."""
     m = torch.tensor(matrix, dtype=torch.float64, device=kernels.device)
     return m @ kernels.double() @ m.T
 
 
 def in_tiles(weight: Tensor) -> bool:
-    """Return whether a layer was packed for matrix tiles."""
+    """Return whether a packed weight has the layout ``tiles``."""
     return weight.dim() == _DIMS["tiles"]
 
 
 def taps_of(weight: Tensor) -> int:
-    """Return how many taps (of a phase) a packed convolution has."""
+    """Return how many taps a packed convolution has, per phase."""
     if weight.dim() == _DIMS["rows"]:
         return weight.shape[1]
-    form = _OF_PRODUCTS.get(weight.shape[0])
+    form = _FORM_OF_PRODUCTS.get(weight.shape[0])
     if form is not None:
         return 4 if form is _UPSAMPLED else 9
     return weight.shape[2]
 
 
 def unpack(weight: Tensor, channels: int, out_channels: int, *, glu: bool) -> Tensor:
-    """Return the kernels (P, N, C, h, w) that were packed, of the same data type."""
+    """Return the kernels (P, N, C, h, w) that were packed, in the same data type."""
     taps = taps_of(weight)
     side = {9: 3, 4: 2, 1: 1}[taps]
     if weight.dim() == _DIMS["rows"]:
         kernels = weight
         if glu:
             kernels = weight.unflatten(3, (-1, 2)).transpose(3, 4).flatten(3)
-        of_rows: Tensor = kernels.permute(0, 3, 2, 1).unflatten(3, (side, side))
-        return of_rows
+        from_rows: Tensor = kernels.permute(0, 3, 2, 1).unflatten(3, (side, side))
+        return from_rows
     steps = weight
     if weight.dtype == torch.bfloat16:
         steps = steps.unflatten(6, (_HALF, 2)).transpose(6, 7).flatten(5, 6)
@@ -313,7 +325,7 @@ def unpack(weight: Tensor, channels: int, out_channels: int, *, glu: bool) -> Te
     else:
         columns = tiles.flatten(3)[..., :out_channels]
     columns = columns[:, :, :channels].permute(0, 3, 2, 1)  # (P, N, C, taps)
-    form = _OF_PRODUCTS.get(len(weight))
+    form = _FORM_OF_PRODUCTS.get(len(weight))
     if form is not None:
         products = columns[..., 0].permute(1, 2, 0)  # (N, C, P)
         whole = _nested(form.taps, products.unflatten(2, (len(form.weights), -1)))
@@ -323,4 +335,5 @@ def unpack(weight: Tensor, channels: int, out_channels: int, *, glu: bool) -> Te
 
 
 def _block(glu: bool) -> int:
+    """Return how many channels of the result a block has."""
     return _HALF if glu else 2 * _HALF

@@ -1,14 +1,14 @@
-"""How well every image fits every caption by its words: the word half of DAMSM.
+"""The similarity of every image and every caption by words: the word level of DAMSM.
 
-AttnGAN (Xu et al., 2018), eq. 7 to 10. With s_tr = w_t . v_r between the words of a caption and the
-regions of an image,
+AttnGAN (Xu et al., 2018), eq. 7 to 10. With the scores s_tr = w_t . v_r of the words t of a caption
+and the regions r of an image,
 
-    b_tr = softmax_t(s_tr)                    which word a region fits
-    a_tr = softmax_r(gamma1 b_tr)             where a word looks
-    c_t  = sum_r a_tr v_r                     what it sees
+    b_tr = softmax_t(s_tr)                    attention of a region to the words
+    a_tr = softmax_r(gamma1 b_tr)             attention of a word to the regions
+    c_t  = sum_r a_tr v_r                     region context of a word
     out  = log sum_t exp(gamma2 cos(c_t, w_t))
 
-for all pairs at once.
+for all pairs in one call.
 """
 
 import torch
@@ -28,33 +28,37 @@ def word_similarity(
     gamma1: float = 4.0,
     gamma2: float = 5.0,
 ) -> Tensor:
-    """Match every image with every caption by its words.
+    """Return the similarity of every image and every caption.
 
-    Gradients exist for words and regions; through Triton of first order. Products are of the data
-    type of ``words``, sums and everything else of float32.
+    Gradients exist for words and regions; Triton has first-order gradients only. Products are
+    computed in the data type of ``words``, sums and everything else in float32.
 
     Args:
-        words: w of M captions, any floating data type.
-        mask: bool, true at real words; each caption has at least one.
-        regions: v of N images, any floating data type.
-        gamma1: sharpness of the attention over regions.
-        gamma2: sharpness of the pooling over words.
+        words: w of M captions, any floating-point data type.
+        mask: bool, true at real words, false at padding. Each caption has at least one real word.
+        regions: v of N images, any floating-point data type.
+        gamma1: Sharpness of the attention over regions.
+        gamma2: Sharpness of the pooling over words.
 
     Returns:
         log sum_t exp(gamma2 cos(c_t, w_t)), (N, M), float32 or wider.
 
     Raises:
-        InputError: shapes, data types or devices do not fit together.
+        InputError: Shapes, data types or devices do not match.
     """
     _check(words, mask, regions)
     differentiated = needs_grad(words, regions)
     choice = choose(_NAME, words.device.type, words.dtype, needs_grad=differentiated)
     if choice.implementation == TRITON:
-        from mirrorgan_fast.kernels.word_similarity import MOST_DEPTH, MOST_WORDS
-        from mirrorgan_fast.kernels.word_similarity import word_similarity_triton as in_triton
+        from mirrorgan_fast.kernels.word_similarity import (
+            MAX_DEPTH,
+            MAX_WORDS,
+            word_similarity_triton,
+        )
 
-        if words.shape[1] <= MOST_WORDS and words.shape[2] <= MOST_DEPTH:
-            similarity: Tensor = in_triton(words, mask, regions.to(words.dtype), gamma1, gamma2)
+        if words.shape[1] <= MAX_WORDS and words.shape[2] <= MAX_DEPTH:
+            regions = regions.to(words.dtype)
+            similarity: Tensor = word_similarity_triton(words, mask, regions, gamma1, gamma2)
             return similarity
     return run_reference(reference, words, mask, regions, gamma1, gamma2)
 
@@ -66,24 +70,24 @@ def reference(
     gamma1: float,
     gamma2: float,
 ) -> Tensor:
-    """What `word_similarity` means, in plain PyTorch; the arguments are the same, and trusted."""
-    words = words.masked_fill(~mask[:, :, None], 0)  # no NaN in gradients of what is not read
+    """Define `word_similarity` in plain PyTorch. Same arguments, not checked."""
+    words = words.masked_fill(~mask[:, :, None], 0)  # NaN in padding must not reach the gradients
     wide = torch.promote_types(words.dtype, torch.float32)
-    # the one large product, in the precision that the features came in
+    # The only large product, in the data type of the words.
     scores = torch.einsum("mtd,nrd->nmtr", words, regions.to(words.dtype)).to(wide)
     words, regions = words.to(wide), regions.to(wide)
     over_words = scores.masked_fill(~mask[:, :, None], -torch.inf).softmax(dim=2)
-    looks = (over_words * gamma1).softmax(dim=3)
-    # The product of c_t with the word and its length follow from the scores and the regions'
-    # products: the (N, M, T, D) tensor of c_t is not needed.
-    seen_words = (looks * scores).sum(dim=3)
+    attention = (over_words * gamma1).softmax(dim=3)  # a_tr
+    # c_t . w_t = sum_r a_tr s_tr, and |c_t|^2 = sum_rq a_tr (v_r . v_q) a_tq. So the (N, M, T, D)
+    # tensor of all c_t is not needed.
+    context_words = (attention * scores).sum(dim=3)
     region_products = regions @ regions.transpose(1, 2)
-    # all captions' looks at an image in one product, or the image's matrix is copied for each
-    reached = (looks.flatten(1, 2) @ region_products).view_as(looks)
-    seen_norms = (reached * looks).sum(dim=3).clamp(min=1e-12).sqrt()
-    # Padding has words of length 0
-    word_norms = words.norm(dim=2).clamp(min=1e-6)
-    cosines = seen_words / (seen_norms * word_norms)
+    # One product for all captions of an image: with broadcasting PyTorch would copy the image's
+    # matrix for each caption.
+    weighted = (attention.flatten(1, 2) @ region_products).view_as(attention)
+    context_norms = (weighted * attention).sum(dim=3).clamp(min=1e-12).sqrt()
+    word_norms = words.norm(dim=2).clamp(min=1e-6)  # padding has norm 0
+    cosines = context_words / (context_norms * word_norms)
     similarity: Tensor = (cosines * gamma2).masked_fill(~mask, -torch.inf).logsumexp(dim=2)
     return similarity
 
@@ -98,4 +102,4 @@ def _check(words: Tensor, mask: Tensor, regions: Tensor) -> None:
         refuse(_NAME, "regions", regions, f"floating point of shape (N, R, {depth})")
     for name, tensor in (("mask", mask), ("regions", regions)):
         if tensor.device != words.device:
-            refuse(_NAME, name, tensor, f"device {words.device}, that of words")
+            refuse(_NAME, name, tensor, f"device {words.device}, as words")

@@ -67,8 +67,8 @@ def test_the_module_follows_the_statistics_as_batch_norm_does(assert_matches):
     [
         (ONES(3, 6, 5), ONES(6), "x", r"\(N, C, H, W\)"),
         (ONES(3, 6, 5, 5).long(), ONES(6), "x", "floating point"),
-        (ONES(1, 6, 1, 1), ONES(6), "x", "more than one value a channel"),
-        (ONES(0, 6, 2, 2), ONES(6), "x", "more than one value a channel"),
+        (ONES(1, 6, 1, 1), ONES(6), "x", "more than one value per channel"),
+        (ONES(0, 6, 2, 2), ONES(6), "x", "more than one value per channel"),
         (ONES(3, 6, 5, 5), ONES(5), "weight", r"\(6,\)"),
         (ONES(3, 6, 5, 5), ONES(6).double(), "weight", "float32"),
         (ONES(3, 6, 5, 5), ONES(6, device="meta"), "weight", "device cpu"),

@@ -244,8 +244,8 @@ REFUSED = [
     ("lengths", (GATES, TOKENS, INTS[:1], PACKED), "int64 of shape (2,)"),
     ("lengths", (GATES, TOKENS, INTS.int(), PACKED), "int64"),
     ("lengths", (GATES, TOKENS, INTS.to("meta"), PACKED), "device cpu"),
-    ("recurrent", (GATES, TOKENS, INTS, PACKED[:1]), "pack_lstm() makes for 32 units"),
-    ("recurrent", (GATES, TOKENS, INTS, PACKED.bfloat16()), "pack_lstm() makes for 32 units"),
+    ("recurrent", (GATES, TOKENS, INTS, PACKED[:1]), "from pack_lstm() for 32 units"),
+    ("recurrent", (GATES, TOKENS, INTS, PACKED.bfloat16()), "from pack_lstm() for 32 units"),
     ("recurrent", (GATES, TOKENS, INTS, PACKED.mT.contiguous().mT), "contiguous"),
 ]
 

@@ -18,7 +18,7 @@ from mirrorgan_fast.ops import (
     pack,
     use,
 )
-from mirrorgan_fast.ops.glam import of_flat
+from mirrorgan_fast.ops.glam import from_flat
 
 BF16 = torch.bfloat16
 Z, K, D = 7, 10, 12
@@ -86,9 +86,9 @@ def inputs_of(batch: int, words: int = 5, seed: int = 1) -> list[Tensor]:
 
 def one_by_one(inputs: list[Tensor], packed: PackedGLAM) -> Tensor:
     """Return what the ops of the generator make."""
-    at_once, packed.at_once = packed.at_once, False
+    at_once, packed.runs_as_one_op = packed.runs_as_one_op, False
     result = glam(*inputs, packed)
-    packed.at_once = at_once
+    packed.runs_as_one_op = at_once
     return result
 
 
@@ -105,7 +105,7 @@ def one_by_one(inputs: list[Tensor], packed: PackedGLAM) -> Tensor:
 )
 def test_at_once_and_one_by_one_are_the_same_bits(sizes):
     packed = generator(**sizes)
-    assert packed.at_once
+    assert packed.runs_as_one_op
     for batch, words in ((1, 1), (2, 18), (5, 130), (19, 3)):
         inputs = inputs_of(batch, words, seed=batch)
         inputs[1].zero_()  # of the exponential beside it libraries differ in the last bit
@@ -143,11 +143,11 @@ def test_nan_stays_in_its_image(implementation, dtype):
 
 
 def test_only_whole_tiles_go_at_once():
-    assert generator().at_once == TILES
-    assert not generator(channels=24).at_once
-    assert not generator(image_channels=5).at_once
-    assert not generator(stages=0).at_once
-    assert not generator(layout="rows").at_once
+    assert generator().runs_as_one_op == TILES
+    assert not generator(channels=24).runs_as_one_op
+    assert not generator(image_channels=5).runs_as_one_op
+    assert not generator(stages=0).runs_as_one_op
+    assert not generator(layout="rows").runs_as_one_op
     assert glam(*inputs_of(2), generator(channels=24)).shape == (2, 64, 64, 3)
 
 
@@ -288,7 +288,7 @@ def test_compiles_and_exports_as_one():
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])
 def test_compiles_one_by_one(dtype):
     packed, inputs = generator(dtype=dtype), inputs_of(2)
-    packed.at_once = False
+    packed.runs_as_one_op = False
     torch.compiler.reset()
     compiled = torch.compile(glam, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(*inputs, packed), glam(*inputs, packed))
@@ -305,7 +305,7 @@ def test_opcheck():
 @pytest.mark.parametrize("sizes", [{}, {"form": "words"}, {"form": "paper", "stages": 0}])
 def test_the_tensors_that_the_op_is_given_are_the_generator(sizes):
     packed, inputs = generator(**sizes), inputs_of(2)
-    again = of_flat(*packed.flat, noise_size=Z, embedding_size=D)
+    again = from_flat(*packed.flat, noise_size=Z, embedding_size=D)
     assert again.flat[0][3] is packed.flat[0][3]
     assert torch.equal(one_by_one(inputs, again), one_by_one(inputs, packed))
 

@@ -365,7 +365,11 @@ BAD_INPUT = {
     "features": (ONES(3, 6, 5), "features", r"\(N, C, H, W\)"),
     "integer features": (ONES(3, 6, 5, 7, dtype=torch.int64), "features", "floating point"),
     "channels of words": (ONES(3, 5, 4), "words", r"\(3, T, 6\)"),
-    "data type of words": (ONES(3, 5, 6, dtype=torch.float64), "words", "torch.float32, that of"),
+    "data type of words": (
+        ONES(3, 5, 6, dtype=torch.float64),
+        "words",
+        "torch.float32, as features",
+    ),
     "length of mask": (ONES(3, 4, dtype=torch.bool), "mask", r"bool .* \(3, 5\)"),
     "data type of mask": (ONES(3, 5), "mask", "bool"),
     "sentence": (ONES(2, 6), "sentence", r"\(3, 6\)"),
@@ -385,7 +389,7 @@ def test_bad_input(case):
 
 
 def test_weight_without_sentence():
-    with pytest.raises(InputError, match="none where there is no sentence"):
+    with pytest.raises(InputError, match="wanted None without a sentence"):
         glam_attention(*inputs()._replace(sentence=None))
 
 

@@ -16,7 +16,7 @@ from .conftest import compiled
 
 ONES = torch.ones
 F32, BF16 = torch.float32, torch.bfloat16
-OF_FLOAT = "what pack() makes of torch.float32"
+IN_FLOAT32 = "a weight from pack() in torch.float32"
 
 
 def packed(out_channels=3, channels=5, *, glu=False, upsample=False, dtype=F32, side=3):
@@ -28,17 +28,23 @@ REFUSED = [
     ("conv_glu", "x", 0, ONES(5, 4, 6), "of shape (N, C, H, W)"),
     ("conv_glu", "x", 0, ONES(2, 5, 4, 6, dtype=torch.float64), "float32 or bfloat16"),
     ("conv_glu", "x", 0, ONES(2, 0, 4, 6), "C > 0"),
-    ("conv_glu", "weight", 1, packed(6, 70, glu=True), "makes for 5 channels"),
-    ("conv_glu", "weight", 1, ONES(6, 5, 3, 3), "what pack() makes"),
-    ("conv_glu", "weight", 1, packed(6, 37, glu=True), "makes for 5 channels"),
-    ("conv_glu", "weight", 1, packed(34, glu=True), "makes for 5 channels and this bias"),
-    ("conv_glu", "weight", 1, packed(6, 257, glu=True, side=1), "makes for 5 channels"),
-    ("conv_glu", "weight", 1, packed(6, glu=True, dtype=BF16), "makes of torch.float32, that of x"),
-    ("conv_glu", "weight", 1, packed(6, glu=True, dtype=BF16).float(), "pack() makes"),
-    ("conv_glu", "weight", 1, packed(6, glu=True, dtype=BF16, side=1).float(), OF_FLOAT),
-    ("conv_glu", "weight", 1, packed(6, glu=True, dtype=BF16, upsample=True).float(), "() makes"),
-    ("conv_glu", "weight", 1, ONES(1, 1, 9, 1, 2, 32, 16), "pack() makes"),  # as bfloat16's for AMX
-    ("conv_glu", "weight", 1, ONES(1, 1, 1, 1, 2, 8, 64), "pack() makes"),
+    ("conv_glu", "weight", 1, packed(6, 70, glu=True), "from pack() for 5 channels"),
+    ("conv_glu", "weight", 1, ONES(6, 5, 3, 3), "from pack()"),
+    ("conv_glu", "weight", 1, packed(6, 37, glu=True), "from pack() for 5 channels"),
+    ("conv_glu", "weight", 1, packed(34, glu=True), "from pack() for 5 channels and this bias"),
+    ("conv_glu", "weight", 1, packed(6, 257, glu=True, side=1), "from pack() for 5 channels"),
+    ("conv_glu", "weight", 1, packed(6, glu=True, dtype=BF16), "in torch.float32, as x"),
+    ("conv_glu", "weight", 1, packed(6, glu=True, dtype=BF16).float(), "from pack()"),
+    ("conv_glu", "weight", 1, packed(6, glu=True, dtype=BF16, side=1).float(), IN_FLOAT32),
+    (
+        "conv_glu",
+        "weight",
+        1,
+        packed(6, glu=True, dtype=BF16, upsample=True).float(),
+        "from pack()",
+    ),
+    ("conv_glu", "weight", 1, ONES(1, 1, 9, 1, 2, 32, 16), "from pack()"),  # as bfloat16's for AMX
+    ("conv_glu", "weight", 1, ONES(1, 1, 1, 1, 2, 8, 64), "from pack()"),
     ("conv_glu", "weight", 1, packed(6, glu=True).to("meta"), "device cpu"),
     ("conv_glu", "weight", 1, packed(6, glu=True).mT.contiguous().mT, "a contiguous tensor"),
     ("conv_glu", "bias", 2, ONES(5), "float32 of shape (2C,)"),
@@ -47,7 +53,7 @@ REFUSED = [
     ("conv_add", "residual", 3, ONES(2, 4, 4, 6), "of shape (2, 3, 4, 6)"),
     ("conv_add", "residual", 3, ONES(2, 3, 4, 6, device="meta"), "device cpu"),
     ("image_head", "weight", 1, packed(upsample=True), "packed without upsample"),
-    ("image_head", "weight", 1, packed(dtype=BF16).float(), OF_FLOAT),
+    ("image_head", "weight", 1, packed(dtype=BF16).float(), IN_FLOAT32),
     ("image_head", "bias", 2, ONES(4, 1), "float32 of shape (C,)"),
     ("glam_attention_mix", "features", 0, ONES(5, 4, 6), "(N, C, H, W)"),
     ("glam_attention_mix", "words", 1, ONES(2, 3, 4), "(2, T, 5)"),
@@ -58,7 +64,7 @@ REFUSED = [
     ("glam_attention_mix", "mix", 5, ONES(3, 15, dtype=torch.bfloat16), "torch.float32 on cpu"),
     ("glam_stage", "words", 1, ONES(2, 3, 4), "(2, T, 5)"),
     ("glam_stage", "mix", 5, ONES(3, 10), "shape (C', 15)"),
-    ("glam_stage", "weights", 6, [], "two of each block and one"),
+    ("glam_stage", "weights", 6, [], "two for each block and one"),
     ("glam_stage", "head_bias", 9, None, "both"),
 ]
 
@@ -147,10 +153,10 @@ def test_refuses_to_write_into_what_it_reads(implementation, op):
     run(0, x.numel())
     run(result.numel(), 0)
     for overlapping in ((0, x.numel() - 1), (result.numel() - 1, 0), (0, 0)):
-        with pytest.raises(InputError, match=rf"^{op}: out: .* memory that is not x's"):
+        with pytest.raises(InputError, match=rf"^{op}: out: .* memory that does not overlap x's"):
             run(*overlapping)
     parameter = nn.Parameter(placed(memory, 0, x), requires_grad=False)
-    with pytest.raises(InputError, match=rf"^{op}: out: .* memory that is not x's"):
+    with pytest.raises(InputError, match=rf"^{op}: out: .* memory that does not overlap x's"):
         right.op(parameter, *others, out=placed(memory, 0, result))
 
 
@@ -161,7 +167,7 @@ def test_writes_over_all_of_a_residual_or_nothing(implementation):
     memory = ONES(2 * residual.numel())
     over = placed(memory, 1, residual).copy_(residual)
     assert torch.equal(conv_add(*others, over, out=placed(memory, 1, residual)), result)
-    with pytest.raises(InputError, match=r"^conv_add: out: .* all of residual's memory"):
+    with pytest.raises(InputError, match=r"^conv_add: out: .* exactly the residual's memory"):
         conv_add(*others, over, out=placed(memory, 2, residual))
 
 
@@ -173,7 +179,7 @@ def test_writes_over_all_of_a_residual_or_nothing(implementation):
         (ONES(3, 5, 1, 1), {"upsample": True}, r"wanted floating point of shape \(N, C, 3, 3\)$"),
         (ONES(3, 5, 3, 3, dtype=torch.int64), {}, "floating point"),
         (ONES(3, 5, 3, 3), {"glu": True}, "an even number"),
-        (ONES(0, 5, 3, 3), {}, "some channels"),
+        (ONES(0, 5, 3, 3), {}, "at least one channel"),
         (ONES(3, 5, 3, 3), {"dtype": torch.float16}, "torch.float32 or torch.bfloat16"),
         (ONES(3, 5, 3, 3), {"layout": "columns"}, "layout: found 'columns', wanted tiles or rows"),
     ],

@@ -172,7 +172,7 @@ def test_packing_in_rows_is_the_same_convolution() -> None:
             called = call(op, Shapes(upsample=upsample, layout="rows"), torch.float32)
             expected = call(op, Shapes(upsample=upsample), torch.float32)
             torch.testing.assert_close(called.run(), expected.run(), atol=1e-5, rtol=1e-5)
-    with pytest.raises(InputError, match="what pack"):
+    with pytest.raises(InputError, match="a weight from pack"):
         called.op(called.arguments[0], called.arguments[1][:, 1:], called.arguments[2])
 
 
