@@ -1,1 +1,1 @@
-"""Triton kernels, one file an op, installed as `mirrorgan_fast.kernels`."""
+"""Triton kernels, one file per op, installed as `mirrorgan_fast.kernels`."""

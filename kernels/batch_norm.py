@@ -1,7 +1,8 @@
-"""A batch's statistics, and the tiles of what they normalize, for the batch norm kernels.
+"""The statistics of a batch, and loads of what they normalize, for the batch norm kernels.
 
-A map is rows (N H W) of channels, channels_last. Sums are made in two steps, so that they do not
-depend on which program is done first: of some rows each, then of those.
+A channels_last map is a matrix of N H W rows and C columns. Sums are computed in two steps: each
+program sums some rows, then a second kernel sums the results of the programs. So they do not depend
+on the order in which programs end.
 """
 
 from typing import Any
@@ -25,7 +26,7 @@ def sums_kernel(
     C: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    """Sum x - pivot and its square over some rows; the pivot keeps the squares' digits."""
+    """Sum x - pivot and its square over some rows. The pivot avoids cancellation."""
     channel = tl.program_id(1) * C + tl.arange(0, C)
     present = channel < CHANNELS
     pivot = pivot_of(x_ptr, rows, channel, CHANNELS)
@@ -68,9 +69,7 @@ def moments_kernel(
     count = rows.to(tl.float32)
     shift = tl.sum(total, axis=0) / count
     variance = tl.sum(squares, axis=0) / count - shift * shift
-    variance = tl.where(
-        variance < 0.0, 0.0, variance
-    )  # NaN stays NaN, which the greater one is not
+    variance = tl.where(variance < 0.0, 0.0, variance)  # unlike tl.maximum, this keeps NaN
     pivot = pivot_of(x_ptr, rows, channel, CHANNELS)
     tl.store(mean_ptr + channel, pivot + shift, mask=present)
     tl.store(variance_ptr + channel, variance, mask=present)
@@ -78,7 +77,7 @@ def moments_kernel(
 
 @triton.jit
 def pivot_of(x_ptr, rows, channel, CHANNELS: tl.constexpr):
-    """Return the mean of the first rows: a single one may be an outlier."""
+    """Return the mean of the first 16 rows, as a single row may be an outlier."""
     row = tl.arange(0, 16)
     x = load(x_ptr, row, row < rows, channel, CHANNELS, CHANNELS)
     return tl.sum(x, axis=0) / tl.minimum(rows, 16).to(tl.float32)
@@ -86,14 +85,14 @@ def pivot_of(x_ptr, rows, channel, CHANNELS: tl.constexpr):
 
 @triton.jit
 def rows_of(step, rows, R: tl.constexpr, STEPS: tl.constexpr):
-    """Return the rows (R,) of a step of a program, and which of them exist."""
+    """Return the indices (R,) of the rows of a program's step, and which of them exist."""
     row = (tl.program_id(0).to(tl.int64) * STEPS + step) * R + tl.arange(0, R)
     return row, row < rows
 
 
 @triton.jit
 def load(pointer, row, inside, channel, CHANNELS: tl.constexpr, WIDTH: tl.constexpr):
-    """Return a tile, float32, of a map of WIDTH channels; ``channel`` is of the first CHANNELS."""
+    """Return a float32 tile of a map with WIDTH channels, zero from channel CHANNELS on."""
     return tl.load(
         pointer + row[:, None] * WIDTH + channel[None, :],
         mask=inside[:, None] & (channel < CHANNELS)[None, :],
@@ -103,7 +102,7 @@ def load(pointer, row, inside, channel, CHANNELS: tl.constexpr, WIDTH: tl.conste
 
 @triton.jit
 def load_norm(mean_ptr, variance_ptr, weight_ptr, bias_ptr, eps, channel, END: tl.constexpr):
-    """Return mean, 1 / std, weight and bias of some channels before END."""
+    """Return mean, 1 / std, weight and bias of some channels; END is the number of channels."""
     present = channel < END
     mean = tl.load(mean_ptr + channel, mask=present, other=0.0)
     inverse_std = tl.rsqrt(tl.load(variance_ptr + channel, mask=present, other=1.0) + eps)
@@ -137,7 +136,7 @@ def statistics(x: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
 
 
 def launch(rows: Tensor, channels: int, setting: Setting) -> tuple[tuple[int, int], dict[str, int]]:
-    """Return the grid over rows (R, *) and channels, and what the kernels are told of tiles."""
+    """Return the grid over rows (R, *) and channels, and the launch options of the kernels."""
     programs = triton.cdiv(len(rows), setting.rows * setting.turns)
     return (programs, triton.cdiv(channels, setting.columns)), {
         "R": setting.rows,
@@ -149,7 +148,7 @@ def launch(rows: Tensor, channels: int, setting: Setting) -> tuple[tuple[int, in
 
 
 def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Keep x, weight, bias, mean, variance and the constants for the backward."""
+    """Save x, weight, bias, mean, variance and the constants for the backward."""
     ctx.constants = inputs[3:]
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*inputs[:3], *output[1:])

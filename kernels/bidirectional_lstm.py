@@ -1,7 +1,7 @@
-"""A bidirectional LSTM from word to word, in one launch; the op is `ops/bidirectional_lstm.py`.
+"""The recurrence of a bidirectional LSTM in one launch, for `ops/bidirectional_lstm.py`.
 
-A program has one direction of some captions. The products are of tf32, as those of PyTorch's LSTM
-are by default; in float32 the weights spill.
+A program processes one direction of some captions. The products are computed in tf32, the default
+of PyTorch's LSTM: in float32 the weights would spill registers.
 """
 
 import triton
@@ -12,7 +12,7 @@ from torch.library import triton_op, wrap_triton
 from mirrorgan_fast.kernels.settings import lstm, power_of_two
 
 MAX_UNITS = 128
-"""Of more the weights do not fit into a multiprocessor."""
+"""The weights of more units do not fit into a multiprocessor."""
 
 
 @triton.jit
@@ -33,20 +33,21 @@ def bidirectional_lstm_kernel(
     """Write all states of B captions in one direction."""
     direction = tl.program_id(0) % 2
     caption = (tl.program_id(0) // 2).to(tl.int64) * B + tl.arange(0, B)
-    here = caption < captions
-    length = tl.load(lengths_ptr + caption, mask=here, other=0)
+    exists = caption < captions
+    length = tl.load(lengths_ptr + caption, mask=exists, other=0)
     length = tl.minimum(length, words).to(tl.int32)
     unit = tl.arange(0, H)
-    inside = here[:, None] & (unit < UNITS)[None, :]
+    inside = exists[:, None] & (unit < UNITS)[None, :]
     hidden = tl.zeros((B, H), tl.float32)
     cell = tl.zeros((B, H), tl.float32)
     for step in range(words):
-        on = step < length
-        # Behind a caption's words the backward direction, too, writes zeros where they stand.
+        on = step < length  # whether the caption has a word at this step
+        # After a caption's last word both directions write zeros at the current step.
         word = tl.where(on & (direction == 1), length - 1 - step, step)
-        place = caption * words + word
-        token = tl.load(tokens_ptr + place, mask=on, other=0)
-        known = on & (token >= 0) & (token < vocabulary)  # no check without waiting for the GPU
+        position = caption * words + word
+        token = tl.load(tokens_ptr + position, mask=on, other=0)
+        # Raising an error would have to wait for the GPU, so unknown tokens read zeros.
+        known = on & (token >= 0) & (token < vocabulary)
         row = token * 2 + direction
         i = gate(0, gates_ptr, recurrent_ptr, row, known, hidden, unit, direction, UNITS, B, H)
         f = gate(1, gates_ptr, recurrent_ptr, row, known, hidden, unit, direction, UNITS, B, H)
@@ -56,7 +57,7 @@ def bidirectional_lstm_kernel(
         cell = tl.where(on[:, None], new, cell)
         hidden = tl.where(on[:, None], tl.sigmoid(o) * tanh(new), hidden)
         tl.store(
-            states_ptr + (place * 2 + direction)[:, None] * UNITS + unit[None, :],
+            states_ptr + (position * 2 + direction)[:, None] * UNITS + unit[None, :],
             tl.where(on[:, None], hidden, 0.0),
             mask=inside,
         )
@@ -79,7 +80,7 @@ def gate(
     B: tl.constexpr,
     H: tl.constexpr,
 ):
-    """Return W x + b + U h of one of the four gates, (B, H); they stand in groups of 16 units."""
+    """Return W x + b + U h of one gate, (B, H). The gates are stored in groups of 16 units."""
     column = unit // 16 * 64 + which * 16 + unit % 16
     present = unit < UNITS
     word = tl.load(
@@ -97,7 +98,7 @@ def gate(
 
 @triton.jit
 def tanh(x):
-    """Return the hyperbolic tangent, which is a sigmoid twice as steep."""
+    """Return the hyperbolic tangent, 2 sigmoid(2x) - 1."""
     return 2.0 * tl.sigmoid(2.0 * x) - 1.0
 
 
@@ -105,7 +106,7 @@ def tanh(x):
 def bidirectional_lstm_triton(
     gates: Tensor, tokens: Tensor, lengths: Tensor, recurrent: Tensor, states: Tensor, last: Tensor
 ) -> None:
-    """Do what `mirrorgan_fast.ops.bidirectional_lstm` does, with weights in rows, into both."""
+    """Implement `mirrorgan_fast.ops.bidirectional_lstm` for weights in the layout ``rows``."""
     (captions, words), (vocabulary, _, columns) = tokens.shape, gates.shape
     setting = lstm()
     if captions:

@@ -1,4 +1,4 @@
-"""Convolution and residual as one matrix product; the op is `ops/conv_add.py`."""
+"""A convolution plus a residual as one matrix product, for `ops/conv_add.py`."""
 
 import torch
 import triton
@@ -15,7 +15,7 @@ def conv_add_kernel(
     weight_ptr,  # (1, TAPS, CHANNELS, COLUMNS)
     bias_ptr,  # (COLUMNS,)
     residual_ptr,  # (pixels, COLUMNS), or None
-    out_ptr,  # (pixels, COLUMNS), which may be the residual
+    out_ptr,  # (pixels, COLUMNS); may be the residual
     pixels,
     height,
     width,
@@ -26,7 +26,7 @@ def conv_add_kernel(
     N: tl.constexpr,
     K: tl.constexpr,
 ):
-    """Write M pixels and N columns."""
+    """Write the result of M pixels and N columns."""
     pixel, first, phase = block_of(tl.program_id(0), COLUMNS, 1, M, N)
     column = first + tl.arange(0, N)
     y = convolve(
@@ -45,7 +45,7 @@ def conv_add_kernel(
 def conv_add_triton(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, out: Tensor
 ) -> None:
-    """Do what `mirrorgan_fast.ops.conv_add` does, with weights in rows, into ``out``."""
+    """Implement `mirrorgan_fast.ops.conv_add` for weights in the layout ``rows``."""
     x = x.contiguous(memory_format=torch.channels_last)
     if residual is not None:
         residual = residual.contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Convolution and gated linear unit as one matrix product; the op is `ops/conv_glu.py`."""
+"""A convolution and a gated linear unit as one matrix product, for `ops/conv_glu.py`."""
 
 import torch
 import triton
@@ -12,7 +12,7 @@ from mirrorgan_fast.kernels.convolution import block_of, convolve, launch
 @triton.jit
 def conv_glu_kernel(
     x_ptr,  # (pixels, CHANNELS)
-    weight_ptr,  # (PHASES, TAPS, CHANNELS, COLUMNS), each value before its gate
+    weight_ptr,  # (PHASES, TAPS, CHANNELS, COLUMNS), each value followed by its gate
     bias_ptr,  # (COLUMNS,), all values before all gates
     out_ptr,  # (PHASES * pixels, COLUMNS / 2)
     pixels,
@@ -25,7 +25,7 @@ def conv_glu_kernel(
     N: tl.constexpr,
     K: tl.constexpr,
 ):
-    """Write value sigmoid(gate) of M pixels and N columns, of one phase."""
+    """Write value sigmoid(gate) for M pixels and N columns of one phase."""
     phases: tl.constexpr = 4 if TAPS == 4 else 1
     half: tl.constexpr = COLUMNS // 2
     pixel, first, phase = block_of(tl.program_id(0), COLUMNS, phases, M, N)
@@ -33,7 +33,7 @@ def conv_glu_kernel(
         x_ptr, weight_ptr, pixels, height, width, pixel, first + tl.arange(0, N), phase,
         CHANNELS, COLUMNS, TAPS, K,
     )  # fmt: skip
-    # side by side, so that both are in the same thread
+    # A value and its gate are neighbors, so that the same thread has both.
     value, gate = tl.split(y.reshape(M, N // 2, 2))
     channel = first // 2 + tl.arange(0, N // 2)
     value += tl.load(bias_ptr + channel, mask=channel < half, other=0.0)[None, :]
@@ -50,7 +50,7 @@ def conv_glu_kernel(
 
 @triton_op("mirrorgan::conv_glu_triton", mutates_args=("out",))
 def conv_glu_triton(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
-    """Do what `mirrorgan_fast.ops.conv_glu` does, with weights in rows, into ``out``."""
+    """Implement `mirrorgan_fast.ops.conv_glu` for weights in the layout ``rows``."""
     x = x.contiguous(memory_format=torch.channels_last)
     programs, shapes = launch(x, weight)
     if programs:

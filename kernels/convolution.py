@@ -1,9 +1,9 @@
-"""What the convolutions have in common: the sum over taps and channels, as one matrix product.
+"""The part that the convolutions share: the sum over taps and channels, as one matrix product.
 
-Rows are pixels (N H W) of a channels_last map, columns are channels of the result, and the depth is
-taps times channels: pixel p meets the pixel that a tap away lies beside it, or zero outside of the
-map. Of an upsampled map there are four phases of four taps on the small one (see
-`mirrorgan_fast.ops.packing`), and the upsampled map does not exist.
+The rows are the pixels (N H W) of a channels_last map, the columns are the channels of the result,
+and the product sums over taps times channels. Outside of the map x is zero. A convolution of the
+upsampled map has four phases of four taps on the small map (see `mirrorgan_fast.ops.packing`); the
+upsampled map is never written.
 """
 
 import triton
@@ -16,9 +16,9 @@ from mirrorgan_fast.kernels.settings import convolution
 
 @triton.jit
 def block_of(pid, COLUMNS: tl.constexpr, PHASES: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
-    """Return the pixels (M,), the first of N columns and the phase of a program.
+    """Return the pixels (M,), the first of the N columns, and the phase of a program.
 
-    Programs of the same pixels follow each other, so that the map is read from the cache.
+    Programs with the same pixels follow each other, so that they read the map from the cache.
     """
     blocks: tl.constexpr = (COLUMNS + N - 1) // N
     phase = pid % PHASES
@@ -41,12 +41,13 @@ def convolve(
     TAPS: tl.constexpr,
     K: tl.constexpr,
 ):
-    """Return weight * x, float32 (M, N)."""
+    """Return the convolution weight * x, float32 (M, N)."""
     side: tl.constexpr = 3 if TAPS == 9 else (2 if TAPS == 4 else 1)
     steps: tl.constexpr = (CHANNELS + K - 1) // K
     y = pixel // width % height
     x = pixel % width
-    # the tap of row 0 and column 0 lies up and left; in phases 1 and 3 (2 and 3) it lies here
+    # How far up and left of the pixel the first tap is. In phases 2 and 3 it is in the pixel's row,
+    # in phases 1 and 3 in its column.
     up = tl.where(TAPS == 4, 1 - phase // 2, side // 2)
     left = tl.where(TAPS == 4, 1 - phase % 2, side // 2)
     acc = tl.zeros((pixel.shape[0], column.shape[0]), tl.float32)
@@ -75,9 +76,9 @@ def convolve(
 
 def launch(
     x: Tensor,  # (N, C, H, W), channels_last
-    weight: Tensor,  # rows (phases, taps, C, columns)
+    weight: Tensor,  # (phases, taps, C, columns)
 ) -> tuple[int, dict[str, int]]:
-    """Return how many programs, and what the kernels are told of shapes."""
+    """Return the number of programs, and the kernel's arguments for shapes and launch."""
     batch, channels, height, width = x.shape
     phases, taps, _, columns = weight.shape
     setting = convolution(channels, columns, x.dtype)

@@ -1,4 +1,4 @@
-"""Convolution, tanh and grey levels in one pass; the op is `ops/image_head.py`."""
+"""A convolution, tanh and rounding to gray levels in one pass, for `ops/image_head.py`."""
 
 import torch
 import triton
@@ -8,7 +8,8 @@ from torch.library import triton_op, wrap_triton
 
 from mirrorgan_fast.kernels.convolution import block_of, convolve, launch
 
-# float32 from here to twice this has no fraction: to add and to subtract it rounds, half to even.
+# float32 numbers from 2^23 on have no fraction. So adding this and subtracting it again rounds to
+# an integer, half to even.
 _NO_FRACTION = tl.constexpr(1.5 * 2**23)
 
 
@@ -28,7 +29,7 @@ def image_head_kernel(
     N: tl.constexpr,
     K: tl.constexpr,
 ):
-    """Write round((1 + tanh(y)) 127.5) of M pixels."""
+    """Write round((1 + tanh(y)) 127.5) for M pixels."""
     pixel, first, phase = block_of(tl.program_id(0), COLUMNS, 1, M, N)
     column = first + tl.arange(0, N)
     y = convolve(
@@ -37,7 +38,7 @@ def image_head_kernel(
     )  # fmt: skip
     y += tl.load(bias_ptr + column, mask=column < COLUMNS, other=0.0)[None, :]
     level = 255.0 * tl.sigmoid(2.0 * y)  # (1 + tanh(y)) 127.5
-    level = tl.where(level == level, level, 0.0)  # NaN is 0
+    level = tl.where(level == level, level, 0.0)  # NaN becomes 0
     level = (level + _NO_FRACTION) - _NO_FRACTION
     tl.store(
         out_ptr + pixel.to(tl.int64)[:, None] * COLUMNS + column[None, :],
@@ -48,7 +49,7 @@ def image_head_kernel(
 
 @triton_op("mirrorgan::image_head_triton", mutates_args=("out",))
 def image_head_triton(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
-    """Do what `mirrorgan_fast.ops.image_head` does, with weights in rows, into ``out``."""
+    """Implement `mirrorgan_fast.ops.image_head` for weights in the layout ``rows``."""
     x = x.contiguous(memory_format=torch.channels_last)
     programs, shapes = launch(x, weight)
     if programs:

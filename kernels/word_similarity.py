@@ -1,9 +1,9 @@
-"""DAMSM's word similarity of all pairs, forward and backward; the op is `ops/word_similarity.py`.
+"""DAMSM's word similarity of all pairs, forward and backward, for `ops/word_similarity.py`.
 
-A program has a pair of image and caption, and goes over the image's regions a block at a time:
-which word a region fits is known from the region alone, and where a word looks is a softmax in one
-pass (Milakov and Gimelshein, 2018). Nothing of the size of pairs times words times regions is ever
-written. One launch forward; backward three: of the words, of the regions, and a sum.
+A program processes a pair of image and caption, a block of regions at a time. The attention of a
+region to the words depends on that region only, and the attention of a word to the regions is an
+online softmax (Milakov and Gimelshein, 2018). So nothing of size pairs x words x regions is written
+to memory. The forward is one launch, the backward three: for the words, for the regions, and a sum.
 """
 
 from typing import Any
@@ -17,7 +17,8 @@ from torch.library import triton_op, wrap_triton
 from mirrorgan_fast.kernels.products import dot
 from mirrorgan_fast.kernels.settings import power_of_two, word_similarity, word_similarity_sum
 
-MAX_WORDS, MAX_DEPTH = 32, 256  # more words spill, and on sm_100 Triton 3.7 cannot compile them
+# More words would spill registers, and Triton 3.7 cannot compile them for sm_100.
+MAX_WORDS, MAX_DEPTH = 32, 256
 
 
 @triton.jit
@@ -42,21 +43,21 @@ def word_similarity_kernel(
     word = tl.arange(0, T)
     real = real_words(mask_ptr, caption, word, words)
     w = load(words_ptr, caption * words + word, real, DEPTH, D)
-    seen, _ = see(w, real, regions_ptr, image, regions, gamma1, DEPTH, T, R, D)
-    cosine, _, _ = compare(seen, w)
+    context, _ = attend_to_regions(w, real, regions_ptr, image, regions, gamma1, DEPTH, T, R, D)
+    cosine, _, _ = cosine_and_norms(context, w)
     similarity, _ = pool(cosine, real, gamma2)
     tl.store(out_ptr + image * captions + caption, similarity)
 
 
 @triton.jit
 def of_words_kernel(
-    gradient_ptr,  # (images, captions)
+    grad_out_ptr,  # (images, captions)
     words_ptr,  # (captions, words, DEPTH)
     mask_ptr,  # (captions, words)
     regions_ptr,  # (images, regions, DEPTH)
     parts_ptr,  # (programs of a caption, captions, words, DEPTH)
-    of_seen_ptr,  # (images, captions, words, DEPTH)
-    looks_ptr,  # (images, captions, 2, words)
+    grad_context_ptr,  # (images, captions, words, DEPTH)
+    saved_ptr,  # (images, captions, 2, words)
     images,
     captions,
     words,
@@ -67,12 +68,12 @@ def of_words_kernel(
     T: tl.constexpr,
     R: tl.constexpr,
     D: tl.constexpr,
-    STEPS: tl.constexpr,  # images of a program
+    STEPS: tl.constexpr,  # images per program
 ):
-    """Write what some images add to a caption's gradient, and what the regions' will need.
+    """Write the part of some images in a caption's gradient, and inputs for `of_regions_kernel`.
 
-    Of each pair that is the gradient of c_t, its product with c_t, and the sum of exp(gamma1 b_tr)
-    over the regions, as a logarithm.
+    For each pair these are the gradient of c_t, its dot product with c_t, and log sum_r
+    exp(gamma1 b_tr).
     """
     chunk = (tl.program_id(0) // captions).to(tl.int64)
     caption = (tl.program_id(0) % captions).to(tl.int64)
@@ -80,39 +81,43 @@ def of_words_kernel(
     real = real_words(mask_ptr, caption, word, words)
     w = load(words_ptr, caption * words + word, real, DEPTH, D)
     wide = w.to(tl.float32)
-    of_w = tl.zeros((T, D), tl.float32)
+    grad_w = tl.zeros((T, D), tl.float32)
     for image in range(chunk * STEPS, tl.minimum((chunk + 1) * STEPS, images)):
         pair = image * captions + caption
-        seen, logsum = see(w, real, regions_ptr, image, regions, gamma1, DEPTH, T, R, D)
-        cosine, seen_norm, word_norm = compare(seen, w)
+        context, logsum = attend_to_regions(
+            w, real, regions_ptr, image, regions, gamma1, DEPTH, T, R, D
+        )
+        cosine, context_norm, word_norm = cosine_and_norms(context, w)
         _similarity, share = pool(cosine, real, gamma2)
-        of_cosine = tl.load(gradient_ptr + pair) * gamma2 * share
-        scale = (of_cosine / (seen_norm * word_norm))[:, None]
-        of_w += scale * seen - (of_cosine * cosine / (word_norm * word_norm))[:, None] * wide
-        of_seen = scale * wide - (of_cosine * cosine / (seen_norm * seen_norm))[:, None] * seen
-        product = tl.sum(of_seen * seen, axis=1)
-        of_seen = of_seen.to(w.dtype)
+        grad_cosine = tl.load(grad_out_ptr + pair) * gamma2 * share
+        scale = (grad_cosine / (context_norm * word_norm))[:, None]
+        grad_w += scale * context - (grad_cosine * cosine / (word_norm * word_norm))[:, None] * wide
+        grad_context = (
+            scale * wide - (grad_cosine * cosine / (context_norm * context_norm))[:, None] * context
+        )
+        product = tl.sum(grad_context * context, axis=1)
+        grad_context = grad_context.to(w.dtype)
         column = tl.arange(0, D)
         tl.store(
-            of_seen_ptr + (pair * words + word)[:, None] * DEPTH + column[None, :],
-            of_seen,
+            grad_context_ptr + (pair * words + word)[:, None] * DEPTH + column[None, :],
+            grad_context,
             mask=(word < words)[:, None] & (column < DEPTH)[None, :],
         )
-        tl.store(looks_ptr + pair * 2 * words + word, logsum, mask=word < words)
-        tl.store(looks_ptr + (pair * 2 + 1) * words + word, product, mask=word < words)
+        tl.store(saved_ptr + pair * 2 * words + word, logsum, mask=word < words)
+        tl.store(saved_ptr + (pair * 2 + 1) * words + word, product, mask=word < words)
         for start in range(0, regions, R):
             region = start + tl.arange(0, R)
             v = load(regions_ptr, image * regions + region, region < regions, DEPTH, D)
-            _look, of_score = of_scores(
-                w, v, of_seen, real, region < regions, logsum, product, gamma1, T, R
+            _attention, grad_score = attention_and_grad_scores(
+                w, v, grad_context, real, region < regions, logsum, product, gamma1, T, R
             )
-            of_w = dot(of_score, v, of_w)
+            grad_w = dot(grad_score, v, grad_w)
     column = tl.arange(0, D)
     tl.store(
         parts_ptr
         + ((chunk * captions + caption) * words + word)[:, None] * DEPTH
         + column[None, :],
-        tl.where(real[:, None], of_w, 0.0),
+        tl.where(real[:, None], grad_w, 0.0),
         mask=(word < words)[:, None] & (column < DEPTH)[None, :],
     )
 
@@ -122,9 +127,9 @@ def of_regions_kernel(
     words_ptr,  # (captions, words, DEPTH)
     mask_ptr,  # (captions, words)
     regions_ptr,  # (images, regions, DEPTH)
-    of_seen_ptr,  # (images, captions, words, DEPTH)
-    looks_ptr,  # (images, captions, 2, words)
-    of_regions_ptr,  # (images, regions, DEPTH)
+    grad_context_ptr,  # (images, captions, words, DEPTH)
+    saved_ptr,  # (images, captions, 2, words)
+    grad_regions_ptr,  # (images, regions, DEPTH)
     captions,
     words,
     regions,
@@ -140,23 +145,23 @@ def of_regions_kernel(
     region = tl.program_id(0) % blocks * R + tl.arange(0, R)
     v = load(regions_ptr, image * regions + region, region < regions, DEPTH, D)
     word = tl.arange(0, T)
-    of_v = tl.zeros((R, D), tl.float32)
+    grad_v = tl.zeros((R, D), tl.float32)
     for caption in range(captions):
         pair = image * captions + caption
         real = real_words(mask_ptr, caption, word, words)
         w = load(words_ptr, caption * words + word, real, DEPTH, D)
-        of_seen = load(of_seen_ptr, pair * words + word, real, DEPTH, D)
-        logsum = tl.load(looks_ptr + pair * 2 * words + word, mask=real, other=0.0)
-        product = tl.load(looks_ptr + (pair * 2 + 1) * words + word, mask=real, other=0.0)
-        look, of_score = of_scores(
-            w, v, of_seen, real, region < regions, logsum, product, gamma1, T, R
+        grad_context = load(grad_context_ptr, pair * words + word, real, DEPTH, D)
+        logsum = tl.load(saved_ptr + pair * 2 * words + word, mask=real, other=0.0)
+        product = tl.load(saved_ptr + (pair * 2 + 1) * words + word, mask=real, other=0.0)
+        attention, grad_score = attention_and_grad_scores(
+            w, v, grad_context, real, region < regions, logsum, product, gamma1, T, R
         )
-        of_v = dot(tl.trans(look), of_seen, of_v)
-        of_v = dot(tl.trans(of_score), w, of_v)
+        grad_v = dot(tl.trans(attention), grad_context, grad_v)
+        grad_v = dot(tl.trans(grad_score), w, grad_v)
     column = tl.arange(0, D)
     tl.store(
-        of_regions_ptr + (image * regions + region)[:, None] * DEPTH + column[None, :],
-        of_v.to(of_regions_ptr.dtype.element_ty),
+        grad_regions_ptr + (image * regions + region)[:, None] * DEPTH + column[None, :],
+        grad_v.to(grad_regions_ptr.dtype.element_ty),
         mask=(region < regions)[:, None] & (column < DEPTH)[None, :],
     )
 
@@ -169,7 +174,7 @@ def sum_kernel(
     size,
     BLOCK: tl.constexpr,
 ):
-    """Write the sums of the parts."""
+    """Write the sum over the parts."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
     for part in range(parts):
@@ -185,7 +190,7 @@ def real_words(mask_ptr, caption, word, words):
 
 @triton.jit
 def load(pointer, row, inside, DEPTH: tl.constexpr, D: tl.constexpr):
-    """Return rows (len(row), D), zero outside."""
+    """Return rows (len(row), D), zero where they do not exist."""
     column = tl.arange(0, D)
     return tl.load(
         pointer + row[:, None] * DEPTH + column[None, :],
@@ -195,7 +200,7 @@ def load(pointer, row, inside, DEPTH: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
-def fit(w, v, real, T: tl.constexpr, R: tl.constexpr):
+def attend_to_words(w, v, real, T: tl.constexpr, R: tl.constexpr):
     """Return b = softmax_t(w_t . v_r), float32 (T, R), zero at padding."""
     scores = dot(w, tl.trans(v), tl.zeros((T, R), tl.float32))
     scores = tl.where(real[:, None], scores, float("-inf"))
@@ -204,7 +209,7 @@ def fit(w, v, real, T: tl.constexpr, R: tl.constexpr):
 
 
 @triton.jit
-def see(
+def attend_to_regions(
     w,  # (T, D)
     real,  # (T,)
     regions_ptr,
@@ -219,28 +224,28 @@ def see(
     """Return c (T, D), float32, and log sum_r exp(gamma1 b_tr) (T,)."""
     highest = tl.full((T,), float("-inf"), tl.float32)
     total = tl.zeros((T,), tl.float32)
-    seen = tl.zeros((T, D), tl.float32)
+    context = tl.zeros((T, D), tl.float32)
     for start in range(0, regions, R):
         region = start + tl.arange(0, R)
         v = load(regions_ptr, image * regions + region, region < regions, DEPTH, D)
-        logits = gamma1 * fit(w, v, real, T, R)
+        logits = gamma1 * attend_to_words(w, v, real, T, R)
         logits = tl.where((region < regions)[None, :], logits, float("-inf"))
-        higher = tl.maximum(highest, tl.max(logits, axis=1))
-        share = tl.exp(logits - higher[:, None])
-        before = tl.exp(highest - higher)
-        total = total * before + tl.sum(share, axis=1)
-        seen = dot(share.to(v.dtype), v, seen * before[:, None])
-        highest = higher
-    return seen / total[:, None], highest + tl.log(total)
+        new_highest = tl.maximum(highest, tl.max(logits, axis=1))
+        share = tl.exp(logits - new_highest[:, None])
+        rescale = tl.exp(highest - new_highest)
+        total = total * rescale + tl.sum(share, axis=1)
+        context = dot(share.to(v.dtype), v, context * rescale[:, None])
+        highest = new_highest
+    return context / total[:, None], highest + tl.log(total)
 
 
 @triton.jit
-def compare(seen, w):
+def cosine_and_norms(context, w):
     """Return cos(c_t, w_t) and the lengths of both, (T,) each."""
     wide = w.to(tl.float32)
-    seen_norm = tl.sqrt(tl.maximum(tl.sum(seen * seen, axis=1), 1e-12))
+    context_norm = tl.sqrt(tl.maximum(tl.sum(context * context, axis=1), 1e-12))
     word_norm = tl.maximum(tl.sqrt(tl.sum(wide * wide, axis=1)), 1e-6)
-    return tl.sum(seen * wide, axis=1) / (seen_norm * word_norm), seen_norm, word_norm
+    return tl.sum(context * wide, axis=1) / (context_norm * word_norm), context_norm, word_norm
 
 
 @triton.jit
@@ -254,10 +259,10 @@ def pool(cosine, real, gamma2):
 
 
 @triton.jit
-def of_scores(
+def attention_and_grad_scores(
     w,  # (T, D)
     v,  # (R, D)
-    of_seen,  # (T, D)
+    grad_context,  # (T, D)
     real,  # (T,)
     inside,  # (R,)
     logsum,  # (T,)
@@ -266,21 +271,21 @@ def of_scores(
     T: tl.constexpr,
     R: tl.constexpr,
 ):
-    """Return the looks a_tr and the gradient of the scores s_tr, (T, R) of the type of ``w``."""
-    share = fit(w, v, real, T, R)
-    look = tl.exp(gamma1 * share - logsum[:, None])
-    look = tl.where(real[:, None] & inside[None, :], look, 0.0)
-    of_look = dot(of_seen, tl.trans(v), tl.zeros((T, R), tl.float32))
-    of_share = gamma1 * look * (of_look - product[:, None])
-    of_score = share * (of_share - tl.sum(share * of_share, axis=0)[None, :])
-    return look.to(w.dtype), of_score.to(w.dtype)
+    """Return the attention a_tr and the gradient of s_tr, (T, R) in the data type of ``w``."""
+    share = attend_to_words(w, v, real, T, R)
+    attention = tl.exp(gamma1 * share - logsum[:, None])
+    attention = tl.where(real[:, None] & inside[None, :], attention, 0.0)
+    grad_attention = dot(grad_context, tl.trans(v), tl.zeros((T, R), tl.float32))
+    grad_share = gamma1 * attention * (grad_attention - product[:, None])
+    grad_score = share * (grad_share - tl.sum(share * grad_share, axis=0)[None, :])
+    return attention.to(w.dtype), grad_score.to(w.dtype)
 
 
 @triton_op("mirrorgan::word_similarity_triton", mutates_args=())
 def word_similarity_triton(
     words: Tensor, mask: Tensor, regions: Tensor, gamma1: float, gamma2: float
 ) -> Tensor:
-    """Do what `mirrorgan_fast.ops.word_similarity` does; both features of one data type."""
+    """Implement `mirrorgan_fast.ops.word_similarity` for inputs of the same data type."""
     captions, count, depth = words.shape
     images = len(regions)
     out = torch.empty((images, captions), dtype=torch.float32, device=words.device)
@@ -302,7 +307,7 @@ def word_similarity_triton(
 
 @triton_op("mirrorgan::word_similarity_triton_backward", mutates_args=())
 def word_similarity_triton_backward(
-    gradient: Tensor, words: Tensor, mask: Tensor, regions: Tensor, gamma1: float, gamma2: float
+    grad_out: Tensor, words: Tensor, mask: Tensor, regions: Tensor, gamma1: float, gamma2: float
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of words and regions."""
     captions, count, depth = words.shape
@@ -311,25 +316,25 @@ def word_similarity_triton_backward(
     chunks = triton.cdiv(images, turns)
     words, mask, regions = words.contiguous(), mask.contiguous(), regions.contiguous()
     parts = words.new_empty((chunks, *words.shape), dtype=torch.float32)
-    of_seen = words.new_empty((images, *words.shape))
-    looks = words.new_empty((images, captions, 2, count), dtype=torch.float32)
+    grad_context = words.new_empty((images, *words.shape))
+    saved = words.new_empty((images, captions, 2, count), dtype=torch.float32)
     if words.numel() * regions.numel() == 0:
         return torch.zeros_like(words), torch.zeros_like(regions)
-    of_words, of_regions = torch.empty_like(words), torch.empty_like(regions)
+    grad_words, grad_regions = torch.empty_like(words), torch.empty_like(regions)
     wrap_triton(of_words_kernel)[(chunks * captions,)](
-        gradient.contiguous(), words, mask, regions, parts, of_seen, looks,
+        grad_out.contiguous(), words, mask, regions, parts, grad_context, saved,
         images, captions, count, places, gamma1, gamma2, STEPS=turns, **shapes,
     )  # fmt: skip
     wrap_triton(of_regions_kernel)[(images * triton.cdiv(places, shapes["R"]),)](
-        words, mask, regions, of_seen, looks, of_regions,
+        words, mask, regions, grad_context, saved, grad_regions,
         captions, count, places, gamma1, **shapes,
     )  # fmt: skip
     summed = word_similarity_sum()
     wrap_triton(sum_kernel)[(triton.cdiv(words.numel(), summed.columns),)](
-        parts, of_words, chunks, words.numel(), BLOCK=summed.columns,
+        parts, grad_words, chunks, words.numel(), BLOCK=summed.columns,
         num_warps=summed.warps, num_stages=summed.stages,
     )  # fmt: skip
-    return of_words, of_regions
+    return grad_words, grad_regions
 
 
 def _shapes(words: int, depth: int) -> dict[str, int]:
@@ -349,11 +354,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(words, mask, regions)
 
 
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    of_words, of_regions = word_similarity_triton_backward(
-        gradient, *ctx.saved_tensors, ctx.gamma1, ctx.gamma2
+def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    grad_words, grad_regions = word_similarity_triton_backward(
+        grad_out, *ctx.saved_tensors, ctx.gamma1, ctx.gamma2
     )
-    return of_words, None, of_regions, None, None
+    return grad_words, None, grad_regions, None, None
 
 
 word_similarity_triton.register_autograd(_backward, setup_context=_save)
