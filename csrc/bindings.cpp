@@ -1,13 +1,14 @@
-// The Python module mirrorgan_fast._C: importing it registers the compiled ops, each in the file of its name, and it says
-// what they were built with.
+// The Python module mirrorgan_fast._C. Importing it registers the compiled ops, each from the file of its name. It also
+// says what they were built with.
 //
-// The schemas are defined in Python (mirrorgan_fast/ops/), so that each op exists without this library too; here they only
-// get their implementations. Everything goes through PyTorch's stable ABI, so one build serves every torch from the target
-// version on.
+// The schemas are defined in Python (mirrorgan_fast/ops/), so that every op exists without this library too. The C++ files
+// only register implementations. They use PyTorch's stable ABI only, so one build runs on every PyTorch version from the
+// target version on.
 
 #include <cstdint>
 
-// pybind11 as PyTorch 2.11 ships it refuses to be included beside the stable ABI; nothing else of PyTorch is used here.
+// PyTorch 2.11's copy of pybind11 does not compile while TORCH_TARGET_VERSION is defined. This file uses nothing else of
+// PyTorch.
 constexpr uint64_t kTorchTargetVersion = TORCH_TARGET_VERSION;
 #undef TORCH_TARGET_VERSION
 
@@ -35,7 +36,7 @@ std::string compiler() {
 #endif
 }
 
-// Those compiled, or only those of them that this processor has; the narrowest first.
+// The instruction sets that the kernels were compiled for, or only those that this processor has; the narrowest first.
 std::vector<std::string> instruction_sets(bool of_this_processor) {
   std::vector<std::string> names;
 #if defined(MIRRORGAN_X86)

@@ -41,7 +41,7 @@ template <typename Found, typename Wanted>
     }                                                           \
   } while (false)
 
-// The shape of `tensor` (named `argument`) must be the braced list that follows.
+// `tensor`, whose name is `argument`, must have the shape in the braced list that follows.
 #define MIRRORGAN_CHECK_SHAPE(op, argument, tensor, ...)                             \
   do {                                                                               \
     const std::initializer_list<int64_t> wanted_ = __VA_ARGS__;                      \
@@ -54,7 +54,7 @@ template <typename Found, typename Wanted>
 
 namespace mirrorgan {
 
-// Whether a map (N, C, H, W) is dense in channels_last order. The stride of a dimension of size one does not matter.
+// Whether a map (N, C, H, W) is dense in channels_last order. The stride of a dimension of size one has no meaning.
 inline bool is_dense_channels_last(const torch::stable::Tensor& map) {
   if (map.numel() == 0) {
     return true;

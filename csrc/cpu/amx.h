@@ -1,5 +1,5 @@
-// What the kernels with AMX tiles share. Every include stands before the target: what the library's templates are compiled
-// to must run everywhere.
+// What the kernels with AMX tiles share. All includes come before the target pragma, so that the standard library's
+// templates are compiled for every processor.
 
 #pragma once
 
@@ -23,15 +23,17 @@
 
 namespace mirrorgan::amx {
 
-// What approaches a sigmoid: a parabola around every whole number of x kScale. (While tiles are in use, one of the vector
-// unit's two ports neither multiplies nor compares floats, but it adds them and it looks up.)
+// An approximation of the sigmoid: one parabola around every integer n near x kScale. It was chosen because, while
+// tiles are in use, one of the two vector ports cannot multiply or compare floats, but it can add them and permute
+// (look up) them.
 struct alignas(64) SigmoidParabolas {
-  static constexpr float kScale = 1.7f, kFurthest = 15.49f;
+  static constexpr float kScale = 1.7f, kLimit = 15.49f;
 
-  float factors[3][32];  // of 1, x and x^2, that of the whole number n at n modulo 32
+  float factors[3][32];  // coefficients of 1, x and x^2; those of the integer n are at index n modulo 32
 
   SigmoidParabolas() {
-    const double node = std::sqrt(3.0) / 4;  // they meet the sigmoid where Chebyshev's polynomial of third degree is 0
+    // A parabola equals the sigmoid at the zeros of the Chebyshev polynomial of degree three.
+    const double node = std::sqrt(3.0) / 4;
     const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x / kScale)); };
     for (int n = -15; n <= 15; ++n) {
       const double before = sigmoid(n - node), at = sigmoid(n), after = sigmoid(n + node);
@@ -50,12 +52,13 @@ MIRRORGAN_BEGIN_AMX
 
 namespace mirrorgan::amx {
 
-constexpr int64_t kRows = 16;             // of a tile
-constexpr int64_t kDepth = 32;            // bfloat16 in a row of a left tile: what one product sums over
-constexpr int64_t kTile = kDepth * 16;    // bfloat16 in a tile
+constexpr int64_t kRows = 16;           // rows of a tile
+constexpr int64_t kDepth = 32;          // bfloat16 in a row of a left tile: one product sums over them
+constexpr int64_t kTile = kDepth * 16;  // bfloat16 in a tile
 constexpr int64_t kTileRowBytes = 64;
 
-// All eight tiles are full. (A constant: GCC drops what is written to a local one, whose reading it does not see.)
+// All eight tiles have the maximum size. This is a constant, because GCC removes the stores to a local variable: it
+// does not see that the instruction reads them.
 struct alignas(64) TileShapes {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t bytes_a_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
@@ -63,7 +66,7 @@ struct alignas(64) TileShapes {
 };
 inline constexpr TileShapes kTileShapes;
 
-// The tiles are this thread's from here to the end of the scope.
+// This thread may use the tiles until the end of the scope.
 class Tiles {
  public:
   MIRRORGAN_INLINE Tiles() {
@@ -76,44 +79,44 @@ class Tiles {
   Tiles& operator=(const Tiles&) = delete;
 };
 
-// What stands before is done before. (GCC does not know that a tile is loaded from memory.)
+// A compiler barrier for memory accesses. GCC does not know that a tile load reads memory.
 MIRRORGAN_INLINE void in_order() {
   __asm__ volatile("" ::: "memory");
 }
 
-// Have a constant in a register. (GCC may load it wherever it is used, if it is used in many places of a loop.)
+// Keeps a constant in a register. Otherwise GCC may load it at each of its uses in a loop.
 MIRRORGAN_INLINE void keep(__m512& constant) {
   __asm__("" : "+v"(constant));
 }
 
-// 2^x within 8e-5 of its value: a twenty-fifth of what rounding to bfloat16 loses. 2^n 2^r with 0 <= r < 1, and 2^r by its
-// best cubic. Below -100 it is 2^-100: results that are no normal numbers would make every sum of them several times slower.
+// 2^x with a relative error of 8e-5, which is 1/25 of the rounding error of bfloat16: 2^n 2^r with 0 <= r < 1, and the best
+// cubic polynomial for 2^r. For x < -100 the result is 2^-100, as sums of subnormal numbers would be several times slower.
 struct PowerOfTwo {
   __m512 lowest = _mm512_set1_ps(-100.0f);
   __m512 factors[4] = {
       _mm512_set1_ps(0.99992522f), _mm512_set1_ps(0.69583354f), _mm512_set1_ps(0.22606716f), _mm512_set1_ps(0.07802452f)};
 
-  MIRRORGAN_INLINE PowerOfTwo() {}  // (One that the compiler adds would not be for this target.)
+  MIRRORGAN_INLINE PowerOfTwo() {}  // an implicit constructor would not have this target
 
   MIRRORGAN_INLINE __m512 operator()(__m512 x) const {
-    x = _mm512_max_ps(lowest, x);  // in this order NaN stays NaN
+    x = _mm512_max_ps(lowest, x);  // with the arguments in this order NaN stays NaN
     const __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     __m512 series = _mm512_fmadd_ps(factors[3], r, factors[2]);
     series = _mm512_fmadd_ps(series, r, factors[1]);
     series = _mm512_fmadd_ps(series, r, factors[0]);
-    return _mm512_scalef_ps(series, x);  // which takes the whole number below x
+    return _mm512_scalef_ps(series, x);  // scalef rounds x down to an integer
   }
 };
 
-constexpr float kLogOfE = 1.44269504f;  // to the base of two
+constexpr float kLogOfE = 1.44269504f;  // log2(e)
 
-// 1 / (1 + e^-x) within 1.4e-4 of its value; NaN stays NaN.
+// 1 / (1 + e^-x) with an error of 1.4e-4; NaN stays NaN.
 struct Sigmoid {
   static constexpr float kScale = SigmoidParabolas::kScale;
 
-  __m512 low[3], high[3];  // the parabolas' factors
-  __m512 lowest = _mm512_set1_ps(-SigmoidParabolas::kFurthest), highest = _mm512_set1_ps(SigmoidParabolas::kFurthest);
-  __m512 whole = _mm512_set1_ps(12582912.0f);  // 1.5 2^23: a sum with it is rounded to a whole number, its lowest bits
+  __m512 low[3], high[3];  // the coefficients of the parabolas
+  __m512 lowest = _mm512_set1_ps(-SigmoidParabolas::kLimit), highest = _mm512_set1_ps(SigmoidParabolas::kLimit);
+  __m512 whole = _mm512_set1_ps(12582912.0f);  // 1.5 2^23: adding it rounds to an integer, which is in the lowest bits
 
   MIRRORGAN_INLINE Sigmoid() {
     for (int i = 0; i < 3; ++i) {
@@ -128,7 +131,7 @@ struct Sigmoid {
 
   // The sigmoid of x / kScale.
   MIRRORGAN_INLINE __m512 of_scaled(__m512 x) const {
-    x = _mm512_max_ps(lowest, _mm512_min_ps(highest, x));  // in this order NaN stays NaN
+    x = _mm512_max_ps(lowest, _mm512_min_ps(highest, x));  // with the arguments in this order NaN stays NaN
     const __m512i parabola = _mm512_castps_si512(_mm512_add_ps(x, whole));
     const __m512 curve = _mm512_permutex2var_ps(low[2], parabola, high[2]);
     const __m512 slope = _mm512_permutex2var_ps(low[1], parabola, high[1]);
@@ -146,8 +149,8 @@ struct Sigmoid {
   }
 };
 
-// Sixteen grey levels of images that tanh(x) are: (1 + tanh x) 127.5 is 255 sigmoid(2x). What is no number becomes 0.
-MIRRORGAN_INLINE __m128i grey_levels(__m512 x) {
+// Sixteen gray levels of an image tanh(x): (1 + tanh x) 127.5 = 255 sigmoid(2x). NaN becomes 0.
+MIRRORGAN_INLINE __m128i gray_levels(__m512 x) {
   const __m512 level = _mm512_mul_ps(Sigmoid()(_mm512_add_ps(x, x)), _mm512_set1_ps(255.0f));
   return _mm512_cvtusepi32_epi8(_mm512_maskz_cvtps_epu32(_mm512_cmp_ps_mask(x, x, _CMP_ORD_Q), level));
 }
@@ -156,7 +159,7 @@ MIRRORGAN_INLINE __m512 widen(__m256i halves) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
 }
 
-// Lanes [0, count) of 16, or of 32.
+// A mask of the lanes [0, count) of 16, or of 32 below.
 MIRRORGAN_INLINE __mmask16 first_of(int64_t count) {
   return count >= 16 ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
 }

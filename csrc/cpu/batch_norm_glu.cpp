@@ -1,11 +1,11 @@
-// mirrorgan::batch_norm_glu and its backward on the CPU; what they compute is said in
+// mirrorgan::batch_norm_glu and its backward on the CPU. What they compute is defined in
 // mirrorgan_fast/ops/batch_norm_glu.py.
 //
-// A channels-last map is a matrix (pixels, channels). Forward reads it twice, once for the statistics and once for the
-// result; backward reads it and the gradient twice, and neither the normalized map nor a gate is ever written. The matrix is
-// cut into chunks of rows whose size does not depend on the number of threads; a chunk fits into the first caches, where it
-// is walked down in columns of one vector, so that what belongs to a channel stays in registers. The sums of the chunks are
-// added in order, in float64: the bits do not depend on the number of threads either.
+// A channels_last map is a matrix (pixels, channels). The forward reads it twice: once for the statistics, once for the
+// result. The backward reads it and the incoming gradient twice. Neither the normalized map nor the gates are written to
+// memory. The matrix is cut into chunks of rows, whose size does not depend on the number of threads. A chunk fits into the
+// second-level cache and is processed one column of vectors at a time, so that the constants and sums of a channel stay in
+// registers. The sums of the chunks are added in order, in float64, so the bits do not depend on the number of threads.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -29,31 +29,31 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr const char* kOp = "batch_norm_glu";
-constexpr int64_t kChunk = 256;  // rows: 64 KiB of 128 channels in bfloat16
-constexpr int64_t kOfPivot = 16;
+constexpr int64_t kChunk = 256;  // rows: 64 KiB for 128 channels in bfloat16
+constexpr int64_t kPivotRows = 16;
 
 struct Arguments {
   const void* x;         // (rows, 2 * halves)
-  const void* gradient;  // (rows, halves), of the result
-  void* out;             // forward: (rows, halves); backward: as x
-  int64_t rows, halves;  // channels are values, then as many gates
-  const float* weight;   // and all that follow: (2 * halves)
+  const void* grad_out;  // (rows, halves), the gradient of the result
+  void* out;             // forward: (rows, halves); backward: (rows, 2 * halves)
+  int64_t rows, halves;  // the channels are `halves` values, then as many gates
+  const float* weight;   // (2 * halves), like the following ones
   const float* bias;
   const float* mean;
   const float* inverse_std;
-  const float* offset;  // of x's gradient, scale * gradient of y - offset - slope * (x - mean)
+  const float* offset;  // the gradient of x is scale * grad_y - offset - slope * (x - mean)
   const float* slope;
-  float* sums;  // (2, 2 * halves), what a pass makes of one chunk
+  float* sums;  // (2, 2 * halves), the result of a pass for one chunk
 };
 
-// The mean of the rows and the sum of (x - mean)^2. Differences from a pivot, the mean of the first rows, keep the sum from
-// cancelling; of a single row it would be far from the others where that is an outlier.
+// Computes the mean of the rows and the sum of (x - mean)^2. To avoid cancellation, a pivot is subtracted first: the
+// mean of the first rows. A single row could be an outlier, far from the others.
 template <typename scalar_t, int Lanes>
 MIRRORGAN_INLINE void measure_columns(const Arguments& a, int64_t first, int64_t end, int64_t column) {
   using Float = typename Vector<Lanes>::Float;
   const int64_t channels = 2 * a.halves;
   const auto* x = static_cast<const scalar_t*>(a.x) + column;
-  const int64_t end_of_pivot = end - first < kOfPivot ? end : first + kOfPivot;
+  const int64_t end_of_pivot = end - first < kPivotRows ? end : first + kPivotRows;
   Float pivot = {}, sum = {}, squares = {};
   for (int64_t row = first; row < end_of_pivot; ++row) {
     Float value;
@@ -73,7 +73,7 @@ MIRRORGAN_INLINE void measure_columns(const Arguments& a, int64_t first, int64_t
   store<Lanes>(squares - sum * offset, a.sums + channels + column);
 }
 
-// What belongs to a column of the values, or of the gates: y = scale (x - mean) + bias.
+// The constants of a column of values or gates: y = scale (x - mean) + bias.
 template <int Lanes>
 struct Half {
   using Float = typename Vector<Lanes>::Float;
@@ -106,7 +106,7 @@ MIRRORGAN_INLINE void gate_columns(const Arguments& a, int64_t first, int64_t en
   }
 }
 
-// x - mean of values and gates in one row, and the gradients of their y.
+// Computes x - mean for the values and the gates of one row, and the gradients of their y.
 template <typename scalar_t, int Lanes>
 MIRRORGAN_INLINE void read_row(
     const Arguments& a,
@@ -116,18 +116,18 @@ MIRRORGAN_INLINE void read_row(
     const Half<Lanes>& gates,
     typename Vector<Lanes>::Float& value,
     typename Vector<Lanes>::Float& gate,
-    typename Vector<Lanes>::Float& of_value,
-    typename Vector<Lanes>::Float& of_gate) {
+    typename Vector<Lanes>::Float& grad_value,
+    typename Vector<Lanes>::Float& grad_gate) {
   const auto* x = static_cast<const scalar_t*>(a.x) + row * 2 * a.halves + column;
-  typename Vector<Lanes>::Float of_result, s, rest;
+  typename Vector<Lanes>::Float grad_result, s, rest;
   load<Lanes>(x, value);
   load<Lanes>(x + a.halves, gate);
-  load<Lanes>(static_cast<const scalar_t*>(a.gradient) + row * a.halves + column, of_result);
+  load<Lanes>(static_cast<const scalar_t*>(a.grad_out) + row * a.halves + column, grad_result);
   value -= values.mean;
   gate -= gates.mean;
   sigmoid<Lanes>(gate * gates.scale + gates.bias, s, rest);
-  of_value = of_result * s;
-  of_gate = of_value * rest * (value * values.scale + values.bias);
+  grad_value = grad_result * s;
+  grad_gate = grad_value * rest * (value * values.scale + values.bias);
 }
 
 template <typename scalar_t, int Lanes>
@@ -138,12 +138,12 @@ MIRRORGAN_INLINE void sum_gradient_columns(const Arguments& a, int64_t first, in
   gates.open(a, a.halves + column);
   Float value_sum = {}, gate_sum = {}, value_product = {}, gate_product = {};
   for (int64_t row = first; row < end; ++row) {
-    Float value, gate, of_value, of_gate;
-    read_row<scalar_t, Lanes>(a, row, column, values, gates, value, gate, of_value, of_gate);
-    value_sum += of_value;
-    gate_sum += of_gate;
-    value_product += of_value * value;
-    gate_product += of_gate * gate;
+    Float value, gate, grad_value, grad_gate;
+    read_row<scalar_t, Lanes>(a, row, column, values, gates, value, gate, grad_value, grad_gate);
+    value_sum += grad_value;
+    gate_sum += grad_gate;
+    value_product += grad_value * value;
+    gate_product += grad_gate * gate;
   }
   store<Lanes>(value_sum, a.sums + column);
   store<Lanes>(gate_sum, a.sums + a.halves + column);
@@ -164,16 +164,16 @@ MIRRORGAN_INLINE void gradient_columns(const Arguments& a, int64_t first, int64_
   load<Lanes>(a.slope + column, value_slope);
   load<Lanes>(a.slope + a.halves + column, gate_slope);
   for (int64_t row = first; row < end; ++row) {
-    Float value, gate, of_value, of_gate;
-    read_row<scalar_t, Lanes>(a, row, column, values, gates, value, gate, of_value, of_gate);
-    store<Lanes>(values.scale * of_value - (value_offset + value_slope * value), out + row * 2 * a.halves);
-    store<Lanes>(gates.scale * of_gate - (gate_offset + gate_slope * gate), out + (row * 2 + 1) * a.halves);
+    Float value, gate, grad_value, grad_gate;
+    read_row<scalar_t, Lanes>(a, row, column, values, gates, value, gate, grad_value, grad_gate);
+    store<Lanes>(values.scale * grad_value - (value_offset + value_slope * value), out + row * 2 * a.halves);
+    store<Lanes>(gates.scale * grad_gate - (gate_offset + gate_slope * gate), out + (row * 2 + 1) * a.halves);
   }
 }
 
 using Chunk = void (*)(const Arguments&, int64_t first, int64_t end);
 
-// A pass over a chunk: the columns of full vectors, then the rest one by one.
+// A pass over a chunk: the columns of full vectors, then the remaining columns one by one.
 #define MIRRORGAN_PASS(name, columns, count, scalar_t, lanes, target)               \
   target void name(const Arguments& a, int64_t first, int64_t end) {                \
     int64_t column = 0;                                                             \
@@ -213,26 +213,26 @@ Passes passes_for(bool is_bfloat16) {
 void for_chunks(const Arguments& a, Chunk pass, float* sums) {
   const int64_t chunks = (a.rows + kChunk - 1) / kChunk;
   parallel_for(chunks, [&](int64_t begin, int64_t end) {
-    Arguments of_chunk = a;
+    Arguments chunk_arguments = a;
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const int64_t first = chunk * kChunk;
-      of_chunk.sums = sums == nullptr ? nullptr : sums + chunk * 4 * a.halves;
-      pass(of_chunk, first, first + kChunk < a.rows ? first + kChunk : a.rows);
+      chunk_arguments.sums = sums == nullptr ? nullptr : sums + chunk * 4 * a.halves;
+      pass(chunk_arguments, first, first + kChunk < a.rows ? first + kChunk : a.rows);
     }
   });
 }
 
-// What a pass makes of each chunk, (chunks, 2, 2 * halves).
-std::vector<float> of_chunks(const Arguments& a, Chunk pass) {
+// The results of a pass for all chunks, (chunks, 2, 2 * halves).
+std::vector<float> results_of_chunks(const Arguments& a, Chunk pass) {
   const int64_t chunks = (a.rows + kChunk - 1) / kChunk;
   std::vector<float> sums(static_cast<size_t>(chunks * 4 * a.halves));
   for_chunks(a, pass, sums.data());
   return sums;
 }
 
-// The sums of a pass over all rows, (2, 2 * halves).
+// The results of a pass, summed over all chunks, (2, 2 * halves).
 std::vector<double> sum_over_rows(const Arguments& a, Chunk pass) {
-  const std::vector<float> sums = of_chunks(a, pass);
+  const std::vector<float> sums = results_of_chunks(a, pass);
   std::vector<double> total(static_cast<size_t>(4 * a.halves));
   for (auto chunk = sums.begin(); chunk != sums.end(); chunk += 4 * a.halves) {
     for (size_t i = 0; i < total.size(); ++i) {
@@ -242,9 +242,9 @@ std::vector<double> sum_over_rows(const Arguments& a, Chunk pass) {
   return total;
 }
 
-// Mean and biased variance of all rows, from those of the chunks.
+// Computes mean and biased variance over all rows, from those of the chunks.
 void measure_rows(const Arguments& a, Chunk pass, float* means, float* variances) {
-  const std::vector<float> measured = of_chunks(a, pass);
+  const std::vector<float> measured = results_of_chunks(a, pass);
   const int64_t channels = 2 * a.halves;
   const auto over_chunks = [&](auto add) {
     const float* chunk = measured.data();
@@ -256,13 +256,13 @@ void measure_rows(const Arguments& a, Chunk pass, float* means, float* variances
     }
   };
   std::vector<double> mean(static_cast<size_t>(channels)), square(static_cast<size_t>(channels));
-  over_chunks([&](int64_t c, double rows, double of_chunk, double) { mean[c] += rows / a.rows * of_chunk; });
-  over_chunks([&](int64_t c, double rows, double of_chunk, double squares) {
-    square[c] += squares + rows * (of_chunk - mean[c]) * (of_chunk - mean[c]);
+  over_chunks([&](int64_t c, double rows, double chunk_mean, double) { mean[c] += rows / a.rows * chunk_mean; });
+  over_chunks([&](int64_t c, double rows, double chunk_mean, double squares) {
+    square[c] += squares + rows * (chunk_mean - mean[c]) * (chunk_mean - mean[c]);
   });
   for (int64_t c = 0; c < channels; ++c) {
     means[c] = static_cast<float>(mean[c]);
-    variances[c] = static_cast<float>(square[c] < 0 ? 0.0 : square[c] / a.rows);  // and not std::max: NaN stays NaN
+    variances[c] = static_cast<float>(square[c] < 0 ? 0.0 : square[c] / a.rows);  // unlike std::max, this keeps NaN
   }
 }
 
@@ -287,7 +287,7 @@ Arguments arguments_of(const Tensor& x, const Tensor& dense_x, const Tensor& wei
   return a;
 }
 
-// Let the passes normalize by these statistics; what is returned has to live as long.
+// Sets the statistics that the passes normalize by. The arguments point into the result.
 std::vector<float> normalize_by(Arguments& a, const Tensor& mean, const Tensor& variance, double eps) {
   const int64_t channels = 2 * a.halves;
   check_channels("mean", mean, channels);
@@ -316,7 +316,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_glu_cpu(
   MIRRORGAN_CHECK(x.dim() == 4, kOp, "x", shape_text(x.sizes()), "(N, 2C, H, W)");
   const Tensor dense_x = torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
   Arguments a = arguments_of(x, dense_x, weight, bias);
-  MIRRORGAN_CHECK(a.rows > 0, kOp, "x", shape_text(x.sizes()), "at least one pixel to take statistics of");
+  MIRRORGAN_CHECK(a.rows > 0, kOp, "x", shape_text(x.sizes()), "at least one pixel");
   const int64_t channels = 2 * a.halves;
   Tensor out = empty_map(x, a.halves), mean = empty_channels(x, channels), variance = empty_channels(x, channels);
   a.out = out.mutable_data_ptr();
@@ -329,7 +329,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_glu_cpu(
 }
 
 std::tuple<Tensor, Tensor, Tensor> batch_norm_glu_backward_cpu(
-    const Tensor& gradient,
+    const Tensor& grad_out,
     const Tensor& x,
     const Tensor& weight,
     const Tensor& bias,
@@ -340,23 +340,24 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_glu_backward_cpu(
   const Tensor dense_x = torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
   Arguments a = arguments_of(x, dense_x, weight, bias);
   const int64_t channels = 2 * a.halves;
-  MIRRORGAN_CHECK(gradient.scalar_type() == x.scalar_type(), kOp, "gradient", gradient.scalar_type(), x.scalar_type());
-  MIRRORGAN_CHECK_SHAPE(kOp, "gradient", gradient, {x.size(0), a.halves, x.size(2), x.size(3)});
-  const Tensor dense_gradient = torch::stable::contiguous(gradient, MemoryFormat::ChannelsLast);
-  Tensor of_x = empty_map(x, channels), of_weight = empty_channels(x, channels), of_bias = empty_channels(x, channels);
-  a.gradient = dense_gradient.const_data_ptr();
-  a.out = of_x.mutable_data_ptr();
+  MIRRORGAN_CHECK(grad_out.scalar_type() == x.scalar_type(), kOp, "grad_out", grad_out.scalar_type(), x.scalar_type());
+  MIRRORGAN_CHECK_SHAPE(kOp, "grad_out", grad_out, {x.size(0), a.halves, x.size(2), x.size(3)});
+  const Tensor dense_grad_out = torch::stable::contiguous(grad_out, MemoryFormat::ChannelsLast);
+  Tensor grad_x = empty_map(x, channels);
+  Tensor grad_weight = empty_channels(x, channels), grad_bias = empty_channels(x, channels);
+  a.grad_out = dense_grad_out.const_data_ptr();
+  a.out = grad_x.mutable_data_ptr();
   const std::vector<float> inverse_std = normalize_by(a, mean, variance, eps);
   const Passes passes = passes_for(x.scalar_type() == ScalarType::BFloat16);
 
   const std::vector<double> sums = sum_over_rows(a, passes.sum_gradient);
-  auto* of_weights = static_cast<float*>(of_weight.mutable_data_ptr());
-  auto* of_biases = static_cast<float*>(of_bias.mutable_data_ptr());
+  auto* grad_weights = static_cast<float*>(grad_weight.mutable_data_ptr());
+  auto* grad_biases = static_cast<float*>(grad_bias.mutable_data_ptr());
   std::vector<float> lines(static_cast<size_t>(2 * channels));
   for (int64_t c = 0; c < channels; ++c) {
     const double product = sums[channels + c] * a.inverse_std[c];
-    of_biases[c] = static_cast<float>(sums[c]);
-    of_weights[c] = static_cast<float>(product);
+    grad_biases[c] = static_cast<float>(sums[c]);
+    grad_weights[c] = static_cast<float>(product);
     const double scale_of_mean = static_cast<double>(a.weight[c]) * a.inverse_std[c] / a.rows;
     lines[c] = static_cast<float>(scale_of_mean * sums[c]);
     lines[channels + c] = static_cast<float>(scale_of_mean * product * a.inverse_std[c]);
@@ -364,7 +365,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_glu_backward_cpu(
   a.offset = lines.data();
   a.slope = lines.data() + channels;
   for_chunks(a, passes.gradient, nullptr);
-  return {of_x, of_weight, of_bias};
+  return {grad_x, grad_weight, grad_bias};
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// mirrorgan::bidirectional_lstm on the CPU; what it computes is said in mirrorgan_fast/ops/bidirectional_lstm.py.
+// mirrorgan::bidirectional_lstm on the CPU. What it computes is defined in mirrorgan_fast/ops/bidirectional_lstm.py.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -21,7 +21,7 @@ namespace {
 
 using namespace convolution;
 
-constexpr int64_t kCaptions = 8;  // that go through a direction together: its weights are read once a word for all
+constexpr int64_t kCaptions = 8;  // captions that are processed together: they share each read of the weights
 
 template <int Lanes>
 MIRRORGAN_INLINE void tanh(typename Vector<Lanes>::Float& x) {
@@ -30,7 +30,7 @@ MIRRORGAN_INLINE void tanh(typename Vector<Lanes>::Float& x) {
   x = s - rest;
 }
 
-// One caption's sixteen units after a word: their states, from the products of both blocks.
+// Computes the states of sixteen units of one caption after a word, from the products of both blocks.
 template <int Lanes>
 MIRRORGAN_INLINE void update(const float* sums, const float* gates, float* cell, float* hidden) {
   using Float = typename Vector<Lanes>::Float;
@@ -54,7 +54,7 @@ MIRRORGAN_INLINE void update(const float* sums, const float* gates, float* cell,
   }
 }
 
-// Some captions in one direction. `memory` has room for three times their units.
+// Processes some captions in one direction. `memory` has room for three times kCaptions * units.
 template <int Lanes, int Rows, int Halves>
 MIRRORGAN_INLINE void read_captions(
     const Arguments& a, int64_t first, int64_t count, int64_t direction, float* memory) {
@@ -66,8 +66,8 @@ MIRRORGAN_INLINE void read_captions(
   }
   const Phase phase{0, 1, {0}, {0}};
   float sums[kGates * kPixels * kHalf];
-  const int64_t longest = a.longest(first, count);
-  for (int64_t step = 0; step < longest; ++step) {
+  const int64_t max_length = a.max_length(first, count);
+  for (int64_t step = 0; step < max_length; ++step) {
     const Window<float> window{{hidden, hidden, hidden}, 0, 0, a.units};
     for (int64_t group = 0; group < a.units / kUnits; ++group) {
       const float* weight = recurrent + (direction * a.units / kUnits + group) * 2 * panel;
@@ -83,10 +83,10 @@ MIRRORGAN_INLINE void read_captions(
           continue;
         }
         const int64_t word = a.word(sample, step, direction), unit = group * kUnits;
-        float *state = next + r * a.units + unit, *of_word = a.states_of(word, direction, unit);
+        float *state = next + r * a.units + unit, *word_states = a.states_of(word, direction, unit);
         update<Lanes>(sums + r * kHalf, a.gates_of(word, direction, unit), cell + r * a.units + unit, state);
         for (int64_t i = 0; i < kUnits; ++i) {
-          of_word[i] = state[i];
+          word_states[i] = state[i];
         }
         if (step == a.lengths[sample] - 1) {
           float* last = a.last_of(sample, direction, unit);
@@ -113,7 +113,7 @@ MIRRORGAN_READ(read_avx2, 8, 4, 1, MIRRORGAN_TARGET_AVX2)
 MIRRORGAN_READ(read_avx512, 16, 8, 2, MIRRORGAN_TARGET_AVX512)
 #endif
 
-// Zeros where there are no words.
+// Writes zeros after the last word of each caption.
 void clear_padding(const Arguments& a, int64_t first, int64_t count, int64_t direction) {
   for (int64_t sample = first; sample < first + count; ++sample) {
     for (int64_t word = a.lengths[sample]; word < a.words; ++word) {
@@ -167,7 +167,7 @@ void bidirectional_lstm_cpu(
   a.samples = tokens.size(0);
   a.words = tokens.size(1);
   a.units = gates.size(2) / kGates;
-  MIRRORGAN_CHECK(a.units > 0 && a.units % kDepth == 0, kOp, "gates", shape_text(gates.sizes()), "whole tiles of units");
+  MIRRORGAN_CHECK(a.units > 0 && a.units % kDepth == 0, kOp, "gates", shape_text(gates.sizes()), "a multiple of 32 units");
   MIRRORGAN_CHECK_SHAPE(kOp, "gates", gates, {gates.size(0), 2, kGates * a.units});
   MIRRORGAN_CHECK_SHAPE(kOp, "lengths", lengths, {a.samples});
   MIRRORGAN_CHECK_SHAPE(kOp, "recurrent", recurrent,
@@ -176,7 +176,7 @@ void bidirectional_lstm_cpu(
   MIRRORGAN_CHECK_SHAPE(kOp, "states", states, {a.samples, a.words, 2, a.units});
   MIRRORGAN_CHECK_SHAPE(kOp, "last", last, {a.samples, 2, a.units});
   a.gates = static_cast<const float*>(dense_gates.const_data_ptr());
-  // Copies: what was checked has to stay as it is, whatever memory the results are written into.
+  // These are copied, so that the checked values stay valid even if the results are written into the same memory.
   static thread_local Workspace<int64_t> kept_tokens, kept_lengths;
   a.tokens = std::copy_n(static_cast<const int64_t*>(dense_tokens.const_data_ptr()), a.samples * a.words,
                          kept_tokens.at_least(a.samples * a.words)) - a.samples * a.words;
@@ -192,11 +192,11 @@ void bidirectional_lstm_cpu(
     }
   }
   auto read = read_captions_in_floats;
-  int64_t together = kCaptions;
+  int64_t captions_per_task = kCaptions;
   if (narrow && chosen_instruction_set() == InstructionSet::amx) {
 #if defined(MIRRORGAN_X86)
     read = read_captions_amx;
-    together = kCaptionsAmx;
+    captions_per_task = kCaptionsAmx;
 #endif
   } else if (narrow) {
     static thread_local Workspace<float> workspace;
@@ -204,10 +204,11 @@ void bidirectional_lstm_cpu(
     convolution::widen(static_cast<const bfloat16_bits*>(a.recurrent), wide, recurrent.numel() / kTile);
     a.recurrent = wide;
   }
-  const int64_t groups = convolution::divide_up(a.samples, together);
+  const int64_t groups = convolution::divide_up(a.samples, captions_per_task);
   parallel_for(2 * groups, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t first = task / 2 * together, count = std::min(together, a.samples - first), direction = task % 2;
+      const int64_t first = task / 2 * captions_per_task, count = std::min(captions_per_task, a.samples - first);
+      const int64_t direction = task % 2;
       read(a, first, count, direction);
       clear_padding(a, first, count, direction);
     }

@@ -1,5 +1,5 @@
-// The form of mirrorgan::bidirectional_lstm that multiplies with AMX: sixteen captions are the rows of a tile, and the four
-// gates of sixteen units four tiles of sums.
+// The form of mirrorgan::bidirectional_lstm with AMX. Sixteen captions are the rows of a tile, and the four gates of
+// sixteen units are four tiles of sums.
 
 #include "bidirectional_lstm.h"
 
@@ -19,12 +19,12 @@ using amx::kTileRowBytes;
 
 static_assert(kCaptionsAmx == amx::kRows && kUnits == amx::kRows && kGates == 4);
 
-constexpr int64_t kSums = kCaptionsAmx * kUnits;  // of a gate
+constexpr int64_t kSums = kCaptionsAmx * kUnits;  // sums of a gate
 
 MIRRORGAN_BEGIN_AMX
 
-// Sums of a group of units: (kGates, kCaptionsAmx, kUnits). Between the products meanwhile(r) is called for every caption: the
-// processor does not look far enough ahead to do both at once by itself.
+// Computes the sums of a group of units, (kGates, kCaptionsAmx, kUnits). Between the products it calls meanwhile(r) for
+// every caption r: the processor's out-of-order window is too small to overlap both by itself.
 template <typename Meanwhile>
 MIRRORGAN_INLINE void multiply(
     const bfloat16_bits* hidden,
@@ -36,7 +36,7 @@ MIRRORGAN_INLINE void multiply(
   const int64_t stride = units * static_cast<int64_t>(sizeof(bfloat16_bits)), block = units / kDepth * 2 * kTile;
   const int64_t products = units / kDepth * kGates;
   int64_t due = 0, caption = 0;
-  const auto go_on = [&]() __attribute__((always_inline)) {
+  const auto interleave = [&]() __attribute__((always_inline)) {
     for (due += captions; due >= products; due -= products) {
       amx::in_order();
       meanwhile(caption++);
@@ -51,16 +51,16 @@ MIRRORGAN_INLINE void multiply(
     _tile_loadd(4, hidden + unit, stride);
     _tile_loadd(5, weight, kTileRowBytes);
     _tile_dpbf16ps(0, 4, 5);
-    go_on();
+    interleave();
     _tile_loadd(6, weight + kTile, kTileRowBytes);
     _tile_dpbf16ps(1, 4, 6);
-    go_on();
+    interleave();
     _tile_loadd(5, weight + block, kTileRowBytes);
     _tile_dpbf16ps(2, 4, 5);
-    go_on();
+    interleave();
     _tile_loadd(6, weight + block + kTile, kTileRowBytes);
     _tile_dpbf16ps(3, 4, 6);
-    go_on();
+    interleave();
   }
   _tile_stored(0, sums, kTileRowBytes);
   _tile_stored(1, sums + kSums, kTileRowBytes);
@@ -74,7 +74,7 @@ struct Functions {
 
   MIRRORGAN_INLINE Functions() {}
 
-  // 2 sigmoid(2x) - 1 within 3e-4; 0 of 0, which units that only fill a tile stay at.
+  // 2 sigmoid(2x) - 1 with an error of 3e-4. tanh(0) is exactly 0, so that padding units stay 0.
   MIRRORGAN_INLINE __m512 tanh(__m512 x) const {
     const __m512 s = _mm512_sub_ps(sigmoid(_mm512_add_ps(x, x)), middle);
     return _mm512_add_ps(s, s);
@@ -86,7 +86,7 @@ struct Functions {
   }
 };
 
-// A caption's states of sixteen units after a word; what they remember is changed.
+// Returns the states of sixteen units of a caption after a word, and updates their cells.
 MIRRORGAN_INLINE __m512 update(const Functions& f, const float* sums, const float* gates, float* cell) {
   __m512 gate[kGates];
 #pragma GCC unroll 4
@@ -99,7 +99,7 @@ MIRRORGAN_INLINE __m512 update(const Functions& f, const float* sums, const floa
   return _mm512_mul_ps(f.sigmoid(gate[3]), f.tanh(memory));
 }
 
-// Call the gates of sixteen units: they lie anywhere in a table that is larger than the caches.
+// Prefetches the gates of sixteen units, which may be anywhere in a table that is larger than the caches.
 MIRRORGAN_INLINE void prefetch(const float* gates) {
 #pragma GCC unroll 4
   for (int i = 0; i < kGates; ++i) {
@@ -118,12 +118,12 @@ void read(
   const amx::Tiles tiles;
   const int64_t groups = a.units / kUnits, panel = a.units * kGates * kUnits;
   const auto* weight = static_cast<const bfloat16_bits*>(a.recurrent) + direction * groups * panel;
-  const int64_t longest = a.longest(first, count);
+  const int64_t max_length = a.max_length(first, count);
   alignas(64) float sums[2][kGates * kSums];
   Functions functions;
   functions.keep();
-  for (int64_t step = 0; step < longest; ++step) {
-    amx::in_order();  // the states, which are tiles now
+  for (int64_t step = 0; step < max_length; ++step) {
+    amx::in_order();  // the states are stored before they are loaded as tiles
     const auto finish = [&](int64_t group, int64_t r) {
       const int64_t sample = first + r, unit = group * kUnits;
       if (step >= a.lengths[sample]) {
@@ -141,7 +141,7 @@ void read(
         _mm512_storeu_ps(a.last_of(sample, direction, unit), state);
       }
     };
-    // A group is multiplied while the one before is finished.
+    // A group is multiplied while the previous one is finished.
     multiply(hidden, weight, sums[0], a.units, 0, [](int64_t) {});
     for (int64_t group = 1; group < groups; ++group) {
       multiply(hidden, weight + group * panel, sums[group % 2], a.units, count,

@@ -1,4 +1,4 @@
-// mirrorgan::conv_add on the CPU; what it computes is said in mirrorgan_fast/ops/conv_add.py.
+// mirrorgan::conv_add on the CPU. What it computes is defined in mirrorgan_fast/ops/conv_add.py.
 
 #include <torch/csrc/stable/library.h>
 
@@ -20,7 +20,7 @@ void conv_add_cpu(
   constexpr const char* kOp = "conv_add";
   const Tensor dense_x = torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
   Arguments a = arguments_of(kOp, dense_x, weight, bias, Epilogue::add);
-  MIRRORGAN_CHECK(a.phases == 1, kOp, "weight", shape_text(weight.sizes()), "one phase");
+  MIRRORGAN_CHECK(a.phases == 1, kOp, "weight", shape_text(weight.sizes()), "weights packed without upsample");
   check_map(kOp, "out", out, x.scalar_type(), {a.samples, a.out_channels, a.height, a.width});
   std::optional<Tensor> dense_residual;
   if (residual) {

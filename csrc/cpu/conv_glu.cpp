@@ -1,4 +1,4 @@
-// mirrorgan::conv_glu on the CPU; what it computes is said in mirrorgan_fast/ops/conv_glu.py.
+// mirrorgan::conv_glu on the CPU. What it computes is defined in mirrorgan_fast/ops/conv_glu.py.
 
 #include <torch/csrc/stable/library.h>
 
@@ -12,7 +12,7 @@ using namespace convolution;
 void conv_glu_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor out) {
   constexpr const char* kOp = "conv_glu";
   const Tensor dense_x = torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
-  MIRRORGAN_CHECK(bias.numel() % 2 == 0, kOp, "bias", shape_text(bias.sizes()), "an even number");
+  MIRRORGAN_CHECK(bias.numel() % 2 == 0, kOp, "bias", shape_text(bias.sizes()), "an even size");
   Arguments a = arguments_of(kOp, dense_x, weight, bias, Epilogue::glu);
   check_map(kOp, "out", out, x.scalar_type(), {a.samples, a.out_channels, a.height * a.scale(), a.width * a.scale()});
   a.out = out.mutable_data_ptr();

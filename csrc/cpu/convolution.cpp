@@ -1,4 +1,4 @@
-// The part of the engine that every processor runs: windows, strips, and products in float32 vectors.
+// The part of the engine that runs on every processor: windows, strips, and products with float32 vectors.
 
 #include "convolution.h"
 
@@ -17,19 +17,19 @@
 namespace mirrorgan::convolution {
 namespace {
 
-constexpr int64_t kWindowBytes = 160 * 1024;  // beside the weights of a block in a second-level cache
-constexpr int64_t kLargeWindowBytes = 1024 * 1024;  // where there are many weights: windows just stay there themselves
+constexpr int64_t kWindowBytes = 160 * 1024;  // fits into the second-level cache together with the weights of a block
+constexpr int64_t kLargeWindowBytes = 1024 * 1024;  // with many weights: only the window fits into that cache
 
 struct Strip {
   int64_t first_sample, samples, first_row, rows;
 };
 
-// How the work is cut. A strip is some rows of a sample or some whole small samples; where there are fewer strips than
-// threads, the columns of each are cut too. No cut changes a bit of the result.
+// How the work is cut into tasks. A strip is some rows of a sample, or several whole samples if they are small. With fewer
+// strips than threads, the columns of each strip are cut as well. The bits of the result do not depend on the cuts.
 struct Cuts {
   int64_t rows, strips_per_sample, samples, strips, column_cuts;
-  bool padded;     // the window has a column of zeros at either side
-  int64_t copies;  // else it is there once for each dx
+  bool padded;     // whether the window has a column of zeros on each side
+  int64_t copies;  // if it does not, it has one copy for each dx
   int64_t pitch, channels;
 
   Strip strip(const Arguments& a, int64_t index) const {
@@ -54,7 +54,7 @@ Cuts cuts_of(const Arguments& a, int64_t element_size, int64_t threads) {
   cuts.rows = divide_up(a.height, cuts.strips_per_sample);
   cuts.strips_per_sample = divide_up(a.height, cuts.rows);
   if (cuts.strips_per_sample == 1) {
-    // Small maps: enough of them for two groups of pixels, the rows of a block.
+    // Small maps: enough samples for two groups of pixels, the rows of a block.
     const int64_t weight_bytes = a.phases * a.blocks * a.steps * 2 * kTile * element_size;
     const int64_t sample_bytes = (a.height + 2 * a.halo()) * row_bytes;
     const int64_t samples_that_fit = weight_bytes > kManyWeightsBytes ? kLargeWindowBytes / sample_bytes : 1;
@@ -85,7 +85,7 @@ void copy_pixels(const scalar_t* source, compute_t* target, int64_t pixels, int6
   }
 }
 
-// One row of the window, `shift` pixels to the left of the source's.
+// Copies one row of the window, shifted to the left by `shift` pixels.
 template <typename compute_t, typename scalar_t>
 void copy_row(const Arguments& a, const Cuts& cuts, int64_t sample, int64_t row, int64_t shift, compute_t* target) {
   const int64_t filled = cuts.channels;
@@ -105,7 +105,7 @@ void copy_row(const Arguments& a, const Cuts& cuts, int64_t sample, int64_t row,
 template <typename compute_t, typename scalar_t>
 Window<compute_t> fill_window(const Arguments& a, const Cuts& cuts, const Strip& strip, Workspace<compute_t>& workspace) {
   const int64_t halo = a.halo(), rows_of_sample = strip.rows + 2 * halo, rows = strip.samples * rows_of_sample;
-  const int64_t size = (rows * cuts.pitch + kGroup) * cuts.channels;  // the last group may reach past the last row
+  const int64_t size = (rows * cuts.pitch + kGroup) * cuts.channels;  // the last group may read past the last row
   compute_t* start = workspace.at_least(cuts.copies * size);
   for (int64_t copy = 0; copy < cuts.copies; ++copy) {
     compute_t* target = start + copy * size;
@@ -216,7 +216,7 @@ using StripFunction = void (*)(
 #define MIRRORGAN_STRIP(name, scalar_t, lanes, rows, halves, target) \
   MIRRORGAN_STRIP_OF(name, scalar_t, lanes, target, InFloats<scalar_t, lanes, rows, halves>)
 
-// As many sums in registers as cover the latency of multiply-add.
+// The number of sums in registers covers the latency of a multiply-add.
 MIRRORGAN_STRIP(strip_float_baseline, float, 4, 2, 1, )
 MIRRORGAN_STRIP(strip_bfloat16_baseline, bfloat16_bits, 4, 2, 1, )
 #if defined(MIRRORGAN_X86)
@@ -232,9 +232,9 @@ StripFunction<float> strip_function() {
   return std::is_same_v<scalar_t, float> ? MIRRORGAN_CHOSEN(strip_float) : MIRRORGAN_CHOSEN(strip_bfloat16);
 }
 
-// --- the whole ------------------------------------------------------------------------------------------------------
+// --- the whole convolution --------------------------------------------------------------------------------------------
 
-// Cut the work, and give each piece its window: work(window, groups, first_block, end_block).
+// Cuts the work into tasks, fills the window of each, and calls work(window, groups, first_block, end_block).
 template <typename compute_t, typename scalar_t, typename Work>
 void for_strips(const Arguments& a, const Work& work) {
   const Cuts cuts = cuts_of(a, sizeof(compute_t), torch::stable::get_num_threads());

@@ -1,13 +1,13 @@
-// A 3x3 or 1x1 convolution with everything that follows it: the engine of mirrorgan::conv_glu, conv_add and image_head.
+// A 3x3 or 1x1 convolution with an epilogue: the engine of mirrorgan::conv_glu, conv_add and image_head.
 //
-// A strip of rows is copied once into a window with zeros around it, in the type the products are computed in; from there
-// any 16 pixels and 32 channels of any tap are rows at one distance, which is what a matrix tile loads. The sums of 32
-// pixels by 32 columns go through a small block of float32 to the epilogue, which writes the result: neither the padded
-// input, nor the convolution's own result, nor an upsampled map is ever written to memory.
+// A strip of rows is copied once into a window with zeros around it, in the data type of the products. In the window,
+// 16 pixels and 32 channels of any tap are rows at a constant distance, which a matrix tile can load. The sums of 32
+// pixels and 32 columns go through a small block of float32 to the epilogue, which writes the result. Neither the
+// padded input, nor the result of the convolution alone, nor an upsampled map is written to memory.
 //
-// On the map upsampled by two (nearest), a 3x3 convolution is four 2x2 convolutions of the small map, one for each of the
-// four pixels that a pixel becomes: `phases` is 4, and the taps are 4 instead of 9. Unless AMX multiplies, and even then where
-// many channels are upsampled, both are computed with fewer products (winograd.cpp).
+// On the map upsampled by two (nearest neighbor), a 3x3 convolution is four 2x2 convolutions of the small map, one for each
+// of the four pixels that a pixel becomes: `phases` is 4, with 4 taps each instead of 9. Without AMX, and with AMX for
+// upsampling many channels, convolutions use Winograd's form, which has fewer products (winograd.cpp).
 
 #pragma once
 
@@ -18,16 +18,16 @@
 
 namespace mirrorgan::convolution {
 
-constexpr int64_t kGroup = 16;    // pixels in a row of the window: the rows of a matrix tile
-constexpr int64_t kPixels = 32;   // of a block: two groups
+constexpr int64_t kGroup = 16;    // neighboring pixels of a group: the rows of a matrix tile
+constexpr int64_t kPixels = 32;   // pixels of a block: two groups
 constexpr int64_t kHalf = 16;     // columns of a half: values or gates, or the first or last channels
-constexpr int64_t kColumns = 32;  // of a block: two halves
+constexpr int64_t kColumns = 32;  // columns of a block: two halves
 constexpr int64_t kDepth = 32;    // channels of a step: a row of a matrix tile in bfloat16
 constexpr int64_t kTile = kDepth * kHalf;
-// So few results of plain taps image_head computes faster than in Winograd's form.
+// Up to this many channels of the result, image_head is faster with plain taps than in Winograd's form.
 constexpr int64_t kImageChannels = 3;
-// Weights of all blocks that are too many to stay in a second-level cache come from further away for every part of the work:
-// then rather fewer parts.
+// If the weights of all blocks are larger than this, they do not stay in the second-level cache, and every task loads them
+// again. Then the work is cut into fewer tasks.
 constexpr int64_t kManyWeightsBytes = 1024 * 1024;
 
 inline int64_t divide_up(int64_t value, int64_t by) {
@@ -37,7 +37,7 @@ inline int64_t divide_up(int64_t value, int64_t by) {
 enum class Epilogue {
   glu,    // (values + bias) * sigmoid(gates + bias)
   add,    // sums + bias + residual, if there is one
-  image,  // tanh(sums + bias) in [-1, 1] as a grey level
+  image,  // tanh(sums + bias) in [-1, 1] as a gray level
 };
 
 struct Arguments {
@@ -45,34 +45,34 @@ struct Arguments {
   const void* residual;  // (N, H, W, out_channels), for Epilogue::add, or null
   const void* weight;    // (phases or products, blocks, steps, 2, kTile), as mirrorgan_fast/ops/packing.py packs it
   const float* bias;     // (2 * out_channels) with a GLU, else (out_channels)
-  void* out;             // (N, H, W, out_channels), or (N, 2H, 2W, out_channels) of four phases
+  void* out;             // (N, H, W, out_channels), or (N, 2H, 2W, out_channels) with four phases
   int64_t samples, height, width, channels, out_channels;
   int64_t phases, blocks, steps;
-  int64_t taps;       // of a phase: 9, 4 (of the four phases) or 1
-  int64_t products;   // of a tile in Winograd's form: 36 (in float32), 16 (in bfloat16) or 9 (of four phases); else 0
+  int64_t taps;       // taps per phase: 9, 4 (with four phases) or 1
+  int64_t products;   // products per tile in Winograd's form: 36 (float32), 16 (bfloat16) or 9 (four phases); otherwise 0
   int64_t out_pitch;  // pixels from a row of `out` (and `residual`) to the next
 
-  // The size of a result is that many times its map's.
+  // How many times larger than the map the result is.
   int64_t scale() const {
     return phases == 4 ? 2 : 1;
   }
 
-  // Pixels around a pixel that its taps reach.
+  // How many pixels away from a pixel its taps reach.
   int64_t halo() const {
     return taps == 1 ? 0 : 1;
   }
 };
 
-// Sixteen neighbouring pixels of a strip, from one on; what is left of a strip may be fewer.
+// Sixteen neighboring pixels of a strip; the last group of a strip may have fewer.
 struct Group {
-  int64_t sample, row, column, count;
-  int64_t offset;  // in pixels, from the strip's window
+  int64_t sample, row, column, count;  // the first pixel, and the number of pixels
+  int64_t offset;                      // in pixels, from the start of the strip's window
 };
 
-// Where in memory the pixels of a group go, one after the other.
+// Goes over the pixels of a group and gives their places in the result.
 struct Cursor {
-  int64_t at;      // index of the pixel's first channel
-  int64_t column;  // of the map that was convolved
+  int64_t at;      // index of the first channel of the current pixel
+  int64_t column;  // column of the map that is convolved
   int64_t step, jump, width;
 
   MIRRORGAN_INLINE void advance() {
@@ -84,14 +84,14 @@ struct Cursor {
   }
 };
 
-// The window of a strip: its pixel (row, column) as the tap (dy, dx) sees it is
+// The window of a strip. The pixel that the tap (dy, dx) reads for the pixel at `offset` is at
 // taps[dx + 1] + (offset + (dy + halo) * pitch) * channels.
 template <typename compute_t>
 struct Window {
   const compute_t* taps[3];
   int64_t pitch;     // pixels from a row to the next
-  int64_t halo;      // rows of zeros or neighbours on top
-  int64_t channels;  // C, filled up to whole steps
+  int64_t halo;      // rows of zeros or neighbors above the strip
+  int64_t channels;  // C, padded to whole steps
 
   MIRRORGAN_INLINE const compute_t* at(int64_t offset, int64_t dy, int64_t dx) const {
     return taps[dx + 1] + (offset + (dy + halo) * pitch) * channels;
@@ -99,7 +99,7 @@ struct Window {
 };
 
 struct Phase {
-  int64_t index;          // of the four; 0 without upsampling
+  int64_t index;  // 0 to 3; 0 without upsampling
   int64_t taps;
   int64_t dy[9], dx[9];
 };
@@ -122,7 +122,7 @@ inline Cursor cursor_of(const Arguments& a, const Group& group, const Phase& pha
           scale * (a.out_pitch - a.width) * a.out_channels, a.width};
 }
 
-// The biases of a block, zero past the last channel.
+// Reads the biases of a block, with zeros after the last channel.
 inline void read_bias(const Arguments& a, Epilogue epilogue, int64_t block, float* bias) {
   for (int64_t i = 0; i < kColumns; ++i) {
     const bool gate = epilogue == Epilogue::glu && i >= kHalf;
@@ -134,8 +134,8 @@ inline void read_bias(const Arguments& a, Epilogue epilogue, int64_t block, floa
 #if defined(MIRRORGAN_X86)
 constexpr int kPairRows = 8;
 
-// With the products of bfloat16 of AVX-512: the sums of kPairRows pixels and one or two halves of columns, over all taps
-// and channels, into the block.
+// Writes the sums of kPairRows pixels and one or two halves of columns, over all taps and channels, into the block. It uses
+// the bfloat16 products of AVX-512.
 void multiply_pairs(
     const Window<bfloat16_bits>& window,
     int64_t offset,
@@ -144,7 +144,7 @@ void multiply_pairs(
     int halves,
     float* sums);
 
-// With the AMX unit's tiles: convolve a strip whose window is filled, the blocks of columns [first_block, end_block).
+// Convolves a strip whose window is filled, for the blocks [first_block, end_block) of columns. It uses AMX.
 void convolve_strip_amx(
     const Arguments& a,
     Epilogue epilogue,
@@ -152,9 +152,10 @@ void convolve_strip_amx(
     const std::vector<Group>& groups,
     int64_t first_block,
     int64_t end_block);
-// Products of the first `rows` of 32 rows with matrices of 32 columns: of each product the matrix on the left is
-// `left_distance` after that of the one before, with `channels` in a row, and the panel `right_distance`. The sums of a
-// product are a block (2, kPixels, kHalf), and so those of the next.
+
+// Multiplies the first `rows` of 32 rows with matrices of 32 columns, for a number of products. From one product to the
+// next the left matrix, with `channels` in a row, is `left_distance` further, and the right panel `right_distance`
+// further. The sums of each product are a block (2, kPixels, kHalf), one after the other. It uses AMX.
 void multiply_products_amx(
     const bfloat16_bits* left,
     int64_t left_distance,
@@ -166,10 +167,11 @@ void multiply_products_amx(
     float* sums);
 #endif
 
-// Convolve; scalar_t, of x and residual, is float or bfloat16_bits.
+// Convolves. scalar_t, the type of x and residual, is float or bfloat16_bits.
 template <typename scalar_t>
 void convolve(const Arguments& a, Epilogue epilogue);
-// With `products`.
+
+// Convolves in Winograd's form, for weights with `products`.
 template <typename scalar_t>
 void convolve_winograd(const Arguments& a, Epilogue epilogue);
 

@@ -1,4 +1,4 @@
-// The part of the engine that multiplies with AMX: tiles of 16 x 32 bfloat16, sums of 16 x 16 float32.
+// The part of the engine that uses AMX: tiles of 16 x 32 bfloat16, and sums of 16 x 16 float32.
 
 #include "convolution.h"
 
@@ -17,8 +17,8 @@ namespace {
 static_assert(kGroup == amx::kRows && kDepth == amx::kDepth && kTile == amx::kTile);
 
 constexpr int64_t kBlockRows = 2 * kGroup;
-constexpr int64_t kManySteps = 12;  // 24 KiB: half a first-level cache
-constexpr int64_t kStepsAhead = 16;  // 32 KiB: as far ahead weights are called that come from beyond the second-level cache
+constexpr int64_t kManySteps = 12;   // 24 KiB: half of the first-level cache
+constexpr int64_t kStepsAhead = 16;  // 32 KiB: how far ahead weights are prefetched that are not in the second-level cache
 
 MIRRORGAN_INLINE void prefetch_step(const bfloat16_bits* weight) {
   constexpr int64_t kLine = 32;  // bfloat16
@@ -28,27 +28,27 @@ MIRRORGAN_INLINE void prefetch_step(const bfloat16_bits* weight) {
   }
 }
 
-constexpr int64_t kNowhere = -1;
+constexpr int64_t kNoPlace = -1;
 
-// Two groups whose pixels are the rows of a block.
+// Two groups, whose pixels are the rows of a block.
 struct Pair {
-  const bfloat16_bits *upper, *lower;  // what the steps' offsets count from
-  bool backwards;                      // are its steps taken
-  int64_t places[kBlockRows];          // of the rows in the result of the first phase, of which kNowhere go
+  const bfloat16_bits *upper, *lower;  // the first pixel of each group; the offsets of the steps count from there
+  bool backwards;                      // whether the steps are processed in reverse order
+  int64_t places[kBlockRows];          // where each row goes in the result of the first phase; kNoPlace: it is not written
 };
 
-// What is left to do with a block's sums, while the next blocks are multiplied.
+// The part of a block's sums that is still to be written, while the next blocks are multiplied.
 template <Epilogue epilogue>
 struct Pending {
   using result_t = std::conditional_t<epilogue == Epilogue::image, uint8_t, bfloat16_bits>;
 
   const float* sums = nullptr;      // of the next row
   const int64_t* places = nullptr;  // of the next row and those after it
-  int64_t rows = 0;                 // left
-  result_t* out = nullptr;          // from the block's first channel on
+  int64_t rows = 0;                 // how many rows are left
+  result_t* out = nullptr;          // at the block's first channel
   const result_t* residual = nullptr;
-  __mmask16 low = 0, high = 0;  // channels of the halves
-  __m512 first_bias = {}, second_bias = {};  // that of gates scaled as the sigmoid takes them
+  __mmask16 low = 0, high = 0;               // which channels of the two halves exist
+  __m512 first_bias = {}, second_bias = {};  // the bias of gates is scaled, as the sigmoid wants it
 
   MIRRORGAN_INLINE Pending() {}
 
@@ -75,7 +75,7 @@ MIRRORGAN_INLINE void write_pixel(
   const __m512 first = _mm512_add_ps(_mm512_load_ps(sums), p.first_bias);
   auto* out = p.out + place;
   if constexpr (epilogue == Epilogue::image) {
-    _mm_mask_storeu_epi8(out, p.low, amx::grey_levels(first));
+    _mm_mask_storeu_epi8(out, p.low, amx::gray_levels(first));
   } else if constexpr (epilogue == Epilogue::glu) {
     const __m512 gate =
         _mm512_fmadd_ps(_mm512_load_ps(sums + kPixels * kHalf), _mm512_set1_ps(amx::Sigmoid::kScale), p.second_bias);
@@ -93,7 +93,7 @@ MIRRORGAN_INLINE void write_pixel(
   }
 }
 
-// The next Rows rows, if there are any: their number is divisible by it.
+// Writes the next Rows rows, if any are left. The number of rows is divisible by Rows.
 template <int Rows, Epilogue epilogue>
 MIRRORGAN_INLINE void write_rows(Pending<epilogue>& p, const amx::Sigmoid& sigmoid) {
   if (p.rows == 0) {
@@ -102,7 +102,7 @@ MIRRORGAN_INLINE void write_rows(Pending<epilogue>& p, const amx::Sigmoid& sigmo
 #pragma GCC unroll 8
   for (int i = 0; i < Rows; ++i) {
     const int64_t place = p.places[i];
-    if (place != kNowhere) {
+    if (place != kNoPlace) {
       write_pixel<epilogue>(p, sigmoid, p.sums + i * kHalf, place);
     }
   }
@@ -118,7 +118,7 @@ MIRRORGAN_INLINE void write_rest(Pending<epilogue>& p, const amx::Sigmoid& sigmo
   }
 }
 
-// How far from a group's first pixel each step's first channel is.
+// Lists the distance of each step's first channel from a group's first pixel.
 void list_offsets(const Window<bfloat16_bits>& window, const Phase& phase, std::vector<int64_t>& offsets) {
   offsets.clear();
   for (int64_t tap = 0; tap < phase.taps; ++tap) {
@@ -128,7 +128,7 @@ void list_offsets(const Window<bfloat16_bits>& window, const Phase& phase, std::
   }
 }
 
-// Where the rows of a group go, of which `count` do.
+// Lists where the rows of a group go in the result. Only the first `count` rows are written.
 void list_places(const Arguments& a, const Group& group, int64_t count, const Phase& phase, int64_t* places) {
   Cursor cursor = cursor_of(a, group, phase);
   if (count == kGroup && cursor.column + kGroup <= cursor.width) {
@@ -138,7 +138,7 @@ void list_places(const Arguments& a, const Group& group, int64_t count, const Ph
     return;
   }
   for (int64_t i = 0; i < kGroup; ++i, cursor.advance()) {
-    places[i] = i < count ? cursor.at : kNowhere;
+    places[i] = i < count ? cursor.at : kNoPlace;
   }
 }
 
@@ -148,8 +148,9 @@ void list_pairs(
     const std::vector<Group>& groups,
     const Phase& phase,
     std::vector<Pair>& pairs) {
-  // Many weights and the pixels do not fit into the first-level cache together. So every second pair takes the steps
-  // backwards, and begins with the weights that are there still. (Which does, its place in the map says alone.)
+  // Many weights do not fit into the first-level cache together with the pixels. So every second pair processes the
+  // steps in reverse order and starts with the weights that are still in the cache. The order depends only on the
+  // pair's place in the map, so that the bits do not depend on the batch.
   const bool turns = a.steps > kManySteps && a.width % kBlockRows == 0;
   pairs.resize((groups.size() + 1) / 2);
   for (size_t g = 0; g < groups.size(); g += 2) {
@@ -164,8 +165,9 @@ void list_pairs(
   }
 }
 
-// The unit multiplies on its own: meanwhile the block before is finished, `Rows` rows twice a step. Its sums leave each tile
-// only where the next block needs it, because the unit waits while four tiles leave together.
+// The AMX unit multiplies asynchronously. Meanwhile the previous block is finished, `Rows` rows twice per step. Each
+// tile of sums is stored only when the next block needs the tile, as the unit would wait while four tiles are stored
+// together.
 template <Epilogue epilogue, int Rows>
 void convolve_phase(
     const Arguments& a,
@@ -179,10 +181,11 @@ void convolve_phase(
   alignas(64) float sums[2][2 * kPixels * kHalf];
   alignas(64) float biases[2][kColumns];
   const int64_t pixel_bytes = window.channels * static_cast<int64_t>(sizeof(bfloat16_bits)), steps = a.steps;
-  const bool once = pairs.size() == 1;  // each weight is read
-  const int64_t taken = steps > 1 ? 1 : 0;  // in which step; right behind the first one the sums would not be there yet
+  const bool once = pairs.size() == 1;  // whether each weight is read only once
+  // The step after which the sums of the previous block are used. Right after step 0 they would not be stored yet.
+  const int64_t taken = steps > 1 ? 1 : 0;
   Pending<epilogue> pending;
-  // Of the block that was multiplied last:
+  // These belong to the block that was multiplied last.
   float* target = sums[0];
   const int64_t* places = nullptr;
   const float* bias = biases[0];
@@ -262,12 +265,12 @@ void convolve_strip(
   static thread_local std::vector<Pair> pairs;
   static thread_local std::vector<int64_t> offsets;
   list_pairs(a, window, groups, phase_of(a, 0), pairs);
-  Arguments of_phase = a;  // whose places are those of the first one, further on
+  Arguments phase_arguments = a;  // the places are those of the first phase, from another `out`
   for (int64_t phase = 0; phase < a.phases; ++phase) {
     list_offsets(window, phase_of(a, phase), offsets);
-    of_phase.out = static_cast<typename Pending<epilogue>::result_t*>(a.out) +
+    phase_arguments.out = static_cast<typename Pending<epilogue>::result_t*>(a.out) +
                    (phase / 2 * a.out_pitch + phase % 2) * a.out_channels;
-    convolve(of_phase, window, pairs, offsets.data(), phase, first_block, end_block);
+    convolve(phase_arguments, window, pairs, offsets.data(), phase, first_block, end_block);
   }
 }
 
@@ -292,7 +295,7 @@ void multiply_products_amx(
     _tile_zero(3);
     const bfloat16_bits* weight = right;
     for (int64_t channel = 0; channel < channels; channel += kDepth, weight += 2 * kTile) {
-      if (!lower) {  // or the weights of the next product stay in the second-level cache from group to group
+      if (!lower) {  // with more rows, the weights of the next product are still in the second-level cache
         prefetch_step(weight + right_distance);
       }
       _tile_loadd(4, left + channel, row_bytes);

@@ -1,4 +1,4 @@
-// What the ops on top of the engine check, and hand to it.
+// Checks the tensors of the convolution ops and turns them into the arguments of the engine in convolution.h.
 
 #pragma once
 
@@ -14,7 +14,7 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// What a layer with packed weights is, for maps of so many channels. The tensors have to live as long.
+// The arguments of a layer with packed weights, for maps with this many channels. They point into the tensors.
 inline Arguments layer_of(
     const char* op, const Tensor& weight, const Tensor& bias, Epilogue epilogue, ScalarType dtype, int64_t channels) {
   MIRRORGAN_CHECK(weight.scalar_type() == dtype, op, "weight", weight.scalar_type(), dtype);
@@ -29,15 +29,15 @@ inline Arguments layer_of(
   a.blocks = weight.size(1);
   a.steps = weight.size(2) * weight.size(3);
   a.out_channels = epilogue == Epilogue::glu ? bias.numel() / 2 : bias.numel();
-  const int64_t of_block = epilogue == Epilogue::glu ? kHalf : kColumns;
-  const int64_t blocks = divide_up(a.out_channels, of_block);
-  MIRRORGAN_CHECK(a.channels > 0, op, "x", "no channel", "at least one");
+  const int64_t block_channels = epilogue == Epilogue::glu ? kHalf : kColumns;
+  const int64_t blocks = divide_up(a.out_channels, block_channels);
+  MIRRORGAN_CHECK(a.channels > 0, op, "x", "no channels", "at least one");
   const bool wide = dtype == ScalarType::Float;
   const int64_t parts = weight.size(0);
   a.products = parts == 9 || parts == (wide ? 36 : 16) ? parts : 0;
   a.phases = a.products == 9 || parts == 4 ? 4 : 1;
   a.taps = a.phases == 4 ? 4 : a.products == 0 && weight.size(2) == 1 ? 1 : 9;
-  // In float32 only an image is of plain taps.
+  // In float32, plain taps are only for images.
   const bool may_have_taps = !wide || (epilogue != Epilogue::glu && a.out_channels <= kImageChannels);
   MIRRORGAN_CHECK(a.products > 0 || a.taps == 1 || may_have_taps, op, "weight", shape_text(weight.sizes()),
                   "Winograd's form in Float");
@@ -47,7 +47,7 @@ inline Arguments layer_of(
   return a;
 }
 
-// `x` has to be dense in channels_last order, and to live as long as what is returned.
+// The arguments of a convolution of `x`, which must be dense in channels_last order. They point into the tensors.
 inline Arguments arguments_of(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias, Epilogue epilogue) {
   const ScalarType dtype = x.scalar_type();
   MIRRORGAN_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16, op, "x", dtype,

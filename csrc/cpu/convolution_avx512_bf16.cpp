@@ -1,4 +1,4 @@
-// Products of bfloat16 in pairs, with the instruction of AVX-512 that adds two of them at a time to a float32.
+// Products of bfloat16 in pairs, with the AVX-512 instruction that adds two of them to a float32.
 
 #include "convolution.h"
 

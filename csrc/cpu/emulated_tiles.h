@@ -1,5 +1,5 @@
-// The instructions for AMX tiles as functions, for tests of the kernels that use them: on processors without tiles, and under
-// sanitizers, which do not see what a tile reads or writes. Built in with -DMIRRORGAN_EMULATED_TILES (`make sanitize`).
+// The AMX instructions as functions. They are for tests of the AMX kernels on processors without AMX, and under sanitizers,
+// which cannot see the memory accesses of the real instructions. Enabled by -DMIRRORGAN_EMULATED_TILES (`make sanitize`).
 
 #pragma once
 
@@ -19,7 +19,7 @@ inline thread_local Registers registers;
 
 inline Row* tile(int number) {
   if (!registers.usable) {
-    __builtin_trap();  // as the processor does
+    __builtin_trap();  // the processor traps as well
   }
   return registers.tiles[number];
 }
@@ -47,8 +47,8 @@ inline void store(int number, void* target, int64_t stride) {
   }
 }
 
-// Even and odd places are summed by themselves, and their sums then added. (Nothing but registers is read here, and under
-// sanitizers it would take most of the time.)
+// Sums the even and the odd elements separately, then adds both sums. Without sanitizers: it accesses no memory but the
+// emulated registers, and would take most of the test's time.
 __attribute__((target("avx512f"), no_sanitize("address", "undefined"))) inline void multiply(
     int sums, int left, int right) {
   using Float = Vector<16>::Float;

@@ -1,6 +1,7 @@
-// mirrorgan::glam on the CPU; what it computes is said in mirrorgan_fast/ops/glam.py.
+// mirrorgan::glam on the CPU. What it computes is defined in mirrorgan_fast/ops/glam.py.
 //
-// The layers of conv_glu.cpp and conv_add.cpp and the stages of glam_stage.cpp, one after the other. Only with AMX tiles.
+// It runs the layers of conv_glu.cpp and conv_add.cpp and the stages of glam_stage.cpp one after the other. This is for AMX
+// only.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -32,7 +33,7 @@ using convolution::Epilogue;
 using torch::headeronly::ScalarType;
 
 constexpr const char* kOp = "glam";
-constexpr int64_t kFirstSide = 4;  // of the map that F_0's linear layer makes
+constexpr int64_t kFirstSide = 4;  // height and width of the map that F_0's linear layer makes
 
 const void* checked(const char* argument, const Tensor& tensor, ScalarType dtype, std::initializer_list<int64_t> sizes) {
   check_contiguous(kOp, argument, tensor, dtype, sizes);
@@ -65,13 +66,13 @@ struct Inputs {
   }
 };
 
-// The generator's tensors; its layers are taken in the order in which they run.
+// The generator's tensors. Its layers are taken in the order in which they run.
 struct Layers {
   const std::vector<Tensor>&weights, &biases, &mixes, &sentence_weights;
   int64_t upsamples;
   size_t next = 0;
 
-  // The next one, of so many channels; of its result any number will do, or one that is wanted.
+  // Takes the next layer, with this many input channels and, if given, this many output channels.
   Arguments take(Epilogue epilogue, int64_t channels, std::optional<int64_t> wanted_channels = {}) {
     MIRRORGAN_CHECK(next < weights.size() && biases.size() == weights.size(), kOp, "weights", weights.size(),
                     "more layers, and as many biases");
@@ -83,17 +84,17 @@ struct Layers {
     return layer;
   }
 
-  // How many each later stage has: those of its text, of its blocks and the up-block's.
-  size_t of_stage() const {
-    const size_t of_no_stage = 3 + static_cast<size_t>(upsamples);  // s_ca, F_0's linear one, and the head
-    const size_t of_stages = weights.size() - std::min(weights.size(), of_no_stage);
-    MIRRORGAN_CHECK(!mixes.empty() && of_stages >= 2 * mixes.size() && of_stages % mixes.size() == 0, kOp, "weights",
-                    weights.size(), "as many layers of each stage");
-    return of_stages / mixes.size();
+  // How many layers each later stage has: those that project the text, those of the blocks, and the up-block.
+  size_t layers_per_stage() const {
+    const size_t other_layers = 3 + static_cast<size_t>(upsamples);  // s_ca, F_0's linear layer, and the head
+    const size_t stage_layers = weights.size() - std::min(weights.size(), other_layers);
+    MIRRORGAN_CHECK(!mixes.empty() && stage_layers >= 2 * mixes.size() && stage_layers % mixes.size() == 0, kOp, "weights",
+                    weights.size(), "the same number of layers in each stage");
+    return stage_layers / mixes.size();
   }
 };
 
-// What lies between the layers.
+// Memory for the values between the layers.
 struct Memory {
   Workspace<bfloat16_bits> rows, condition, first, upsampled[2], words, keys, sentences, features[2];
 };
@@ -104,9 +105,9 @@ void round(const float* values, int64_t count, bfloat16_bits* out) {
   }
 }
 
-// A layer of one tap, on the rows of a matrix: the pixels of a map one pixel wide.
+// Runs a linear layer on the rows of a matrix: as a 1x1 convolution of a map that is one pixel wide.
 void run_linear(Arguments layer, Epilogue epilogue, const bfloat16_bits* x, int64_t rows, bfloat16_bits* out) {
-  MIRRORGAN_CHECK(layer.taps == 1, kOp, "weights", layer.taps, "one tap, of a linear layer");
+  MIRRORGAN_CHECK(layer.taps == 1, kOp, "weights", layer.taps, "one tap, for a linear layer");
   layer.x = x;
   layer.out = out;
   layer.samples = layer.width = layer.out_pitch = 1;
@@ -149,12 +150,12 @@ Map run_first(const Inputs& in, Layers& layers, const bfloat16_bits* s_ca, Memor
   const Arguments linear = layers.take(Epilogue::glu, size);
   int64_t side = kFirstSide, channels = linear.out_channels / (side * side);
   MIRRORGAN_CHECK(channels > 0 && channels * side * side == linear.out_channels, kOp, "biases", linear.out_channels,
-                  "whole pixels of a 4x4 map");
+                  "a multiple of 16, for the pixels of a 4x4 map");
   bfloat16_bits* f = memory.first.at_least(in.samples * linear.out_channels);
   run_linear(linear, Epilogue::glu, rows, in.samples, f);
   for (int64_t i = 0; i < layers.upsamples; ++i) {
     Arguments up = layers.take(Epilogue::glu, channels);
-    MIRRORGAN_CHECK(up.phases == 4, kOp, "weights", up.phases, "the phases of an up-block");
+    MIRRORGAN_CHECK(up.phases == 4, kOp, "weights", up.phases, "the four phases of an up-block");
     up.x = f;
     up.samples = in.samples;
     up.height = up.width = side;
@@ -168,11 +169,11 @@ Map run_first(const Inputs& in, Layers& layers, const bfloat16_bits* s_ca, Memor
   return {f, side, channels};
 }
 
-// The later stages, with U w and V s_ca of all samples.
+// Takes the layers of the later stages, and computes U w and V s_ca of all samples.
 std::vector<glam::Stage> take_stages(
     const Inputs& in, Layers& layers, const Map& first, const bfloat16_bits* s_ca, Memory& memory) {
   const auto stage_count = static_cast<int64_t>(layers.mixes.size());
-  const size_t layer_count = layers.of_stage();
+  const size_t layer_count = layers.layers_per_stage();
   const int64_t word_count = in.samples * in.words_per_sample, channels = first.channels;
   bfloat16_bits* words = memory.words.at_least(word_count * in.word_size);
   round(in.words, word_count * in.word_size, words);
@@ -199,7 +200,7 @@ std::vector<glam::Stage> take_stages(
     }
     if (!layers.sentence_weights.empty()) {
       MIRRORGAN_CHECK(parts == 3 && layers.sentence_weights.size() == layers.mixes.size(), kOp, "sentence_weights",
-                      layers.sentence_weights.size(), "one of each stage that has a sentence, or none");
+                      layers.sentence_weights.size(), "one for each stage with a sentence, or none");
       attention.sentence_weight =
           checked("sentence_weights", layers.sentence_weights[i], ScalarType::BFloat16, {channels, channels});
     }
@@ -213,11 +214,12 @@ std::vector<glam::Stage> take_stages(
   return stages;
 }
 
-const bfloat16_bits* moved(const void* start, int64_t by) {
+const bfloat16_bits* advanced(const void* start, int64_t by) {
   return start == nullptr ? nullptr : static_cast<const bfloat16_bits*>(start) + by;
 }
 
-// Samples [first, first + count) by so many threads: all stages, whose results are read while they are in the cache.
+// Runs all stages for the samples [first, first + count) with this many threads. Each stage reads the previous stage's
+// result while it is in the cache.
 void run_stages(
     const std::vector<glam::Stage>& stages,
     const bfloat16_bits* f_0,
@@ -226,13 +228,13 @@ void run_stages(
     int64_t count,
     int64_t threads,
     Workspace<bfloat16_bits>* features) {
-  const bfloat16_bits* f = moved(f_0, first * stages[0].attention.pixels * stages[0].attention.channels);
+  const bfloat16_bits* f = advanced(f_0, first * stages[0].attention.pixels * stages[0].attention.channels);
   for (size_t i = 0; i < stages.size(); ++i) {
     glam::Stage stage = stages[i];
     attention_mix::Arguments& attention = stage.attention;
     attention.features = f;
-    attention.words = moved(attention.words, first * attention.words_per_sample * attention.channels);
-    attention.sentence = moved(attention.sentence, first * attention.channels);
+    attention.words = advanced(attention.words, first * attention.words_per_sample * attention.channels);
+    attention.sentence = advanced(attention.sentence, first * attention.channels);
     attention.mask = mask + first * attention.words_per_sample;
     attention.samples = count;
     const int64_t pixels = 4 * attention.pixels;
@@ -270,18 +272,19 @@ void glam_cpu(
   checked("out", out, ScalarType::Byte, {in.samples, side, side, biases.back().numel()});
   glam::add_head(kOp, weights.back(), biases.back(), static_cast<uint8_t*>(out.mutable_data_ptr()), stages.back());
 
-  // As many images as every thread can have alone: who is done takes the next. All threads share the few that are left.
+  // Each thread computes whole images and takes the next one when it is done, as far as all threads get the same
+  // number. The remaining images are shared by all threads.
   const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
-  const int64_t alone = in.samples / threads * threads;
+  const int64_t own_images = in.samples / threads * threads;
   std::atomic<int64_t> next = 0;
-  parallel_for(alone > 0 ? threads : 0, [&](int64_t, int64_t) {
+  parallel_for(own_images > 0 ? threads : 0, [&](int64_t, int64_t) {
     static thread_local Workspace<bfloat16_bits> features[2];
-    for (int64_t n = next++; n < alone; n = next++) {
+    for (int64_t n = next++; n < own_images; n = next++) {
       run_stages(stages, f_0.f, in.mask, n, 1, 1, features);
     }
   });
-  if (alone < in.samples) {
-    run_stages(stages, f_0.f, in.mask, alone, in.samples - alone, threads, memory.features);
+  if (own_images < in.samples) {
+    run_stages(stages, f_0.f, in.mask, own_images, in.samples - own_images, threads, memory.features);
   }
 }
 

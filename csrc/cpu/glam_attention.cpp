@@ -1,7 +1,7 @@
-// mirrorgan::glam_attention on the CPU; what it computes is said in mirrorgan_fast/ops/glam_attention.py.
+// mirrorgan::glam_attention on the CPU. What it computes is defined in mirrorgan_fast/ops/glam_attention.py.
 //
 // One pass over the feature map: a block of kBlock pixels is read once into a float32 tile (channels x pixels), both
-// attentions are computed on it while it is in the first-level cache, and the three parts of the output are written.
+// attentions are computed on it while it is in the first-level cache, and the three parts of the result are written.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -27,12 +27,12 @@ using torch::stable::Tensor;
 constexpr const char* kOp = "glam_attention";
 
 struct Arguments {
-  const void* features;         // (N, C, H*W), or (N, H*W, C) when channels_last
+  const void* features;         // (N, C, H*W), or (N, H*W, C) if channels_last
   const void* words;            // (N, T, C)
   const uint8_t* mask;          // (N, T)
   const void* sentence;         // (N, C) or null
   const void* sentence_weight;  // (C, C) or null
-  void* out;                    // as features, with 2C or 3C channels
+  void* out;                    // like features, with 2C or 3C channels
   int64_t samples, channels, words_per_sample, pixels, out_channels;
   bool channels_last;
 
@@ -44,7 +44,7 @@ struct Arguments {
   }
 };
 
-// The first C channels of the output are the features themselves, bit for bit.
+// Copies the features to the first C channels of the result.
 template <typename scalar_t>
 MIRRORGAN_INLINE void copy_features(
     const scalar_t* features, scalar_t* out, const Arguments& a, int64_t first, int64_t valid) {
@@ -63,7 +63,7 @@ int64_t scratch_floats(const Arguments& a) {
   return 2 * a.channels * kBlock + a.words_per_sample * (kBlock + a.channels) + a.channels * (a.channels + 1);
 }
 
-// One task: up to kBlocksPerTask blocks of one sample.
+// Computes one task: up to kBlocksPerTask blocks of one sample.
 template <typename scalar_t, int Lanes>
 MIRRORGAN_INLINE void attend(const Arguments& a, int64_t sample, int64_t first_pixel, int64_t end_pixel, float* scratch) {
   using Float = typename Vector<Lanes>::Float;
@@ -75,7 +75,7 @@ MIRRORGAN_INLINE void attend(const Arguments& a, int64_t sample, int64_t first_p
   float* weight = keys + a.words_per_sample * channels;
   float* sentence = weight + channels * channels;
 
-  // Padding is left out rather than masked: it costs nothing, and nothing in it can reach the result.
+  // Padding is left out rather than masked. So it takes no time, and NaN in it cannot reach the result.
   const auto* words = static_cast<const scalar_t*>(a.words) + sample * a.words_per_sample * channels;
   int64_t real_words = 0;
   for (int64_t t = 0; t < a.words_per_sample; ++t) {
@@ -110,7 +110,7 @@ MIRRORGAN_INLINE void attend(const Arguments& a, int64_t sample, int64_t first_p
       multiply<Lanes>(logits, keys, channels, 1, tile, real_words, channels);
       softmax<Lanes>(logits, real_words);
     }
-    multiply<Lanes>(result, keys, 1, channels, logits, channels, real_words);  // zero when there is no real word
+    multiply<Lanes>(result, keys, 1, channels, logits, channels, real_words);  // zero without real words
     write_tile(result, channels, out, a.out_layout(), channels, first, valid);
 
     if (a.sentence == nullptr) {
@@ -175,12 +175,12 @@ Tensor glam_attention_cpu(
     MIRRORGAN_CHECK_SHAPE(kOp, "sentence", *sentence, {samples, channels});
   }
   if (sentence_weight) {
-    MIRRORGAN_CHECK(sentence.has_value(), kOp, "sentence_weight", "a weight", "none where there is no sentence");
+    MIRRORGAN_CHECK(sentence.has_value(), kOp, "sentence_weight", "a weight", "None without a sentence");
     check_dtype("sentence_weight", *sentence_weight, dtype);
     MIRRORGAN_CHECK_SHAPE(kOp, "sentence_weight", *sentence_weight, {channels, channels});
   }
 
-  // A map that is both is contiguous, as for PyTorch.
+  // A map that is both contiguous and channels_last counts as contiguous, as in PyTorch.
   const bool channels_last = is_dense_channels_last(features) && !features.is_contiguous();
   const auto format = channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
   const int64_t out_channels = (sentence ? 3 : 2) * channels;

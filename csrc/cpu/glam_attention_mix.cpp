@@ -1,4 +1,4 @@
-// mirrorgan::glam_attention_mix on the CPU; what it computes is said in mirrorgan_fast/ops/glam_attention_mix.py.
+// mirrorgan::glam_attention_mix on the CPU. What it computes is defined in mirrorgan_fast/ops/glam_attention_mix.py.
 //
 // One pass over the feature map: a block of pixels is read once, both attentions are computed on it while it is in the
 // first-level cache, and only the mixed result is written.
@@ -36,7 +36,7 @@ int64_t sample_floats(const Arguments& a) {
   return words * channels + channels + channels * channels + (2 * channels + std::max(words, channels)) * a.out_channels;
 }
 
-// The mix that all samples have, as (2C or 3C, O).
+// Transposes the mix, which all samples share, to (2C or 3C, O).
 template <typename scalar_t>
 void transpose_mix(const Arguments& a, float* mix) {
   const auto* source = static_cast<const scalar_t*>(a.mix);
@@ -50,7 +50,7 @@ void transpose_mix(const Arguments& a, float* mix) {
 
 template <typename scalar_t>
 MIRRORGAN_INLINE Sample prepare(
-    const Arguments& a, const float* mix_of_all, int64_t most_folded, int64_t index, float* storage) {
+    const Arguments& a, const float* shared_mix, int64_t max_folded_words, int64_t index, float* storage) {
   const int64_t channels = a.channels, out_channels = a.out_channels;
   float* keys = storage;
   float* sentence = keys + a.words_per_sample * channels;
@@ -68,49 +68,50 @@ MIRRORGAN_INLINE Sample prepare(
     }
   }
 
-  const bool folded = words <= most_folded;
-  const float* mix_w = mix_of_all + channels * out_channels;
-  float* mix_of_words = std::copy_n(mix_of_all, channels * out_channels, mix);
-  float* mix_of_gates = mix_of_words + (folded ? words : channels) * out_channels;
+  const bool folded = words <= max_folded_words;
+  const float* mix_w = shared_mix + channels * out_channels;
+  float* words_mix = std::copy_n(shared_mix, channels * out_channels, mix);
+  float* gates_mix = words_mix + (folded ? words : channels) * out_channels;
   if (folded) {
-    std::fill(mix_of_words, mix_of_gates, 0.0f);
+    std::fill(words_mix, gates_mix, 0.0f);
     for (int64_t t = 0; t < words; ++t) {
       for (int64_t c = 0; c < channels; ++c) {
         for (int64_t o = 0; o < out_channels; ++o) {
-          mix_of_words[t * out_channels + o] += keys[t * channels + c] * mix_w[c * out_channels + o];
+          words_mix[t * out_channels + o] += keys[t * channels + c] * mix_w[c * out_channels + o];
         }
       }
     }
   } else {
-    std::copy_n(mix_w, channels * out_channels, mix_of_words);
+    std::copy_n(mix_w, channels * out_channels, words_mix);
   }
   if (a.sentence == nullptr) {
     return {words, keys, sentence, gate, mix, folded};
   }
 
-  const auto* of_sentence = static_cast<const scalar_t*>(a.sentence) + index * channels;
+  const auto* sentence_values = static_cast<const scalar_t*>(a.sentence) + index * channels;
   const auto* weight = static_cast<const scalar_t*>(a.sentence_weight);
   const float* mix_s = mix_w + channels * out_channels;
   for (int64_t c = 0; c < channels; ++c) {
-    sentence[c] = to_float(of_sentence[c]);
+    sentence[c] = to_float(sentence_values[c]);
   }
   for (int64_t row = 0; row < channels; ++row) {
-    float of_nothing = 0.0f;  // NaN where the row has one: AMX's softmax would take a score that is none for the least
+    // 0, or NaN if the row of the gate has a NaN. AMX's softmax would treat a NaN score as the lowest score.
+    float nan_or_zero = 0.0f;
     for (int64_t c = 0; c < channels; ++c) {
       const float factor = weight != nullptr ? to_float(weight[row * channels + c]) : row == c ? 1.0f : 0.0f;
       gate[row * channels + c] = factor * sentence[c];
-      of_nothing += 0.0f * gate[row * channels + c];
+      nan_or_zero += 0.0f * gate[row * channels + c];
     }
     for (int64_t o = 0; o < out_channels; ++o) {
-      mix_of_gates[row * out_channels + o] = mix_s[row * out_channels + o] * sentence[row] + of_nothing;
+      gates_mix[row * out_channels + o] = mix_s[row * out_channels + o] * sentence[row] + nan_or_zero;
     }
   }
   return {words, keys, sentence, gate, mix, folded};
 }
 
-// --- in float32 vectors ----------------------------------------------------------------------------------------------
+// --- with float32 vectors --------------------------------------------------------------------------------------------
 
-// Pixels [first_pixel, end_pixel) of a sample; features and out are the sample's.
+// Computes the pixels [first_pixel, end_pixel) of a sample. `features` and `out` point to the sample.
 template <typename scalar_t, int Lanes>
 MIRRORGAN_INLINE void attend(
     const Arguments& a,
@@ -122,7 +123,7 @@ MIRRORGAN_INLINE void attend(
     float* scratch) {
   using Float = typename Vector<Lanes>::Float;
   const int64_t channels = a.channels;
-  float* f = scratch;  // and behind it, row after row, what is mixed: shares of words, gates
+  float* f = scratch;  // followed by the shares of the words and of the gates: together, the rows that the mix multiplies
   float* words = f + channels * kBlock;
   float* gates = words + sample.words * kBlock;
   float* result = gates + a.gates() * kBlock;
@@ -158,9 +159,9 @@ struct Form {
 };
 
 #define MIRRORGAN_FORM(name, scalar_t, lanes, target)                                                              \
-  target Sample prepare_##name(const Arguments& a, const float* mix, int64_t most_folded, int64_t index,           \
+  target Sample prepare_##name(const Arguments& a, const float* mix, int64_t max_folded_words, int64_t index,           \
                                float* storage) {                                                                   \
-    return prepare<scalar_t>(a, mix, most_folded, index, storage);                                                 \
+    return prepare<scalar_t>(a, mix, max_folded_words, index, storage);                                                 \
   }                                                                                                                \
   target void attend_##name(const Arguments& a, const Sample& sample, const void* features, void* out,             \
                             int64_t first, int64_t end, float* scratch) {                                          \
@@ -179,9 +180,9 @@ Form chosen_form() {
   return std::is_same_v<scalar_t, float> ? MIRRORGAN_CHOSEN(float) : MIRRORGAN_CHOSEN(bfloat16);
 }
 
-// --- the whole ---------------------------------------------------------------------------------------------------------
+// --- the whole op ------------------------------------------------------------------------------------------------------
 
-// work(sample, features, out, first, end) on parts of every sample.
+// Calls work(sample, features, out, first, end) for parts of every sample.
 template <typename scalar_t, typename Work>
 void for_tasks(const Arguments& a, const Work& work) {
   const int64_t task_pixels = kBlock * kBlocksPerTask;
@@ -196,10 +197,10 @@ void for_tasks(const Arguments& a, const Work& work) {
   });
 }
 
-// What every sample is multiplied with, in memory of this thread; use(index, sample) is called for each. The mix is folded
-// into so many words.
+// Prepares the matrices of all samples, in memory of this thread, and calls use(index, sample) for each sample. The mix is
+// folded into at most `max_folded_words` words.
 template <typename scalar_t, typename Use>
-void prepare_all(const Arguments& a, int64_t most_folded, const Use& use) {
+void prepare_all(const Arguments& a, int64_t max_folded_words, const Use& use) {
   static thread_local Workspace<float> workspace;
   const int64_t size = sample_floats(a);
   float* storage = workspace.at_least(a.samples * size + 3 * a.channels * a.out_channels);
@@ -208,7 +209,7 @@ void prepare_all(const Arguments& a, int64_t most_folded, const Use& use) {
   const auto prepare = chosen_form<scalar_t>().prepare;
   parallel_for(a.samples, [&](int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) {
-      use(index, prepare(a, mix, most_folded, index, storage + index * size));
+      use(index, prepare(a, mix, max_folded_words, index, storage + index * size));
     }
   });
 }
@@ -228,9 +229,9 @@ void run(const Arguments& a) {
     }
   }
 #endif
-  static thread_local std::vector<Sample> of_this_thread;
-  of_this_thread.resize(static_cast<size_t>(a.samples));
-  Sample* samples = of_this_thread.data();  // the workers have a variable of that name of their own
+  static thread_local std::vector<Sample> thread_samples;
+  thread_samples.resize(static_cast<size_t>(a.samples));
+  Sample* samples = thread_samples.data();  // a pointer, as `thread_samples` is another variable in each worker thread
   prepare_all<scalar_t>(a, a.words_per_sample, [&](int64_t index, const Sample& sample) { samples[index] = sample; });
   const auto attend = chosen_form<scalar_t>().attend;
   for_tasks<scalar_t>(a, [&](int64_t sample, const scalar_t* features, scalar_t* out, int64_t first, int64_t end) {
@@ -250,7 +251,7 @@ const attention_mix::Panels* attention_mix::prepare_panels(const Arguments& a) {
   bfloat16_bits* storage = workspace.at_least(a.samples * size);
   of_samples.resize(static_cast<size_t>(a.samples));
   Panels* panels = of_samples.data();
-  prepare_all<bfloat16_bits>(a, most_folded(a), [&](int64_t index, const Sample& sample) {
+  prepare_all<bfloat16_bits>(a, max_folded_words(a), [&](int64_t index, const Sample& sample) {
     panels[index] = pack_panels(a, sample, storage + index * size);
   });
   return panels;

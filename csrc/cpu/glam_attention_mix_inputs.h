@@ -1,4 +1,4 @@
-// What mirrorgan::glam_attention_mix and the ops on top of it check, and hand to the kernels.
+// Checks the tensors of mirrorgan::glam_attention_mix and glam_stage, and turns them into arguments of the kernels.
 
 #pragma once
 
@@ -12,7 +12,7 @@
 
 namespace mirrorgan::attention_mix {
 
-// The inputs made dense, and the arguments that point to them; `out` is left to the caller.
+// The dense inputs, and the arguments that point to them. The caller sets `out`.
 class Inputs {
  public:
   using Tensor = torch::stable::Tensor;
@@ -32,7 +32,7 @@ class Inputs {
     MIRRORGAN_CHECK(features.dim() == 4, op, "features", shape_text(features.sizes()), "(N, C, H, W)");
     MIRRORGAN_CHECK(words.dim() == 3, op, "words", shape_text(words.sizes()), "(N, T, C)");
     MIRRORGAN_CHECK(mix.dim() == 2, op, "mix", shape_text(mix.sizes()), "(O, 3C), or (O, 2C) without a sentence");
-    MIRRORGAN_CHECK(!sentence_weight || sentence, op, "sentence_weight", "a weight", "none where there is no sentence");
+    MIRRORGAN_CHECK(!sentence_weight || sentence, op, "sentence_weight", "a weight", "None without a sentence");
     Arguments& a = arguments;
     a.samples = features.size(0);
     a.channels = features.size(1);

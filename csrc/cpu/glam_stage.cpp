@@ -1,10 +1,10 @@
-// mirrorgan::glam_stage on the CPU; what it computes is said in mirrorgan_fast/ops/glam_stage.py.
+// mirrorgan::glam_stage on the CPU. What it computes is defined in mirrorgan_fast/ops/glam_stage.py.
 //
-// Depth first: a few rows go through all layers while they are in the second-level cache, then the next few. Between its
-// layers a stage of 128 px would write and read 25 MB an image, which takes as long as all of its products. Each layer
-// writes into the window that the next one reads, with the zeros around it already there.
+// The stage runs depth first: a few rows go through all layers while they are in the second-level cache, then the next few.
+// Layer by layer, a stage of 128 px would write and read 25 MB per image, which takes as long as all of its products. Each
+// layer writes into the window that the next layer reads and that already has the zeros around the map.
 //
-// Only with AMX tiles, and only for maps that need no filling up; on others the ops run one by one.
+// This is for AMX only, and for sizes without padding. In other cases the ops run one by one.
 
 #include "glam_stage.h"
 
@@ -37,9 +37,10 @@ using convolution::Group;
 using convolution::kGroup;
 using convolution::kPixels;
 
-constexpr int64_t kRowsAtOnce = 8;
+constexpr int64_t kRowsPerStep = 8;
 
-// Rows of a map, with a column of zeros at either side or without. What nobody reads any more makes place for what comes.
+// Some consecutive rows of a map, with or without a column of zeros on each side. Rows that are no longer read make
+// room for new ones.
 class RowWindow {
  public:
   RowWindow(bfloat16_bits* storage, int64_t width, int64_t border, int64_t channels, int64_t capacity)
@@ -49,17 +50,17 @@ class RowWindow {
     return (capacity * (width + 2 * border) + border) * channels;
   }
 
-  // Begin with `row` as the first one that is held.
+  // Starts with `row` as the first row in the window.
   void begin(int64_t row) {
     first_ = row;
     write_zeros(row);
-    // The column to the right of a row is beside the one to the left of the next.
+    // In memory, the column to the right of a row is next to the column to the left of the next row.
     for (int64_t index = 1; index <= capacity_ && border_ > 0; ++index) {
       std::fill_n(storage_ + index * pitch() - channels_, 2 * channels_, bfloat16_bits{0});
     }
   }
 
-  // Make place for rows up to `end`; rows before `needed` may go.
+  // Makes room for rows up to `end`. Rows before `needed` are dropped.
   void reserve(int64_t needed, int64_t end) {
     if (end - first_ <= capacity_) {
       return;
@@ -80,7 +81,7 @@ class RowWindow {
     return storage_ + (index - first_) * pitch();
   }
 
-  // Where row `index` would be of a map that lies as this window does, from its first pixel.
+  // Where the first pixel of row `index` is.
   bfloat16_bits* map(int64_t index) const {
     return row(index) + border_ * channels_;
   }
@@ -115,13 +116,13 @@ int64_t blocks_of(const Stage& stage) {
   return static_cast<int64_t>(stage.layers.size()) / 2;
 }
 
-// How many rows the residual window holds: those at once, and what the last layer is behind.
+// Rows in the residual window: those of a step, and those by which the last layer is behind.
 int64_t residual_capacity(const Stage& stage) {
-  return 2 * kRowsAtOnce + 2 * static_cast<int64_t>(stage.layers.size()) + 2;
+  return 2 * kRowsPerStep + 2 * static_cast<int64_t>(stage.layers.size()) + 2;
 }
 
-constexpr int64_t kHiddenCapacity = 2 * kRowsAtOnce + 4;
-constexpr int64_t kFeaturesCapacity = 2 * kRowsAtOnce + 6;
+constexpr int64_t kHiddenCapacity = 2 * kRowsPerStep + 4;
+constexpr int64_t kFeaturesCapacity = 2 * kRowsPerStep + 6;
 
 int64_t windows_size(const Stage& stage) {
   int64_t size = RowWindow::size(stage.width, 1, stage.attention.out_channels, residual_capacity(stage));
@@ -135,11 +136,12 @@ void convolve_rows(const Arguments& layer, Epilogue epilogue, const RowWindow& i
   static thread_local std::vector<Group> groups;
   const convolution::Window<bfloat16_bits> window = input.window();
   groups.clear();
-  // Pairs of groups, downwards: two of three rows of what the next one reads are in the first-level cache then.
+  // Pairs of groups go from top to bottom: then two of the three rows that a pair reads are already in the first-level
+  // cache.
   const int64_t pair = layer.width % kPixels == 0 ? kPixels : kGroup;
   for (int64_t first = 0; first < layer.width; first += pair) {
     for (int64_t row = begin; row < end; ++row) {
-      // A tap of dy = -1 begins in the row above, which is where offsets count from.
+      // Offsets count from the row above, which the taps with dy = -1 read.
       const int64_t start = (row - 1 - input.first()) * window.pitch;
       for (int64_t column = first; column < first + pair; column += kGroup) {
         groups.push_back({0, row, column, kGroup, start + column});
@@ -149,32 +151,32 @@ void convolve_rows(const Arguments& layer, Epilogue epilogue, const RowWindow& i
   convolution::convolve_strip_amx(layer, epilogue, window, groups, 0, layer.blocks);
 }
 
-// Rows [2 * rows.begin, 2 * rows.end) of a sample's result.
+// Computes the rows [2 * rows.begin, 2 * rows.end) of a sample's result.
 void run_rows(const Stage& stage, const attention_mix::Panels& panels, int64_t sample, Range rows) {
   static thread_local Workspace<bfloat16_bits> workspace;
   const int64_t height = stage.height, width = stage.width, blocks = blocks_of(stage);
   bfloat16_bits* storage = workspace.at_least(windows_size(stage));
 
-  // The rows that each layer has to make, from the last to the first.
+  // The rows that each layer must compute, from the last layer to the first.
   const int64_t last = 2 * blocks;
-  std::vector<Range> ranges(static_cast<size_t>(last) + 2);  // of the layers; then of the attention
+  std::vector<Range> ranges(static_cast<size_t>(last) + 2);
   ranges[last] = stage.head ? rows.around(height) : rows;
   for (int64_t layer = last - 1; layer >= 0; --layer) {
     ranges[layer] = ranges[layer + 1].around(height);
   }
-  const Range of_attention = ranges[0].around(height);
+  const Range attention_range = ranges[0].around(height);
 
-  std::vector<RowWindow> windows;  // the residual one, then each block's hidden one
+  std::vector<RowWindow> windows;  // the residual window, then the hidden window of each block
   for (int64_t i = 0; i <= blocks; ++i) {
     const int64_t channels = i == 0 ? stage.attention.out_channels : stage.layers[2 * i - 2].out_channels;
     const int64_t capacity = i == 0 ? residual_capacity(stage) : kHiddenCapacity;
     windows.emplace_back(storage, width, 1, channels, capacity);
     storage += RowWindow::size(width, 1, channels, capacity);
-    windows.back().begin((i == 0 ? of_attention.begin : ranges[2 * i - 2].begin) - 1);
+    windows.back().begin((i == 0 ? attention_range.begin : ranges[2 * i - 2].begin) - 1);
   }
   RowWindow& residual = windows[0];
-  RowWindow features_made(storage, 2 * width, 0, stage.layers.back().out_channels, kFeaturesCapacity);
-  features_made.begin(2 * ranges[last].begin);
+  RowWindow last_features(storage, 2 * width, 0, stage.layers.back().out_channels, kFeaturesCapacity);
+  last_features.begin(2 * ranges[last].begin);
 
   const int64_t pixels = height * width;
   const auto* features =
@@ -184,15 +186,15 @@ void run_rows(const Stage& stage, const attention_mix::Panels& panels, int64_t s
   for (int64_t layer = 0; layer <= last; ++layer) {
     done.push_back(ranges[layer].begin);
   }
-  int64_t attended = of_attention.begin;
-  int64_t imaged = 2 * rows.begin;
+  int64_t attention_done = attention_range.begin;
+  int64_t image_rows_done = 2 * rows.begin;
   while (done[last] < ranges[last].end) {
-    if (attended < of_attention.end) {
-      const int64_t end = std::min(attended + kRowsAtOnce, of_attention.end);
+    if (attention_done < attention_range.end) {
+      const int64_t end = std::min(attention_done + kRowsPerStep, attention_range.end);
       residual.reserve(done[last] - 1, end + 1);
-      attention_mix::attend_amx(stage.attention, panels, features + attended * width * stage.attention.channels,
-                                residual.map(attended), end - attended, width, residual.pitch());
-      attended = end;
+      attention_mix::attend_amx(stage.attention, panels, features + attention_done * width * stage.attention.channels,
+                                residual.map(attention_done), end - attention_done, width, residual.pitch());
+      attention_done = end;
       residual.written(end);
       if (end == height) {
         residual.write_zeros(height);
@@ -200,10 +202,10 @@ void run_rows(const Stage& stage, const attention_mix::Panels& panels, int64_t s
       }
     }
     for (int64_t index = 0; index <= last; ++index) {
-      const int64_t input_done = index == 0 ? attended : done[index - 1];
-      const int64_t input_end = index == 0 ? of_attention.end : ranges[index - 1].end;
+      const int64_t input_done = index == 0 ? attention_done : done[index - 1];
+      const int64_t input_end = index == 0 ? attention_range.end : ranges[index - 1].end;
       const int64_t begin = done[index], possible = input_done == input_end ? ranges[index].end : input_done - 1;
-      const int64_t end = std::min({possible, ranges[index].end, begin + kRowsAtOnce});
+      const int64_t end = std::min({possible, ranges[index].end, begin + kRowsPerStep});
       if (end <= begin) {
         continue;
       }
@@ -213,15 +215,15 @@ void run_rows(const Stage& stage, const attention_mix::Panels& panels, int64_t s
           layer.out = stage.out + sample * 4 * pixels * layer.out_channels;
           convolve_rows(layer, Epilogue::glu, residual, begin, end);
         } else {
-          features_made.reserve(std::max(imaged - 1, features_made.first()), 2 * end);
-          layer.out = features_made.map(0);
+          last_features.reserve(std::max(image_rows_done - 1, last_features.first()), 2 * end);
+          layer.out = last_features.map(0);
           convolve_rows(layer, Epilogue::glu, residual, begin, end);
-          features_made.written(2 * end);
-          const int64_t imaged_end = end == ranges[last].end ? 2 * rows.end : 2 * end - 1;
-          image_head::write_rows_amx(*stage.head, stage.head_panel, features_made.map(0),
+          last_features.written(2 * end);
+          const int64_t image_rows_end = end == ranges[last].end ? 2 * rows.end : 2 * end - 1;
+          image_head::write_rows_amx(*stage.head, stage.head_panel, last_features.map(0),
                                      static_cast<uint8_t*>(stage.head->out) + sample * 4 * pixels * stage.head->out_channels,
-                                     imaged, imaged_end);
-          imaged = imaged_end;
+                                     image_rows_done, image_rows_end);
+          image_rows_done = image_rows_end;
         }
       } else if (index % 2 == 0) {
         RowWindow& hidden = windows[index / 2 + 1];
@@ -234,7 +236,7 @@ void run_rows(const Stage& stage, const attention_mix::Panels& panels, int64_t s
           hidden.written(end + 1);
         }
       } else {
-        // In place: no layer that still reads the rows as they were is behind.
+        // In place: all layers that read the previous values of these rows are done with them.
         layer.out = residual.map(0);
         layer.residual = layer.out;
         convolve_rows(layer, Epilogue::add, windows[index / 2 + 1], begin, end);
@@ -254,10 +256,10 @@ void add_layers(
     size_t count,
     Stage& stage) {
   MIRRORGAN_CHECK(count % 2 == 1 && weights.size() >= first + count && biases.size() == weights.size(), op, "weights",
-                  weights.size(), "two of each block and one, and as many biases");
-  MIRRORGAN_CHECK(stage.width % kGroup == 0, op, "features", stage.width, "a width of whole 16 pixels");
+                  weights.size(), "two for each block and one for the up-block, and as many biases");
+  MIRRORGAN_CHECK(stage.width % kGroup == 0, op, "features", stage.width, "a width that is a multiple of 16");
   MIRRORGAN_CHECK(stage.attention.out_channels % convolution::kDepth == 0, op, "mix", stage.attention.out_channels,
-                  "whole 32 channels");
+                  "a multiple of 32 channels");
   for (size_t i = 0; i < count; ++i) {
     const bool last = i + 1 == count;
     const Tensor& weight = weights[first + i];
@@ -266,9 +268,9 @@ void add_layers(
         torch::headeronly::ScalarType::BFloat16,
         i == 0 ? stage.attention.out_channels : stage.layers.back().out_channels);
     MIRRORGAN_CHECK(layer.products == 0 && layer.taps == (last ? 4 : 9), op, "weights", shape_text(weight.sizes()),
-                    "3x3, the last upsampled");
+                    "3x3 convolutions, of which the last upsamples");
     MIRRORGAN_CHECK(last || layer.out_channels == stage.attention.out_channels, op, "weights",
-                    shape_text(weight.sizes()), "blocks of as many channels as the mix gives");
+                    shape_text(weight.sizes()), "blocks with as many channels as the mix gives");
     layer.height = stage.height;
     layer.width = stage.width;
     layer.samples = 1;
@@ -283,14 +285,14 @@ void add_head(const char* op, const Tensor& weight, const Tensor& bias, uint8_t*
   stage.head->height = 2 * stage.height;
   stage.head->width = 2 * stage.width;
   MIRRORGAN_CHECK(image_head::takes_amx(*stage.head), op, "head_weight", shape_text(weight.sizes()),
-                  "3x3, of whole 32 channels to at most 4");
+                  "a 3x3 convolution from a multiple of 32 channels to at most 4");
   stage.head->out = out;
   stage.head_panel = image_head::prepare_amx(*stage.head);
 }
 
 void run_stage(const Stage& stage, int64_t threads) {
   const attention_mix::Panels* panels = attention_mix::prepare_panels(stage.attention);
-  // As many parts of a sample as it takes to give every thread as much.
+  // The number of parts of a sample with which every thread has the same amount of work.
   const int64_t samples = stage.attention.samples;
   int64_t parts = 1;
   while (samples * parts % threads != 0 && samples * parts < 8 * threads) {
@@ -334,8 +336,8 @@ void glam_stage_cpu(
   stage.width = features.size(3);
   glam::add_layers(kOp, weights, biases, 0, weights.size(), stage);
   const int64_t samples = stage.attention.samples;
-  MIRRORGAN_CHECK(head_weight.has_value() == head_bias.has_value(), kOp, "head_bias", "only one of weight and bias",
-                  "both or none");
+  MIRRORGAN_CHECK(head_weight.has_value() == head_bias.has_value(), kOp, "head_bias",
+                  "only one of head_weight and head_bias", "both or none");
   if (head_weight) {
     check_contiguous(kOp, "out", out, ScalarType::Byte, {samples, 2 * stage.height, 2 * stage.width, head_bias->numel()});
     glam::add_head(kOp, *head_weight, *head_bias, static_cast<uint8_t*>(out.mutable_data_ptr()), stage);

@@ -1,4 +1,4 @@
-// A later stage of the generator on the CPU, depth first: what mirrorgan::glam_stage and mirrorgan::glam share.
+// A later stage of the generator on the CPU, depth first. mirrorgan::glam_stage and mirrorgan::glam share it.
 
 #pragma once
 
@@ -15,14 +15,14 @@ namespace mirrorgan::glam {
 
 struct Stage {
   attention_mix::Arguments attention;
-  std::vector<convolution::Arguments> layers;  // of each block: with GLU, with residual; the last is the up-convolution
+  std::vector<convolution::Arguments> layers;  // for each block one with GLU and one with residual; then the up-block
   int64_t height, width;
-  bfloat16_bits* out;  // features, or null where the head makes images of them
+  bfloat16_bits* out;  // the features of the result, or null if a head makes images
   std::optional<convolution::Arguments> head;
   const bfloat16_bits* head_panel;
 };
 
-// The layers of a stage whose attention is known: `count` packed weights from `first` on, and biases.
+// Adds layers to a stage whose attention is set: `count` packed weights and biases, from `first` on.
 void add_layers(
     const char* op,
     const std::vector<torch::stable::Tensor>& weights,
@@ -30,10 +30,10 @@ void add_layers(
     size_t first,
     size_t count,
     Stage& stage);
-// Its head, which makes images of what the layers give.
+// Adds the image head.
 void add_head(
     const char* op, const torch::stable::Tensor& weight, const torch::stable::Tensor& bias, uint8_t* out, Stage& stage);
-// All samples of a stage, cut so that this many threads have as much to do.
+// Runs a stage for all samples, divided evenly among this many threads.
 void run_stage(const Stage& stage, int64_t threads);
 
 #endif

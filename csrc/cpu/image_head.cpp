@@ -1,4 +1,4 @@
-// mirrorgan::image_head on the CPU; what it computes is said in mirrorgan_fast/ops/image_head.py.
+// mirrorgan::image_head on the CPU. What it computes is defined in mirrorgan_fast/ops/image_head.py.
 
 #include <torch/csrc/stable/library.h>
 
@@ -14,21 +14,21 @@ namespace {
 
 using namespace convolution;
 
-constexpr int64_t kRowsOfTask = 8;
+constexpr int64_t kRowsPerTask = 8;
 
-// write_rows(a, weight, map, image, first, end) on parts of every sample.
+// Calls write_rows(a, weight, map, image, first, end) on parts of every sample.
 template <typename scalar_t, typename weight_t>
 void write_images(
     const Arguments& a,
     const weight_t* weight,
     void (*write_rows)(const Arguments&, const weight_t*, const scalar_t*, uint8_t*, int64_t, int64_t)) {
-  const int64_t tasks_of_sample = divide_up(a.height, kRowsOfTask), pixels = a.height * a.width;
-  parallel_for(a.samples * tasks_of_sample, [&](int64_t begin, int64_t end) {
+  const int64_t tasks_per_sample = divide_up(a.height, kRowsPerTask), pixels = a.height * a.width;
+  parallel_for(a.samples * tasks_per_sample, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t sample = task / tasks_of_sample, first = task % tasks_of_sample * kRowsOfTask;
+      const int64_t sample = task / tasks_per_sample, first = task % tasks_per_sample * kRowsPerTask;
       write_rows(a, weight, static_cast<const scalar_t*>(a.x) + sample * pixels * a.channels,
                  static_cast<uint8_t*>(a.out) + sample * pixels * a.out_channels, first,
-                 std::min(first + kRowsOfTask, a.height));
+                 std::min(first + kRowsPerTask, a.height));
     }
   });
 }
@@ -38,7 +38,7 @@ void image_head_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, T
   const Tensor dense_x = torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
   Arguments a = arguments_of(kOp, dense_x, weight, bias, Epilogue::image);
   MIRRORGAN_CHECK(a.phases == 1 && a.out_channels <= kHalf, kOp, "weight", shape_text(weight.sizes()),
-                  "one phase, of at most 16 channels");
+                  "weights packed without upsample, for at most 16 channels");
   check_contiguous(kOp, "out", out, ScalarType::Byte, {a.samples, a.height, a.width, a.out_channels});
   if (out.numel() == 0) {
     return;

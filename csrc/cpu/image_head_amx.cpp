@@ -1,11 +1,12 @@
-// The form of mirrorgan::image_head that multiplies with AMX.
+// The form of mirrorgan::image_head with AMX.
 //
-// An image has three channels, and a right tile sixteen columns: there the three taps of a row of the kernel stand side by
-// side, four columns for each. So 16 pixels take a product a row of the kernel and 32 channels, a third of what a convolution
-// takes; the sums of a pixel and its two neighbours are added afterwards, those of four pixels at once.
+// An image has three channels, but a right tile has sixteen columns. So the three taps of a row of the kernel are in
+// the same tile, with four columns each. For 16 pixels there is one product for each row of the kernel and 32 channels,
+// a third of the products of other convolutions. Afterwards the sums of each pixel and its two neighbors are added, for
+// four pixels together.
 //
-// Strips of 16 columns are multiplied downwards: a row that is read takes part in three rows of sums, which are in three
-// tiles.
+// Strips of 16 columns are processed from top to bottom. Each row that is read contributes to three rows of sums, which are
+// in three tiles.
 
 #include "image_head.h"
 
@@ -23,15 +24,16 @@ using amx::kTile;
 using amx::kTileRowBytes;
 using convolution::Arguments;
 
-constexpr int64_t kLanes = 4;   // of a tap: the channels of the image, filled up
-constexpr int64_t kSums = 16;   // of a pixel: (3 taps, kLanes), filled up
+constexpr int64_t kLanes = 4;   // columns of a tap: the channels of the image, padded
+constexpr int64_t kSums = 16;   // sums of a pixel: (3 taps, kLanes), padded
 constexpr int64_t kQuad = 4;    // pixels that are finished together
 constexpr int64_t kStrip = kRows;
-constexpr int64_t kPlace = (1 + kStrip + 1) * kSums;  // of a row of a strip's sums, with a pixel before it and one after it
-constexpr int64_t kPitch = 2 * kPlace;                // of two strips that take turns
+constexpr int64_t kPlace = (1 + kStrip + 1) * kSums;  // a row of sums of a strip, with one pixel before and one after it
+constexpr int64_t kPitch = 2 * kPlace;                // two strips, which alternate
 constexpr int64_t kRowsAtOnce = 8;
 
-// Packed weights (steps, 2, kTile), a tap a row of the kernel after the other, to (3, channels / kDepth, kTile).
+// Reorders packed weights (steps, 2, kTile), with one tap after the other, to (3 rows of the kernel, channels / kDepth,
+// kTile).
 void put_taps_side_by_side(const Arguments& a, bfloat16_bits* panel) {
   const auto* packed = static_cast<const bfloat16_bits*>(a.weight);
   const int64_t depth_steps = a.channels / kDepth;
@@ -53,16 +55,16 @@ void put_taps_side_by_side(const Arguments& a, bfloat16_bits* panel) {
 
 MIRRORGAN_BEGIN_AMX
 
-// What the neighbours' taps and a pixel's own make together.
-MIRRORGAN_INLINE __m128 of_pixel(const float* sums) {
+// Adds the sums of a pixel and its two neighbors.
+MIRRORGAN_INLINE __m128 add_taps(const float* sums) {
   const __m128 sides = _mm_add_ps(_mm_load_ps(sums - kSums), _mm_load_ps(sums + kSums + 2 * kLanes));
   return _mm_add_ps(sides, _mm_load_ps(sums + kLanes));
 }
 
-// What four pixels' sums become.
+// Computes and writes the result of four pixels from their sums.
 struct Finish {
   __m512 bias;
-  __m128i order;  // of the bytes of four pixels, from four lanes a pixel
+  __m128i order;  // moves the bytes of four pixels, with four lanes each, next to each other
   int64_t bytes;
 
   MIRRORGAN_INLINE explicit Finish(const Arguments& a) : bytes(kQuad * a.out_channels) {
@@ -79,18 +81,19 @@ struct Finish {
   }
 
   MIRRORGAN_INLINE void operator()(const float* sums, uint8_t* out) const {
-    __m512 quad = _mm512_castps128_ps512(of_pixel(sums));
-    quad = _mm512_insertf32x4(quad, of_pixel(sums + kSums), 1);
-    quad = _mm512_insertf32x4(quad, of_pixel(sums + 2 * kSums), 2);
-    quad = _mm512_insertf32x4(quad, of_pixel(sums + 3 * kSums), 3);
-    const __m128i levels = amx::grey_levels(_mm512_add_ps(quad, bias));
+    __m512 quad = _mm512_castps128_ps512(add_taps(sums));
+    quad = _mm512_insertf32x4(quad, add_taps(sums + kSums), 1);
+    quad = _mm512_insertf32x4(quad, add_taps(sums + 2 * kSums), 2);
+    quad = _mm512_insertf32x4(quad, add_taps(sums + 3 * kSums), 3);
+    const __m128i levels = amx::gray_levels(_mm512_add_ps(quad, bias));
     _mm_mask_storeu_epi8(out, amx::first_of(bytes), _mm_shuffle_epi8(levels, order));
   }
 };
 
-// Of a row that is read: it is the row above `below`, the middle of `own` and the row below `above`. Before, the tile of
-// `below` has the sums of the last row's `above`; they leave it only here, because the unit waits for sums that have just been
-// multiplied. (The intrinsics want tiles by their names.)
+// Multiplies an input row. It is the bottom row of the kernel for the row of sums in the tile `above`, the middle row
+// for `own`, and the top row for `below`. The tile of `below` still has the finished sums of the previous row's
+// `above`. They are stored only here, as the unit would wait for sums that were just multiplied. This is a macro
+// because the intrinsics need constant tile numbers.
 #define MIRRORGAN_MULTIPLY(above, own, below)                          \
   for (int64_t step = 0; step < steps && inside; ++step) {             \
     _tile_loadd(4, left + step * kDepth, stride);                      \
@@ -110,11 +113,11 @@ struct Finish {
 
 #define MIRRORGAN_BEGIN(tile)                            \
   if (finished >= first) {                               \
-    _tile_stored(tile, of_own + kSums, kTileRowBytes);   \
+    _tile_stored(tile, own_sums + kSums, kTileRowBytes);   \
   }                                                      \
   _tile_zero(tile);
 
-// At most kRowsAtOnce rows.
+// Writes at most kRowsAtOnce rows.
 void write_rows(
     const Arguments& a,
     const bfloat16_bits* panel,
@@ -132,7 +135,7 @@ void write_rows(
     float *own = sums + strip % 2 * kPlace, *last = sums + (strip + 1) % 2 * kPlace;
     for (int64_t row = first - 1; row <= end + 1; ++row) {
       const int64_t finished = row - 2;
-      float *of_own = own + (finished - first) * kPitch, *of_last = last + (finished - first) * kPitch;
+      float *own_sums = own + (finished - first) * kPitch, *last_sums = last + (finished - first) * kPitch;
       if (strip < strips) {
         const bool inside = row >= 0 && row < a.height && row <= end;
         const bfloat16_bits* left = x + (row * a.width + strip * kStrip) * a.channels;
@@ -151,15 +154,15 @@ void write_rows(
         continue;
       }
       if (strip > 0) {
-        _mm512_store_ps(of_last + (1 + kStrip) * kSums, strip < strips ? _mm512_load_ps(of_own + kSums) : zero);
+        _mm512_store_ps(last_sums + (1 + kStrip) * kSums, strip < strips ? _mm512_load_ps(own_sums + kSums) : zero);
         for (int64_t p = 0; p < kStrip; p += kQuad) {
           const int64_t pixel = (strip - 1) * kStrip + p;
-          finish(of_last + (1 + p) * kSums, out + (finished * a.width + pixel) * a.out_channels);
+          finish(last_sums + (1 + p) * kSums, out + (finished * a.width + pixel) * a.out_channels);
         }
       } else {
-        _mm512_store_ps(of_own, zero);
+        _mm512_store_ps(own_sums, zero);
       }
-      _mm512_store_ps(of_last, _mm512_load_ps(of_own + kStrip * kSums));  // where the next strip will be
+      _mm512_store_ps(last_sums, _mm512_load_ps(own_sums + kStrip * kSums));  // the pixel before the next strip's first one
     }
   }
 }

@@ -1,8 +1,8 @@
-// The form of mirrorgan::image_head for vectors of float32, whose lanes are channels of a pixel.
+// The form of mirrorgan::image_head for vectors of float32. The lanes of a vector are input channels of a pixel.
 //
-// A convolution's vectors are its results' channels, and an image has three. Here a vector is of a pixel that is read: it is
-// multiplied with each tap of each of the three, for the four pixels that are made at once, and what the lanes have summed is
-// added up at the end.
+// In the other convolutions they are channels of the result, of which an image has only three. Here each input pixel's
+// vector is multiplied with its tap for each of the three channels, for four pixels of the result together. The lanes
+// are summed at the end.
 
 #include "image_head.h"
 
@@ -17,11 +17,11 @@ namespace {
 
 using namespace convolution;
 
-constexpr int kOutputs = kImageChannels, kAtOnce = 4, kSide = 3;
+constexpr int kOutputs = kImageChannels, kPixelsAtOnce = 4, kSide = 3;
 
 #if defined(__clang__)
 #define MIRRORGAN_SHUFFLE(one, other, ...) __builtin_shufflevector(one, other, __VA_ARGS__)
-#else  // which GCC has from 12 on
+#else  // GCC has __builtin_shufflevector only from version 12 on
 #define MIRRORGAN_SHUFFLE(one, other, ...) __builtin_shuffle(one, other, Vector<4>::Int{__VA_ARGS__})
 #endif
 
@@ -29,7 +29,7 @@ int64_t taps_size(const Arguments& a) {
   return kSide * kSide * a.channels * kOutputs;
 }
 
-// Packed weights to (rows, channels / Lanes, columns, kOutputs, Lanes), the order in which they are needed.
+// Reorders packed weights to (rows, channels / Lanes, columns, kOutputs, Lanes), the order in which they are read.
 template <typename scalar_t, int Lanes>
 MIRRORGAN_INLINE void order_taps(const Arguments& a, float* taps) {
   const auto* packed = static_cast<const scalar_t*>(a.weight);
@@ -50,12 +50,12 @@ MIRRORGAN_INLINE void order_taps(const Arguments& a, float* taps) {
   }
 }
 
-// Of four vectors the sum of each one's lanes.
+// Sums the lanes of each of four vectors.
 template <int Lanes>
-MIRRORGAN_INLINE void sum_lanes(const typename Vector<Lanes>::Float (&vectors)[kAtOnce], float* out) {
+MIRRORGAN_INLINE void sum_lanes(const typename Vector<Lanes>::Float (&vectors)[kPixelsAtOnce], float* out) {
   using Quad = Vector<4>::Float;
-  Quad sums[kAtOnce];
-  for (int i = 0; i < kAtOnce; ++i) {
+  Quad sums[kPixelsAtOnce];
+  for (int i = 0; i < kPixelsAtOnce; ++i) {
     alignas(64) float lanes[Lanes];
     store<Lanes>(vectors[i], lanes);
     load<4>(lanes, sums[i]);
@@ -73,13 +73,13 @@ MIRRORGAN_INLINE void sum_lanes(const typename Vector<Lanes>::Float (&vectors)[k
   store<4>(MIRRORGAN_SHUFFLE(pairs[0], pairs[1], 0, 1, 4, 5) + MIRRORGAN_SHUFFLE(pairs[0], pairs[1], 2, 3, 6, 7), out);
 }
 
-// What the taps make of kAtOnce pixels of a row from `column` on, an output after the other, `pitch` apart.
+// Convolves kPixelsAtOnce pixels of a row, from `column` on. The outputs are `pitch` apart.
 template <typename scalar_t, int Lanes>
 MIRRORGAN_INLINE void multiply_pixels(
     const Arguments& a, const float* taps, const scalar_t* map, int64_t row, int64_t column, float* out, int64_t pitch) {
   using Float = typename Vector<Lanes>::Float;
-  constexpr int kInputs = kAtOnce + kSide - 1;
-  Float sums[kOutputs][kAtOnce] = {};
+  constexpr int kInputs = kPixelsAtOnce + kSide - 1;
+  Float sums[kOutputs][kPixelsAtOnce] = {};
   for (int64_t y = row - 1; y <= row + 1; ++y) {
     if (y < 0 || y >= a.height) {
       taps += taps_size(a) / kSide;
@@ -102,7 +102,7 @@ MIRRORGAN_INLINE void multiply_pixels(
           Float tap;
           load<Lanes>(taps, tap);
 #pragma GCC unroll 4
-          for (int p = 0; p < kAtOnce; ++p) {
+          for (int p = 0; p < kPixelsAtOnce; ++p) {
             sums[o][p] += inputs[p + x] * tap;
           }
         }
@@ -125,7 +125,7 @@ MIRRORGAN_INLINE void write_rows(
   using Float = typename Vector<Lanes>::Float;
   const int64_t pitch = row_size(a);
   for (int64_t row = first; row < end; ++row) {
-    for (int64_t column = 0; column < a.width; column += kAtOnce) {
+    for (int64_t column = 0; column < a.width; column += kPixelsAtOnce) {
       multiply_pixels<scalar_t, Lanes>(a, taps, static_cast<const scalar_t*>(map), row, column, sums + column, pitch);
     }
     for (int64_t o = 0; o < a.out_channels; ++o) {
@@ -133,7 +133,7 @@ MIRRORGAN_INLINE void write_rows(
         Float level;
         load<Lanes>(sums + o * pitch + column, level);
         level += a.bias[o];
-        grey_level<Lanes>(level);
+        gray_level<Lanes>(level);
         store<Lanes>(level, sums + o * pitch + column);
       }
     }

@@ -1,8 +1,8 @@
-// The instruction sets that every CPU kernel is compiled for, and the choice between them when the program runs.
+// The instruction sets that every CPU kernel is compiled for, and the choice between them at run time.
 //
-// A kernel is one always-inlined template over the number of float32 lanes, instantiated in one function for each set with
-// that set's target attribute. Nothing from the standard library is called inside such a function: a copy of it compiled
-// for a wide set could be the one the linker keeps for everybody.
+// A kernel is an always-inlined template over the number of float32 lanes. For each instruction set one function with that
+// set's target attribute instantiates it. Such a function must not call the standard library's templates: the linker keeps
+// one copy of each, which could be the one compiled for a wide instruction set.
 
 #pragma once
 
@@ -25,11 +25,11 @@
 
 namespace mirrorgan {
 
-// `avx512_bf16` is AVX-512 with products of bfloat16, `amx` has matrix tiles for them besides; a kernel without either runs
-// as for avx512.
+// `avx512_bf16` is AVX-512 with products of bfloat16; `amx` also has matrix tiles for them. A kernel without a form for
+// either runs its form for `avx512`.
 enum class InstructionSet { baseline, avx2, avx512, avx512_bf16, amx };
 
-// The system lets a process use the tiles' registers when it asks.
+// Linux lets a process use the tile registers only after it has requested permission.
 inline bool may_use_tiles() {
 #if defined(MIRRORGAN_X86) && defined(__linux__)
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
@@ -40,7 +40,7 @@ inline bool may_use_tiles() {
 #endif
 }
 
-// The bits of cpuid leaf 7 that GCC 12 has no name for in __builtin_cpu_supports.
+// Reads cpuid leaf 7, as GCC 12's __builtin_cpu_supports has no names for these bits.
 inline bool has_tiles_for_bfloat16() {
 #if defined(MIRRORGAN_EMULATED_TILES)
   return true;
@@ -80,7 +80,7 @@ inline const char* name_of(InstructionSet set) {
   return kNames[static_cast<int>(set)];
 }
 
-// The widest set that this processor has and that is no wider.
+// The widest set that this processor has, up to `widest`.
 inline InstructionSet narrowed(InstructionSet widest) {
   while (!processor_has(widest)) {
     widest = static_cast<InstructionSet>(static_cast<int>(widest) - 1);
@@ -88,8 +88,8 @@ inline InstructionSet narrowed(InstructionSet widest) {
   return widest;
 }
 
-// The widest of the compiled sets that this processor has; not wider than ATEN_CPU_CAPABILITY says, if that is set to one
-// of their names or, as for PyTorch's own kernels, to "default".
+// The widest compiled set that this processor has. The environment variable ATEN_CPU_CAPABILITY can limit it, to the name
+// of a set or, as for PyTorch's own kernels, to "default".
 inline InstructionSet chosen_instruction_set() {
   static const InstructionSet chosen = [] {
     const char* variable = std::getenv("ATEN_CPU_CAPABILITY");
@@ -105,8 +105,9 @@ inline InstructionSet chosen_instruction_set() {
   return chosen;
 }
 
-// A kernel in vectors of float32 has three forms, name_baseline, name_avx2 and name_avx512, of which only the first exists on
-// every processor. FOR_EACH_SET has a macro (set, lanes, target) define them, and CHOSEN is that for the chosen set.
+// A kernel with vectors of float32 has three forms: name_baseline, name_avx2 and name_avx512. On other processors than
+// x86-64 there is only the first. MIRRORGAN_FOR_EACH_SET calls a macro (set, lanes, target) that defines a form, and
+// MIRRORGAN_CHOSEN(name) is the form for the chosen set.
 #if defined(MIRRORGAN_X86)
 #define MIRRORGAN_FOR_EACH_SET(define)     \
   define(baseline, 4, )                    \

@@ -1,8 +1,8 @@
-// The intrinsics of x86-64, without the warnings of their own header, and targets for the functions that call them.
+// The x86-64 intrinsics without warnings from their header, and macros for the targets of functions that call them.
 
 #pragma once
 
-// GCC 12 believes that what its own intrinsics leave undefined on purpose is read (its bug 105593).
+// GCC 12 wrongly warns about values that its own intrinsics leave uninitialized on purpose (GCC bug 105593).
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -13,7 +13,7 @@
 #include <immintrin.h>
 #endif
 
-// The functions between the two are compiled for what the string names, in the compilers' own words.
+// Functions between the two macros are compiled for the instruction sets that the string names.
 #define MIRRORGAN_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
 #define MIRRORGAN_BEGIN_TARGET(names) \

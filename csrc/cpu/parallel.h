@@ -1,4 +1,4 @@
-// The loop over tasks that every kernel has.
+// The parallel loop over tasks that every kernel uses.
 
 #pragma once
 
@@ -10,8 +10,8 @@
 
 namespace mirrorgan {
 
-// Calls work(begin, end) for parts of [0, tasks), each in one of PyTorch's threads. What it throws is thrown here: PyTorch's
-// own loop would only tell that something was, and that memory is short has to be known.
+// Calls work(begin, end) for parts of [0, tasks) in PyTorch's threads, and rethrows the first exception of a thread here.
+// PyTorch's own loop would not keep the exception's type, and callers need to know std::bad_alloc.
 template <typename Work>
 void parallel_for(int64_t tasks, const Work& work) {
   std::exception_ptr first_error;

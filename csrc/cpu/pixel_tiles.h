@@ -1,6 +1,6 @@
-// Blocks of a map's pixels as float32 tiles, what the kernels of GLAM's attention compute on: (rows, kBlock), a channel or a
-// word a row. The vectors run over pixels, so no sum crosses lanes, and a pixel's result depends on nothing but its own
-// column: not on the other samples, and not on how the blocks are divided among threads.
+// Blocks of a map's pixels as float32 tiles (rows, kBlock), on which the kernels of GLAM's attention compute. Each row is a
+// channel or a word. The lanes of a vector are pixels, so no sum crosses lanes. A pixel's result depends only on its own
+// column: not on other samples, and not on how the blocks are divided among threads.
 
 #pragma once
 
@@ -14,15 +14,16 @@ namespace mirrorgan {
 
 constexpr int64_t kBlock = 64;          // pixels of a tile: 8 KiB for 32 channels
 constexpr int64_t kBlocksPerTask = 16;  // 1,024 pixels
-constexpr int64_t kSummed = 128;        // products one after the other, which round to the sum of all: then another sum begins
+// This many products are added one after the other; then a new sum begins. Longer sums would have larger rounding errors.
+constexpr int64_t kSummedAtOnce = 128;
 
-// In place of what `out` holds, or added to it.
+// Multiplies Rows rows. The result replaces `out`, or is added to it.
 template <int Rows, int Lanes>
 MIRRORGAN_INLINE void multiply_rows(
     float* out, const float* left, int64_t row_stride, int64_t inner_stride, const float* right, int64_t inner, bool adds) {
   using Float = typename Vector<Lanes>::Float;
-  // Two vectors wide: with Rows = 4 that is eight sums, enough to cover the latency of multiply-add and few enough to stay
-  // in 16 registers.
+  // Two vectors per row: with Rows = 4 these are eight sums, enough to cover the latency of multiply-adds, and few
+  // enough to stay in 16 registers.
   for (int64_t pixel = 0; pixel < kBlock; pixel += 2 * Lanes) {
     Float sums[Rows][2] = {};
     for (int64_t k = 0; k < inner; ++k) {
@@ -55,9 +56,9 @@ MIRRORGAN_INLINE void multiply(
     const float* right,
     int64_t rows,
     int64_t inner) {
-  for (int64_t begin = 0; begin < inner || begin == 0; begin += kSummed, left += kSummed * inner_stride) {
+  for (int64_t begin = 0; begin < inner || begin == 0; begin += kSummedAtOnce, left += kSummedAtOnce * inner_stride) {
     const float* rows_of_right = right + begin * kBlock;
-    const int64_t summed = std::min(inner - begin, kSummed);
+    const int64_t summed = std::min(inner - begin, kSummedAtOnce);
     int64_t row = 0;
     for (; row + 4 <= rows; row += 4) {
       multiply_rows<4, Lanes>(
@@ -96,7 +97,7 @@ MIRRORGAN_INLINE void softmax(float* values, int64_t rows) {
   }
 }
 
-// How a map lies in memory: (C, H*W), or (H*W, C) when channels_last.
+// The order of a map in memory: (C, H*W), or (H*W, C) if channels_last.
 struct MapLayout {
   int64_t channels, pixels;
   bool channels_last;
@@ -125,7 +126,7 @@ MIRRORGAN_INLINE void read_tile(
   }
 }
 
-// The valid columns of tile (rows, kBlock) become channels [channel, channel + rows) of a map.
+// Writes the valid columns of a tile (rows, kBlock) to the channels [channel, channel + rows) of a map.
 template <typename scalar_t>
 MIRRORGAN_INLINE void write_tile(
     const float* tile, int64_t rows, scalar_t* map, const MapLayout& layout, int64_t channel, int64_t first, int64_t valid) {
@@ -138,7 +139,7 @@ MIRRORGAN_INLINE void write_tile(
     }
     return;
   }
-  // Converted a row at a time, where it vectorizes, and only then transposed.
+  // Each row is converted first, which is vectorized, and only then transposed.
   scalar_t row[kBlock];
   map += first * layout.channels + channel;
   for (int64_t r = 0; r < rows; ++r) {

@@ -1,5 +1,5 @@
-// Products in float32 with weights as mirrorgan_fast/ops/packing.py packs them, and what becomes of their sums, on any
-// processor.
+// Products in float32 with weights packed by mirrorgan_fast/ops/packing.py, and the epilogues that turn their sums into
+// results, for any processor.
 
 #pragma once
 
@@ -11,7 +11,7 @@
 
 namespace mirrorgan::convolution {
 
-// Sums of Rows pixels and Halves halves of columns, over all taps and channels, into the block.
+// Writes the sums of Rows pixels and Halves halves of columns, over all taps and channels, into the block.
 template <int Lanes, int Rows, int Halves>
 MIRRORGAN_INLINE void multiply(
     const Window<float>& window,
@@ -26,11 +26,11 @@ MIRRORGAN_INLINE void multiply(
     const float* pixel = window.at(offset, phase.dy[tap], phase.dx[tap]);
     for (int64_t channel = 0; channel < window.channels; ++channel) {
       if (channel != 0 && channel % kDepth == 0) {
-        weight += kTile;  // over the other half
+        weight += kTile;  // skip the other half
       }
 #pragma GCC unroll 8
       for (int v = 0; v < Halves * kVectors; ++v) {
-        Float columns;  // (an array of them would go through memory)
+        Float columns;  // not an array, which would go through memory
         load<Lanes>(weight + v / kVectors * kTile + v % kVectors * Lanes, columns);
 #pragma GCC unroll 8
         for (int r = 0; r < Rows; ++r) {
@@ -50,7 +50,7 @@ MIRRORGAN_INLINE void multiply(
   }
 }
 
-// The weights of a block in float32: from pairs of channels beside each other, (16, kHalf, 2), to (kDepth, kHalf).
+// Converts the weights of a block to float32, from pairs of neighboring channels (16, kHalf, 2) to (kDepth, kHalf).
 MIRRORGAN_INLINE void widen(const bfloat16_bits* pairs, float* wide, int64_t tiles) {
   for (int64_t tile = 0; tile < tiles; ++tile) {
     for (int64_t i = 0; i < kTile; ++i) {
@@ -61,7 +61,8 @@ MIRRORGAN_INLINE void widen(const bfloat16_bits* pairs, float* wide, int64_t til
   }
 }
 
-// How products are computed: the type of the window, pixels and halves at a time, and the weights of a block.
+// One way to compute products, in float32 (InFloats) or bfloat16 (InPairs): the type of the window, how many pixels and
+// halves are computed together, and the weights of a block.
 template <typename scalar_t, int Lanes, int Rows, int Halves>
 struct InFloats {
   using compute_t = float;
@@ -108,19 +109,19 @@ struct InPairs {
 
 // (1 + tanh(x)) * 127.5
 template <int Lanes>
-MIRRORGAN_INLINE void grey_level(typename Vector<Lanes>::Float& x) {
+MIRRORGAN_INLINE void gray_level(typename Vector<Lanes>::Float& x) {
   typename Vector<Lanes>::Float s, rest;
   sigmoid<Lanes>(x + x, s, rest);
   x = s * 255.0f;
 }
 
-// A grey level, NaN as 0.
+// Rounds to a gray level. NaN becomes 0.
 MIRRORGAN_INLINE uint8_t to_byte(float level) {
   level += 0.5f;
   return static_cast<uint8_t>(level >= 255.0f ? 255.0f : level >= 0.0f ? level : 0.0f);
 }
 
-// The result of one pixel, and of the channels of a half: what its sums (and those of their gates) become.
+// Computes and writes the result of one pixel and the channels of a half, from its sums (and those of the gates).
 template <typename scalar_t, int Lanes>
 MIRRORGAN_INLINE void write_half(
     const Arguments& a, Epilogue epilogue, const float* sums, const float* bias, int64_t channel, int64_t at) {
@@ -140,7 +141,7 @@ MIRRORGAN_INLINE void write_half(
       value *= s;
     }
     if (epilogue == Epilogue::image) {
-      grey_level<Lanes>(value);
+      gray_level<Lanes>(value);
       for (int64_t i = 0; i < Lanes && c + i < valid; ++i) {
         static_cast<uint8_t*>(a.out)[at + channel + c + i] = to_byte(value[i]);
       }

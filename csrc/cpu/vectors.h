@@ -1,4 +1,4 @@
-// Vectors of float32 lanes by the compiler's own extension, and their exchange with memory in float32 and bfloat16.
+// Vectors of float32 lanes (a compiler extension), and their loads and stores in float32 and bfloat16.
 
 #pragma once
 
@@ -25,7 +25,7 @@ MIRRORGAN_INLINE void store(float value, float* out) {
   *out = value;
 }
 
-// Round to nearest, ties to even; any NaN becomes the quiet one.
+// Rounds to nearest, ties to even. Any NaN becomes the quiet NaN.
 MIRRORGAN_INLINE void store(float value, bfloat16_bits* out) {
   uint32_t bits;
   __builtin_memcpy(&bits, &value, sizeof bits);
@@ -35,14 +35,14 @@ MIRRORGAN_INLINE void store(float value, bfloat16_bits* out) {
 
 template <int Lanes>
 struct Vector {
-  // Four-byte alignment makes every load and store an unaligned one, which costs nothing on aligned data.
+  // With an alignment of four bytes every load and store is an unaligned one. On aligned data that costs nothing.
   typedef float Float __attribute__((vector_size(Lanes * 4), aligned(4), may_alias));
   typedef int32_t Int __attribute__((vector_size(Lanes * 4), aligned(4), may_alias));
   typedef uint32_t Bits __attribute__((vector_size(Lanes * 4), aligned(4), may_alias));
   typedef uint16_t Halves __attribute__((vector_size(Lanes * 2), aligned(2), may_alias));
 };
 
-// (By reference: returning a vector wider than the baseline's registers has no stable ABI.)
+// The result is a reference because returning a vector wider than the baseline's registers has no stable ABI.
 template <int Lanes>
 MIRRORGAN_INLINE void load(const float* source, typename Vector<Lanes>::Float& out) {
   out = *reinterpret_cast<const typename Vector<Lanes>::Float*>(source);
@@ -69,18 +69,18 @@ MIRRORGAN_INLINE void store(const typename Vector<Lanes>::Float& value, bfloat16
       __builtin_convertvector(rounded, typename Vector<Lanes>::Halves);
 }
 
-// x becomes e^x, for x <= 0, within 2 ulp; NaN stays NaN. x = n ln 2 + r with |r| <= ln(2)/2, where the Taylor series of e^r
-// up to r^7 is exact to 5e-9.
+// Replaces x <= 0 by e^x, within 2 ulp; NaN stays NaN. With x = n ln 2 + r and |r| <= ln(2)/2, the Taylor series of e^r up
+// to r^7 has a relative error of 5e-9.
 template <int Lanes>
 MIRRORGAN_INLINE void exp_of_negative(typename Vector<Lanes>::Float& x) {
   using Float = typename Vector<Lanes>::Float;
   using Int = typename Vector<Lanes>::Int;
-  constexpr float kLowest = -87.0f;        // e^-87 is the last that stays a normal number
-  constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, left in the low bits
+  constexpr float kLowest = -87.0f;        // e^-87 is still a normal number
+  constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits
   x = x < kLowest ? kLowest - Float{} : x;
   const Float shifted = x * 1.44269504f + kRounder;
   const Float n = shifted - kRounder;
-  Float r = x - n * 0.693359375f;  // ln 2 in two parts, the first exact in 9 bits
+  Float r = x - n * 0.693359375f;  // ln 2 in two parts, of which the first is exact in 9 bits
   r = r + n * 2.12194440e-4f;
   Float series = r * (1.0f / 5040.0f) + (1.0f / 720.0f);
   series = series * r + (1.0f / 120.0f);
@@ -93,7 +93,7 @@ MIRRORGAN_INLINE void exp_of_negative(typename Vector<Lanes>::Float& x) {
   x = series * (Float)power_bits;
 }
 
-// s = 1 / (1 + e^-x), and 1 - s without cancellation.
+// s = 1 / (1 + e^-x), and rest = 1 - s without cancellation.
 template <int Lanes>
 MIRRORGAN_INLINE void sigmoid(
     const typename Vector<Lanes>::Float& x, typename Vector<Lanes>::Float& s, typename Vector<Lanes>::Float& rest) {

@@ -1,16 +1,17 @@
-// 3x3 convolutions with fewer products: Winograd's minimal filtering (Lavin and Gray, "Fast Algorithms for
-// Convolutional Neural Networks", 2016), and the same idea on the map upsampled by two.
+// 3x3 convolutions with fewer products: Winograd's minimal filtering (Lavin and Gray, "Fast Algorithms for Convolutional
+// Neural Networks", 2016), and the same idea for the map upsampled by two.
 //
-// In one dimension neighbouring results are sums of a few products, each of a sum of inputs and a sum of taps; in two
-// dimensions the same is done to rows and then to columns. A tile of 4x4 results takes 36 products for each pair of channels
-// instead of 144, one of 2x2 takes 16 instead of 36, and on the upsampled map 9 instead of 16. Over all tiles and channels,
-// each of them is a matrix product:
+// In one dimension, neighboring results are sums of a few products, each of a sum of inputs and a sum of taps. In two
+// dimensions the same is done for the rows and then for the columns. For each pair of input and output channels, a tile of
+// 4x4 results takes 36 products instead of 144, a tile of 2x2 results takes 16 instead of 36, and on the upsampled map 2x2
+// results take 9 instead of 16. Over all tiles and channels, each of these products is a matrix product. There are three
+// steps:
 //
-//     spread     each tile's inputs to sums of them, one for each product
-//     multiply   tiles by channels, channels by columns
-//     gather     products to results, and what follows a convolution
+//     spread     sums of each tile's inputs, one for each product
+//     multiply   (tiles, channels) times (channels, columns), for each product
+//     gather     sums of the products, which are the results, and the epilogue
 //
-// A result is computed from its own tile alone, always in the same order: no cut of the work changes a bit of it.
+// A result is computed from its own tile only, always in the same order. So the bits do not depend on how the work is cut.
 
 #include "convolution.h"
 
@@ -27,21 +28,23 @@
 namespace mirrorgan::convolution {
 namespace {
 
-constexpr int64_t kSums = kPixels * kHalf;    // from the sums of a block's first half to those of its second
-constexpr int64_t kSpreadBytes = 128 * 1024;  // of a task's inputs, beside the weights of a block in a second-level cache
-constexpr int64_t kLargeSpreadBytes = 1024 * 1024;  // where there are many weights: the inputs just stay there themselves
-// Numbers between the matrices of two products: a tile writes to all of them in turn, in other sets of the first-level cache.
+constexpr int64_t kSums = kPixels * kHalf;    // from the sums of a block's first half to those of its second half
+constexpr int64_t kSpreadBytes = 128 * 1024;  // a task's inputs fit into the second-level cache with the weights of a block
+constexpr int64_t kLargeSpreadBytes = 1024 * 1024;  // with many weights: only the inputs fit into that cache
+// Elements between the matrices of two products. A tile writes to all matrices in turn; so they are in different sets
+// of the first-level cache.
 constexpr int64_t kPadding = 32;
-// How far before a tile is spread its inputs are asked for: a row of them, a few channels in turn, is no stream to a processor.
+// How many tiles ahead inputs are prefetched. The processor does not do it: a few channels of each pixel of a row are not a
+// stream that it recognizes.
 constexpr int64_t kTilesAhead = 8;
 
-// Vectors, for the forms below. (A deduced type would not have the alignment of Vector's.)
+// Arrays of vectors for the forms below. A deduced type would not have Vector's alignment.
 template <int Lanes, int count>
 using Vectors = typename Vector<Lanes>::Float[count];
 
-// Three taps with zeros around the map, in float32: results 0 to 3 from the inputs -1 to 4. The products are values of
-// polynomials at 0, 5/8, -5/8, 3/2, -3/2 and infinity, where float32 loses less than at the usual 1 and 2; powers of these
-// numbers are exact.
+// Three taps with padding 1, in float32: results 0 to 3 from the inputs -1 to 4. The products are values of polynomials
+// at 0, 5/8, -5/8, 3/2, -3/2 and infinity. There float32 loses less precision than at the usual 1 and 2, and powers of
+// these numbers are exact.
 struct FourByFour {
   static constexpr int kInputs = 6, kResults = 4, kStep = 4, kProducts = 6;
   static constexpr float kNear = 0.625f, kFar = 1.5f, kNear2 = kNear * kNear, kFar2 = kFar * kFar;
@@ -68,7 +71,8 @@ struct FourByFour {
   }
 };
 
-// In bfloat16, which would lose three times as much of those: results 0 and 1 from the inputs -1 to 2.
+// Three taps in bfloat16: results 0 and 1 from the inputs -1 to 2. With 4x4 results bfloat16 would lose three times as much
+// precision.
 struct TwoByTwo {
   static constexpr int kInputs = 4, kResults = 2, kStep = 2, kProducts = 4;
 
@@ -87,7 +91,7 @@ struct TwoByTwo {
   }
 };
 
-// The same taps on the map upsampled by two: the two results that input 0 becomes, from the inputs -1 to 1.
+// Three taps on the map upsampled by two: the two results that input 0 becomes, from the inputs -1 to 1.
 struct Upsampled {
   static constexpr int kInputs = 3, kResults = 2, kStep = 1, kProducts = 3;
 
@@ -105,23 +109,23 @@ struct Upsampled {
   }
 };
 
-// All tiles of all samples, one after the other in rows.
+// The tiles of all samples, in row-major order.
 struct Tiles {
-  int64_t rows, columns;  // of a sample
+  int64_t rows, columns;  // of one sample
 
   Tiles(const Arguments& a, int64_t results)
       : rows(divide_up(a.scale() * a.height, results)), columns(divide_up(a.scale() * a.width, results)) {}
 };
 
-// What the products of some tiles take: of each product a matrix (tiles, channels filled up to whole steps).
+// The spread inputs of some tiles: for each product a matrix (tiles, channels padded to whole steps).
 template <typename compute_t>
 struct Spread {
   compute_t* start;
   int64_t channels;
-  int64_t product;  // from a product's matrix to the next
+  int64_t product;  // elements from a product's matrix to the next
 };
 
-// One column of a tile's inputs, spread. `channels` are left from the first that is loaded.
+// Spreads one column of a tile's inputs. `channels` is how many channels are left from the first one that is loaded.
 template <int Lanes, typename Form, typename scalar_t>
 MIRRORGAN_INLINE void spread_column(
     const Arguments& a,
@@ -149,7 +153,7 @@ MIRRORGAN_INLINE void spread_column(
   Form::template spread<Lanes>(d, out);
 }
 
-// `count` tiles of one row, from `first` on, into the matrices from `out` on.
+// Spreads `count` tiles of one row, from `first` on, into the matrices from `out` on.
 template <int Lanes, typename Form, typename scalar_t, typename compute_t>
 MIRRORGAN_INLINE void spread_row(
     const Arguments& a,
@@ -197,14 +201,14 @@ MIRRORGAN_INLINE void spread_row(
   }
 }
 
-// The tiles [first, first + count).
+// Spreads the tiles [first, first + count).
 template <int Lanes, typename Form, typename scalar_t, typename compute_t>
 MIRRORGAN_INLINE void spread_tiles(const Arguments& a, int64_t first, int64_t count, const Spread<compute_t>& spread) {
   const Tiles tiles(a, Form::kResults);
   compute_t* out = spread.start;
   while (count > 0) {
     const int64_t column = first % tiles.columns, row = first / tiles.columns % tiles.rows;
-    const int64_t of_row = count < tiles.columns - column ? count : tiles.columns - column;
+    const int64_t in_row = count < tiles.columns - column ? count : tiles.columns - column;
     const int64_t sample = first / tiles.columns / tiles.rows;
     const scalar_t* map = static_cast<const scalar_t*>(a.x) + sample * a.height * a.width * a.channels;
     const scalar_t* rows[Form::kInputs];
@@ -212,29 +216,29 @@ MIRRORGAN_INLINE void spread_tiles(const Arguments& a, int64_t first, int64_t co
       const int64_t y = row * Form::kStep - 1 + i;
       rows[i] = y >= 0 && y < a.height ? map + y * a.width * a.channels : nullptr;
     }
-    spread_row<Lanes, Form>(a, rows, column, of_row, spread, out);
-    out += of_row * spread.channels;
-    first += of_row;
-    count -= of_row;
+    spread_row<Lanes, Form>(a, rows, column, in_row, spread, out);
+    out += in_row * spread.channels;
+    first += in_row;
+    count -= in_row;
   }
 }
 
-// Where the sums of a product of `group` tiles are, in the block of all of them: those of values or first channels; those of
-// the other half are kSums further.
+// The index of the sums of a product for `group` tiles, in the block of all products. These are the sums of the first
+// half of the columns; those of the second half are kSums further.
 template <int64_t group>
 MIRRORGAN_INLINE int64_t sums_of(int64_t product) {
-  constexpr int64_t kTogether = kPixels / group;
-  return product / kTogether * 2 * kSums + product % kTogether * group * kHalf;
+  constexpr int64_t kGroupsPerBlock = kPixels / group;
+  return product / kGroupsPerBlock * 2 * kSums + product % kGroupsPerBlock * group * kHalf;
 }
 
-// How a group's products are computed: `count` tiles from `offset` on with the weights of a block, of which the panels of two
-// products are `panel` apart.
+// One way to compute the products of a group: `count` tiles from `offset` on, with the weights of a block, in which the
+// panels of two products are `panel` apart.
 template <typename scalar_type, int Lanes, typename Product>
 struct InVectors {
   using scalar_t = scalar_type;
   using compute_t = typename Product::compute_t;
   static constexpr int kLanes = Lanes;
-  static constexpr int64_t kGroup = 8;  // whose sums are a first-level cache full
+  static constexpr int64_t kGroup = 8;  // tiles, whose sums fit into the first-level cache
   static constexpr bool kWidens = Product::kWidens;
 
   static MIRRORGAN_INLINE void widen(const scalar_t* weight, float* wide, int64_t tiles) {
@@ -256,15 +260,15 @@ struct InVectors {
     for (int64_t product = 0; product < products; ++product, weight += panel) {
       const compute_t* matrix = spread.start + product * spread.product;
       const Window<compute_t> window{{matrix, matrix, matrix}, 0, 0, spread.channels};
-      float* of_product = sums + sums_of<kGroup>(product);
+      float* product_sums = sums + sums_of<kGroup>(product);
       for (int64_t row = 0; row < count; row += Product::kRows) {
         if (one_half) {
-          Product::template multiply<1>(window, offset + row, phase, weight, of_product + row * kHalf);
+          Product::template multiply<1>(window, offset + row, phase, weight, product_sums + row * kHalf);
           continue;
         }
         for (int64_t half = 0; half < 2; half += Product::kHalves) {
           Product::template multiply<Product::kHalves>(
-              window, offset + row, phase, weight + half * kTile, of_product + half * kSums + row * kHalf);
+              window, offset + row, phase, weight + half * kTile, product_sums + half * kSums + row * kHalf);
         }
       }
     }
@@ -294,7 +298,7 @@ struct InMatrixTiles {
 };
 #endif
 
-// The results of a tile from its products, into the places of the first of these.
+// Computes the results of a tile from its products, and writes them over the first products.
 template <int Lanes, int64_t group, typename Form>
 MIRRORGAN_INLINE void gather_tile(float* sums, int64_t halves) {
   using Float = typename Vector<Lanes>::Float;
@@ -327,7 +331,7 @@ MIRRORGAN_INLINE void gather_tile(float* sums, int64_t halves) {
   }
 }
 
-// The results of a group of tiles, and of the channels of a block.
+// Computes and writes the results of a group of tiles for the channels of a block.
 template <typename Products, typename Form>
 MIRRORGAN_INLINE void write_tiles(
     const Arguments& a, Epilogue epilogue, int64_t first, int64_t count, int64_t block, bool one_half, float* sums) {
@@ -342,13 +346,13 @@ MIRRORGAN_INLINE void write_tiles(
     gather_tile<Lanes, Products::kGroup, Form>(sums + t * kHalf, one_half ? 1 : 2);
     const int64_t tile = first + t, row = tile / tiles.columns % tiles.rows * kResults;
     const int64_t column = tile % tiles.columns * kResults, sample = tile / tiles.columns / tiles.rows;
-    for (int64_t of_tile = 0; of_tile < kResults * kResults; ++of_tile) {
-      const int64_t y = row + of_tile / kResults, x = column + of_tile % kResults;
+    for (int64_t result = 0; result < kResults * kResults; ++result) {
+      const int64_t y = row + result / kResults, x = column + result % kResults;
       if (y >= height || x >= width) {
         continue;
       }
       const int64_t at = ((sample * height + y) * a.out_pitch + x) * a.out_channels;
-      const float* values = sums + sums_of<Products::kGroup>(of_tile) + t * kHalf;
+      const float* values = sums + sums_of<Products::kGroup>(result) + t * kHalf;
       const int64_t channel = block * (epilogue == Epilogue::glu ? kHalf : kColumns);
       write_half<scalar_t, Lanes>(a, epilogue, values, bias, channel, at);
       if (epilogue != Epilogue::glu && !one_half) {
@@ -358,14 +362,14 @@ MIRRORGAN_INLINE void write_tiles(
   }
 }
 
-// Memory of a thread, for what is multiplied and for the weights of a block in float32.
+// Memory of a thread, for the spread inputs and for the weights of a block in float32.
 struct Memory {
   void* spread;
   float* wide;
   int64_t product;  // elements from a product's matrix to the next
 };
 
-// The tiles [first, first + count), the blocks [first_block, end_block).
+// Convolves the tiles [first, first + count) for the blocks [first_block, end_block) of columns.
 template <typename Products, typename Form>
 MIRRORGAN_INLINE void convolve_tiles(
     const Arguments& a,
@@ -376,8 +380,8 @@ MIRRORGAN_INLINE void convolve_tiles(
     int64_t first_block,
     int64_t end_block) {
   using compute_t = typename Products::compute_t;
-  constexpr int64_t kAll = Form::kProducts * Form::kProducts, kGroup = Products::kGroup, kTogether = kPixels / kGroup;
-  alignas(64) float sums[(kAll + kTogether - 1) / kTogether * 2 * kSums];
+  constexpr int64_t kAll = Form::kProducts * Form::kProducts, kGroup = Products::kGroup, kGroupsPerBlock = kPixels / kGroup;
+  alignas(64) float sums[(kAll + kGroupsPerBlock - 1) / kGroupsPerBlock * 2 * kSums];
   const Spread<compute_t> spread{static_cast<compute_t*>(memory.spread), a.steps * kDepth, memory.product};
   spread_tiles<Products::kLanes, Form, typename Products::scalar_t>(a, first, count, spread);
   const int64_t panel = a.steps * 2 * kTile;
@@ -406,7 +410,7 @@ MIRRORGAN_INLINE void convolve_tiles(
 
 struct Kernel {
   void (*convolve_tiles)(const Arguments&, Epilogue, const Memory&, int64_t, int64_t, int64_t, int64_t);
-  int64_t element_bytes;  // of what is multiplied
+  int64_t element_bytes;  // size of an element of the spread inputs
   bool widens;
 };
 
@@ -465,14 +469,14 @@ void convolve_winograd(const Arguments& a, Epilogue epilogue) {
   const Kernel kernel = a.phases == 4 ? chosen_kernel<scalar_t, Upsampled>() : chosen_kernel<scalar_t, Plain>();
   const Tiles tiles(a, a.phases == 4 ? Upsampled::kResults : Plain::kResults);
   const int64_t threads = torch::stable::get_num_threads(), total = a.samples * tiles.rows * tiles.columns;
-  const int64_t weights_of_block = a.products * a.steps * 2 * kTile;
-  const bool many_weights = a.blocks * weights_of_block * kernel.element_bytes > kManyWeightsBytes;
+  const int64_t block_weights = a.products * a.steps * 2 * kTile;
+  const bool many_weights = a.blocks * block_weights * kernel.element_bytes > kManyWeightsBytes;
   const int64_t tile_bytes = a.products * a.steps * kDepth * kernel.element_bytes;
   const int64_t groups_that_fit =
       std::max<int64_t>(1, (many_weights ? kLargeSpreadBytes : kSpreadBytes) / (tile_bytes * kPixels));
   const int64_t groups = divide_up(total, kPixels);
   int64_t tasks = divide_up(groups, groups_that_fit);
-  if (tasks > 1 || !many_weights) {  // many weights are rather cut between the threads than read by each
+  if (tasks > 1 || !many_weights) {  // many weights are better divided among the threads than read by each of them
     tasks = std::min(groups, divide_up(tasks, threads) * threads);
   }
   const int64_t column_cuts = std::min(a.blocks, divide_up(threads, tasks));
@@ -481,7 +485,7 @@ void convolve_winograd(const Arguments& a, Epilogue epilogue) {
     static thread_local Workspace<float> spread, wide;
     const int64_t product = divide_up(groups, tasks) * kPixels * a.steps * kDepth + kPadding;
     const Memory memory{spread.at_least(divide_up(a.products * product * kernel.element_bytes, sizeof(float))),
-                        kernel.widens ? wide.at_least(weights_of_block) : nullptr, product};
+                        kernel.widens ? wide.at_least(block_weights) : nullptr, product};
     for (int64_t index = begin; index < end; ++index) {
       const int64_t task = index / column_cuts, first_block = index % column_cuts * blocks;
       const int64_t first = groups * task / tasks * kPixels, next = groups * (task + 1) / tasks * kPixels;

@@ -7,7 +7,7 @@
 
 namespace mirrorgan {
 
-// A thread's own, aligned to a cache line; what it holds is left from the last call.
+// Memory of one thread, aligned to a cache line. Its content is left over from the previous call.
 template <typename T>
 class Workspace {
  public:

@@ -1,5 +1,5 @@
-// mirrorgan::conv_add on NVIDIA GPUs in bfloat16, for 64 channels on Hopper; what it computes is said in
-// mirrorgan_fast/ops/conv_add.py. The kernel is the one of conv_wgmma.cu.
+// mirrorgan::conv_add on NVIDIA GPUs in bfloat16, for 64 channels on Hopper. What it computes is defined in
+// mirrorgan_fast/ops/conv_add.py. The kernel is in conv_wgmma.cu.
 
 #include <torch/csrc/stable/library.h>
 
@@ -34,8 +34,10 @@ void conv_add_cuda(
     dense_residual = torch::stable::contiguous(*residual, MemoryFormat::ChannelsLast);
     check_map(kOp, "residual", *dense_residual, ScalarType::BFloat16, {x.size(0), kChannels, x.size(2), x.size(3)});
   }
-  check_device(kOp, x, {{"weight", &weight}, {"bias", &bias}, {"residual", residual ? &*residual : nullptr}, {"out", &out}});
-  MIRRORGAN_CHECK(conv_wgmma::has_wgmma(x), kOp, "device", x.get_device_index(), "a Hopper GPU, and a build for 9.0a");
+  check_device(kOp, x,
+               {{"weight", &weight}, {"bias", &bias}, {"residual", residual ? &*residual : nullptr}, {"out", &out}});
+  MIRRORGAN_CHECK(conv_wgmma::has_wgmma(x), kOp, "device", x.get_device_index(),
+                  "a Hopper GPU, and an extension built for 9.0a");
   conv_wgmma::conv_add(kOp, dense, weight, bias, dense_residual, out);
 }
 

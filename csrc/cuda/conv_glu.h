@@ -1,9 +1,9 @@
-// conv_glu on tensor cores: what a block of threads does. What is computed is said in mirrorgan_fast/ops/conv_glu.py, and
-// the layout of the weights, in rows, in mirrorgan_fast/ops/packing.py.
+// conv_glu on tensor cores: what a block of threads does. The op is defined in mirrorgan_fast/ops/conv_glu.py, and the
+// layout of the weights, in rows, in mirrorgan_fast/ops/packing.py.
 //
-// A block has 8 x 16 pixels of one map and 64 columns, values and gates in turns. It reads its part of the map with a
-// border of one pixel into shared memory, 64 channels at a time, from where all taps and all phases take it; the weights
-// of the next tap are on their way while this one is multiplied. A warp has a row of 16 pixels, a lane always both the
+// A block computes 8 x 16 pixels of one map and 64 columns, alternately values and gates. It reads its part of the map,
+// with a border of one pixel, into shared memory, 64 channels at a time. All taps and all phases read it from there.
+// While one tap is multiplied, the weights of the next tap are loaded. A warp has a row of 16 pixels. A lane has both a
 // value and its gate.
 
 #pragma once
@@ -20,33 +20,33 @@ constexpr int kColumns = 64;
 constexpr int kDepth = 64;
 constexpr int kTileWidth = kPixels + 2;
 constexpr int kTileHeight = kRows + 2;
-// Rows in shared memory are longer than what they hold, so that the lanes of a warp read from different banks.
+// Rows in shared memory are padded, so that the lanes of a warp read from different banks.
 constexpr int kPixelStride = kDepth + 8;
 constexpr int kWeightStride = kColumns + 8;
 constexpr int kOutStride = kColumns / 2 + 8;
 
 struct Arguments {
   const uint16_t* x;       // (samples, height, width, channels)
-  const uint16_t* weight;  // (phases, taps, channels, columns), each value before its gate
+  const uint16_t* weight;  // (phases, taps, channels, columns), each value followed by its gate
   const float* bias;       // (columns), all values before all gates
-  uint16_t* out;           // (samples, scale height, scale width, columns / 2), scale 2 with four phases
+  uint16_t* out;           // (samples, scale height, scale width, columns / 2); scale is 2 with four phases, otherwise 1
   int height;
   int width;
   int channels;
   int columns;
-  bool aligned;  // channels and columns are whole Eights, and all begin where one may
+  bool aligned;  // whether Eights can be used: channels and columns are multiples of 8, and all addresses are aligned
 };
 
 struct Shared {
   alignas(16) uint16_t map[kTileHeight * kTileWidth * kPixelStride];
-  alignas(16) uint32_t weight[2][kDepth / 2 * kWeightStride];  // pairs of channels side by side
+  alignas(16) uint32_t weight[2][kDepth / 2 * kWeightStride];  // pairs of neighboring channels
 };
 
 struct Sums {
   TileD tiles[kColumns / 8];
 };
 
-// Blocks along a map's height and width, and along the columns.
+// The number of blocks along a map's height and width.
 MIRRORGAN_DEVICE int blocks_down(const Arguments& a) { return (a.height + kRows - 1) / kRows; }
 MIRRORGAN_DEVICE int blocks_across(const Arguments& a) { return (a.width + kPixels - 1) / kPixels; }
 
@@ -64,9 +64,9 @@ struct Block {
 
   MIRRORGAN_DEVICE Block(const Arguments& arguments, Shared& memory, int64_t tile, int column_block)
       : a(arguments), shared(memory), column(column_block * kColumns) {
-    const int across = blocks_across(a), of_sample = blocks_down(a) * across;
-    sample = tile / of_sample;
-    const int place = static_cast<int>(tile % of_sample);
+    const int across = blocks_across(a), tiles_per_sample = blocks_down(a) * across;
+    sample = tile / tiles_per_sample;
+    const int place = static_cast<int>(tile % tiles_per_sample);
     top = place / across * kRows;
     left = place % across * kPixels;
   }
@@ -103,7 +103,7 @@ struct Block {
   }
 
  private:
-  // The block's part of the map and its border, of channels from `first` on; zero outside.
+  // Reads the block's part of the map and its border, from channel `first` on; zero outside the map.
   MIRRORGAN_DEVICE void read_map(int warp, int first) {
     for (int lane = Machine::first_lane(); lane < Machine::end_lane(); ++lane) {
       for (int i = warp * kLanesOfWarp + lane; i < kTileHeight * kTileWidth * kDepth / 8; i += kThreads) {
@@ -118,7 +118,7 @@ struct Block {
     }
   }
 
-  // Each lane's share of a tap's weights: eight columns of two channels.
+  // Loads each lane's share of a tap's weights: eight columns of two channels.
   MIRRORGAN_DEVICE void fetch_weight(
       int warp, typename Machine::template Lanes<Eight> (&rows)[2], int phase, int tap, int first) {
     static_assert(kDepth / 2 * kColumns / 8 == kThreads);
@@ -145,7 +145,7 @@ struct Block {
   }
 
   MIRRORGAN_DEVICE void multiply(int warp, typename Machine::template Lanes<Sums>& sums, int phase, int tap) {
-    // In shared memory, whose first pixel lies one up and one left of the block's
+    // In shared memory, where the first pixel is one up and one left of the block's first pixel.
     const int down = tap / kSide + (kPhases == 4 ? phase / 2 : 0);
     const int right = tap % kSide + (kPhases == 4 ? phase % 2 : 0);
     const uint16_t* row = shared.map + ((warp + down) * kTileWidth + right) * kPixelStride;
@@ -176,22 +176,22 @@ struct Block {
     }
   }
 
-  // Values times the sigmoid of their gates, into the memory of the weights.
+  // Writes the values times the sigmoids of their gates into the memory of the weights.
   MIRRORGAN_DEVICE void gate(int warp, typename Machine::template Lanes<Sums>& sums) {
     uint16_t* out = reinterpret_cast<uint16_t*>(shared.weight);
     static_assert(kRows * kPixels * kOutStride * sizeof(uint16_t) <= sizeof(Shared::weight));
     for (int lane = Machine::first_lane(); lane < Machine::end_lane(); ++lane) {
 #pragma unroll
       for (int n = 0; n < kColumns / 8; ++n) {
-        const int channel = n * 4 + lane % 4, of_all = column / 2 + channel;
-        const bool exists = of_all < a.columns / 2;
-        const float of_value = exists ? a.bias[of_all] : 0.0f;
-        const float of_gate = exists ? a.bias[a.columns / 2 + of_all] : 0.0f;
+        const int channel = n * 4 + lane % 4, channel_of_map = column / 2 + channel;
+        const bool exists = channel_of_map < a.columns / 2;
+        const float value_bias = exists ? a.bias[channel_of_map] : 0.0f;
+        const float gate_bias = exists ? a.bias[a.columns / 2 + channel_of_map] : 0.0f;
         for (int i = 0; i < 2; ++i) {
           const float* both = sums[lane].tiles[n].values + 2 * i;
           const int pixel = warp * kPixels + lane / 4 + 8 * i;
           out[pixel * kOutStride + channel] =
-              as_bfloat16((both[0] + of_value) * sigmoid<Machine>(both[1] + of_gate));
+              as_bfloat16((both[0] + value_bias) * sigmoid<Machine>(both[1] + gate_bias));
         }
       }
     }
@@ -203,13 +203,13 @@ struct Block {
     const int channels = a.columns / 2;
     for (int lane = Machine::first_lane(); lane < Machine::end_lane(); ++lane) {
       for (int i = warp * kLanesOfWarp + lane; i < kRows * kPixels * kColumns / 16; i += kThreads) {
-        const int pixel = i / (kColumns / 16), channel = i % (kColumns / 16) * 8, of_all = column / 2 + channel;
+        const int pixel = i / (kColumns / 16), channel = i % (kColumns / 16) * 8, channel_of_map = column / 2 + channel;
         const int y = top + pixel / kPixels, x = left + pixel % kPixels;
-        if (y < a.height && x < a.width && of_all < channels) {
+        if (y < a.height && x < a.width && channel_of_map < channels) {
           const int64_t row = sample * a.height * kScale + y * kScale + (kPhases == 4 ? phase / 2 : 0);
           const int64_t at = row * a.width * kScale + x * kScale + (kPhases == 4 ? phase % 2 : 0);
-          write_eight(a.out + at * channels + of_all,
-                      *reinterpret_cast<const Eight*>(out + pixel * kOutStride + channel), channels - of_all,
+          write_eight(a.out + at * channels + channel_of_map,
+                      *reinterpret_cast<const Eight*>(out + pixel * kOutStride + channel), channels - channel_of_map,
                       a.aligned);
         }
       }

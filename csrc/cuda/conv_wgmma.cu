@@ -1,4 +1,4 @@
-// conv_glu and conv_add of 64 channels on Hopper, by the products of warpgroups; what they do is in conv_wgmma.h.
+// conv_glu and conv_add for 64 channels on Hopper, with wgmma. conv_wgmma.h has what a block of threads does.
 
 #include "conv_wgmma.h"
 
@@ -19,10 +19,10 @@ __global__ void __launch_bounds__(kThreads, 1) conv_wgmma_kernel(const Arguments
     block.prepare();
   }
   __syncthreads();
-  // The same in all lanes, said so that the compiler keeps what follows from it in uniform registers.
+  // The shuffle tells the compiler that the value is the same in all lanes, so that it uses uniform registers.
   const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kLanesOfWarp, 0);
   const int first = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
-  // Registers of the group that only copies go to the others.
+  // The group that only copies gives registers to the other groups.
   if (warp < kWarpsOfGroup) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     block.read(first, blocks);
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kThreads, 1) conv_wgmma_kernel(const Arguments
     block.multiply(warp / kWarpsOfGroup - 1, first, blocks);
   }
 #else
-  __trap();  // not built for this GPU, and has_wgmma() knows
+  __trap();  // not built for this GPU; has_wgmma() prevents the launch
 #endif
 }
 
@@ -45,20 +45,20 @@ void launch(const char* op, const Tensor& x, Arguments a) {
   if (tiles == 0) {
     return;
   }
-  a.tiles = static_cast<int>(blocks_of(op, 2 * tiles) / 2);  // so that the next tile has a number, too
+  a.tiles = static_cast<int>(blocks_of(op, 2 * tiles) / 2);  // with room for the index of the next tile
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   int processors = 0;
   MIRRORGAN_CHECK(
       cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, x.get_device_index()) == cudaSuccess &&
           cudaFuncSetAttribute(conv_wgmma_kernel<kForm>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                sizeof(Shared<Device, kForm>)) == cudaSuccess,
-      op, "device", x.get_device_index(), "one whose kernels may have this much shared memory");
+      op, "device", x.get_device_index(), "a GPU with enough shared memory per block");
   const auto blocks = static_cast<unsigned>(a.tiles < processors ? a.tiles : processors);
   conv_wgmma_kernel<kForm><<<blocks, kThreads, sizeof(Shared<Device, kForm>), current_stream(op, x)>>>(a);
   check_launch(op);
 }
 
-bool is_of_eights(const Tensor& tensor) { return begins_an_eight(tensor.const_data_ptr()); }
+bool is_aligned_tensor(const Tensor& tensor) { return is_aligned(tensor.const_data_ptr()); }
 
 Arguments arguments(const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor& out) {
   return {
@@ -88,8 +88,8 @@ bool has_wgmma(const Tensor& x) {
 
 bool conv_glu(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor& out) {
   const int64_t phases = weight.size(0), columns = phases == 4 ? 64 : 128;
-  if (x.size(1) != kChannels || bias.numel() != columns || !has_wgmma(x) || !is_of_eights(x) ||
-      !is_of_eights(weight) || !is_of_eights(out)) {
+  if (x.size(1) != kChannels || bias.numel() != columns || !has_wgmma(x) || !is_aligned_tensor(x) ||
+      !is_aligned_tensor(weight) || !is_aligned_tensor(out)) {
     return false;
   }
   if (phases == 4) {
@@ -111,8 +111,9 @@ void conv_add(
   if (residual) {
     a.residual = static_cast<const uint16_t*>(residual->const_data_ptr());
   }
-  MIRRORGAN_CHECK(is_of_eights(x) && is_of_eights(weight) && is_of_eights(out) && (!residual || is_of_eights(*residual)),
-                  op, "maps and weight", "an address between", "all to begin at multiples of 16 bytes");
+  const bool aligned = is_aligned_tensor(x) && is_aligned_tensor(weight) && is_aligned_tensor(out) &&
+                       (!residual || is_aligned_tensor(*residual));
+  MIRRORGAN_CHECK(aligned, op, "maps and weight", "an unaligned address", "addresses that are multiples of 16 bytes");
   launch<kAdd>(op, x, a);
 }
 

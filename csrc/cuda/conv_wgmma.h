@@ -1,13 +1,13 @@
-// conv_glu and conv_add of 64 channels on Hopper, by the products of warpgroups. What is computed is said in
+// conv_glu and conv_add for 64 channels on Hopper, with wgmma: what a block of threads does. The ops are defined in
 // mirrorgan_fast/ops/, and the layout of the weights, in rows, in mirrorgan_fast/ops/packing.py.
 //
-// A block stays, with all weights in shared memory, and has one tile of 8 x 8 pixels after the other. A tile and its
-// border of one pixel are read once, for all taps: its channels lie in eights, (channels / 8, pixels, 8), without a
-// swizzle, so that the 64 pixels of any tap are a matrix that begins at another pixel. A product is of 64 pixels and
-// 64 or 128 columns.
+// A block is persistent: it keeps all weights in shared memory and computes one tile of 8 x 8 pixels after the other. A
+// tile and its border of one pixel are read once for all taps. In shared memory they are (channels / 8, pixels, 8),
+// without a swizzle, so that the 64 pixels of any tap are a matrix that starts at another pixel. A product has 64
+// pixels and 64 or 128 columns.
 //
-// One group of four warps reads, tiles ahead; the two others have every second tile each, and one multiplies while the
-// other writes.
+// One group of four warps reads tiles in advance. The two other groups compute every second tile each: while one
+// multiplies, the other writes.
 
 #pragma once
 
@@ -17,7 +17,7 @@ namespace mirrorgan::cuda::conv_wgmma {
 
 constexpr int kWarpsOfGroup = 4;
 constexpr int kThreadsOfGroup = kWarpsOfGroup * kLanesOfWarp;
-constexpr int kMultiplying = 2;  // groups
+constexpr int kMultiplying = 2;  // groups that multiply
 constexpr int kThreads = (1 + kMultiplying) * kThreadsOfGroup;
 
 constexpr int kChannels = 64;
@@ -25,26 +25,27 @@ constexpr int kEights = kChannels / 8;
 constexpr int kSide = 8;
 constexpr int kBordered = kSide + 2;
 constexpr int kPixels = kBordered * kBordered;
-// Odd, so that the eights of one pixel, which eight lanes write at once, lie in different banks.
+// Odd, so that the Eights of one pixel, which eight lanes write together, are in different banks.
 constexpr int kPlane = kPixels + 1;
 constexpr int kStages = 6;
 
 enum Form { kGlu, kGluUp, kAdd };
 
-// How a form is made of products.
+// How a form uses products.
 template <int kForm>
 struct Plan {
   static constexpr bool kGated = kForm != kAdd;
-  static constexpr int kHalves = kForm == kGlu ? 2 : 1;  // parts of other channels; those of kGluUp are other pixels
+  static constexpr int kHalves = kForm == kGlu ? 2 : 1;  // parts with different channels; those of kGluUp are other pixels
   static constexpr int kParts = kForm == kGlu ? 2 : kForm == kGluUp ? 4 : 1;  // halves of the columns, or phases
-  static constexpr int kColumns = kForm == kGlu ? 128 : 64;  // of the weights, and of a product
-  static constexpr int kBlocks = kForm == kGluUp ? 16 : 9;   // of weights, (channels, columns): taps of all phases
+  static constexpr int kColumns = kForm == kGlu ? 128 : 64;  // columns of the weights, and of a product
+  static constexpr int kBlocks = kForm == kGluUp ? 16 : 9;   // blocks of weights (channels, columns): the taps of all phases
   static constexpr int kScale = kForm == kGluUp ? 2 : 1;
   static constexpr int kOutChannels = kForm == kGluUp ? 32 : 64;
   static constexpr int kChannelsOfPart = kGated ? 32 : 64;
-  static constexpr int kEightsOfLane = kChannelsOfPart / 32;  // of a pixel and a part
+  static constexpr int kEightsOfLane = kChannelsOfPart / 32;  // Eights of a lane, for each pixel and part
 
-  // The block that a part multiplies with the pixel `down` and `right` of the one up and left; -1: none.
+  // The block of weights that a part multiplies with the pixel at (down, right), counted from the pixel up and left of the
+  // result's pixel; -1 if there is none.
   MIRRORGAN_DEVICE static constexpr int block_of(int part, int down, int right) {
     if (kForm != kGluUp) {
       return down * 3 + right;
@@ -56,8 +57,8 @@ struct Plan {
 
   MIRRORGAN_DEVICE static constexpr int first_tap(int part) { return kForm == kGluUp ? part / 2 * 3 + part % 2 : 0; }
 
-  // Where a column of a block is in a product: so that of a pixel each lane has sixteen columns that are, or give, eights
-  // of neighbouring channels.
+  // The place of a column of a block in a product. It is chosen so that each lane has sixteen columns of a pixel that
+  // become Eights of neighboring channels.
   MIRRORGAN_DEVICE static int place_of(int column) {
     const int of_part = column % kColumnsOfGroup;
     const int lane = kGated ? of_part / 16 : of_part % 32 / 8;
@@ -68,9 +69,9 @@ struct Plan {
 
 struct Arguments {
   const uint16_t* x;         // (samples, height, width, 64)
-  const uint16_t* weight;    // (phases, taps, 64, columns); with a GLU each value before its gate
+  const uint16_t* weight;    // (phases, taps, 64, columns); with a GLU each value is followed by its gate
   const float* bias;         // (columns), all values before all gates
-  const uint16_t* residual;  // as out, or null
+  const uint16_t* residual;  // like out, or null
   uint16_t* out;             // (samples, scale height, scale width, channels)
   int tiles;
   int height;
@@ -81,12 +82,12 @@ template <typename Machine, int kForm>
 struct Shared {
   Eight weight[Plan<kForm>::kBlocks][kEights][Plan<kForm>::kColumns];
   Eight map[kStages][kEights][kPlane];
-  typename Machine::Barrier full[kStages];       // a tile is there
-  typename Machine::Barrier empty[kStages];      // it was multiplied
+  typename Machine::Barrier full[kStages];       // a tile has been read
+  typename Machine::Barrier empty[kStages];      // a tile has been multiplied
   typename Machine::Barrier turn[kMultiplying];  // a group may multiply
 };
 
-// Along a map's height or width.
+// The number of tiles along a map's height or width.
 MIRRORGAN_BOTH int tiles_along(int size) { return (size + kSide - 1) / kSide; }
 
 template <typename Machine, int kForm>
@@ -96,7 +97,7 @@ struct Block {
   const Arguments& a;
   Shared<Machine, kForm>& shared;
 
-  // By one thread, before all others begin.
+  // Called by one thread, before all others start.
   MIRRORGAN_DEVICE void prepare() {
     for (int stage = 0; stage < kStages; ++stage) {
       Machine::prepare(shared.full[stage], kThreadsOfGroup);
@@ -107,7 +108,7 @@ struct Block {
     }
   }
 
-  // The group that reads: tiles from `first` on, as far apart as there are blocks.
+  // The group that reads. It reads the tiles first, first + blocks, first + 2 * blocks and so on.
   MIRRORGAN_DEVICE void read(int first, int blocks) {
     int stage = 0, round = 0;
     for (int tile = first; tile < a.tiles; tile += blocks) {
@@ -121,10 +122,10 @@ struct Block {
     }
   }
 
-  // All weights, by every warp of the groups that multiply, before they do.
+  // Reads all weights. Called by every warp of the groups that multiply, before they start.
   MIRRORGAN_DEVICE void read_weight(int warp) {
     Machine::lanes([&](int lane) {
-      // a square of eight channels and eight columns at a time
+      // A square of eight channels and eight columns at a time.
       constexpr int kSquares = P::kBlocks * kEights * P::kColumns / 8;
       for (int i = warp * kLanesOfWarp + lane; i < kSquares; i += kMultiplying * kThreadsOfGroup) {
         const int columns = i % (P::kColumns / 8) * 8, eight = i / (P::kColumns / 8) % kEights;
@@ -161,7 +162,7 @@ struct Block {
       Machine::await(shared.turn[group], group == 0 ? turn - 1 : turn);
       Machine::begin_products();
       multiply_taps<0, 8>(sums, stage);
-      Machine::arrive(shared.turn[1 - group]);  // the other group's products queue behind the last of these
+      Machine::arrive(shared.turn[1 - group]);  // the other group's products queue after the last of these
       multiply_taps<8, 9>(sums, stage);
       Machine::commit_products();
       Machine::group([&](int warp) { read_residual(warp, tile, residuals); });
@@ -179,16 +180,16 @@ struct Block {
 
  private:
   static constexpr uint32_t kBytes = sizeof(Eight);
-  static_assert(kStages % kMultiplying == 0);  // so that a group keeps to its stages
+  static_assert(kStages % kMultiplying == 0);  // so that each group always has the same stages
 
-  // Of a group: of warps, lanes, of each part.
+  // The sums of a group, for each part.
   using Sums = typename Machine::template Warps<typename Machine::template Lanes<GroupD>>[P::kParts];
 
-  // What a lane adds, of the parts whose channels differ: values or channels, and gates.
+  // The biases of a lane, for each part with different channels: of values and gates, or of plain channels.
   struct Bias {
     float values[P::kHalves][16];
   };
-  // What a lane adds besides, to two pixels.
+  // The residual of a lane, for two pixels.
   struct Residual {
     Eight values[2][P::kEightsOfLane];
   };
@@ -200,15 +201,15 @@ struct Block {
     int left;
 
     MIRRORGAN_DEVICE Place(const Arguments& a, int tile) {
-      const int across = tiles_along(a.width), of_sample = tiles_along(a.height) * across;
-      sample = tile / of_sample;
-      const int of_map = tile % of_sample;
-      top = of_map / across * kSide;
-      left = of_map % across * kSide;
+      const int across = tiles_along(a.width), tiles_per_sample = tiles_along(a.height) * across;
+      sample = tile / tiles_per_sample;
+      const int index = tile % tiles_per_sample;
+      top = index / across * kSide;
+      left = index % across * kSide;
     }
   };
 
-  // A lane's eights of a part begin there.
+  // The first channel of a lane's Eight in a part.
   MIRRORGAN_DEVICE static int channel_of(int lane, int part, int eight) {
     return part % P::kHalves * P::kChannelsOfPart + eight * 32 + lane % 4 * 8;
   }
@@ -226,7 +227,7 @@ struct Block {
     });
   }
 
-  // Begins to copy a warp's share of a tile and its border; zero outside the map.
+  // Starts to copy a warp's share of a tile and its border; zero outside the map.
   MIRRORGAN_DEVICE void read_map(int warp, int tile, int stage) {
     const Place place(a, tile);
     Machine::lanes([&](int lane) {
@@ -240,7 +241,7 @@ struct Block {
     });
   }
 
-  // Begins the products of a group's tile and the weights of some taps.
+  // Starts the products of a group's tile with the weights of some taps.
   template <int kFirst, int kEnd>
   MIRRORGAN_DEVICE void multiply_taps(Sums& sums, int stage) {
     const auto map = Machine::address(shared.map[stage]), weight = Machine::address(shared.weight);
@@ -249,18 +250,19 @@ struct Block {
 #pragma unroll
       for (int step = 0; step < kChannels / kDepthOfGroup; ++step) {
         const int eight = step * kDepthOfGroup / 8, pixel = tap / 3 * kBordered + tap % 3;
-        const typename Machine::Matrix of_map{map + (eight * kPlane + pixel) * kBytes, kPlane * kBytes, kBordered * kBytes};
+        const typename Machine::Matrix map_matrix{
+            map + (eight * kPlane + pixel) * kBytes, kPlane * kBytes, kBordered * kBytes};
         const auto of_block = [&](int block) -> typename Machine::Matrix {
           return {weight + (block * kEights + eight) * P::kColumns * kBytes, P::kColumns * kBytes, 8 * kBytes};
         };
         if constexpr (kForm == kGlu) {
-          Machine::multiply_group(sums[0], sums[1], of_map, of_block(tap), step > 0 || tap > 0);
+          Machine::multiply_group(sums[0], sums[1], map_matrix, of_block(tap), step > 0 || tap > 0);
         } else {
 #pragma unroll
           for (int part = 0; part < P::kParts; ++part) {
             const int block = P::block_of(part, tap / 3, tap % 3);
             if (block >= 0) {
-              Machine::multiply_group(sums[part], of_map, of_block(block), step > 0 || tap != P::first_tap(part));
+              Machine::multiply_group(sums[part], map_matrix, of_block(block), step > 0 || tap != P::first_tap(part));
             }
           }
         }
@@ -268,7 +270,7 @@ struct Block {
     }
   }
 
-  // Calls work(row of all samples, column, half) for those of a lane's two pixels that are in the map.
+  // Calls work(row, column, half) for those of a lane's two pixels that are in the map. Rows count over all samples.
   template <typename Work>
   MIRRORGAN_DEVICE void for_pixels(int warp, int lane, const Place& place, const Work& work) {
 #pragma unroll
@@ -280,7 +282,7 @@ struct Block {
     }
   }
 
-  // While it is multiplied: what a warp's results are added to.
+  // Reads the residual of a warp's results, while they are being multiplied.
   MIRRORGAN_DEVICE void read_residual(int warp, int tile, Residuals& residuals) {
     if constexpr (!P::kGated) {
       const Place place(a, tile);
@@ -300,7 +302,7 @@ struct Block {
     }
   }
 
-  // What a group's warp has of a tile's results: gated, or with the residual added.
+  // Writes a warp's results of a tile: gated, or with the residual added.
   MIRRORGAN_DEVICE void write(
       int warp, int tile, typename Machine::template Lanes<Bias>& bias, Residuals& residuals, Sums& sums) {
     const Place place(a, tile);

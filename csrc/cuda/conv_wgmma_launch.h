@@ -1,4 +1,4 @@
-// The convolutions of conv_wgmma.cu, which conv_glu.cu and conv_add.cu call.
+// The convolutions in conv_wgmma.cu, which conv_glu.cu and conv_add.cu call.
 
 #pragma once
 
@@ -8,14 +8,14 @@
 
 namespace mirrorgan::cuda::conv_wgmma {
 
-// Whether this build and the GPU of `x` have the products of warpgroups.
+// Whether this build and the GPU of `x` have wgmma.
 bool has_wgmma(const Tensor& x);
 
-// conv_glu of checked tensors, `x` dense in channels_last order. Returns false, and does nothing, where the kernel does not
-// take them.
+// Computes conv_glu. The tensors must have been checked, and `x` must be dense in channels_last order. Returns false,
+// and does nothing, if the kernel does not accept the tensors.
 bool conv_glu(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor& out);
 
-// conv_add of checked tensors, `x` and `residual` dense in channels_last order.
+// Computes conv_add. The tensors must have been checked, and `x` and `residual` must be dense in channels_last order.
 void conv_add(
     const char* op,
     const Tensor& x,

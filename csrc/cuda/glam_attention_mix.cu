@@ -1,5 +1,5 @@
-// mirrorgan::glam_attention_mix on NVIDIA GPUs in bfloat16, of 32 channels, to 64 columns and 32 words; what it computes
-// is said in mirrorgan_fast/ops/glam_attention_mix.py.
+// mirrorgan::glam_attention_mix on NVIDIA GPUs in bfloat16, for 32 channels in, up to 64 channels out and up to 32 words.
+// What it computes is defined in mirrorgan_fast/ops/glam_attention_mix.py.
 
 #include "glam_attention_mix.h"
 
@@ -41,16 +41,16 @@ void glam_attention_mix_cuda(
                   "(N, 32, H, W)");
   const int64_t samples = features.size(0), pixels = features.size(2) * features.size(3);
   MIRRORGAN_CHECK(words.dim() == 3 && words.size(1) <= attention_mix::kWords, kOp, "words", shape_text(words.sizes()),
-                  "(N, T, 32), T to 32");
+                  "(N, T, 32) with T up to 32");
   const int64_t count = words.size(1);
   check("features", features, ScalarType::BFloat16, {samples, kChannels, features.size(2), features.size(3)});
   check("words", words, ScalarType::BFloat16, {samples, count, kChannels});
   check("mask", mask, ScalarType::Bool, {samples, count});
   MIRRORGAN_CHECK(mix.dim() == 2 && mix.size(0) <= attention_mix::kColumns, kOp, "mix", shape_text(mix.sizes()),
-                  "to 64 columns");
+                  "at most 64 rows");
   check("mix", mix, ScalarType::BFloat16, {mix.size(0), kChannels * (sentence ? 3 : 2)});
   check_map(kOp, "out", out, ScalarType::BFloat16, {samples, mix.size(0), features.size(2), features.size(3)});
-  MIRRORGAN_CHECK(!sentence_weight || sentence, kOp, "sentence_weight", "a weight", "none where there is no sentence");
+  MIRRORGAN_CHECK(!sentence_weight || sentence, kOp, "sentence_weight", "a weight", "None without a sentence");
   std::optional<Tensor> dense_sentence, dense_weight;
   if (sentence) {
     check("sentence", *sentence, ScalarType::BFloat16, {samples, kChannels});
@@ -84,13 +84,13 @@ void glam_attention_mix_cuda(
       pixels,
       static_cast<int>(count),
       static_cast<int>(mix.size(0)),
-      mix.size(0) % 8 == 0 && begins_an_eight(out.mutable_data_ptr()),
+      mix.size(0) % 8 == 0 && is_aligned(out.mutable_data_ptr()),
   };
-  MIRRORGAN_CHECK(reinterpret_cast<uintptr_t>(a.features) % 4 == 0, kOp, "features", "memory at an odd element",
-                  "an even one");
+  MIRRORGAN_CHECK(reinterpret_cast<uintptr_t>(a.features) % 4 == 0, kOp, "features", "an address that is not a multiple of 4",
+                  "a multiple of 4");
   const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
-  const int64_t of_sample = (pixels + attention_mix::kOfBlock - 1) / attention_mix::kOfBlock;
-  const unsigned grid = blocks_of(kOp, samples * of_sample);
+  const int64_t blocks_per_sample = (pixels + attention_mix::kBlockPixels - 1) / attention_mix::kBlockPixels;
+  const unsigned grid = blocks_of(kOp, samples * blocks_per_sample);
   if (sentence) {
     glam_attention_mix_kernel<true><<<grid, attention_mix::kThreads, 0, current_stream(kOp, features)>>>(a);
   } else {

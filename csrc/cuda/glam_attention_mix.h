@@ -1,10 +1,10 @@
-// glam_attention_mix on tensor cores: what a block of threads does. What is computed is said in
+// glam_attention_mix on tensor cores: what a block of threads does. The op is defined in
 // mirrorgan_fast/ops/glam_attention_mix.py.
 //
-// A block goes over some pixels of one sample, a warp over 16 of them at a time. Everything that a pixel is multiplied by
-// is made once and stays in shared memory: the words, the words mixed, the gates of the sentence and the two other parts
-// of the mix, with the sentence multiplied in. A pixel is read once, its result written once; the shares of words and
-// channels go from one product to the next in the registers that they came in.
+// A block computes some pixels of one sample; a warp computes 16 of them at a time. The matrices that the pixels are
+// multiplied by are computed once and stay in shared memory: the words, the mixed words, the gates of the sentence, and
+// the two other parts of the mix, multiplied by the sentence. A pixel is read once and its result is written once. The
+// shares of words and channels stay in registers from one product to the next.
 
 #pragma once
 
@@ -16,13 +16,13 @@ namespace mirrorgan::cuda::attention_mix {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kLanesOfWarp;
-constexpr int kPixels = 16;                      // of a warp at a time
-constexpr int kSteps = 8;                        // of a block
-constexpr int kOfBlock = kWarps * kPixels * kSteps;
+constexpr int kPixels = 16;  // pixels of a warp in a step
+constexpr int kSteps = 8;    // steps of a block
+constexpr int kBlockPixels = kWarps * kPixels * kSteps;
 constexpr int kChannels = 32;
 constexpr int kWords = 32;
 constexpr int kColumns = 64;
-// Rows in shared memory are longer than what they hold, so that the lanes of a warp read from different banks.
+// Rows in shared memory are padded, so that the lanes of a warp read from different banks.
 constexpr int kNarrow = kChannels + 8;
 constexpr int kWide = kColumns + 8;
 
@@ -30,17 +30,17 @@ struct Arguments {
   const uint16_t* features;  // (samples, pixels, 32)
   const uint16_t* words;     // (samples, words, 32)
   const bool* mask;          // (samples, words)
-  const uint16_t* sentence;  // (samples, 32), or none
-  const uint16_t* weight;    // (32, 32), or none
+  const uint16_t* sentence;  // (samples, 32), or null
+  const uint16_t* weight;    // (32, 32), or null
   const uint16_t* mix;       // (columns, 2 or 3 times 32)
   uint16_t* out;             // (samples, pixels, columns)
   int64_t pixels;
   int words_per_sample;
   int columns;
-  bool aligned;  // columns are whole Eights, and the result begins where one may
+  bool aligned;  // whether the result can be written in Eights: columns are a multiple of 8, and `out` is aligned
 };
 
-// Right-hand sides, pairs of rows side by side.
+// The right-hand sides of the products, with pairs of rows next to each other.
 struct Shared {
   alignas(16) uint32_t keys[kChannels / 2 * kNarrow];
   alignas(16) uint32_t gates[kChannels / 2 * kNarrow];
@@ -48,7 +48,7 @@ struct Shared {
   alignas(16) uint32_t mix_words[kWords / 2 * kWide];
   alignas(16) uint32_t mix_gates[kChannels / 2 * kWide];
   alignas(16) uint16_t out[kWarps * kPixels * kWide];
-  float shares[kWords];  // 0 where there is a real word, else minus infinity
+  float shares[kWords];  // added to the scores: 0 for a real word, otherwise minus infinity
 };
 
 template <typename Machine, bool kSentence>
@@ -72,9 +72,9 @@ struct Block {
 
   MIRRORGAN_DEVICE Block(const Arguments& arguments, Shared& memory, int64_t block)
       : a(arguments), shared(memory) {
-    const int64_t of_sample = (a.pixels + kOfBlock - 1) / kOfBlock;
-    sample = block / of_sample;
-    first = block % of_sample * kOfBlock;
+    const int64_t blocks_per_sample = (a.pixels + kBlockPixels - 1) / kBlockPixels;
+    sample = block / blocks_per_sample;
+    first = block % blocks_per_sample * kBlockPixels;
   }
 
   MIRRORGAN_DEVICE void run() {
@@ -103,7 +103,7 @@ struct Block {
     return column < a.columns ? as_float(a.mix[(column * kParts + part) * kChannels + channel]) : 0.0f;
   }
 
-  // M (f o s) = (M s) f; the paper's form has no M.
+  // M diag(s), as M (f o s) = (M diag(s)) f. In the paper's form M is the identity.
   MIRRORGAN_DEVICE uint16_t gate(int row, int channel) const {
     const float m = a.weight != nullptr ? as_float(a.weight[row * kChannels + channel]) : row == channel ? 1.0f : 0.0f;
     return as_bfloat16(m * of_sentence(channel));
@@ -135,7 +135,7 @@ struct Block {
     }
   }
 
-  // A sum over words may be mixed before it is weighed.
+  // Mixes the words: the mix can be applied before the sum over words.
   MIRRORGAN_DEVICE void mix_the_words(int warp) {
     for (int lane = Machine::first_lane(); lane < Machine::end_lane(); ++lane) {
       for (int i = warp * kLanesOfWarp + lane; i < kWords / 2 * kColumns; i += kThreads) {
@@ -171,16 +171,16 @@ struct Block {
     {
       Lanes<Four> shares = product(f, shared.keys);
       softmax(shares, shared.shares);
-      Lanes<TileA> as_operand[2];
-      turn(as_operand, shares);
-      add_product(sums, as_operand, shared.mix_words, kWide);
+      Lanes<TileA> left[2];
+      as_left_operand(left, shares);
+      add_product(sums, left, shared.mix_words, kWide);
     }
     if (kSentence) {
       Lanes<Four> shares = product(f, shared.gates);
       softmax(shares, nullptr);
-      Lanes<TileA> as_operand[2];
-      turn(as_operand, shares);
-      add_product(sums, as_operand, shared.mix_gates, kWide);
+      Lanes<TileA> left[2];
+      as_left_operand(left, shares);
+      add_product(sums, left, shared.mix_gates, kWide);
     }
     uint16_t* out = shared.out + warp * kPixels * kWide;
     for (int lane = Machine::first_lane(); lane < Machine::end_lane(); ++lane) {
@@ -195,7 +195,7 @@ struct Block {
     }
   }
 
-  // 16 pixels times 32 rows of a right-hand side, added to the tiles of a result.
+  // Adds the product of 16 pixels and a right-hand side of 32 rows to the tiles of a result.
   template <typename Tiles>
   MIRRORGAN_DEVICE static void add_product(
       Lanes<Tiles>& sums, Lanes<TileA> (&left)[2], const uint32_t* right, int stride) {
@@ -204,15 +204,15 @@ struct Block {
     for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
       for (int k = 0; k < 2; ++k) {
-        Lanes<TileB> of_right;
+        Lanes<TileB> right_tile;
         Lanes<TileD> tile;
         for (int lane = Machine::first_lane(); lane < Machine::end_lane(); ++lane) {
           const uint32_t* pairs = right + (k * 8 + lane % 4) * stride + n * 8 + lane / 4;
-          of_right[lane].pairs[0] = pairs[0];
-          of_right[lane].pairs[1] = pairs[4 * stride];
+          right_tile[lane].pairs[0] = pairs[0];
+          right_tile[lane].pairs[1] = pairs[4 * stride];
           tile[lane] = sums[lane].tiles[n];
         }
-        Machine::multiply(tile, left[k], of_right);
+        Machine::multiply(tile, left[k], right_tile);
         for (int lane = Machine::first_lane(); lane < Machine::end_lane(); ++lane) {
           sums[lane].tiles[n] = tile[lane];
         }
@@ -229,7 +229,8 @@ struct Block {
     return sums;
   }
 
-  // Over the 32 columns of each of 16 rows; four lanes have a row. `added` is for each column, or none.
+  // A softmax over the 32 columns of each of 16 rows; four lanes have a row. `added` is added to the columns unless it
+  // is null.
   MIRRORGAN_DEVICE static void softmax(Lanes<Four>& rows, const float* added) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -242,7 +243,7 @@ struct Block {
           if (added != nullptr) {
             value += added[n / 2 * 8 + lane % 4 * 2 + n % 2];
           }
-          // not the greater one of a pair with NaN, which must not be lost
+          // Unlike the maximum of both, this keeps NaN.
           highest[lane] = value <= highest[lane] ? highest[lane] : value;
         }
       }
@@ -278,8 +279,8 @@ struct Block {
     }
   }
 
-  // A result as the left-hand side of the next product: two of its tiles lie as one of that one does.
-  MIRRORGAN_DEVICE static void turn(Lanes<TileA> (&operand)[2], Lanes<Four>& result) {
+  // Turns a result into the left operand of the next product: two tiles of D have the layout of one tile of A.
+  MIRRORGAN_DEVICE static void as_left_operand(Lanes<TileA> (&operand)[2], Lanes<Four>& result) {
     for (int lane = Machine::first_lane(); lane < Machine::end_lane(); ++lane) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) {

@@ -1,6 +1,7 @@
-// How the kernels are written: for a block whose warps do one step after the other, in lanes that are counted, so that
-// the same code runs on a GPU, where a thread is one lane of one warp, and on the host, in a test, where one thread is
-// all of them.
+// The kernels are written for a block whose warps do one step after the other, with explicit loops over the lanes of a
+// warp. So the same code runs on a GPU, where a thread is one lane of one warp, and in a test on the host, where one
+// thread is all lanes of all warps. `Machine` is the type that differs: Device below, and Host in
+// tests/ops/cuda_on_host.cpp.
 
 #pragma once
 
@@ -19,18 +20,18 @@ namespace mirrorgan::cuda {
 
 constexpr int kLanesOfWarp = 32;
 
-// Eight bfloat16, which are read and written at once.
+// Eight bfloat16 that are read or written with one instruction.
 struct alignas(16) Eight {
   uint16_t values[8];
 };
 
-// The same, as pairs.
+// The same as four pairs.
 struct alignas(16) Pairs {
   uint32_t values[4];
 };
 
-// On the host: whether Eights may be read and written from there on.
-inline bool begins_an_eight(const void* pointer) {
+// Whether Eights may be read and written at this address. For the host.
+inline bool is_aligned(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % sizeof(Eight) == 0;
 }
 
@@ -45,7 +46,7 @@ MIRRORGAN_DEVICE float as_float(uint16_t bits) {
 #endif
 }
 
-// Rounded to the nearest, half to even; NaN stays one.
+// Rounds to nearest, ties to even; NaN stays NaN.
 MIRRORGAN_DEVICE uint16_t as_bfloat16(float value) {
 #if defined(__CUDACC__)
   uint16_t bits;
@@ -65,7 +66,7 @@ MIRRORGAN_DEVICE uint32_t pair_of(uint16_t low, uint16_t high) {
   return static_cast<uint32_t>(high) << 16 | low;
 }
 
-// Eight values of a row, of which `valid` exist; the others are zero.
+// Reads eight values of a row, of which `valid` exist; the others are zero.
 MIRRORGAN_DEVICE Eight read_eight(const uint16_t* row, int valid, bool aligned) {
   Eight eight{};
   if (aligned && valid >= 8) {
@@ -91,9 +92,10 @@ MIRRORGAN_DEVICE void write_eight(uint16_t* row, const Eight& eight, int valid, 
   }
 }
 
-// The operands of one product of tiles, D (16 x 8) += A (16 x 16) B (16 x 8), as each lane holds them (PTX ISA, mma.sync
-// m16n8k16). With g = lane / 4 and t = lane % 4 these are of A the rows g and g + 8 at the columns 2t, 2t + 1 and
-// 2t + 8, 2t + 9; of B the column g at those rows; of D the rows g and g + 8 at the columns 2t and 2t + 1.
+// A lane's part of the operands of one product of tiles, D (16 x 8) += A (16 x 16) B (16 x 8) (PTX ISA, mma.sync
+// m16n8k16). With g = lane / 4 and t = lane % 4, a lane holds: of A the rows g and g + 8 at the columns 2t, 2t + 1, 2t
+// + 8 and 2t + 9; of B the column g at the rows 2t, 2t + 1, 2t + 8 and 2t + 9; of D the rows g and g + 8 at the columns
+// 2t and 2t + 1.
 struct TileA {
   uint32_t pairs[4];
 };
@@ -104,21 +106,22 @@ struct TileD {
   float values[4];
 };
 
-// A product of a group of four warps on Hopper (PTX ISA, wgmma m64n64k16), D (64 x 64) += A (64 x 16) B (16 x 64). Of D,
-// warp w has the rows from 16w on, of which each lane holds those of a TileD for every eight columns, one after the other.
+// A lane's part of D in a product of a group of four warps on Hopper, D (64 x 64) += A (64 x 16) B (16 x 64) (PTX ISA,
+// wgmma m64n64k16). Warp w has the rows of D from 16w on. For each eight columns, a lane holds the same elements as of
+// a TileD.
 struct GroupD {
   float values[32];
 };
 constexpr int kColumnsOfGroup = 64;
 constexpr int kDepthOfGroup = 16;
 
-// A or the transposed B of such a product, in shared memory without a swizzle: Eights of one row, of which eight rows
-// follow each other. All in bytes, multiples of 16.
+// A, or the transposed B, of such a product in shared memory without a swizzle. It consists of Eights of one row each; the
+// Eights of eight rows follow each other. All numbers are in bytes and multiples of 16.
 template <typename Address>
 struct MatrixAt {
   Address begin;
-  uint32_t leading;  // from the first eight of a row to the second
-  uint32_t stride;   // from eight rows to the next
+  uint32_t leading;  // from the first Eight of a row to the second
+  uint32_t stride;   // from eight rows to the next eight rows
 };
 
 #if defined(__CUDACC__)
@@ -141,14 +144,14 @@ struct Device {
     work(first_lane());
   }
 
-  // A step: every warp does it, and all have done it before the next begins.
+  // A step that every warp does. All warps have done it before the next step starts.
   template <int kWarps, typename Work>
   MIRRORGAN_DEVICE static void step(const Work& work) {
     work(static_cast<int>(threadIdx.x) / kLanesOfWarp);
     __syncthreads();
   }
 
-  // Every warp of a group of four does it; they do not wait for each other.
+  // Work that every warp of a group of four does, without waiting for the others.
   template <typename Work>
   MIRRORGAN_DEVICE static void group(const Work& work) {
     work(static_cast<int>(threadIdx.x) / kLanesOfWarp % 4);
@@ -174,7 +177,7 @@ struct Device {
 #define MIRRORGAN_GROUP_SUMS(d) \
   MIRRORGAN_EIGHT_SUMS(d, 0), MIRRORGAN_EIGHT_SUMS(d, 8), MIRRORGAN_EIGHT_SUMS(d, 16), MIRRORGAN_EIGHT_SUMS(d, 24)
 
-  // Begins a product; D is new if it does not `add`. Hopper alone has it.
+  // Starts a product, which is added to D if `add`, and otherwise replaces it. For Hopper only.
   MIRRORGAN_DEVICE static void multiply_group(
       Warps<Lanes<GroupD>>& sums, const Matrix& a, const Matrix& b, bool add) {
     float(&d)[32] = sums.value.value.values;
@@ -191,7 +194,7 @@ struct Device {
         : "l"(descriptor(a)), "l"(descriptor(b)), "r"(static_cast<int>(add)));
   }
 
-  // The same with 128 columns, the first and the last 64.
+  // The same for 128 columns: the first 64 and the last 64.
   MIRRORGAN_DEVICE static void multiply_group(
       Warps<Lanes<GroupD>>& first, Warps<Lanes<GroupD>>& last, const Matrix& a, const Matrix& b, bool add) {
     float(&d)[32] = first.value.value.values;
@@ -214,7 +217,7 @@ struct Device {
 #undef MIRRORGAN_GROUP_SUMS
 #undef MIRRORGAN_EIGHT_SUMS
 
-  // Around the products of a group: they read shared memory and write sums only between the first and the last.
+  // These enclose the products of a group, which read shared memory and write the sums only in between.
   MIRRORGAN_DEVICE static void begin_products() {
     __syncwarp();
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
@@ -227,37 +230,39 @@ struct Device {
     for (auto& part : sums) {
 #pragma unroll
       for (float& sum : part.value.value.values) {
-        asm volatile("" : "+f"(sum)::"memory");  // for the compiler: not used before
+        asm volatile("" : "+f"(sum)::"memory");  // the compiler must not move uses of the sum before this
       }
     }
   }
 
-  // Begins to copy an Eight to shared memory, or to write zeros there.
+  // Starts to copy an Eight to shared memory or, if it does not exist, to write zeros there.
   MIRRORGAN_DEVICE static void copy(Eight* to, const uint16_t* from, bool exists) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address(to)), "l"(from), "r"(exists ? 16 : 0)
                  : "memory");
   }
 
-  // Of what was written to shared memory, by this thread or before a barrier behind which it is: products may read it.
+  // Makes earlier writes to shared memory visible to products: those of this thread, and those before a barrier that this
+  // thread has passed.
   MIRRORGAN_DEVICE static void show_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-  // A barrier counts arrivals in rounds.
+  // A barrier counts arrivals. When all have arrived, a round is complete and the next one starts.
   using Barrier = uint64_t;
   MIRRORGAN_DEVICE static void prepare(Barrier& barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address(&barrier)), "r"(arrivals) : "memory");
   }
-  // Once for each warp.
+  // Each warp arrives once.
   MIRRORGAN_DEVICE static void arrive(Barrier& barrier) {
     __syncwarp();
     if (first_lane() == 0) {
       asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address(&barrier)) : "memory");
     }
   }
-  // Once for each thread, when all that it began to copy is there.
+  // Each thread arrives once, after all its copies are complete.
   MIRRORGAN_DEVICE static void arrive_with_copies(Barrier& barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(address(&barrier)) : "memory");
   }
-  // Until a round is complete, from 0 on, where that before it was; -1 is.
+  // Waits until a round is complete; rounds count from 0. The previous round must be complete already. Round -1 counts as
+  // complete.
   MIRRORGAN_DEVICE static void await(Barrier& barrier, int round) {
     uint32_t done = 0;
     while (done == 0) {
@@ -273,7 +278,7 @@ struct Device {
     }
   }
 
-  // What the lane holds whose number differs in these bits.
+  // Returns the value of the lane whose index differs in these bits.
   MIRRORGAN_DEVICE static Lanes<float> exchange(const Lanes<float>& values, int bits) {
     return {__shfl_xor_sync(0xffffffffu, values.value, bits)};
   }
@@ -286,7 +291,7 @@ struct Device {
   MIRRORGAN_DEVICE static float reciprocal(float x) { return __fdividef(1.0f, x); }
 
  private:
-  // As wgmma takes a matrix without a swizzle.
+  // The descriptor of a matrix without a swizzle, for wgmma.
   MIRRORGAN_DEVICE static uint64_t descriptor(const Matrix& matrix) {
     return static_cast<uint64_t>(matrix.stride / 16) << 32 | matrix.leading / 16 << 16 | matrix.begin / 16;
   }
@@ -294,7 +299,7 @@ struct Device {
 
 #endif
 
-// The sigmoid on either machine.
+// The sigmoid on any machine.
 template <typename Machine>
 MIRRORGAN_DEVICE float sigmoid(float x) {
   return Machine::reciprocal(1.0f + Machine::exp(-x));

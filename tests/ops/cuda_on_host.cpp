@@ -221,7 +221,7 @@ void run_conv_wgmma(const conv_wgmma::Arguments& a, int blocks) {
 template <bool kSentence>
 void run_attention_mix(const attention_mix::Arguments& a, int64_t samples) {
   const auto shared = std::make_unique<attention_mix::Shared>();
-  const int64_t of_sample = (a.pixels + attention_mix::kOfBlock - 1) / attention_mix::kOfBlock;
+  const int64_t of_sample = (a.pixels + attention_mix::kBlockPixels - 1) / attention_mix::kBlockPixels;
   for (int64_t block = 0; block < samples * of_sample; ++block) {
     std::memset(static_cast<void*>(shared.get()), 0xff, sizeof(attention_mix::Shared));
     attention_mix::Block<Host, kSentence>(a, *shared, block).run();
@@ -243,7 +243,7 @@ extern "C" void glam_attention_mix_on_host(
     int64_t pixels,
     int words_per_sample,
     int columns) {
-  const bool aligned = columns % 8 == 0 && mirrorgan::cuda::begins_an_eight(out);
+  const bool aligned = columns % 8 == 0 && mirrorgan::cuda::is_aligned(out);
   const mirrorgan::cuda::attention_mix::Arguments a{features, words,  mask,             sentence, weight, mix,
                                                     out,      pixels, words_per_sample, columns,  aligned};
   if (sentence != nullptr) {
@@ -264,9 +264,9 @@ extern "C" void conv_glu_on_host(
     int channels,
     int columns,
     int phases) {
-  using mirrorgan::cuda::begins_an_eight;
-  const bool aligned = channels % 8 == 0 && columns % 16 == 0 && begins_an_eight(x) && begins_an_eight(weight) &&
-                       begins_an_eight(out);
+  using mirrorgan::cuda::is_aligned;
+  const bool aligned = channels % 8 == 0 && columns % 16 == 0 && is_aligned(x) && is_aligned(weight) &&
+                       is_aligned(out);
   const mirrorgan::cuda::conv_glu::Arguments a{x, weight, bias, out, height, width, channels, columns, aligned};
   if (phases == 4) {
     mirrorgan::cuda::run_conv_glu<4>(a, samples);
