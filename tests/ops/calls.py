@@ -1,4 +1,4 @@
-"""Calls of the ops for inference, each with what float64 and plain convolutions say it gives."""
+"""Calls of the inference ops with random inputs, each with the expected result in float64."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,12 +18,12 @@ from mirrorgan_fast.ops import (
 
 
 class Call(NamedTuple):
-    """An op and its arguments, all but ``out``; the first of them is a map (N, C, H, W)."""
+    """An op and its arguments except ``out``. The first argument is a map (N, C, H, W)."""
 
     op: Callable[..., Tensor]
     arguments: tuple[Any, ...]
     expected: Tensor
-    """float64; of an image grey levels that are not rounded."""
+    """float64; for images, the gray levels before rounding."""
 
     def run(self, **options: Any) -> Tensor:
         """Call the op."""
@@ -33,23 +33,23 @@ class Call(NamedTuple):
         """Return the tensors among the arguments."""
         flat = [
             part
-            for given in self.arguments
-            for part in (given if isinstance(given, list) else [given])
+            for argument in self.arguments
+            for part in (argument if isinstance(argument, list) else [argument])
         ]
         return [tensor for tensor in flat if isinstance(tensor, Tensor)]
 
     def to(self, device: str) -> "Call":
-        """Return the same call on another device; what is expected stays where it is."""
+        """Return the same call on another device; the expected result is not moved."""
 
-        def moved(given: Any) -> Any:
-            if isinstance(given, list):
-                return [moved(part) for part in given]
-            return given.to(device) if isinstance(given, Tensor) else given
+        def moved(argument: Any) -> Any:
+            if isinstance(argument, list):
+                return [moved(part) for part in argument]
+            return argument.to(device) if isinstance(argument, Tensor) else argument
 
-        return self._replace(arguments=tuple(moved(given) for given in self.arguments))
+        return self._replace(arguments=tuple(moved(argument) for argument in self.arguments))
 
-    def of_sample(self, n: int) -> "Call":
-        """Return the same for one sample alone."""
+    def for_sample(self, n: int) -> "Call":
+        """Return the same call for only one of the samples."""
         batch = len(self.arguments[0])
         per_sample = {
             "conv_glu": (0,),
@@ -67,7 +67,7 @@ class Call(NamedTuple):
 
 
 class Shapes(NamedTuple):
-    """The sizes of a call; an op takes those that it has."""
+    """The sizes of a call. An op uses the sizes that it has."""
 
     batch: int = 2
     channels: int = 5
@@ -84,7 +84,7 @@ class Shapes(NamedTuple):
     image_channels: int = 3
 
 
-OF_WARPGROUPS = [
+WGMMA_CALLS = [
     (op, Shapes(batch, 64, height, width, out_channels, upsample=upsample, layout="rows"))
     for op, upsample, out_channels in (
         ("conv_glu", False, 64),
@@ -100,7 +100,7 @@ OF_WARPGROUPS = [
         (0, 8, 8),
     )
 ]
-"""Convolutions of 64 channels, whose products on Hopper are of four warps together."""
+"""Convolutions with 64 channels, for which Hopper has wgmma kernels."""
 
 
 class _Random:
@@ -123,7 +123,7 @@ class _Random:
 
 
 def call(op: str, shapes: Shapes, dtype: torch.dtype, seed: int = 0) -> Call:
-    """Return a call of the op of that name, on random inputs."""
+    """Return a call of the op with this name, with random inputs."""
     return _CALLS[op](shapes, _Random(dtype, seed))
 
 
@@ -168,7 +168,7 @@ def _image_head(s: Shapes, random: _Random) -> Call:
 
 
 def _attention(s: Shapes, random: _Random) -> tuple[tuple[Any, ...], Tensor]:
-    """Arguments of glam_attention_mix, and what it gives, by its formulas."""
+    """Return arguments of glam_attention_mix and the result of its formulas."""
     batch, channels = s.batch, s.channels
     features = random.map(batch, channels, s.height, s.width)
     words = random(batch, s.words, channels)

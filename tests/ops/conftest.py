@@ -1,4 +1,4 @@
-"""What the tests of all ops share."""
+"""Fixtures that the tests of the ops share."""
 
 import os
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ collect_ignore = []
 if not torch.cuda.is_available():
     collect_ignore.append("test_cuda.py")
     if not INTERPRETED:
-        collect_ignore.append("test_triton.py")  # which test_triton_without_gpu.py runs
+        collect_ignore.append("test_triton.py")  # test_triton_without_gpu.py runs it
 
 compiled = pytest.mark.skipif(why_not_compiled() is not None, reason=str(why_not_compiled()))
 
@@ -30,7 +30,7 @@ def implementation(request) -> Iterator[str]:
 
 @pytest.fixture
 def assert_result(assert_matches):
-    """Assert that the result of a call is what float64 says; of images, that the levels are."""
+    """Assert that the result of a call matches its expected one; for images, their gray levels."""
 
     def check(called: Call, actual: Tensor) -> None:
         if actual.dtype != torch.uint8:

@@ -1,4 +1,4 @@
-// The CUDA kernels' code on the host: blocks one after the other, and in each all lanes of all warps.
+// The code of the CUDA kernels on the host: one block after the other, and in each block all lanes of all warps.
 
 #include <chrono>
 #include <cmath>
@@ -21,7 +21,7 @@
 namespace mirrorgan::cuda {
 namespace {
 
-// All lanes of all warps: one thread does the work of each in turn.
+// One thread does the work of all lanes of all warps, one after the other.
 struct Host {
   template <typename T>
   struct Lanes {
@@ -39,24 +39,24 @@ struct Host {
 
   template <int kWarps, typename Work>
   static void step(const Work& work) {
-    // from the last to the first: a step that needs another warp's work of the same step is wrong, and fails
+    // From the last warp to the first: so a step fails if it wrongly depends on another warp's work in the same step.
     for (int warp = kWarps - 1; warp >= 0; --warp) {
       work(warp);
     }
   }
 
   static void multiply(Lanes<TileD>& d, Lanes<TileA>& a, Lanes<TileB>& b) {
-    float of_a[16][16], of_b[16][8];
+    float a_values[16][16], b_values[16][8];
     for (int lane = 0; lane < kLanesOfWarp; ++lane) {
       const int g = lane / 4, t = lane % 4;
       for (int half = 0; half < 2; ++half) {
         for (int i = 0; i < 4; ++i) {
           const uint32_t pair = a[lane].pairs[i];
-          of_a[g + i % 2 * 8][t * 2 + i / 2 * 8 + half] = as_float(static_cast<uint16_t>(pair >> 16 * half));
+          a_values[g + i % 2 * 8][t * 2 + i / 2 * 8 + half] = as_float(static_cast<uint16_t>(pair >> 16 * half));
         }
         for (int i = 0; i < 2; ++i) {
           const uint32_t pair = b[lane].pairs[i];
-          of_b[t * 2 + i * 8 + half][g] = as_float(static_cast<uint16_t>(pair >> 16 * half));
+          b_values[t * 2 + i * 8 + half][g] = as_float(static_cast<uint16_t>(pair >> 16 * half));
         }
       }
     }
@@ -64,7 +64,7 @@ struct Host {
       for (int i = 0; i < 4; ++i) {
         const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
         for (int k = 0; k < 16; ++k) {
-          d[lane].values[i] += of_a[row][k] * of_b[k][column];
+          d[lane].values[i] += a_values[row][k] * b_values[k][column];
         }
       }
     }
@@ -86,10 +86,10 @@ struct Host {
     step<4>(work);
   }
 
-  // Products and copies are done when they are waited for, not before.
+  // Products and copies are done only when something waits for them.
   static std::deque<std::function<void()>>& products() {
-    thread_local std::deque<std::function<void()>> begun;
-    return begun;
+    thread_local std::deque<std::function<void()>> started;
+    return started;
   }
   static void begin_products() {}
   static void commit_products() {}
@@ -111,8 +111,8 @@ struct Host {
   }
 
   static std::vector<std::function<void()>>& copies() {
-    thread_local std::vector<std::function<void()>> begun;
-    return begun;
+    thread_local std::vector<std::function<void()>> started;
+    return started;
   }
   static void copy(Eight* to, const uint16_t* from, bool exists) {
     copies().push_back([=] { *to = exists ? *reinterpret_cast<const Eight*>(from) : Eight{}; });
@@ -127,7 +127,7 @@ struct Host {
     int rounds = 0;
   };
   static void prepare(Barrier& barrier, int arrivals) { barrier.wanted = arrivals; }
-  static void arrive(Barrier& barrier) { arrive(barrier, 4); }  // a whole group's warps at once
+  static void arrive(Barrier& barrier) { arrive(barrier, 4); }  // all four warps of a group together
   static void arrive_with_copies(Barrier& barrier) {
     for (const auto& copy : std::exchange(copies(), {})) {
       copy();
@@ -143,18 +143,18 @@ struct Host {
       barrier.changed.notify_all();
     }
   }
-  // As on a GPU: a round is told from the next by one bit
+  // As on a GPU, one bit distinguishes a round from the next.
   static void await(Barrier& barrier, int round) {
     std::unique_lock lock(barrier.mutex);
     if (!barrier.changed.wait_for(lock, std::chrono::minutes(1),
                                   [&] { return (barrier.rounds & 1) != (round & 1); })) {
-      std::fputs("a group waits for what does not come\n", stderr);
+      std::fputs("a group waits for an arrival that never comes\n", stderr);
       std::abort();
     }
   }
 
  private:
-  // As the PTX ISA lays out D, and A and the transposed B in shared memory without a swizzle
+  // D, and A and the transposed B in shared memory without a swizzle, have the layout of the PTX ISA.
   static void multiply_now(Warps<Lanes<GroupD>>& d, const Matrix& a, const Matrix& b, bool add) {
     for (int warp = 0; warp < 4; ++warp) {
       for (int lane = 0; lane < kLanesOfWarp; ++lane) {
@@ -194,25 +194,25 @@ void run_conv_glu(const conv_glu::Arguments& a, int64_t samples) {
   const int64_t tiles = samples * conv_glu::blocks_down(a) * conv_glu::blocks_across(a);
   for (int64_t tile = 0; tile < tiles; ++tile) {
     for (int block = 0; block * conv_glu::kColumns < a.columns; ++block) {
-      std::memset(static_cast<void*>(shared.get()), 0xff, sizeof(conv_glu::Shared));  // NaN, unless it is written
+      std::memset(static_cast<void*>(shared.get()), 0xff, sizeof(conv_glu::Shared));  // NaN, unless it is overwritten
       conv_glu::Block<Host, kPhases>(a, *shared, tile, block).run();
     }
   }
 }
 
-// Each group is a thread, and blocks follow each other.
+// Each group of warps is a thread. The blocks run one after the other.
 template <int kForm>
 void run_conv_wgmma(const conv_wgmma::Arguments& a, int blocks) {
-  for (int of_grid = 0; of_grid < blocks; ++of_grid) {
+  for (int block_index = 0; block_index < blocks; ++block_index) {
     const auto shared = std::make_unique<conv_wgmma::Shared<Host, kForm>>();
     std::memset(static_cast<void*>(shared->map), 0xff, sizeof(shared->map));
     std::memset(static_cast<void*>(shared->weight), 0xff, sizeof(shared->weight));
     conv_wgmma::Block<Host, kForm> block{a, *shared};
     block.prepare();
     Host::step<conv_wgmma::kMultiplying * conv_wgmma::kWarpsOfGroup>([&](int warp) { block.read_weight(warp); });
-    std::thread reads([&] { block.read(of_grid, blocks); });
-    std::thread multiplies([&] { block.multiply(1, of_grid, blocks); });
-    block.multiply(0, of_grid, blocks);
+    std::thread reads([&] { block.read(block_index, blocks); });
+    std::thread multiplies([&] { block.multiply(1, block_index, blocks); });
+    block.multiply(0, block_index, blocks);
     multiplies.join();
     reads.join();
   }
@@ -221,8 +221,8 @@ void run_conv_wgmma(const conv_wgmma::Arguments& a, int blocks) {
 template <bool kSentence>
 void run_attention_mix(const attention_mix::Arguments& a, int64_t samples) {
   const auto shared = std::make_unique<attention_mix::Shared>();
-  const int64_t of_sample = (a.pixels + attention_mix::kBlockPixels - 1) / attention_mix::kBlockPixels;
-  for (int64_t block = 0; block < samples * of_sample; ++block) {
+  const int64_t blocks_per_sample = (a.pixels + attention_mix::kBlockPixels - 1) / attention_mix::kBlockPixels;
+  for (int64_t block = 0; block < samples * blocks_per_sample; ++block) {
     std::memset(static_cast<void*>(shared.get()), 0xff, sizeof(attention_mix::Shared));
     attention_mix::Block<Host, kSentence>(a, *shared, block).run();
   }

@@ -1,4 +1,4 @@
-"""batch_norm_leaky_relu against its formula in float64; the Triton kernels in test_triton.py."""
+"""batch_norm_leaky_relu against its formula in float64. test_triton.py has the Triton kernels."""
 
 import pytest
 import torch
@@ -12,14 +12,14 @@ from mirrorgan_fast.ops import batch_norm_leaky_relu
 ONES = torch.ones
 
 
-def inputs(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+def make_inputs(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=rng) * 2 + 3 * torch.randn(shape[1], 1, 1, generator=rng)
     scales = torch.float64 if dtype == torch.float64 else torch.float32
     return [x.to(dtype), *(torch.randn(2, shape[1], generator=rng).to(scales))]
 
 
-def by_formula(x: Tensor, weight: Tensor, bias: Tensor, slope: float) -> Tensor:
+def float64_result(x: Tensor, weight: Tensor, bias: Tensor, slope: float) -> Tensor:
     x, weight, bias = x.double(), weight.double(), bias.double()
     centered = x - x.mean(dim=(0, 2, 3), keepdim=True)
     variance = (centered**2).mean(dim=(0, 2, 3), keepdim=True)
@@ -31,23 +31,23 @@ def by_formula(x: Tensor, weight: Tensor, bias: Tensor, slope: float) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(3, 6, 5, 7), (2, 33, 1, 1), (1, 1, 2, 1), (4, 20, 9, 8)])
 def test_matches_the_formula(assert_matches, shape, dtype, memory_format):
-    x, weight, bias = inputs(shape, dtype)
+    x, weight, bias = make_inputs(shape, dtype)
     x = x.contiguous(memory_format=memory_format)
     out, mean, variance = batch_norm_leaky_relu(x, weight, bias, slope=0.3)
     assert out.dtype == dtype
-    assert_matches(out, by_formula(x, weight, bias, 0.3))
+    assert_matches(out, float64_result(x, weight, bias, 0.3))
     wide = x.double()
     assert_matches(mean, wide.mean(dim=(0, 2, 3)))
     assert_matches(variance, wide.var(dim=(0, 2, 3), unbiased=False))
 
 
 def test_gradients_of_any_order():
-    given = [tensor.requires_grad_() for tensor in inputs((2, 3, 2, 3), torch.float64)]
-    assert torch.autograd.gradcheck(lambda *g: batch_norm_leaky_relu(*g)[0], given)
-    assert torch.autograd.gradgradcheck(lambda *g: batch_norm_leaky_relu(*g)[0], given)
+    inputs = [tensor.requires_grad_() for tensor in make_inputs((2, 3, 2, 3), torch.float64)]
+    assert torch.autograd.gradcheck(lambda *g: batch_norm_leaky_relu(*g)[0], inputs)
+    assert torch.autograd.gradgradcheck(lambda *g: batch_norm_leaky_relu(*g)[0], inputs)
 
 
-def test_the_module_follows_the_statistics_as_batch_norm_does(assert_matches):
+def test_the_module_updates_running_averages_like_batch_norm(assert_matches):
     torch.manual_seed(0)
     ours, norm = BatchNormLeakyReLU(6), nn.BatchNorm2d(6).double()
     assert ours.state_dict().keys() == norm.state_dict().keys()

@@ -1,4 +1,4 @@
-"""bidirectional_lstm: PyTorch's LSTM over captions of several lengths, in float64."""
+"""bidirectional_lstm against PyTorch's LSTM in float64, for captions of different lengths."""
 
 import os
 import subprocess
@@ -18,27 +18,27 @@ from mirrorgan_fast.ops.bidirectional_lstm import reference
 from .conftest import compiled
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-of_each_dtype = pytest.mark.parametrize("dtype", TOLERANCE)
+each_dtype = pytest.mark.parametrize("dtype", TOLERANCE)
 
 
-def lstm_of(inputs: int, units: int) -> nn.LSTM:
+def make_lstm(inputs: int, units: int) -> nn.LSTM:
     torch.manual_seed(3)
     lstm = nn.LSTM(inputs, units, batch_first=True, bidirectional=True)
     with torch.no_grad():
         for parameter in lstm.parameters():
-            parameter.mul_(2)  # gates that open and close
+            parameter.mul_(2)  # so that gates are far open or far closed
     return lstm
 
 
-def gates_of(lstm: nn.LSTM, x: Tensor) -> Tensor:
-    """What the words contribute, by the documented order of the gates."""
-    units, filled = lstm.hidden_size, -(-lstm.hidden_size // 32) * 32
+def word_gates(lstm: nn.LSTM, x: Tensor) -> Tensor:
+    """Return W x + b for all words, in the documented order of the gates."""
+    units, padded = lstm.hidden_size, -(-lstm.hidden_size // 32) * 32
     directions = []
     for suffix in ("", "_reverse"):
         W, b, b_h = (
             getattr(lstm, f"{name}_l0{suffix}") for name in ("weight_ih", "bias_ih", "bias_hh")
         )
-        gates = torch.zeros(len(x), 4, filled, dtype=x.dtype)
+        gates = torch.zeros(len(x), 4, padded, dtype=x.dtype)
         gates[..., :units] = (x @ W.T + b + b_h).unflatten(1, (4, units))
         directions.append(gates.unflatten(2, (-1, 16)).transpose(1, 2).flatten(1))
     return torch.stack(directions, dim=1)
@@ -46,19 +46,19 @@ def gates_of(lstm: nn.LSTM, x: Tensor) -> Tensor:
 
 @pytest.fixture
 def case():
-    """Arguments for some sizes, with what float64 gives."""
+    """Return a function that makes arguments of some sizes, and the result in float64."""
 
     def make(batch: int, words: int, units: int, seed: int = 0, dtype=torch.float32):
         rng = torch.Generator().manual_seed(seed)
         vocabulary = torch.randn(11, 5, generator=rng)
         tokens = torch.randint(0, 11, (batch, words), generator=rng)
         lengths = torch.randint(0, words + 1, (batch,), generator=rng)
-        lstm = lstm_of(5, units)
+        lstm = make_lstm(5, units)
         with torch.no_grad():
-            gates = gates_of(lstm, vocabulary)
+            gates = word_gates(lstm, vocabulary)
             states = torch.zeros(batch, words, 2, units, dtype=torch.float64)
             last = torch.zeros(batch, 2, units, dtype=torch.float64)
-            wide = lstm_of(5, units).double()
+            wide = make_lstm(5, units).double()
             for n, length in enumerate(lengths.tolist()):
                 if length:
                     out, (h, _) = wide(vocabulary[tokens[n : n + 1, :length]].double())
@@ -80,13 +80,15 @@ def assert_close(
         assert (result[..., units:] == 0).all()
 
 
-@of_each_dtype
+@each_dtype
 @settings(
     deadline=None,
     max_examples=40,
     derandomize=True,
     database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # it holds for all examples
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture
+    ],  # the fixtures are the same for all examples
 )
 @given(
     batch=st.integers(0, 19),
@@ -108,26 +110,26 @@ def test_strided_inputs(implementation, case):
     )
 
 
-@of_each_dtype
+@each_dtype
 def test_captions_and_threads_do_not_change_bits(case, dtype):
     with use("cpu"):
         (gates, tokens, lengths, recurrent), _ = case(21, 9, 64, dtype=dtype)
-        together = bidirectional_lstm(gates, tokens, lengths, recurrent)
+        batched = bidirectional_lstm(gates, tokens, lengths, recurrent)
         before = torch.get_num_threads()
         try:
             for threads in (1, 3):
                 torch.set_num_threads(threads)
                 again = bidirectional_lstm(gates, tokens, lengths, recurrent)
-                assert all(map(torch.equal, again, together))
+                assert all(map(torch.equal, again, batched))
         finally:
             torch.set_num_threads(before)
         for n in range(21):
-            alone = bidirectional_lstm(gates, tokens[n : n + 1], lengths[n : n + 1], recurrent)
-            assert all(torch.equal(a[0], b[n]) for a, b in zip(alone, together, strict=True))
+            single = bidirectional_lstm(gates, tokens[n : n + 1], lengths[n : n + 1], recurrent)
+            assert all(torch.equal(a[0], b[n]) for a, b in zip(single, batched, strict=True))
 
 
-@of_each_dtype
-def test_what_stands_behind_a_caption_is_not_read(implementation, case, dtype):
+@each_dtype
+def test_tokens_after_the_last_word_are_not_read(implementation, case, dtype):
     (gates, tokens, lengths, recurrent), _ = case(6, 7, 32, dtype=dtype)
     clean = bidirectional_lstm(gates, tokens, lengths, recurrent)
     for n, length in enumerate(lengths.tolist()):
@@ -135,11 +137,11 @@ def test_what_stands_behind_a_caption_is_not_read(implementation, case, dtype):
     assert all(map(torch.equal, bidirectional_lstm(gates, tokens, lengths, recurrent), clean))
 
 
-@of_each_dtype
-def test_zeros_are_written_where_there_are_no_words(implementation, case, dtype):
+@each_dtype
+def test_zeros_are_written_after_the_last_word(implementation, case, dtype):
     arguments, expected = case(21, 9, 40, dtype=dtype)
     assert (arguments[2] == 0).any()
-    torch.use_deterministic_algorithms(True)  # new tensors are full of NaN then
+    torch.use_deterministic_algorithms(True)  # fills new tensors with NaN
     try:
         assert torch.empty(3).isnan().all()
         assert_close(bidirectional_lstm(*arguments), expected, dtype)
@@ -148,13 +150,13 @@ def test_zeros_are_written_where_there_are_no_words(implementation, case, dtype)
 
 
 @compiled
-@of_each_dtype
-def test_what_takes_it_goes_by_the_products(dtype):
+@each_dtype
+def test_both_data_types_run_the_compiled_op(dtype):
     name = str(dtype).removeprefix("torch.")
     assert report()["bidirectional_lstm", "cpu", name].implementation == "cpu"
 
 
-@of_each_dtype
+@each_dtype
 def test_nan_stays_in_its_caption(implementation, case, dtype):
     (gates, tokens, lengths, recurrent), _ = case(4, 3, 32, dtype=dtype)
     tokens[tokens == 0] = 1
@@ -170,10 +172,10 @@ def test_nan_stays_in_its_caption(implementation, case, dtype):
 
 
 @compiled
-@of_each_dtype
+@each_dtype
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512", "avx512_bf16"])
 def test_narrower_instruction_sets(case, tmp_path, capability, dtype):
-    """The choice is made once a process, hence another process."""
+    """The instruction set is chosen once per process, so this needs another process."""
     wanted = {"default": "baseline"}.get(capability, capability)
     if wanted not in build_info().processor_instruction_sets:
         pytest.skip(f"this processor has no {wanted}")
@@ -200,16 +202,16 @@ def test_compiles_as_one_graph_and_exports(implementation, case):
     arguments, expected = case(3, 4, 32)
 
     class Module(nn.Module):
-        def forward(self, *given):
-            return bidirectional_lstm(*given)
+        def forward(self, *arguments):
+            return bidirectional_lstm(*arguments)
 
     torch.compiler.reset()
     run = torch.compile(Module(), fullgraph=True, backend="aot_eager")
     assert_close(run(*arguments), expected)
     program = torch.export.export(Module(), arguments)
     names = {str(node.target) for node in program.graph.nodes}
-    at_once = any(name.startswith("mirrorgan.bidirectional_lstm") for name in names)
-    assert at_once == (implementation == "cpu")
+    has_op = any(name.startswith("mirrorgan.bidirectional_lstm") for name in names)
+    assert has_op == (implementation == "cpu")
     assert_close(program.module()(*arguments), expected)
 
 
@@ -220,7 +222,7 @@ def test_opcheck(case):
     torch.library.opcheck(torch.ops.mirrorgan.bidirectional_lstm, (*arguments, *outs))
 
 
-def test_gradients_are_those_of_the_reference(implementation, case):
+def test_gradients_match_the_reference(implementation, case):
     (gates, tokens, lengths, recurrent), _ = case(3, 4, 32)
     wide = gates.double().requires_grad_()
     states, last = reference(wide, tokens, lengths, recurrent)
@@ -259,39 +261,39 @@ def test_refuses(implementation, argument, arguments, wanted):
 
 
 @compiled
-def test_compiled_op_may_write_over_what_it_was_told(case):
-    """Nobody should, but nobody shall crash the process with it."""
+def test_compiled_op_survives_writing_over_its_inputs(case):
+    """A wrong call must not crash the process."""
     (gates, _, _, recurrent), _ = case(8, 8, 32)
     states = torch.empty(8, 8, 2, 32)
     lengths = states.flatten()[:16].view(torch.int64).fill_(8)
     tokens = torch.zeros(8, 8, dtype=torch.int64)
     last = torch.empty(8, 2, 32)
-    right = bidirectional_lstm(gates, tokens, lengths.clone(), recurrent)
+    expected = bidirectional_lstm(gates, tokens, lengths.clone(), recurrent)
     torch.ops.mirrorgan.bidirectional_lstm(gates, tokens, lengths, recurrent, states, last)
-    assert torch.equal(last, right[1])
+    assert torch.equal(last, expected[1])
 
 
 @pytest.mark.parametrize("length", [-1, 4])
-def test_refuses_lengths_outside(implementation, length):
+def test_refuses_invalid_lengths(implementation, length):
     lengths = torch.tensor([2, length])
     with pytest.raises(InputError, match=f"lengths: found {length}, wanted 0 to T"):
         bidirectional_lstm(GATES, TOKENS, lengths, PACKED)
 
 
 @pytest.mark.parametrize("token", [-1, 5])
-def test_refuses_words_outside(implementation, token):
+def test_refuses_invalid_tokens(implementation, token):
     tokens = torch.tensor([[0, 4, 0], [1, token, 2]])
     with pytest.raises(InputError, match=f"tokens: found {token}, wanted 0 to V - 1"):
         bidirectional_lstm(GATES, tokens, torch.tensor([3, 2]), PACKED)
-    bidirectional_lstm(GATES, tokens, torch.tensor([3, 1]), PACKED)  # where it is not read
+    bidirectional_lstm(GATES, tokens, torch.tensor([3, 1]), PACKED)  # the token is not read
 
 
 @compiled
 @pytest.mark.parametrize(("argument", "arguments", "wanted"), REFUSED)
 def test_compiled_op_checks_for_itself(argument, arguments, wanted):
-    """Nobody should call it, but nobody shall crash the process with it."""
+    """A wrong direct call must not crash the process."""
     if any(tensor.device.type == "meta" for tensor in arguments):
-        pytest.skip("does not reach the op for the CPU")
+        pytest.skip("meta tensors do not reach the CPU op")
     with pytest.raises((ValueError, RuntimeError)):
         torch.ops.mirrorgan.bidirectional_lstm(*arguments, ONES(2, 3, 2, 32), ONES(2, 2, 32))
 

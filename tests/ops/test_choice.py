@@ -200,7 +200,7 @@ def test_a_compiled_function_follows_the_thread_that_it_is_traced_in():
 
 @compiled
 def test_a_compiled_op_follows_a_request():
-    given = calls.call("glam_attention_mix", calls.Shapes(), torch.float32).arguments[:3]
+    inputs = calls.call("glam_attention_mix", calls.Shapes(), torch.float32).arguments[:3]
     targets: list[set[str]] = []
 
     def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
@@ -211,7 +211,7 @@ def test_a_compiled_op_follows_a_request():
     run = torch.compile(glam_attention, fullgraph=True, backend=backend)
     for implementation in ("cpu", "reference", "cpu"):
         with use(implementation), torch.no_grad():
-            run(*given)
+            run(*inputs)
     assert ["mirrorgan.glam_attention.default" in names for names in targets] == [True, False]
 
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels on a GPU against float64; without one see test_cuda_without_gpu.py."""
+"""The CUDA kernels on a GPU, against float64. See test_cuda_without_gpu.py for other tests."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from mirrorgan_fast.ops import choice, use
 
 from . import calls
-from .calls import OF_WARPGROUPS, Shapes
+from .calls import WGMMA_CALLS, Shapes
 
 BF16 = torch.bfloat16
 CONVOLUTIONS = [
@@ -30,8 +30,8 @@ ATTENTIONS = [
 ]
 
 
-OF_SAMPLES = {"conv_add": {0, 3}, "conv_glu": {0}, "glam_attention_mix": {0, 1, 2, 3}}
-"""The arguments that there are for each sample."""
+PER_SAMPLE = {"conv_add": {0, 3}, "conv_glu": {0}, "glam_attention_mix": {0, 1, 2, 3}}
+"""The indices of the arguments that have a row for each sample."""
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def in_cuda() -> Iterator[None]:
     [
         *(("conv_glu", shapes) for shapes in CONVOLUTIONS),
         *(("glam_attention_mix", shapes) for shapes in ATTENTIONS),
-        *OF_WARPGROUPS,
+        *WGMMA_CALLS,
     ],
 )
 def test_matches_float64(assert_matches, op, shapes):
@@ -71,7 +71,7 @@ def test_no_race(assert_matches, op, shapes):
     called = calls.call(op, shapes._replace(batch=1), BF16).to("cuda")
     many = [
         t.expand(16, *t.shape[1:]).contiguous()
-        if isinstance(t, Tensor) and i in OF_SAMPLES[op]
+        if isinstance(t, Tensor) and i in PER_SAMPLE[op]
         else t
         for i, t in enumerate(called.arguments)
     ]
@@ -83,9 +83,9 @@ def test_no_race(assert_matches, op, shapes):
 
 
 @pytest.mark.parametrize(
-    ("op", "shapes"), [("conv_glu", CONVOLUTIONS[1]), OF_WARPGROUPS[0], OF_WARPGROUPS[-3]]
+    ("op", "shapes"), [("conv_glu", CONVOLUTIONS[1]), WGMMA_CALLS[0], WGMMA_CALLS[-3]]
 )
-def test_a_graph_replays_it(op, shapes):
+def test_in_a_cuda_graph(op, shapes):
     called = calls.call(op, shapes, BF16).to("cuda")
     expected = called.run()
     out = torch.zeros_like(expected)

@@ -1,4 +1,4 @@
-"""The CUDA kernels where there is no GPU: their code on the host, and compiled by nvcc."""
+"""The CUDA kernels without a GPU: their code on the host, and compiled by nvcc."""
 
 import ctypes
 import os
@@ -16,7 +16,7 @@ from mirrorgan_fast.ops import choice, use
 from mirrorgan_fast.ops.glam_attention_mix import glam_attention_mix
 from tests.nvcc import nvcc
 
-from .calls import OF_WARPGROUPS, Shapes, call
+from .calls import WGMMA_CALLS, Shapes, call
 
 CUDA = Path(__file__).parents[2] / "csrc" / "cuda"
 BF16 = torch.bfloat16
@@ -24,7 +24,7 @@ BF16 = torch.bfloat16
 
 @pytest.fixture(scope="module")
 def on_host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The kernels' templates, compiled by the C++ compiler."""
+    """Compile the kernels' templates with the C++ compiler."""
     library = tmp_path_factory.mktemp("host") / "cuda_on_host.so"
     source = Path(__file__).with_name("cuda_on_host.cpp")
     options = ("-O2", "-std=c++17", "-fno-strict-aliasing", "-shared", "-fPIC", "-pthread")
@@ -35,12 +35,12 @@ def on_host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
-def run(function: Callable[..., None], *given: Tensor | int | None) -> None:
-    """Call a function with tensors as their addresses, and with None and numbers as they are."""
+def run(function: Callable[..., None], *arguments: Tensor | int | None) -> None:
+    """Call a C function. Tensors are passed as addresses, None and numbers unchanged."""
     function(
         *(
-            ctypes.c_void_p(given_.data_ptr()) if isinstance(given_, Tensor) else given_
-            for given_ in given
+            ctypes.c_void_p(argument.data_ptr()) if isinstance(argument, Tensor) else argument
+            for argument in arguments
         )
     )
 
@@ -50,8 +50,8 @@ def run(function: Callable[..., None], *given: Tensor | int | None) -> None:
     "shapes",
     [
         Shapes(layout="rows"),
-        Shapes(2, 64, 9, 17, 32, layout="rows"),  # whole depth and columns; blocks that end early
-        Shapes(1, 70, 8, 16, 40, layout="rows"),  # a rest of both; one block exactly
+        Shapes(2, 64, 9, 17, 32, layout="rows"),  # full depth and columns, partial blocks
+        Shapes(1, 70, 8, 16, 40, layout="rows"),  # partial depth and columns, exactly one block
         Shapes(3, 32, 17, 5, 64, layout="rows"),
         Shapes(0, layout="rows"),
     ],
@@ -67,25 +67,25 @@ def test_conv_glu(on_host, assert_matches, shapes, upsample) -> None:
     assert_matches(out.permute(0, 3, 1, 2), called.expected)
 
 
-@pytest.mark.parametrize(("op", "shapes"), OF_WARPGROUPS)
-def test_products_of_warpgroups(on_host, assert_matches, op, shapes) -> None:
+@pytest.mark.parametrize(("op", "shapes"), WGMMA_CALLS)
+def test_wgmma(on_host, assert_matches, op, shapes) -> None:
     called = call(op, shapes, BF16)
-    out = convolve_by_warpgroups(on_host, *called.arguments)
+    out = convolve_with_wgmma(on_host, *called.arguments)
     assert_matches(out, called.expected)
 
 
-def test_without_a_residual_there_is_none(on_host, assert_matches) -> None:
-    called = call("conv_add", OF_WARPGROUPS[-2][1], BF16)
+def test_conv_add_without_a_residual(on_host, assert_matches) -> None:
+    called = call("conv_add", WGMMA_CALLS[-2][1], BF16)
     x, weight, bias, residual = called.arguments
-    out = convolve_by_warpgroups(on_host, x, weight, bias)
+    out = convolve_with_wgmma(on_host, x, weight, bias)
     assert_matches(out, called.expected - residual.double())
 
 
-def convolve_by_warpgroups(
+def convolve_with_wgmma(
     library: ctypes.CDLL, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None
 ) -> Tensor:
     batch, _, height, width = x.shape
-    forms = {(4, 64): 1, (1, 128): 0, (1, 64): 2}  # as conv_wgmma.h numbers them
+    forms = {(4, 64): 1, (1, 128): 0, (1, 64): 2}  # enum Form in conv_wgmma.h
     form = forms[len(weight), len(bias)]
     scale, channels = (2, 32) if form == 1 else (1, 64)
     out = torch.full((batch, scale * height, scale * width, channels), torch.nan, dtype=BF16)
@@ -103,7 +103,7 @@ def convolve_by_warpgroups(
     "shapes",
     [
         Shapes(channels=32),
-        Shapes(2, 32, 23, 29, 64, words=18),  # two blocks a sample, the second not full
+        Shapes(2, 32, 23, 29, 64, words=18),  # two blocks per sample, the second one partial
         Shapes(3, 32, 9, 7, 40, words=32),
         Shapes(1, 32, 16, 32, 60, words=1),
     ],
@@ -118,7 +118,7 @@ def test_glam_attention_mix(on_host, assert_matches, shapes, form) -> None:
 def test_padding_is_not_read_and_nan_stays_in_its_pixel(on_host) -> None:
     called = call("glam_attention_mix", Shapes(channels=32, words=20), BF16)
     features, words, mask, *rest = called.arguments
-    mask[0], mask[1, 1:] = False, False  # no word at all, and one
+    mask[0], mask[1, 1:] = False, False  # no words, and one word
     padding = ~mask[..., None]
     expected = attend_on_host(on_host, features, words.masked_fill(padding, 0), mask, *rest)
     actual = attend_on_host(on_host, features, words.masked_fill(padding, torch.nan), mask, *rest)
@@ -144,16 +144,16 @@ def attend_on_host(
     rows = features.permute(0, 2, 3, 1).contiguous()
     out = torch.full((batch, height, width, len(mix)), torch.nan, dtype=BF16)
     sizes = (ctypes.c_int64(batch), ctypes.c_int64(height * width), words.shape[1], len(mix))
-    given = (rows, words, mask, sentence, weight, mix, out)
-    run(library.glam_attention_mix_on_host, *given, *sizes)
+    tensors = (rows, words, mask, sentence, weight, mix, out)
+    run(library.glam_attention_mix_on_host, *tensors, *sizes)
     return out.permute(0, 3, 1, 2)
 
 
 @pytest.fixture(scope="module")
 def launchers(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Registers the launchers in csrc/cuda/, unless the extension has done so.
+    """Register the launchers in csrc/cuda/, unless the extension has done so.
 
-    Their kernels are compiled to PTX only, which is fast: without a GPU nothing runs them.
+    Their kernels are compiled to PTX only, which is fast: nothing runs them without a GPU.
     """
     if choice.why_no_cuda_kernels() is None:
         return
@@ -161,7 +161,7 @@ def launchers(tmp_path_factory: pytest.TempPathFactory) -> None:
     if compiler is None:
         pytest.skip("nvcc is not here")
     folder = tmp_path_factory.mktemp("launchers")
-    missing = folder / "missing.cpp"  # what a PyTorch without CUDA lacks
+    missing = folder / "missing.cpp"  # a function that PyTorch without CUDA does not have
     missing.write_text(
         'extern "C" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }'
     )
@@ -184,8 +184,8 @@ def launchers(tmp_path_factory: pytest.TempPathFactory) -> None:
         ("glam_attention_mix", Shapes(2, 32, 4, 6, 40, words=5)),
     ],
 )
-def test_launchers_check_every_tensor(launchers, op, shapes) -> None:
-    """On tensors of the CPU a launcher gets to its last check, whether they are on a GPU."""
+def test_launchers_compiled_by_nvcc_check_every_tensor(launchers, op, shapes) -> None:
+    """With CPU tensors a launcher reaches its last check: that they are on a GPU."""
     called = call(op, shapes, BF16)
     out = torch.empty_like(called.run())
     launcher = getattr(torch.ops.mirrorgan, op).default
@@ -207,7 +207,7 @@ def test_launchers_check_every_tensor(launchers, op, shapes) -> None:
         assert error(*wrong).startswith(f"{op}: ")
 
 
-def test_they_run_only_if_asked_for_until_they_were_timed(monkeypatch) -> None:
+def test_cuda_runs_only_if_requested(monkeypatch) -> None:
     for op in ("conv_add", "conv_glu", "glam_attention_mix"):
         assert choice.choose(op, "cuda", BF16, needs_grad=False).implementation == "triton"
         with use("cuda"):
@@ -219,17 +219,17 @@ def test_they_run_only_if_asked_for_until_they_were_timed(monkeypatch) -> None:
             assert chosen.implementation == "cuda"
 
 
-def test_what_does_not_fit_the_kernel_goes_elsewhere(monkeypatch) -> None:
-    """Asked for by name, but of 40 words: not an error."""
+def test_sizes_that_cuda_does_not_accept_run_triton(monkeypatch) -> None:
+    """40 words are too many for the CUDA kernel, but requesting it is not an error."""
     called = call("glam_attention_mix", Shapes(channels=32, words=40), BF16)
-    found = choice.Choice("cuda", "")
+    chosen = choice.Choice("cuda", "")
     module = sys.modules["mirrorgan_fast.ops.glam_attention_mix"]
-    monkeypatch.setattr(module, "choose", lambda *_, **__: found)
+    monkeypatch.setattr(module, "choose", lambda *_, **__: chosen)
     pytest.importorskip("triton")
     ran: list[object] = []
     monkeypatch.setattr(
         "mirrorgan_fast.kernels.glam_attention_mix.glam_attention_mix_triton",
-        lambda *given: ran.append(given),
+        lambda *arguments: ran.append(arguments),
     )
     glam_attention_mix(*called.arguments)
     assert len(ran) == 1
@@ -239,7 +239,7 @@ def test_what_does_not_fit_the_kernel_goes_elsewhere(monkeypatch) -> None:
     ("architectures", "capability", "has"),
     [("8.0;9.0a", (9, 0), True), ("9.0", (9, 0), False), ("9.0a", (10, 0), False)],
 )
-def test_products_of_warpgroups_are_hoppers(monkeypatch, architectures, capability, has) -> None:
+def test_only_hopper_has_wgmma(monkeypatch, architectures, capability, has) -> None:
     built = choice.build_info()
     assert built is not None
     built = built._replace(cuda_architectures=architectures)
@@ -249,7 +249,7 @@ def test_products_of_warpgroups_are_hoppers(monkeypatch, architectures, capabili
 
 
 @pytest.mark.parametrize(("channels", "on_hopper"), [(64, True), (64, False), (40, True)])
-def test_conv_add_in_cuda_is_of_64_channels_on_hopper(monkeypatch, channels, on_hopper) -> None:
+def test_conv_add_in_cuda_needs_64_channels_and_hopper(monkeypatch, channels, on_hopper) -> None:
     pytest.importorskip("triton")
     called = call("conv_add", Shapes(1, channels, out_channels=channels, layout="rows"), BF16)
     module = sys.modules["mirrorgan_fast.ops.conv_add"]

@@ -1,4 +1,4 @@
-"""The whole generator as one op; tests/models compares it with the models' own."""
+"""The whole generator as one op. tests/models compares it with the model itself."""
 
 import threading
 
@@ -22,8 +22,8 @@ from mirrorgan_fast.ops.glam import from_flat
 
 BF16 = torch.bfloat16
 Z, K, D = 7, 10, 12
-TILES = build_info() is not None and build_info().instruction_set == "amx"
-with_tiles = pytest.mark.skipif(not TILES, reason="this processor has no AMX")
+HAS_AMX = build_info() is not None and build_info().instruction_set == "amx"
+needs_amx = pytest.mark.skipif(not HAS_AMX, reason="this processor has no AMX")
 
 
 def generator(
@@ -35,7 +35,7 @@ def generator(
     dtype: torch.dtype = BF16,
     layout: Layout = "tiles",
 ) -> PackedGLAM:
-    """Return one of random layers, that makes images of 16 pixels times 2 to the later stages."""
+    """Return a generator with random weights, for images of 16 * 2^stages pixels."""
     rng = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -76,7 +76,7 @@ def generator(
     )
 
 
-def inputs_of(batch: int, words: int = 5, seed: int = 1) -> list[Tensor]:
+def make_inputs(batch: int, words: int = 5, seed: int = 1) -> list[Tensor]:
     rng = torch.Generator().manual_seed(seed)
     sizes = (batch, Z), (batch, K), (batch, words, D), (batch, D)
     noise, condition_noise, w, s = (torch.randn(size, generator=rng) for size in sizes)
@@ -84,15 +84,15 @@ def inputs_of(batch: int, words: int = 5, seed: int = 1) -> list[Tensor]:
     return [noise, condition_noise, w, mask, s]
 
 
-def one_by_one(inputs: list[Tensor], packed: PackedGLAM) -> Tensor:
-    """Return what the ops of the generator make."""
-    at_once, packed.runs_as_one_op = packed.runs_as_one_op, False
+def run_ops_one_by_one(inputs: list[Tensor], packed: PackedGLAM) -> Tensor:
+    """Return the images of the generator's single ops."""
+    before, packed.runs_as_one_op = packed.runs_as_one_op, False
     result = glam(*inputs, packed)
-    packed.runs_as_one_op = at_once
+    packed.runs_as_one_op = before
     return result
 
 
-@with_tiles
+@needs_amx
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -103,27 +103,27 @@ def one_by_one(inputs: list[Tensor], packed: PackedGLAM) -> Tensor:
         {"stages": 3, "blocks": 1, "image_channels": 4},
     ],
 )
-def test_at_once_and_one_by_one_are_the_same_bits(sizes):
+def test_one_op_and_single_ops_give_the_same_bits(sizes):
     packed = generator(**sizes)
     assert packed.runs_as_one_op
     for batch, words in ((1, 1), (2, 18), (5, 130), (19, 3)):
-        inputs = inputs_of(batch, words, seed=batch)
-        inputs[1].zero_()  # of the exponential beside it libraries differ in the last bit
-        expected = one_by_one(inputs, packed)
+        inputs = make_inputs(batch, words, seed=batch)
+        inputs[1].zero_()  # it is multiplied by exp(), whose last bit differs between libraries
+        expected = run_ops_one_by_one(inputs, packed)
         assert expected.float().std() > 20
         assert torch.equal(glam(*inputs, packed), expected)
 
 
-@with_tiles
+@needs_amx
 @pytest.mark.parametrize("threads", [1, 3, 4])
-def test_whoever_takes_which_image_it_is_the_same_bits(threads):
-    packed, inputs = generator(), inputs_of(7)
-    together = glam(*inputs, packed)
+def test_threads_and_batches_do_not_change_bits(threads):
+    packed, inputs = generator(), make_inputs(7)
+    batched = glam(*inputs, packed)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        assert torch.equal(glam(*inputs, packed), together)
-        assert torch.equal(glam(*(t[4:6] for t in inputs), packed), together[4:6])
+        assert torch.equal(glam(*inputs, packed), batched)
+        assert torch.equal(glam(*(t[4:6] for t in inputs), packed), batched[4:6])
     finally:
         torch.set_num_threads(before)
 
@@ -131,7 +131,7 @@ def test_whoever_takes_which_image_it_is_the_same_bits(threads):
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])
 @pytest.mark.parametrize("implementation", ["reference", "cpu"])
 def test_nan_stays_in_its_image(implementation, dtype):
-    packed, inputs = generator(dtype=dtype), inputs_of(3)
+    packed, inputs = generator(dtype=dtype), make_inputs(3)
     with use(implementation):
         clean = glam(*inputs, packed)
         for argument in (0, 1, 2, 4):
@@ -142,25 +142,25 @@ def test_nan_stays_in_its_image(implementation, dtype):
             assert torch.equal(images[[0, 2]], clean[[0, 2]])
 
 
-def test_only_whole_tiles_go_at_once():
-    assert generator().runs_as_one_op == TILES
+def test_only_whole_tiles_run_as_one_op():
+    assert generator().runs_as_one_op == HAS_AMX
     assert not generator(channels=24).runs_as_one_op
     assert not generator(image_channels=5).runs_as_one_op
     assert not generator(stages=0).runs_as_one_op
     assert not generator(layout="rows").runs_as_one_op
-    assert glam(*inputs_of(2), generator(channels=24)).shape == (2, 64, 64, 3)
+    assert glam(*make_inputs(2), generator(channels=24)).shape == (2, 64, 64, 3)
 
 
-def test_writes_where_it_is_told():
-    packed, inputs = generator(), inputs_of(2)
+def test_writes_to_out():
+    packed, inputs = generator(), make_inputs(2)
     out = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
     assert glam(*inputs, packed, out=out) is out
     assert torch.equal(out, glam(*inputs, packed))
-    assert glam(*inputs_of(0), packed).shape == (0, 64, 64, 3)
+    assert glam(*make_inputs(0), packed).shape == (0, 64, 64, 3)
 
 
 def test_strided_inputs():
-    packed, inputs = generator(), inputs_of(3)
+    packed, inputs = generator(), make_inputs(3)
     strided = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in inputs]
     assert not strided[2].is_contiguous()
     assert torch.equal(glam(*strided, packed), glam(*inputs, packed))
@@ -183,29 +183,29 @@ WRONG = [
 
 @pytest.mark.parametrize(("argument", "index", "wrong", "wanted"), WRONG)
 def test_refuses(argument, index, wrong, wanted):
-    inputs = inputs_of(2)
+    inputs = make_inputs(2)
     inputs[index] = wrong
     with pytest.raises(InputError, match=rf"^glam: {argument}: found ") as error:
         glam(*inputs, generator())
     assert wanted in str(error.value)
 
 
-def test_refuses_where_it_shall_write():
-    packed, inputs = generator(), inputs_of(2)
-    right = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
-    for out in (right[:, 1:], right.float(), right.mT.contiguous().mT, right.to("meta")):
+def test_refuses_a_wrong_out():
+    packed, inputs = generator(), make_inputs(2)
+    valid = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
+    for out in (valid[:, 1:], valid.float(), valid.mT.contiguous().mT, valid.to("meta")):
         with pytest.raises(InputError, match=r"^glam: out: found "):
             glam(*inputs, packed, out=out)
 
 
-@with_tiles
-def test_the_op_for_the_cpu_refuses_what_would_crash_it():
-    """Nobody should call it, but nobody shall crash the process with it."""
-    packed, inputs = generator("words"), inputs_of(2)
+@needs_amx
+def test_compiled_op_checks_for_itself():
+    """A wrong direct call must not crash the process."""
+    packed, inputs = generator("words"), make_inputs(2)
     out = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
     weights, biases, mixes, _, upsamples = packed.flat
     narrow = pack(torch.ones(30, K + Z, 1, 1), glu=True, upsample=False, dtype=BF16)
-    right = (*inputs, weights, biases, mixes, [], upsamples, out)
+    valid = (*inputs, weights, biases, mixes, [], upsamples, out)
     wrong = [
         (0, inputs[0][:1]),
         (0, torch.zeros(())),
@@ -243,26 +243,27 @@ def test_the_op_for_the_cpu_refuses_what_would_crash_it():
     def call_all() -> None:
         for index, value in wrong:
             try:
-                torch.ops.mirrorgan.glam(*right[:index], value, *right[index + 1 :])
+                torch.ops.mirrorgan.glam(*valid[:index], value, *valid[index + 1 :])
             except ValueError as error:
                 refused.append(str(error))
         no_pixel = [weights[0], narrow, *weights[4:]]
-        its_biases = [biases[0], torch.zeros(30), *biases[4:]]
+        matching_biases = [biases[0], torch.zeros(30), *biases[4:]]
         try:
-            torch.ops.mirrorgan.glam(*inputs, no_pixel, its_biases, mixes, [], 0, out)
+            torch.ops.mirrorgan.glam(*inputs, no_pixel, matching_biases, mixes, [], 0, out)
         except ValueError as error:
             refused.append(str(error))
 
-    thread = threading.Thread(target=call_all)  # whose memory no right call has made large enough
+    # A new thread, whose workspaces no valid call has made large enough.
+    thread = threading.Thread(target=call_all)
     thread.start()
     thread.join()
     assert len(refused) == len(wrong) + 1
     assert all(error.startswith("glam: ") and ", wanted " in error for error in refused)
-    torch.ops.mirrorgan.glam(*right)
+    torch.ops.mirrorgan.glam(*valid)
 
 
 class Painter(nn.Module):
-    """The op as a model uses it."""
+    """A module that calls the op."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -273,10 +274,10 @@ class Painter(nn.Module):
         return glam(*inputs, self.packed)
 
 
-@with_tiles
+@needs_amx
 @torch.no_grad()
-def test_compiles_and_exports_as_one():
-    inputs, painter = inputs_of(2), Painter()
+def test_compiles_and_exports_as_one_op():
+    inputs, painter = make_inputs(2), Painter()
     expected = painter(*inputs)
     torch.compiler.reset()
     assert torch.equal(torch.compile(painter, fullgraph=True)(*inputs), expected)
@@ -286,31 +287,31 @@ def test_compiles_and_exports_as_one():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])
-def test_compiles_one_by_one(dtype):
-    packed, inputs = generator(dtype=dtype), inputs_of(2)
+def test_compiles_as_single_ops(dtype):
+    packed, inputs = generator(dtype=dtype), make_inputs(2)
     packed.runs_as_one_op = False
     torch.compiler.reset()
     compiled = torch.compile(glam, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(*inputs, packed), glam(*inputs, packed))
-    assert torch.ones(3).sum() == 3  # where tracing failed, nothing else worked any more
+    assert torch.ones(3).sum() == 3  # a failed trace once broke all later calls
 
 
-@with_tiles
+@needs_amx
 def test_opcheck():
     packed = generator()
     out = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
-    torch.library.opcheck(torch.ops.mirrorgan.glam, (*inputs_of(2), *packed.flat, out))
+    torch.library.opcheck(torch.ops.mirrorgan.glam, (*make_inputs(2), *packed.flat, out))
 
 
 @pytest.mark.parametrize("sizes", [{}, {"form": "words"}, {"form": "paper", "stages": 0}])
-def test_the_tensors_that_the_op_is_given_are_the_generator(sizes):
-    packed, inputs = generator(**sizes), inputs_of(2)
+def test_from_flat_restores_the_generator(sizes):
+    packed, inputs = generator(**sizes), make_inputs(2)
     again = from_flat(*packed.flat, noise_size=Z, embedding_size=D)
     assert again.flat[0][3] is packed.flat[0][3]
-    assert torch.equal(one_by_one(inputs, again), one_by_one(inputs, packed))
+    assert torch.equal(run_ops_one_by_one(inputs, again), run_ops_one_by_one(inputs, packed))
 
 
-def test_a_backward_pass_notices_what_an_op_has_overwritten():
+def test_a_backward_pass_notices_an_overwritten_tensor():
     x = torch.randn(1, 32, 16, 16).contiguous(memory_format=torch.channels_last)
     weight = pack(torch.randn(64, 32, 3, 3), glu=True, upsample=False, dtype=torch.float32)
     scale = torch.ones((), requires_grad=True)

@@ -1,4 +1,4 @@
-"""glam_attention: every implementation against loops in float64, and what the contract promises."""
+"""glam_attention: every implementation against loops in float64, and its contract."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ class Inputs(NamedTuple):
     sentence_weight: Tensor | None
 
 
-def inputs(
+def make_inputs(
     batch: int = 3,
     channels: int = 6,
     words: int = 5,
@@ -44,7 +44,7 @@ def inputs(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Inputs:
-    """Random inputs; sample 0 has all its words, the others lose about a third, anywhere."""
+    """Return random inputs. Sample 0 has only real words, the others have about a third padding."""
     rng = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -61,10 +61,10 @@ def inputs(
     )
 
 
-def by_loops(given: Inputs) -> Tensor:
-    """The formulas of the paper, one sample and one pixel at a time, in float64."""
+def float64_result(inputs: Inputs) -> Tensor:
+    """Compute the paper's formulas for one sample and one pixel at a time, in float64."""
     features, words, mask, sentence, weight = (
-        t if t is None or t.dtype == torch.bool else t.double() for t in given
+        t if t is None or t.dtype == torch.bool else t.double() for t in inputs
     )
     batch, channels, height, width = features.shape
     parts = 2 if sentence is None else 3
@@ -96,9 +96,9 @@ def by_loops(given: Inputs) -> Tensor:
     ("batch", "channels", "words", "size", "form"),
     [
         (3, 6, 5, (5, 7), "authors"),
-        (2, 32, 18, (11, 13), "authors"),  # two blocks of pixels and a part of a third
-        (1, 32, 18, (8, 8), "paper"),  # one block exactly
-        (2, 7, 3, (33, 35), "words"),  # more than one task a sample
+        (2, 32, 18, (11, 13), "authors"),  # two blocks of pixels and a partial one
+        (1, 32, 18, (8, 8), "paper"),  # exactly one block
+        (2, 7, 3, (33, 35), "words"),  # several tasks per sample
         (2, 1, 1, (1, 1), "paper"),
         (1, 3, 1, (1, 9), "authors"),
     ],
@@ -106,63 +106,63 @@ def by_loops(given: Inputs) -> Tensor:
 def test_matches_loops(
     implementation, assert_matches, batch, channels, words, size, form, dtype, memory_format
 ):
-    given = inputs(batch, channels, words, size, form=form, dtype=dtype)
-    given = given._replace(features=given.features.contiguous(memory_format=memory_format))
+    inputs = make_inputs(batch, channels, words, size, form=form, dtype=dtype)
+    inputs = inputs._replace(features=inputs.features.contiguous(memory_format=memory_format))
 
-    actual = glam_attention(*given)
+    actual = glam_attention(*inputs)
 
     assert actual.dtype == dtype
     assert actual.is_contiguous(memory_format=memory_format)
-    assert_matches(actual, by_loops(given))
-    assert torch.equal(actual[:, :channels], given.features), "f itself must pass unchanged"
+    assert_matches(actual, float64_result(inputs))
+    assert torch.equal(actual[:, :channels], inputs.features), "f must be copied unchanged"
 
 
 def test_bfloat16_is_float32_rounded_once(implementation):
-    given = inputs(2, 32, 18, (11, 13), dtype=torch.bfloat16)
-    wide = [t if t.dtype == torch.bool else t.float() for t in given]
-    assert torch.equal(glam_attention(*given), glam_attention(*wide).bfloat16())
+    inputs = make_inputs(2, 32, 18, (11, 13), dtype=torch.bfloat16)
+    wide = [t if t.dtype == torch.bool else t.float() for t in inputs]
+    assert torch.equal(glam_attention(*inputs), glam_attention(*wide).bfloat16())
 
 
 def test_strided_inputs(implementation, assert_matches):
-    given = inputs()
+    inputs = make_inputs()
     strided = Inputs(
-        given.features.permute(3, 0, 2, 1).contiguous().permute(1, 3, 2, 0),
-        given.words.mT.contiguous().mT,
-        given.mask.T.contiguous().T,
-        given.sentence.repeat_interleave(2, dim=1)[:, ::2],
-        given.sentence_weight.T.contiguous().T,
+        inputs.features.permute(3, 0, 2, 1).contiguous().permute(1, 3, 2, 0),
+        inputs.words.mT.contiguous().mT,
+        inputs.mask.T.contiguous().T,
+        inputs.sentence.repeat_interleave(2, dim=1)[:, ::2],
+        inputs.sentence_weight.T.contiguous().T,
     )
     assert not any(tensor.is_contiguous() for tensor in strided)
-    assert_matches(glam_attention(*strided), by_loops(given))
+    assert_matches(glam_attention(*strided), float64_result(inputs))
 
 
 def test_real_words_only(implementation, assert_matches):
-    given = inputs(batch=3, words=4)
+    inputs = make_inputs(batch=3, words=4)
     mask = torch.tensor([[False] * 4, [False, False, True, False], [True] * 4])
-    words = given.words.masked_fill(~mask[:, :, None], torch.nan)  # what padding holds is nobody's
+    words = inputs.words.masked_fill(~mask[:, :, None], torch.nan)  # NaN at padding
 
-    actual = glam_attention(*given._replace(words=words, mask=mask))
+    actual = glam_attention(*inputs._replace(words=words, mask=mask))
 
-    assert_matches(actual, by_loops(given._replace(mask=mask)))
+    assert_matches(actual, float64_result(inputs._replace(mask=mask)))
     context = actual[:, 6:12]
     assert (context[0] == 0).all(), "without a real word Att^w is zero"
-    only_word = given.words[1, 2, :, None, None]
+    only_word = inputs.words[1, 2, :, None, None]
     torch.testing.assert_close(context[1], only_word.expand_as(context[1]))
 
 
 @pytest.mark.parametrize("shape", [(0, 5, (4, 4)), (2, 5, (0, 4)), (2, 0, (4, 4))])
 def test_empty(implementation, assert_matches, shape):
     batch, words, size = shape
-    given = inputs(batch=batch, words=words, size=size)
-    assert_matches(glam_attention(*given), by_loops(given))
+    inputs = make_inputs(batch=batch, words=words, size=size)
+    assert_matches(glam_attention(*inputs), float64_result(inputs))
 
 
 def test_nan_stays_in_its_pixel(implementation):
-    given = inputs()
-    clean = glam_attention(*given)
-    given.features[1, 2, 3, 4] = torch.nan
+    inputs = make_inputs()
+    clean = glam_attention(*inputs)
+    inputs.features[1, 2, 3, 4] = torch.nan
 
-    dirty = glam_attention(*given)
+    dirty = glam_attention(*inputs)
 
     changed = dirty.isnan()
     assert changed[1, 6:, 3, 4].all()
@@ -171,29 +171,29 @@ def test_nan_stays_in_its_pixel(implementation):
 
 
 def test_extreme_scores(implementation, assert_matches):
-    given = inputs(dtype=torch.float32)
-    given = given._replace(features=given.features * 1e4)
-    assert_matches(glam_attention(*given), by_loops(given))
+    inputs = make_inputs(dtype=torch.float32)
+    inputs = inputs._replace(features=inputs.features * 1e4)
+    assert_matches(glam_attention(*inputs), float64_result(inputs))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_samples_are_independent_to_the_bit(implementation, dtype):
-    given = inputs(batch=5, channels=32, words=18, size=(19, 17), dtype=dtype)
-    together = glam_attention(*given)
+def test_samples_do_not_change_each_others_bits(implementation, dtype):
+    inputs = make_inputs(batch=5, channels=32, words=18, size=(19, 17), dtype=dtype)
+    batched = glam_attention(*inputs)
     for n in range(5):
-        alone = [t[n : n + 1] for t in given[:4]]
-        assert torch.equal(glam_attention(*alone, given.sentence_weight), together[n : n + 1])
+        single = [t[n : n + 1] for t in inputs[:4]]
+        assert torch.equal(glam_attention(*single, inputs.sentence_weight), batched[n : n + 1])
 
 
 @compiled
 def test_threads_do_not_change_bits():
-    given = inputs(batch=3, channels=32, words=18, size=(64, 65))
+    inputs = make_inputs(batch=3, channels=32, words=18, size=(64, 65))
     before = torch.get_num_threads()
     results = []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(op(*given))
+            results.append(op(*inputs))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
@@ -203,22 +203,22 @@ def test_threads_do_not_change_bits():
 @compiled
 @pytest.mark.parametrize("capability", ["default", "avx2"])
 def test_narrower_instruction_sets(assert_matches, tmp_path, capability):
-    """The choice is made once a process, hence another process."""
+    """The instruction set is chosen once per process, so this needs another process."""
     wanted = {"default": "baseline", "avx2": "avx2"}[capability]
     if wanted not in build_info().processor_instruction_sets:
         pytest.skip(f"this processor has no {wanted}")
     cases = [
-        inputs(2, 32, 18, (11, 13), dtype=torch.float32),
-        inputs(2, 7, 3, (9, 8), dtype=torch.bfloat16, seed=1),
+        make_inputs(2, 32, 18, (11, 13), dtype=torch.float32),
+        make_inputs(2, 7, 3, (9, 8), dtype=torch.bfloat16, seed=1),
     ]
-    torch.save([tuple(given) for given in cases], tmp_path / "inputs.pt")
+    torch.save([tuple(inputs) for inputs in cases], tmp_path / "inputs.pt")
     script = """
         import sys, torch
         from mirrorgan_fast.ops import build_info
         folder, wanted = sys.argv[1:]
         assert build_info().instruction_set == wanted, build_info()
         cases = torch.load(folder + "/inputs.pt")
-        results = [torch.ops.mirrorgan.glam_attention(*given) for given in cases]
+        results = [torch.ops.mirrorgan.glam_attention(*inputs) for inputs in cases]
         torch.save(results, folder + "/results.pt")
     """
     subprocess.run(
@@ -226,22 +226,22 @@ def test_narrower_instruction_sets(assert_matches, tmp_path, capability):
         env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
         check=True,
     )
-    for actual, given in zip(torch.load(tmp_path / "results.pt"), cases, strict=True):
-        assert_matches(actual, by_loops(given))
+    for actual, inputs in zip(torch.load(tmp_path / "results.pt"), cases, strict=True):
+        assert_matches(actual, float64_result(inputs))
 
 
 def test_gradients_of_the_reference():
-    given = inputs(batch=2, channels=3, words=3, size=(2, 3), dtype=torch.float64)
+    inputs = make_inputs(batch=2, channels=3, words=3, size=(2, 3), dtype=torch.float64)
     mask = torch.tensor([[True, False, True], [False, False, False]])
     features, words, _, sentence, weight = (
-        t.requires_grad_() if t.is_floating_point() else t for t in given
+        t.requires_grad_() if t.is_floating_point() else t for t in inputs
     )
 
     def run(features, words, sentence, weight):
         return glam_attention(features, words, mask, sentence, weight)
 
     tensors = (features, words, sentence, weight)
-    with torch.autograd.set_detect_anomaly(True):  # no NaN on the way either
+    with torch.autograd.set_detect_anomaly(True):  # intermediate gradients have no NaN either
         assert torch.autograd.gradcheck(run, tensors)
         assert torch.autograd.gradgradcheck(run, tensors)
 
@@ -249,15 +249,15 @@ def test_gradients_of_the_reference():
 @compiled
 @pytest.mark.parametrize("form", ["authors", "paper", "words"])
 def test_gradients_of_the_compiled_op(assert_matches, form):
-    given = inputs(form=form)
-    wide = [t if t is None or t.dtype == torch.bool else t.double() for t in given]
-    differentiable = [i for i, t in enumerate(given) if t is not None and t.is_floating_point()]
-    for tensors in (given, wide):
+    inputs = make_inputs(form=form)
+    wide = [t if t is None or t.dtype == torch.bool else t.double() for t in inputs]
+    differentiable = [i for i, t in enumerate(inputs) if t is not None and t.is_floating_point()]
+    for tensors in (inputs, wide):
         for i in differentiable:
             tensors[i].requires_grad_()
 
     results = []
-    for function, tensors in ((op, given), (reference, wide)):
+    for function, tensors in ((op, inputs), (reference, wide)):
         out = function(*tensors)
         cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
         leaves = [tensors[i] for i in differentiable]
@@ -271,93 +271,93 @@ def test_gradients_of_the_compiled_op(assert_matches, form):
 @compiled
 @pytest.mark.parametrize("form", ["authors", "paper", "words"])
 def test_opcheck(form):
-    given = inputs(batch=2, channels=3, words=3, size=(2, 3), form=form)
-    for tensor in given:
+    inputs = make_inputs(batch=2, channels=3, words=3, size=(2, 3), form=form)
+    for tensor in inputs:
         if tensor is not None and tensor.is_floating_point():
             tensor.requires_grad_()
-    torch.library.opcheck(op, given)
+    torch.library.opcheck(op, inputs)
 
 
 @compiled
-def test_fake_kernel_knows_the_strides():
-    contiguous = inputs(batch=5, channels=3, words=3, size=(2, 3))
+def test_fake_kernel_has_the_same_strides():
+    contiguous = make_inputs(batch=5, channels=3, words=3, size=(2, 3))
     channels_last = contiguous.features.contiguous(memory_format=torch.channels_last)
     one_channel = torch.empty(2, 1, 2, 3).as_strided((2, 1, 2, 3), (6, 1, 3, 1))
     for features in (
         channels_last,
-        channels_last[::3][:1],  # channels_last, though the batch has an odd stride
+        channels_last[::3][:1],  # channels_last, with another stride of the batch
         channels_last[:, :, :, ::2],
-        one_channel.normal_(),  # of both formats
+        one_channel.normal_(),  # both contiguous and channels_last
     ):
-        given = inputs(*features.shape[:2], words=3)._replace(features=features)
-        torch.library.opcheck(op, given, test_utils="test_faketensor")
+        inputs = make_inputs(*features.shape[:2], words=3)._replace(features=features)
+        torch.library.opcheck(op, inputs, test_utils="test_faketensor")
 
 
 class Attention(nn.Module):
-    """The op as a model uses it."""
+    """A module that calls the op."""
 
-    def forward(self, *given: Tensor | None) -> Tensor:
+    def forward(self, *inputs: Tensor | None) -> Tensor:
         """Return the attention."""
-        return glam_attention(*given)
+        return glam_attention(*inputs)
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_compiles_as_one_graph(implementation, assert_matches, training):
-    given = inputs()
-    given.features.requires_grad_(training)
+    inputs = make_inputs()
+    inputs.features.requires_grad_(training)
     torch.compiler.reset()
     run = torch.compile(Attention(), fullgraph=True, backend="aot_eager")
-    actual = run(*given)
-    assert_matches(actual.detach(), by_loops(given))
+    actual = run(*inputs)
+    assert_matches(actual.detach(), float64_result(inputs))
     if training:
         actual.sum().backward()
-        from_eager = torch.autograd.grad(reference(*given).sum(), given.features)[0]
-        assert_matches(given.features.grad, from_eager.double())
+        from_eager = torch.autograd.grad(reference(*inputs).sum(), inputs.features)[0]
+        assert_matches(inputs.features.grad, from_eager.double())
 
 
 def test_compiles_with_inductor(assert_matches):
-    given = inputs()
+    inputs = make_inputs()
     torch.compiler.reset()
-    actual = torch.compile(Attention(), fullgraph=True)(*given)
-    assert_matches(actual, by_loops(given))
+    actual = torch.compile(Attention(), fullgraph=True)(*inputs)
+    assert_matches(actual, float64_result(inputs))
 
 
 def test_exports_with_any_batch(implementation, assert_matches):
     batch = torch.export.Dim("batch", min=1, max=64)
     shapes = ({0: batch}, {0: batch}, {0: batch}, {0: batch}, None)
     program = torch.export.export(
-        Attention(), tuple(inputs(batch=3)), dynamic_shapes={"given": shapes}
+        Attention(), tuple(make_inputs(batch=3)), dynamic_shapes={"inputs": shapes}
     )
     names = {str(node.target) for node in program.graph.nodes}
     assert ("mirrorgan.glam_attention.default" in names) == (implementation == "cpu")
-    given = inputs(batch=4, seed=1)
-    assert_matches(program.module()(*given), by_loops(given))
+    inputs = make_inputs(batch=4, seed=1)
+    assert_matches(program.module()(*inputs), float64_result(inputs))
 
 
 def test_autocast(implementation, assert_matches):
-    given = inputs()
+    inputs = make_inputs()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        actual = glam_attention(*given)
-        mixed = glam_attention(given.features.bfloat16(), *given[1:])
-        attention = word_attention_map(*given[:3])
+        actual = glam_attention(*inputs)
+        mixed = glam_attention(inputs.features.bfloat16(), *inputs[1:])
+        attention = word_attention_map(*inputs[:3])
     assert actual.dtype == mixed.dtype == torch.bfloat16
     assert attention.dtype == torch.float32
-    rounded = [t if t is None or t.dtype == torch.bool else t.bfloat16() for t in given]
-    assert_matches(actual, by_loops(Inputs(*rounded)))
+    rounded = [t if t is None or t.dtype == torch.bool else t.bfloat16() for t in inputs]
+    assert_matches(actual, float64_result(Inputs(*rounded)))
     assert torch.equal(actual, mixed)
 
 
 def test_word_attention_map(assert_matches):
-    given = inputs(batch=3, words=4)
-    given.mask[1] = False
+    inputs = make_inputs(batch=3, words=4)
+    inputs.mask[1] = False
 
-    attention = word_attention_map(*given[:3])
+    attention = word_attention_map(*inputs[:3])
 
     assert attention.shape == (3, 4, 5, 7)
-    assert (attention[~given.mask] == 0).all()
-    assert_matches(attention.sum(1)[given.mask.any(1)], torch.ones(2, 5, 7, dtype=torch.float64))
-    context = torch.einsum("nthw,ntc->nchw", attention, given.words)
-    assert_matches(context, by_loops(given)[:, 6:12])
+    assert (attention[~inputs.mask] == 0).all()
+    assert_matches(attention.sum(1)[inputs.mask.any(1)], torch.ones(2, 5, 7, dtype=torch.float64))
+    context = torch.einsum("nthw,ntc->nchw", attention, inputs.words)
+    assert_matches(context, float64_result(inputs)[:, 6:12])
 
 
 ONES = torch.ones
@@ -381,16 +381,16 @@ BAD_INPUT = {
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input(case):
     tensor, argument, wanted = BAD_INPUT[case]
-    given = inputs()._replace(**{argument: tensor})
+    inputs = make_inputs()._replace(**{argument: tensor})
     with pytest.raises(
         InputError, match=rf"^glam_attention: {argument}: found .* wanted .*{wanted}"
     ):
-        glam_attention(*given)
+        glam_attention(*inputs)
 
 
 def test_weight_without_sentence():
     with pytest.raises(InputError, match="wanted None without a sentence"):
-        glam_attention(*inputs()._replace(sentence=None))
+        glam_attention(*make_inputs()._replace(sentence=None))
 
 
 @compiled
@@ -398,7 +398,7 @@ def test_weight_without_sentence():
 def test_compiled_op_checks_for_itself(case):
     tensor, argument, _ = BAD_INPUT[case]
     with pytest.raises(ValueError, match=rf"^glam_attention: {argument}: found .*, wanted "):
-        op(*inputs()._replace(**{argument: tensor}))
+        op(*make_inputs()._replace(**{argument: tensor}))
 
 
 def test_choice():

@@ -1,4 +1,4 @@
-"""What every op for inference promises, against float64; what each refuses, in its own file."""
+"""Every inference op against float64. Its checks of arguments are in test_inference_refusals.py."""
 
 import os
 import subprocess
@@ -26,8 +26,10 @@ from .calls import OPS, Call, Shapes, call
 from .conftest import compiled
 
 DTYPES = [torch.float32, torch.bfloat16]
-# Rows and channels of whole tiles, where the fastest forms run.
-WHOLE = Shapes(channels=32, height=7, width=32, out_channels=64, words=18, blocks=2, head=True)
+# Rows and channels fill whole tiles, so that the fastest forms run.
+WHOLE_TILES = Shapes(
+    channels=32, height=7, width=32, out_channels=64, words=18, blocks=2, head=True
+)
 
 
 def shapes() -> st.SearchStrategy[Shapes]:
@@ -57,7 +59,9 @@ def shapes() -> st.SearchStrategy[Shapes]:
     max_examples=40,
     derandomize=True,
     database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # it holds for all examples
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture
+    ],  # the fixtures are the same for all examples
 )
 @given(shapes=shapes(), seed=st.integers(0, 2**31))
 def test_matches_float64_on_any_shape(implementation, assert_result, op, dtype, shapes, seed):
@@ -69,15 +73,15 @@ def test_matches_float64_on_any_shape(implementation, assert_result, op, dtype, 
 @pytest.mark.parametrize("op", OPS)
 def test_matches_float64_on_whole_tiles(implementation, assert_result, op, dtype):
     for upsample in (False, True):
-        called = call(op, WHOLE._replace(upsample=upsample, head=upsample), dtype)
+        called = call(op, WHOLE_TILES._replace(upsample=upsample, head=upsample), dtype)
         assert_result(called, called.run())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("words", [1, 20, 46, 95, 140, 200])
 @pytest.mark.parametrize("channels", [1, 5, 32, 40])
-def test_many_words_or_channels(implementation, assert_result, channels, words, dtype):
-    """With one of them long and the other short a kernel may take another way."""
+def test_numbers_of_words_and_channels(implementation, assert_result, channels, words, dtype):
+    """A kernel may use different forms for few and for many words."""
     shapes = Shapes(1, channels, height=2, width=70, out_channels=40, words=words)
     called = call("glam_attention_mix", shapes, dtype)
     result = called.run()
@@ -85,8 +89,8 @@ def test_many_words_or_channels(implementation, assert_result, channels, words, 
     assert torch.equal(called.run(), result)
 
 
-def test_attention_to_very_many_channels_is_exact(implementation, assert_result):
-    """Scores are sums of very many products, and a softmax makes much of their errors."""
+def test_attention_with_many_channels_is_accurate(implementation, assert_result):
+    """The scores are sums of many products, and a softmax amplifies their errors."""
     shapes = Shapes(1, 2048, height=8, width=8, out_channels=128, words=200)
     called = call("glam_attention_mix", shapes, torch.float32)
     assert_result(called, called.run())
@@ -95,18 +99,18 @@ def test_attention_to_very_many_channels_is_exact(implementation, assert_result)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("words", [12, 80])
 @pytest.mark.parametrize("level", [-3000.0, -300.0, -40.0, 40.0, 300.0, 3000.0])
-def test_softmaxes_of_scores_of_any_size(implementation, level, words, dtype):
-    """What is added to all scores of some pixels has no share in anything, elsewhere not a bit."""
+def test_large_scores(implementation, level, words, dtype):
+    """Adding a number to all scores of some pixels changes nothing, and no bit of other pixels."""
     shapes = Shapes(1, 32, height=3, width=50, out_channels=32, words=words)
     arguments = call("glam_attention_mix", shapes, dtype).arguments
     loud = torch.rand(3, 50, generator=torch.Generator().manual_seed(1)) > 0.6
     results = []
     for added in (0.0, level):
-        features, keys, mask, sentence, weight, mix = (given.clone() for given in arguments)
+        features, keys, mask, sentence, weight, mix = (tensor.clone() for tensor in arguments)
         features[:, 0] = loud.to(dtype)
         keys[..., 0] = weight[:, 0] = added
         sentence[:, 0] = 1
-        mix[:, 32] = 0  # of that channel's context
+        mix[:, 32] = 0  # ignores the context of that channel
         results.append(glam_attention_mix(features, keys, mask, sentence, weight, mix))
     expected, result = results
     assert torch.equal(result[..., ~loud], expected[..., ~loud])
@@ -117,12 +121,12 @@ def test_softmaxes_of_scores_of_any_size(implementation, level, words, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("words", [3, 100])
-def test_equal_scores_share_equally_however_large_they_are(implementation, words, dtype):
+def test_equal_large_scores_have_equal_shares(implementation, words, dtype):
     shapes = Shapes(1, 32, height=1, width=40, out_channels=32, words=words, form="words")
     features, keys, mask, *_, mix = call("glam_attention_mix", shapes, dtype).arguments
     features[:, 0], keys[..., 0] = 1e7, 1e6
     features[:, 1:] = 0
-    mix[:, :32] = mix[:, 32] = 0  # the context of all channels but that one
+    mix[:, :32] = mix[:, 32] = 0  # uses the context of all channels but that one
     result = glam_attention_mix(features, keys, torch.ones_like(mask), None, None, mix)
     context = keys[0].double().mean(dim=0)
     expected = (mix[:, 32:].double() @ context)[None, :, None, None].expand(result.shape)
@@ -131,8 +135,8 @@ def test_equal_scores_share_equally_however_large_they_are(implementation, words
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("argument", ["words", "sentence", "sentence_weight", "mix"])
-def test_nan_in_what_is_multiplied_with_shows(implementation, argument, dtype):
-    arguments = list(call("glam_attention_mix", WHOLE, dtype).arguments)
+def test_nan_in_other_inputs_reaches_the_result(implementation, argument, dtype):
+    arguments = list(call("glam_attention_mix", WHOLE_TILES, dtype).arguments)
     mask = arguments[2]
     place = ["features", "words", "mask", "sentence", "sentence_weight", "mix"].index(argument)
     at = (0, int(mask[0].nonzero()[0, 0]), 3) if argument == "words" else (0, 3)
@@ -143,8 +147,8 @@ def test_nan_in_what_is_multiplied_with_shows(implementation, argument, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_stage_may_have_wider_blocks(implementation, assert_matches, dtype):
-    """A hidden layer of more channels than the mix gives: there the ops run one by one."""
-    called = call("glam_stage", WHOLE._replace(out_channels=32, blocks=1, head=False), dtype)
+    """If a hidden layer has more channels than the mix gives, the ops run one by one."""
+    called = call("glam_stage", WHOLE_TILES._replace(out_channels=32, blocks=1, head=False), dtype)
     *attention, weights, biases, _, _ = called.arguments
     rng = torch.Generator().manual_seed(3)
 
@@ -172,9 +176,9 @@ def test_strided_inputs(implementation, assert_result, op, dtype):
     assert torch.equal(called.op(strided, *rest), called.op(*contiguous))
 
 
-@pytest.mark.parametrize("shapes", [Shapes(), WHOLE])
+@pytest.mark.parametrize("shapes", [Shapes(), WHOLE_TILES])
 @pytest.mark.parametrize("op", OPS)
-def test_writes_where_it_is_told(implementation, op, shapes):
+def test_writes_to_out(implementation, op, shapes):
     called = call(op, shapes, torch.bfloat16)
     result = called.run()
     out = torch.full_like(result, 3)
@@ -183,31 +187,31 @@ def test_writes_where_it_is_told(implementation, op, shapes):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shapes", [Shapes(batch=5, width=19), WHOLE._replace(batch=3)])
+@pytest.mark.parametrize("shapes", [Shapes(batch=5, width=19), WHOLE_TILES._replace(batch=3)])
 @pytest.mark.parametrize("op", OPS)
-def test_samples_are_independent_to_the_bit(op, dtype, shapes):
+def test_samples_do_not_change_each_others_bits(op, dtype, shapes):
     with use("cpu"):
         called = call(op, shapes, dtype)
-        together = called.run()
+        batched = called.run()
         for n in range(shapes.batch):
-            assert torch.equal(called.of_sample(n).run(), together[n : n + 1])
+            assert torch.equal(called.for_sample(n).run(), batched[n : n + 1])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("channels", [256, 512])
 def test_many_weights_and_small_maps(implementation, assert_result, channels, dtype):
-    """More weights than stay in a cache, for more maps than go together there."""
+    """The weights are larger than a cache, and there are more maps than fit into one."""
     shapes = Shapes(33, channels, height=4, width=4, out_channels=128, upsample=True)
     called = call("conv_glu", shapes, dtype)
-    together = called.run()
-    assert_result(called, together)
+    batched = called.run()
+    assert_result(called, batched)
     if implementation == "cpu":
         for n in (0, 13, 28, 32):
-            assert torch.equal(called.of_sample(n).run(), together[n : n + 1])
+            assert torch.equal(called.for_sample(n).run(), batched[n : n + 1])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shapes", [Shapes(height=40, width=19), WHOLE])
+@pytest.mark.parametrize("shapes", [Shapes(height=40, width=19), WHOLE_TILES])
 @pytest.mark.parametrize("op", OPS)
 def test_threads_do_not_change_bits(op, dtype, shapes):
     called = call(op, shapes, dtype)
@@ -223,29 +227,31 @@ def test_threads_do_not_change_bits(op, dtype, shapes):
 
 
 @compiled
-def test_a_stage_at_once_is_its_ops_one_by_one():
-    for shapes in (WHOLE, WHOLE._replace(blocks=0, height=1), WHOLE._replace(height=40, batch=1)):
+def test_a_stage_as_one_op_and_as_single_ops_give_the_same_bits():
+    for shapes in (
+        WHOLE_TILES,
+        WHOLE_TILES._replace(blocks=0, height=1),
+        WHOLE_TILES._replace(height=40, batch=1),
+    ):
         for head in (False, True):
             called = call("glam_stage", shapes._replace(head=head), torch.bfloat16)
             odd = call("glam_stage", shapes._replace(head=head), torch.bfloat16)
-            assert torch.equal(called.run(), _one_by_one(odd))
+            assert torch.equal(called.run(), _run_ops_one_by_one(odd))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_stage_of_so_many_channels_that_it_cannot_go_at_once(
-    implementation, assert_result, dtype
-):
-    """The up-block's weights are in another form then."""
+def test_a_stage_with_too_many_channels_for_one_op(implementation, assert_result, dtype):
+    """The up-block's weights are in Winograd's form then."""
     shapes = Shapes(channels=32, height=3, width=16, out_channels=512, blocks=0)
     called = call("glam_stage", shapes, dtype)
     assert_result(called, called.run())
 
 
 @pytest.mark.parametrize("image_channels", [1, 4, 5])
-def test_a_stage_of_images_with_few_and_many_channels(
+def test_a_stage_with_several_numbers_of_image_channels(
     implementation, assert_result, image_channels
 ):
-    """With tiles, four go at once, and five by the ops."""
+    """With AMX, up to four channels run as one op, and five as single ops."""
     shapes = Shapes(
         channels=32, height=5, width=32, out_channels=32, head=True, image_channels=image_channels
     )
@@ -253,8 +259,8 @@ def test_a_stage_of_images_with_few_and_many_channels(
     assert_result(called, called.run())
 
 
-def _one_by_one(called: Call) -> Tensor:
-    """Run a stage in the form for processors without AMX, by ops that have it."""
+def _run_ops_one_by_one(called: Call) -> Tensor:
+    """Run the single ops of a stage."""
     from mirrorgan_fast.ops import conv_add, conv_glu, glam_attention_mix, image_head
 
     *attention, weights, biases, head_weight, head_bias = called.arguments
@@ -269,7 +275,7 @@ def _one_by_one(called: Call) -> Tensor:
 @compiled
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512", "avx512_bf16"])
 def test_narrower_instruction_sets(assert_result, tmp_path, capability):
-    """The choice is made once a process, hence another process."""
+    """The instruction set is chosen once per process, so this needs another process."""
     wanted = {"default": "baseline"}.get(capability, capability)
     if wanted not in build_info().processor_instruction_sets:
         pytest.skip(f"this processor has no {wanted}")
@@ -278,7 +284,7 @@ def test_narrower_instruction_sets(assert_result, tmp_path, capability):
         for op in OPS
         for dtype in DTYPES
         for shapes in (
-            WHOLE,
+            WHOLE_TILES,
             Shapes(channels=33, width=17, upsample=True, out_channels=17),
             Shapes(channels=512, width=17, upsample=True, out_channels=17),
             Shapes(channels=48, width=17),
@@ -287,9 +293,9 @@ def test_narrower_instruction_sets(assert_result, tmp_path, capability):
     torch.save([(op, tuple(shapes), dtype) for op, shapes, dtype in cases], tmp_path / "cases.pt")
     script = """
         import sys, torch
-        folder, of_tests, wanted = sys.argv[1:]
-        sys.path.append(of_tests)
-        from calls import Shapes, call  # and what it packs
+        folder, tests_folder, wanted = sys.argv[1:]
+        sys.path.append(tests_folder)
+        from calls import Shapes, call  # which pack for this instruction set
         from mirrorgan_fast import ops
         assert ops.build_info().instruction_set == wanted, ops.build_info()
         cases = torch.load(folder + "/cases.pt")
@@ -315,17 +321,17 @@ def test_weights_packed_for_another_processor(
     implementation, assert_result, monkeypatch, op, upsample, packed_for
 ):
     monkeypatch.setattr(packing, "instruction_set", lambda: packed_for)
-    parts = call(op, WHOLE._replace(upsample=upsample), torch.bfloat16).arguments[1].shape[0]
+    parts = call(op, WHOLE_TILES._replace(upsample=upsample), torch.bfloat16).arguments[1].shape[0]
     assert parts == {"amx": (1, 4), "avx512_bf16": (16, 9)}[packed_for][upsample]
-    for shapes in (WHOLE, Shapes(), Shapes(channels=70, width=17, out_channels=33)):
+    for shapes in (WHOLE_TILES, Shapes(), Shapes(channels=70, width=17, out_channels=33)):
         called = call(op, shapes._replace(upsample=upsample), torch.bfloat16)
         assert_result(called, called.run())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shapes", [Shapes(height=12, width=13), WHOLE._replace(height=12)])
+@pytest.mark.parametrize("shapes", [Shapes(height=12, width=13), WHOLE_TILES._replace(height=12)])
 @pytest.mark.parametrize(
-    ("op", "reach"),  # pixels of the result, from the pixel's own on
+    ("op", "reach"),  # how many pixels away results are NaN
     [("conv_glu", 1), ("conv_add", 1), ("image_head", 1), ("glam_attention_mix", 0)],
 )
 def test_nan_stays_near_its_pixel(implementation, op, reach, shapes, dtype):
@@ -346,15 +352,16 @@ def test_nan_stays_near_its_pixel(implementation, op, reach, shapes, dtype):
     near = pixels(range(6 - reach, 7 + reach), range(7 - reach, 8 + reach))
     assert ((dirty == 0) if image else dirty.isnan())[near].all()
     if reach and implementation == "cpu" and dtype == torch.float32:
-        # results of tiles of 4x4; of the last, column 7 is the first input, for the first result
+        # In Winograd's form all results of the 4x4 tiles that read the pixel are NaN. The last tile
+        # reads column 7 as its first input, only for its first result.
         near = pixels(range(4, 8), range(4, 9))
     assert torch.equal(dirty[~near], clean[~near])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("gate", [torch.nan, torch.inf, -torch.inf, 1e30, -300.0])
-def test_gates_beyond_any_table(implementation, gate, dtype):
-    x, weight, bias = call("conv_glu", WHOLE, dtype).arguments
+def test_extreme_gates(implementation, gate, dtype):
+    x, weight, bias = call("conv_glu", WHOLE_TILES, dtype).arguments
     clean = conv_glu(x, weight, bias)
     values = len(bias) // 2
     bias[values + 3] = gate
@@ -376,19 +383,19 @@ def test_gates_beyond_any_table(implementation, gate, dtype):
 
 @pytest.mark.parametrize("op", ["conv_glu", "conv_add", "glam_attention_mix", "glam_stage"])
 def test_has_forward_derivatives(implementation, op):
-    right = call(op, WHOLE._replace(head=False), torch.float32)
-    x, *others = right.arguments
+    called = call(op, WHOLE_TILES._replace(head=False), torch.float32)
+    x, *others = called.arguments
     direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
-    _, tangent = torch.func.jvp(lambda x: right.op(x, *others), (x,), (direction,))
+    _, tangent = torch.func.jvp(lambda x: called.op(x, *others), (x,), (direction,))
     step = 1e-2
-    after, before = (right.op(x + s * direction, *others) for s in (step, -step))
+    after, before = (called.op(x + s * direction, *others) for s in (step, -step))
     difference = (after - before) / (2 * step)
     error = (tangent - difference).abs().max()
     assert error < 0.02 * difference.abs().max()
 
 
 class Module(nn.Module):
-    """The op as a model uses it."""
+    """A module that calls the op."""
 
     def __init__(self, op) -> None:
         super().__init__()
@@ -403,7 +410,7 @@ class Module(nn.Module):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("op", OPS)
 def test_compiles_as_one_graph(implementation, assert_result, op, dtype, dynamic):
-    called = call(op, WHOLE._replace(head=False), dtype)
+    called = call(op, WHOLE_TILES._replace(head=False), dtype)
     torch.compiler.reset()
     options = {"fullgraph": True, "backend": "aot_eager", "dynamic": dynamic}
     run = torch.compile(Module(called.op), **options)
@@ -413,22 +420,22 @@ def test_compiles_as_one_graph(implementation, assert_result, op, dtype, dynamic
 @compiled
 @pytest.mark.parametrize("op", ["conv_glu", "conv_add", "glam_attention_mix"])
 def test_inductor_takes_maps_of_one_pixel(op):
-    """As a linear layer has them at batch 1, with other work around the op."""
+    """A linear layer has such maps at batch size 1. Other operations surround the op."""
     called = call(op, Shapes(batch=1, height=1, width=1), torch.bfloat16)
 
-    def beside(x: Tensor, *others: Tensor | None) -> Tensor:
+    def surrounded(x: Tensor, *others: Tensor | None) -> Tensor:
         return called.op(x * 2, *others) + 1
 
     torch.compiler.reset()
     with use("cpu"):
-        result = torch.compile(beside, fullgraph=True)(*called.arguments)
-        assert torch.equal(result, beside(*called.arguments))
+        result = torch.compile(surrounded, fullgraph=True)(*called.arguments)
+        assert torch.equal(result, surrounded(*called.arguments))
 
 
 @compiled
 @pytest.mark.parametrize("op", OPS)
 def test_compiles_with_inductor(assert_result, op):
-    called = call(op, WHOLE._replace(head=False), torch.bfloat16)
+    called = call(op, WHOLE_TILES._replace(head=False), torch.bfloat16)
     torch.compiler.reset()
     with use("cpu"):
         assert_result(called, torch.compile(Module(called.op), fullgraph=True)(*called.arguments))
@@ -436,14 +443,14 @@ def test_compiles_with_inductor(assert_result, op):
 
 @pytest.mark.parametrize("op", OPS)
 def test_exports(implementation, assert_result, op):
-    called = call(op, WHOLE._replace(head=False), torch.bfloat16)
+    called = call(op, WHOLE_TILES._replace(head=False), torch.bfloat16)
     program = torch.export.export(Module(called.op), called.arguments)
     names = {str(node.target) for node in program.graph.nodes}
-    at_once = any(name.startswith(f"mirrorgan.{op}") for name in names)
+    has_op = any(name.startswith(f"mirrorgan.{op}") for name in names)
     wanted = implementation == "cpu" and (
         op != "glam_stage" or build_info().instruction_set == "amx"
     )
-    assert at_once == wanted
+    assert has_op == wanted
     assert_result(called, program.module()(*called.arguments))
 
 
@@ -452,13 +459,13 @@ def test_exports(implementation, assert_result, op):
 def test_opcheck(op):
     if op == "glam_stage" and build_info().instruction_set != "amx":
         pytest.skip("this processor has no AMX")
-    called = call(op, WHOLE, torch.bfloat16)
+    called = call(op, WHOLE_TILES, torch.bfloat16)
     out = torch.empty_like(called.run())
     torch.library.opcheck(getattr(torch.ops.mirrorgan, op), (*called.arguments, out))
 
 
 @pytest.mark.parametrize("op", [op for op in OPS if op != "image_head"])
-def test_gradients_are_those_of_the_reference(implementation, assert_matches, op):
+def test_gradients_match_the_reference(implementation, assert_matches, op):
     called = call(op, Shapes(), torch.float32)
     x = called.arguments[0].requires_grad_()
     out = called.run()
@@ -474,8 +481,8 @@ def test_gradients_are_those_of_the_reference(implementation, assert_matches, op
 
 
 @pytest.mark.parametrize("needs_grad", [False, True])
-def test_attention_takes_the_data_type_of_autocast(implementation, assert_matches, needs_grad):
-    """It is in the models that are trained, too."""
+def test_autocast_sets_the_data_type_of_attention(implementation, assert_matches, needs_grad):
+    """Attention is also used in training."""
     called = call("glam_attention_mix", Shapes(), torch.float32)
     called.arguments[0].requires_grad_(needs_grad)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -484,7 +491,7 @@ def test_attention_takes_the_data_type_of_autocast(implementation, assert_matche
     assert_matches(result.detach(), called.expected)
 
 
-def test_autocast_changes_nothing_in_what_is_for_inference(implementation):
+def test_autocast_does_not_change_inference_ops(implementation):
     for op in sorted({*OPS} - {"glam_attention_mix"}):
         called = call(op, Shapes(), torch.float32)
         plain = called.run()

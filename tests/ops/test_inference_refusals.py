@@ -1,4 +1,4 @@
-"""What the ops for inference refuse: one line that names argument, what was found and wanted."""
+"""The checks of the inference ops: the error names argument, what was found, what is wanted."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def packed(out_channels=3, channels=5, *, glu=False, upsample=False, dtype=F32, 
     return pack(ONES(out_channels, channels, side, side), glu=glu, upsample=upsample, dtype=dtype)
 
 
-# op, argument, index of it, what is given for it, what the error says is wanted
+# op, argument, its index, a wrong value for it, what the error must contain
 REFUSED = [
     ("conv_glu", "x", 0, ONES(5, 4, 6), "of shape (N, C, H, W)"),
     ("conv_glu", "x", 0, ONES(2, 5, 4, 6, dtype=torch.float64), "float32 or bfloat16"),
@@ -43,7 +43,8 @@ REFUSED = [
         packed(6, glu=True, dtype=BF16, upsample=True).float(),
         "from pack()",
     ),
-    ("conv_glu", "weight", 1, ONES(1, 1, 9, 1, 2, 32, 16), "from pack()"),  # as bfloat16's for AMX
+    # plain taps, as in bfloat16 with AMX
+    ("conv_glu", "weight", 1, ONES(1, 1, 9, 1, 2, 32, 16), "from pack()"),
     ("conv_glu", "weight", 1, ONES(1, 1, 1, 1, 2, 8, 64), "from pack()"),
     ("conv_glu", "weight", 1, packed(6, glu=True).to("meta"), "device cpu"),
     ("conv_glu", "weight", 1, packed(6, glu=True).mT.contiguous().mT, "a contiguous tensor"),
@@ -70,9 +71,9 @@ REFUSED = [
 
 
 def with_argument(op: str, index: int, wrong: object) -> Call:
-    right = call(op, Shapes(head=True), F32)
-    arguments = (*right.arguments[:index], wrong, *right.arguments[index + 1 :])
-    return right._replace(arguments=arguments)
+    valid = call(op, Shapes(head=True), F32)
+    arguments = (*valid.arguments[:index], wrong, *valid.arguments[index + 1 :])
+    return valid._replace(arguments=arguments)
 
 
 @pytest.mark.parametrize(("op", "argument", "index", "wrong", "wanted"), REFUSED)
@@ -87,11 +88,11 @@ def test_refuses(implementation, op, argument, index, wrong, wanted):
 @compiled
 @pytest.mark.parametrize(("op", "argument", "index", "wrong", "wanted"), REFUSED)
 def test_compiled_op_checks_for_itself(op, argument, index, wrong, wanted):
-    """Nobody should call it, but nobody shall crash the process with it."""
+    """A wrong direct call must not crash the process."""
     out = call(op, Shapes(head=True), F32).run()
     bad = with_argument(op, index, wrong)
     if any(tensor.device.type == "meta" for tensor in bad.tensors()):
-        pytest.skip("does not reach the op for the CPU")
+        pytest.skip("meta tensors do not reach the CPU op")
     with pytest.raises((ValueError, RuntimeError)):
         getattr(torch.ops.mirrorgan, op)(*bad.arguments, out)
 
@@ -99,23 +100,23 @@ def test_compiled_op_checks_for_itself(op, argument, index, wrong, wanted):
 @compiled
 @pytest.mark.parametrize("dtype", [F32, BF16])
 @pytest.mark.parametrize("op", OPS)
-def test_compiled_op_checks_its_result_for_itself(op, dtype):
+def test_compiled_op_checks_out_for_itself(op, dtype):
     shapes = Shapes(channels=32, width=32, out_channels=32, head=True)
-    right = call(op, shapes, dtype)
-    result = right.run()
+    valid = call(op, shapes, dtype)
+    result = valid.run()
     if op == "glam_stage" and (dtype == F32 or build_info().instruction_set != "amx"):
         pytest.skip("the compiled op is for bfloat16 and AMX")
     implementation = getattr(torch.ops.mirrorgan, op)
-    implementation(*right.arguments, torch.empty_like(result))
+    implementation(*valid.arguments, torch.empty_like(result))
     for out in (result[:1], result.double(), result.mT.contiguous().mT):
         with pytest.raises(ValueError, match=rf"^{op}: out: found .*, wanted "):
-            implementation(*right.arguments, out)
+            implementation(*valid.arguments, out)
 
 
 @pytest.mark.parametrize("op", ["conv_glu", "conv_add", "glam_attention_mix", "glam_stage"])
-def test_refuses_where_it_shall_write(implementation, op):
-    right = call(op, Shapes(), F32)
-    result = right.run()
+def test_refuses_a_wrong_out(implementation, op):
+    valid = call(op, Shapes(), F32)
+    result = valid.run()
     for out, wanted in (
         (result[:, :, :-1], "of shape"),
         (result.bfloat16(), "torch.float32"),
@@ -123,31 +124,31 @@ def test_refuses_where_it_shall_write(implementation, op):
         (result.to("meta"), "device cpu"),
     ):
         with pytest.raises(InputError, match=rf"^{op}: out: found .* wanted .*{wanted}"):
-            right.run(out=out)
-        # and where the reference runs, for a gradient
-        x, *others = right.arguments
+            valid.run(out=out)
+        # also when the reference runs, because a gradient is needed
+        x, *others = valid.arguments
         with pytest.raises(InputError, match=rf"^{op}: out: found .* wanted .*{wanted}"):
-            right.op(x.clone().requires_grad_(), *others, out=out)
+            valid.op(x.clone().requires_grad_(), *others, out=out)
 
 
-def placed(memory, start, like):
-    """Return a dense map of the size of ``like``, from an element of the memory on."""
+def map_in(memory, start, like):
+    """Return a dense map of the size of ``like`` in the memory, from element ``start`` on."""
     batch, channels, height, width = like.shape
     flat = memory[start : start + like.numel()]
     return flat.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 @pytest.mark.parametrize("op", ["conv_glu", "conv_add", "glam_attention_mix", "glam_stage"])
-def test_refuses_to_write_into_what_it_reads(implementation, op):
-    right = call(op, Shapes(channels=8, out_channels=8), F32)
-    x, *others = right.arguments
-    result = right.run()
+def test_refuses_an_out_that_overlaps_x(implementation, op):
+    valid = call(op, Shapes(channels=8, out_channels=8), F32)
+    x, *others = valid.arguments
+    result = valid.run()
     memory = ONES(x.numel() + result.numel())
 
-    def run(read_from, write_from):
-        out = placed(memory, write_from, result)
-        given = placed(memory, read_from, x).copy_(x)
-        assert right.op(given, *others, out=out) is out
+    def run(x_start, out_start):
+        out = map_in(memory, out_start, result)
+        x_in_memory = map_in(memory, x_start, x).copy_(x)
+        assert valid.op(x_in_memory, *others, out=out) is out
         assert torch.equal(out, result)
 
     run(0, x.numel())
@@ -155,20 +156,20 @@ def test_refuses_to_write_into_what_it_reads(implementation, op):
     for overlapping in ((0, x.numel() - 1), (result.numel() - 1, 0), (0, 0)):
         with pytest.raises(InputError, match=rf"^{op}: out: .* memory that does not overlap x's"):
             run(*overlapping)
-    parameter = nn.Parameter(placed(memory, 0, x), requires_grad=False)
+    parameter = nn.Parameter(map_in(memory, 0, x), requires_grad=False)
     with pytest.raises(InputError, match=rf"^{op}: out: .* memory that does not overlap x's"):
-        right.op(parameter, *others, out=placed(memory, 0, result))
+        valid.op(parameter, *others, out=map_in(memory, 0, result))
 
 
-def test_writes_over_all_of_a_residual_or_nothing(implementation):
-    right = call("conv_add", Shapes(out_channels=5), F32)
-    *others, residual = right.arguments
-    result = right.run()
+def test_out_may_be_the_residual_but_not_overlap_it_partly(implementation):
+    valid = call("conv_add", Shapes(out_channels=5), F32)
+    *others, residual = valid.arguments
+    result = valid.run()
     memory = ONES(2 * residual.numel())
-    over = placed(memory, 1, residual).copy_(residual)
-    assert torch.equal(conv_add(*others, over, out=placed(memory, 1, residual)), result)
+    over = map_in(memory, 1, residual).copy_(residual)
+    assert torch.equal(conv_add(*others, over, out=map_in(memory, 1, residual)), result)
     with pytest.raises(InputError, match=r"^conv_add: out: .* exactly the residual's memory"):
-        conv_add(*others, over, out=placed(memory, 2, residual))
+        conv_add(*others, over, out=map_in(memory, 2, residual))
 
 
 @pytest.mark.parametrize(
@@ -214,10 +215,12 @@ except MemoryError:
 
 
 @compiled
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
-@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="it has none to spare")
-def test_memory_that_is_short_in_a_thread_is_a_memory_error():
-    """The sampler, which then goes on with smaller batches, has to know it."""
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses the memory limits of Linux")
+@pytest.mark.skipif(
+    "libasan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer needs more memory"
+)
+def test_too_little_memory_in_a_thread_is_a_memory_error():
+    """The sampler catches it and continues with smaller batches."""
     command = [sys.executable, "-c", SHORT_OF_MEMORY]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.stdout.strip() == "MemoryError", done.stderr

@@ -1,7 +1,7 @@
-"""The Triton kernels against float64, on small odd shapes: on a GPU, or else interpreted.
+"""The Triton kernels against float64 on small odd shapes, on a GPU or in Triton's interpreter.
 
-Triton decides when it is imported whether it interprets: without a GPU `test_triton_without_gpu.py`
-runs this file in a process of its own.
+Triton decides when it is imported whether to interpret. Without a GPU `test_triton_without_gpu.py`
+runs this file in another process, with the interpreter.
 """
 
 from collections.abc import Callable, Iterator
@@ -43,7 +43,7 @@ SHAPES = [
     Shapes(layout="rows"),
     Shapes(layout="rows", side=1, form="paper", head=True),
     Shapes(layout="rows", upsample=True, form="words", words=1, blocks=0),
-    # several blocks of pixels, of channels in and of channels out, the last ones not full
+    # several blocks of pixels, input channels and output channels, the last ones partial
     Shapes(2, 70, 7, 11, 70, words=40, layout="rows", upsample=True, head=True),
     Shapes(1, 48, 11, 13, 96, words=33, layout="rows", form="paper", blocks=0),
     Shapes(batch=0, layout="rows"),
@@ -60,7 +60,7 @@ def in_triton() -> Iterator[None]:
         yield
 
 
-def test_triton_is_what_is_tested() -> None:
+def test_triton_is_chosen() -> None:
     for op in {*choice.TABLE} - {"glam", "glam_attention", "glam_stage"}:
         dtype = torch.float32 if op == "bidirectional_lstm" else torch.bfloat16
         chosen = choice.choose(op, DEVICE, dtype, needs_grad=False)
@@ -79,7 +79,7 @@ def test_matches_float64(assert_result, op, shapes, dtype):
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_writes_where_it_is_told_and_nowhere_else(op):
+def test_writes_only_to_out(op):
     called = call(op, SHAPES[3], torch.float16)
     result = called.run()
     memory = torch.full((3 * result.numel(),), 3, dtype=result.dtype, device=DEVICE)
@@ -93,7 +93,7 @@ def test_writes_where_it_is_told_and_nowhere_else(op):
     assert (memory[2 * result.numel() :] == 3).all()
 
 
-def test_the_residual_may_be_the_result():
+def test_out_may_be_the_residual():
     called = call("conv_add", SHAPES[4], torch.float16)
     expected = called.run()
     residual = called.arguments[3].clone(memory_format=torch.preserve_format)
@@ -102,17 +102,18 @@ def test_the_residual_may_be_the_result():
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_samples_are_independent_to_the_bit(op, monkeypatch):
-    if INTERPRETED:  # in float32 NumPy rounds, on some processors, by where in a block a row lies
+def test_samples_do_not_change_each_others_bits(op, monkeypatch):
+    # On some processors NumPy's float32 rounding depends on a row's place in a block.
+    if INTERPRETED:
         monkeypatch.setattr(np, "matmul", _exact_matmul)
     called = call(op, SHAPES[3], torch.bfloat16)
-    together = called.run()
-    for n in range(len(together)):
-        assert torch.equal(called.of_sample(n).run(), together[n : n + 1])
+    batched = called.run()
+    for n in range(len(batched)):
+        assert torch.equal(called.for_sample(n).run(), batched[n : n + 1])
 
 
 def _exact_matmul(a, b, dtype=None, matmul=np.matmul):
-    """Multiply in float64, where sums of products of bfloat16 are the same in any order."""
+    """Multiply in float64, where sums of bfloat16 products do not depend on their order."""
     return matmul(a.astype(np.float64), b.astype(np.float64)).astype(dtype or a.dtype)
 
 
@@ -125,7 +126,7 @@ def test_strided_inputs(op):
 
 
 @pytest.mark.parametrize("op", ["conv_add", "conv_glu", "image_head"])
-def test_nan_reaches_its_neighbors_alone(op):
+def test_nan_reaches_only_its_neighbors(op):
     called = call(op, Shapes(2, 5, 7, 8, layout="rows"), torch.float16)
     before = called.run().float()
     called.arguments[0][1, 2, 3, 4] = torch.nan
@@ -144,7 +145,7 @@ def test_padding_is_not_read(needs_grad, words):
     shapes = Shapes(words=words)
     called = call("glam_attention_mix", shapes, torch.float16)
     features, words, mask, *rest = called.arguments
-    mask[0], mask[1, 1:] = False, False  # no word at all, and one
+    mask[0], mask[1, 1:] = False, False  # no words, and one word
     features.requires_grad_(needs_grad)
     expected = glam_attention_mix(features, words.masked_fill(~mask[..., None], 0), mask, *rest)
     words = words.masked_fill(~mask[..., None], torch.nan)
@@ -158,12 +159,12 @@ def test_padding_is_not_read(needs_grad, words):
 
 
 def assert_gradients(
-    run: Callable[..., Tensor], given: list[Tensor], assert_matches: Callable[..., None]
+    run: Callable[..., Tensor], inputs: list[Tensor], assert_matches: Callable[..., None]
 ) -> None:
     """Compare result and gradients with those of the reference in float64."""
-    given = [tensor.detach().to(DEVICE) for tensor in given]
-    narrow = [tensor.clone().requires_grad_() for tensor in given]
-    wide = [tensor.double().requires_grad_() for tensor in given]
+    inputs = [tensor.detach().to(DEVICE) for tensor in inputs]
+    narrow = [tensor.clone().requires_grad_() for tensor in inputs]
+    wide = [tensor.double().requires_grad_() for tensor in inputs]
     actual = run(*narrow)
     cotangent = torch.randn(actual.shape, generator=torch.Generator().manual_seed(5)).to(DEVICE)
     # On a GPU the backward pass runs in threads that no request for an implementation reaches.
@@ -187,7 +188,7 @@ def assert_gradients(
         Shapes(),
         Shapes(3, 32, 23, 41, 64, words=18),
         Shapes(2, 20, 3, 5, 33, words=32),
-        Shapes(2, 48, 9, 31, 96, words=12),  # more channels, or words, than go at once
+        Shapes(2, 48, 9, 31, 96, words=12),  # more channels, or words, than one launch computes
         Shapes(2, 24, 3, 5, 33, words=40),
         Shapes(1, 20, 5, 9, 70, words=64),
     ],
@@ -196,8 +197,8 @@ def test_gradients_of_attention(assert_matches, shapes, form, dtype):
     called = call("glam_attention_mix", shapes._replace(form=form), dtype)
     mask = called.arguments[2]
 
-    def run(*given: Tensor) -> Tensor:
-        tensors = iter(given)
+    def run(*inputs: Tensor) -> Tensor:
+        tensors = iter(inputs)
         arguments = [None if a is None else next(tensors) for a in others]
         return glam_attention_mix(*arguments[:2], mask, *arguments[2:])
 
@@ -223,28 +224,28 @@ def test_batch_norms(assert_matches, op, shape, dtype):
 def test_a_penalty_differentiates_the_leaky_relu_twice(assert_matches):
     x, weight, bias = torch.randn(3, 4, 5, 6), torch.randn(4), torch.randn(4)
 
-    def penalty(*given: Tensor) -> Tensor:
-        out = batch_norm_leaky_relu(*given)[0]
-        (gradient,) = torch.autograd.grad(out.pow(2).sum(), given[0], create_graph=True)
+    def penalty(*inputs: Tensor) -> Tensor:
+        out = batch_norm_leaky_relu(*inputs)[0]
+        (gradient,) = torch.autograd.grad(out.pow(2).sum(), inputs[0], create_graph=True)
         return gradient.pow(2).sum()
 
     assert_gradients(penalty, [x, weight, bias], assert_matches)
 
 
 @pytest.mark.parametrize("op", [batch_norm_glu, batch_norm_leaky_relu])
-def test_scales_that_are_columns_of_a_matrix(op):
+def test_strided_weights(op):
     x, both = torch.randn(2, 6, 3, 5).to(DEVICE), torch.randn(6, 2).to(DEVICE)
     expected = op(x, both[:, 0].contiguous(), both[:, 1].contiguous())
     leaves = [x, both[:, 0], both[:, 1]]
-    for tensor, right in zip(op(*leaves), expected, strict=True):
-        assert torch.equal(tensor, right)
+    for actual, exact in zip(op(*leaves), expected, strict=True):
+        assert torch.equal(actual, exact)
     leaves = [leaf.detach().requires_grad_() for leaf in leaves]
     strided = torch.autograd.grad(op(*leaves)[0].square().sum(), leaves)
     dense = [leaf.detach().contiguous().requires_grad_() for leaf in leaves]
-    for tensor, right in zip(
+    for actual, exact in zip(
         strided, torch.autograd.grad(op(*dense)[0].square().sum(), dense), strict=True
     ):
-        assert torch.equal(tensor, right)
+        assert torch.equal(actual, exact)
 
 
 def test_nan_stays_in_its_channel():
@@ -266,7 +267,7 @@ def test_no_captions_and_no_images():
     assert word_similarity(w.new_ones(2, 3, 4), mask.new_ones(2, 3), v[:0]).shape == (0, 2)
 
 
-def test_lengths_end_with_the_words():
+def test_too_large_lengths_are_cut():
     gates, tokens = torch.randn(6, 2, 128).to(DEVICE), torch.arange(6).view(2, 3).to(DEVICE)
     recurrent = pack_lstm(nn.LSTM(4, 32, bidirectional=True), layout="rows").recurrent.to(DEVICE)
     lengths = torch.tensor([3, 3]).to(DEVICE)
@@ -275,11 +276,11 @@ def test_lengths_end_with_the_words():
     assert all(map(torch.equal, longer, expected))
 
 
-def test_words_outside_of_the_vocabulary_are_not_read():
-    """What they give is not said, but nothing else's memory shall be read for them."""
+def test_unknown_tokens_read_no_memory():
+    """Their result is undefined, but they must not read memory outside of the gates."""
     recurrent = pack_lstm(nn.LSTM(4, 32, bidirectional=True), layout="rows").recurrent.to(DEVICE)
     gates = torch.full((8, 2, 128), torch.nan)
-    gates[2:5] = 1  # of a vocabulary of three words, with others' memory around it
+    gates[2:5] = 1  # a vocabulary of three words, with NaN before and after it in memory
     tokens, lengths = torch.tensor([[-1, 3], [3, -2]]).to(DEVICE), torch.tensor([2, 2]).to(DEVICE)
     states, _ = bidirectional_lstm(gates.to(DEVICE)[2:5], tokens, lengths, recurrent)
     assert states.isfinite().all()
@@ -293,8 +294,8 @@ def test_means_far_from_zero(assert_matches):
 
 
 @pytest.mark.parametrize("rows", [3, 8])
-def test_an_outlier_costs_no_digits(rows):
-    """At the first pixel too, around which sums may be taken."""
+def test_an_outlier_loses_no_precision(rows):
+    """Not even at the first pixel, which a kernel might subtract from all pixels."""
     x = torch.randn(1, 8, rows, 4, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     x[0, :, 0, 0] += 100
     expected = x.double().var(dim=(0, 2, 3), unbiased=False)
@@ -315,12 +316,12 @@ def test_word_similarity(assert_matches, captions, words, images, regions, depth
     mask = torch.rand(captions, words, generator=rng) > 0.3
     mask[:, 0] = True
     mask = mask.to(DEVICE)
-    given = [w.to(dtype), v.to(dtype)]
+    inputs = [w.to(dtype), v.to(dtype)]
 
     def run(w: Tensor, v: Tensor) -> Tensor:
-        return word_similarity(w, mask, v).to(w.dtype)  # as exact as its products
+        return word_similarity(w, mask, v).to(w.dtype)  # its products have this precision
 
-    assert_gradients(run, given, assert_matches)
+    assert_gradients(run, inputs, assert_matches)
 
 
 @pytest.mark.parametrize(("captions", "words", "units"), [(3, 5, 40), (17, 4, 32), (2, 1, 128)])
@@ -343,7 +344,7 @@ def test_bidirectional_lstm(captions, words, units):
             out, (h, _) = lstm.double()(x[n : n + 1, :length].double())
             expected[:length] = out[0].unflatten(1, (2, units)).detach().cpu()
             ends = h[:, 0].detach().cpu()
-        # on a GPU the products are of tf32
+        # On a GPU the products are computed in tf32.
         close = {"atol": 1e-6, "rtol": 1e-5} if INTERPRETED else {"atol": 3e-3, "rtol": 3e-3}
         torch.testing.assert_close(states[n, ..., :units].cpu().double(), expected, **close)
         torch.testing.assert_close(last[n, :, :units].cpu().double(), ends, **close)
@@ -351,14 +352,14 @@ def test_bidirectional_lstm(captions, words, units):
 
 @torch.no_grad()
 def test_the_whole_generator_and_text_encoder():
-    """As on a GPU: weights in rows, all images at once, captions of one to all words."""
+    """As on a GPU: weights in rows, all images in one batch, captions of one to five words."""
     torch.manual_seed(0)
     config = MirrorGANConfig(
         image_size=32, stages=2, generator_channels=8, embedding_size=12, word_embedding_size=9,
         condition_size=10, noise_size=7, caption_length=5,
     )  # fmt: skip
     stem, glam = STEM(config, 20).eval().to(DEVICE), GLAM(config).eval().to(DEVICE)
-    glam.G[-1][0].weight.mul_(8)  # or all images are grey
+    glam.G[-1][0].weight.mul_(8)  # otherwise all images are gray
     tokens, lengths = torch.randint(1, 20, (3, 5)).to(DEVICE), torch.tensor([5, 1, 3]).to(DEVICE)
     noise, condition_noise = torch.randn(3, 7).to(DEVICE), torch.randn(3, 10).to(DEVICE)
     mask = word_mask(lengths, 5)
@@ -376,10 +377,10 @@ def test_the_whole_generator_and_text_encoder():
         assert (images.float() - expected.float()).abs().mean() < 1
 
 
-@pytest.mark.skipif(INTERPRETED, reason="programs run one after the other when interpreted")
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter runs programs one after the other")
 @pytest.mark.parametrize("op", [*OPS, "word_similarity", "batch_norm_glu", "batch_norm_leaky_relu"])
 def test_no_race(op):
-    """Forward and backward give the same bits a hundred times, at a size that fills a GPU."""
+    """Forward and backward give the same bits a hundred times, at sizes that fill a GPU."""
     if op == "word_similarity":
         w, v = (
             torch.randn(48, 18, 256).to(DEVICE).half(),
@@ -408,8 +409,8 @@ def test_no_race(op):
         assert all(torch.equal(a, b) for a, b in zip(first, results(), strict=True))
 
 
-@pytest.mark.skipif(INTERPRETED, reason="CUDA graphs are of a GPU")
-def test_graphs_paint_what_the_model_paints():
+@pytest.mark.skipif(INTERPRETED, reason="CUDA graphs need a GPU")
+def test_graphs_give_the_same_images():
     renderer = fuse(MirrorGAN.from_pretrained().to(DEVICE))
     captions = ["a red bird", "this bird has a yellow crown and a white belly", "a small bird"]
     graphs, renderer._graphs = renderer._graphs, None

@@ -1,4 +1,4 @@
-"""The Triton kernels where there is no GPU: interpreted, compiled ahead of time, and traced."""
+"""The Triton kernels without a GPU: interpreted, compiled ahead of time, and traced."""
 
 import os
 import re
@@ -27,14 +27,14 @@ from mirrorgan_fast.ops import (
 
 from .calls import Shapes, call
 
-triton = pytest.importorskip("triton", reason="triton is only for Linux")
+triton = pytest.importorskip("triton", reason="triton exists only for Linux")
 
 
 @pytest.mark.skipif(
-    torch.__version__ < "2.13", reason="PyTorch before it wraps no interpreted kernels"
+    torch.__version__ < "2.13", reason="older PyTorch cannot wrap interpreted kernels"
 )
 def test_interpreted_kernels_match_float64() -> None:
-    """Runs test_triton.py, in a process of its own: Triton cannot interpret and compile in one."""
+    """Run test_triton.py in another process, as Triton cannot both interpret and compile in one."""
     command = [sys.executable, "-m", "pytest", str(Path(__file__).with_name("test_triton.py"))]
     result = subprocess.run(
         command,
@@ -50,7 +50,7 @@ KERNEL = "triton_kernel_wrapper_functional("
 
 
 class TracedError(Exception):
-    """Stops a compilation that has shown what it is of."""
+    """Stops a compilation after its graph is known."""
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def as_on_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def trace(run: Callable[..., Tensor], *inputs: Tensor) -> str:
-    """Return the graph that torch.compile makes of a function and what gradient it needs."""
+    """Return torch.compile's graph of a function and, if it needs a gradient, of its backward."""
     graphs = []
 
     def stop(graph: torch.fx.GraphModule, *_: object, **__: object) -> None:
@@ -89,11 +89,11 @@ def test_torch_compile_sees_the_kernels(as_on_gpu, op) -> None:
     called = call(op, Shapes(layout="rows"), torch.bfloat16)
     graph = trace(lambda: called.run())
     assert graph.count(KERNEL) == 1
-    assert "tensors_to_clone = ['out_ptr']" in graph  # it knows that all else is only read
+    assert "tensors_to_clone = ['out_ptr']" in graph  # all other arguments are only read
 
 
 ONES = torch.ones
-TRAINED = {
+TRAINED_OPS = {
     "batch_norm_glu": (lambda x: batch_norm_glu(x, ONES(6), ONES(6))[0], ONES(2, 6, 4, 4), 5),
     "batch_norm_leaky_relu": (
         lambda x: batch_norm_leaky_relu(x, ONES(6), ONES(6))[0],
@@ -110,7 +110,7 @@ TRAINED = {
             ONES(6, 12, dtype=torch.bfloat16),
         ),
         ONES(2, 6, 4, 4, dtype=torch.bfloat16),
-        2,  # the gradient of the mix is not asked for, nor made
+        2,  # the gradient of the mix is not needed, so its kernel does not run
     ),
     "word_similarity": (
         lambda w: word_similarity(w, ONES(2, 3, dtype=torch.bool), w),
@@ -120,14 +120,14 @@ TRAINED = {
 }
 
 
-@pytest.mark.parametrize("op", sorted(TRAINED))
+@pytest.mark.parametrize("op", sorted(TRAINED_OPS))
 def test_torch_compile_sees_the_kernels_of_forward_and_backward(as_on_gpu, op) -> None:
-    run, x, kernels = TRAINED[op]
+    run, x, kernels = TRAINED_OPS[op]
     assert trace(run, x.requires_grad_()).count(KERNEL) == kernels
 
 
 def test_word_similarity_is_four_launches(as_on_gpu) -> None:
-    """Forward and backward together: beside its kernels there is nothing that computes."""
+    """Forward and backward together. No other operation computes anything."""
     words, regions = ONES(2, 3, 6).half().requires_grad_(), ONES(4, 5, 6).half().requires_grad_()
     graph = trace(word_similarity, words, ONES(2, 3, dtype=torch.bool), regions)
     assert graph.count(KERNEL) == 4
@@ -138,16 +138,14 @@ def test_word_similarity_is_four_launches(as_on_gpu) -> None:
 @pytest.mark.parametrize(
     ("channels", "columns", "kernels"), [(128, 256, 1), (129, 8, 0), (8, 257, 0)]
 )
-def test_attention_that_fits_into_no_multiprocessor_is_pytorch(
-    as_on_gpu, channels, columns, kernels
-) -> None:
+def test_attention_that_is_too_large_runs_pytorch(as_on_gpu, channels, columns, kernels) -> None:
     called = call(
         "glam_attention_mix", Shapes(channels=channels, out_channels=columns), torch.bfloat16
     )
     assert trace(lambda: called.run()).count(KERNEL) == kernels
 
 
-def test_the_gradient_of_attention_to_many_columns_is_pytorchs(as_on_gpu) -> None:
+def test_the_gradient_of_attention_with_many_columns_runs_pytorch(as_on_gpu) -> None:
     features, *rest = call(
         "glam_attention_mix", Shapes(channels=8, out_channels=97), torch.bfloat16
     ).arguments
@@ -155,7 +153,7 @@ def test_the_gradient_of_attention_to_many_columns_is_pytorchs(as_on_gpu) -> Non
 
 
 @pytest.mark.parametrize(("units", "kernels"), [(128, 1), (160, 0)])
-def test_an_lstm_that_fits_into_no_multiprocessor_is_pytorchs(as_on_gpu, units, kernels) -> None:
+def test_an_lstm_that_is_too_large_runs_pytorch(as_on_gpu, units, kernels) -> None:
     packed = pack_lstm(torch.nn.LSTM(4, units, bidirectional=True), layout="rows")
     gates, tokens, lengths = ONES(3, 2, 4 * units), ONES(2, 5).long(), ONES(2).long()
 
@@ -165,8 +163,8 @@ def test_an_lstm_that_fits_into_no_multiprocessor_is_pytorchs(as_on_gpu, units, 
     assert trace(run).count(KERNEL) == kernels
 
 
-def test_packing_in_rows_is_the_same_convolution() -> None:
-    """The layout of the GPU means the same in plain PyTorch, where no kernel can run."""
+def test_weights_in_rows_run_in_plain_pytorch() -> None:
+    """The layout of the GPU gives the same convolution where no kernel runs."""
     for op in ("conv_add", "conv_glu", "image_head"):
         for upsample in (False, True):
             called = call(op, Shapes(upsample=upsample, layout="rows"), torch.float32)
@@ -176,7 +174,7 @@ def test_packing_in_rows_is_the_same_convolution() -> None:
         called.op(called.arguments[0], called.arguments[1][:, 1:], called.arguments[2])
 
 
-def test_what_trains_is_only_run_if_asked_for_until_it_was_timed() -> None:
+def test_training_runs_triton_only_if_requested() -> None:
     for op in ("batch_norm_glu", "glam_attention_mix", "word_similarity"):
         chosen = choice.choose(op, "cuda", torch.bfloat16, needs_grad=True)
         assert chosen.implementation == "reference"
@@ -186,7 +184,7 @@ def test_what_trains_is_only_run_if_asked_for_until_it_was_timed() -> None:
             assert chosen.implementation == "triton"
 
 
-def test_what_is_for_inference_runs() -> None:
+def test_inference_runs_triton_by_default() -> None:
     for op in ("conv_add", "conv_glu", "glam_attention_mix", "image_head"):
         assert choice.choose(op, "cuda", torch.float16, needs_grad=False).implementation == "triton"
     chosen = choice.choose("glam_attention_mix", "cuda", torch.float32, needs_grad=False)

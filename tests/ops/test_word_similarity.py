@@ -1,4 +1,4 @@
-"""word_similarity against the formulas of AttnGAN, caption by caption and word by word."""
+"""word_similarity against AttnGAN's formulas, computed for one caption and one word at a time."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ ONES = torch.ones
 def similarity_by_loops(
     words: Tensor, lengths: list[int], regions: Tensor, gamma1: float, gamma2: float
 ) -> Tensor:
-    """AttnGAN, eq. 7 to 10 without the root 1 / gamma2, as in the authors' code."""
+    """Compute AttnGAN's eq. 7 to 10, without the exponent 1 / gamma2, as in the authors' code."""
     result = torch.empty(len(regions), len(words), dtype=torch.float64)
     for n, v in enumerate(regions.double()):
         for m, length in enumerate(lengths):
@@ -26,7 +26,7 @@ def similarity_by_loops(
             s = [[e_i @ v_j for v_j in v] for e_i in e]  # eq. 7
             total = 0.0
             for i in range(length):
-                # eq. 8: each region shares its attention among the words
+                # eq. 8: each region divides its attention among the words
                 s_bar = [
                     s[i][j].exp() / sum(s[k][j].exp() for k in range(length)) for j in range(len(v))
                 ]
@@ -45,7 +45,7 @@ def similarity_by_loops(
 @pytest.mark.parametrize(
     ("images", "lengths", "width", "regions"), [(3, [2, 5, 1], 5, 4), (1, [3, 3], 6, 7)]
 )
-def test_is_that_of_the_formulas(
+def test_matches_the_formulas(
     assert_matches: Match,
     images: int,
     lengths: list[int],
@@ -63,7 +63,7 @@ def test_is_that_of_the_formulas(
     assert_matches(actual, similarity_by_loops(words, lengths, v, gamma1, gamma2))
 
 
-def test_the_usual_gammas() -> None:
+def test_default_gammas() -> None:
     torch.manual_seed(3)
     words, v = torch.randn(2, 3, 6), torch.randn(2, 5, 6)
     mask = torch.ones(2, 3, dtype=torch.bool)
@@ -72,16 +72,16 @@ def test_the_usual_gammas() -> None:
     )
 
 
-def test_is_of_the_pair_alone() -> None:
-    """Neither other captions, nor other images, nor what stands at the padding have a say."""
+def test_depends_only_on_the_pair() -> None:
+    """Other captions, other images and padding have no influence."""
     torch.manual_seed(4)
     lengths = [2, 8, 1, 5]
     mask = word_mask(torch.tensor(lengths), 8)
     words, v = torch.randn(4, 8, 6) * mask[:, :, None], torch.randn(3, 9, 6)
     similarity = word_similarity(words, mask, v)
     for m, length in enumerate(lengths):
-        alone = word_similarity(words[m : m + 1, :length], mask[m : m + 1, :length], v[1:2])
-        torch.testing.assert_close(alone, similarity[1:2, m : m + 1])
+        single = word_similarity(words[m : m + 1, :length], mask[m : m + 1, :length], v[1:2])
+        torch.testing.assert_close(single, similarity[1:2, m : m + 1])
     words, v = words.requires_grad_(), v.requires_grad_()
     gradients = torch.autograd.grad(word_similarity(words, mask, v).sum(), (words, v))
     for garbage in (1e4, torch.nan):
@@ -95,8 +95,8 @@ def test_gradients() -> None:
     torch.manual_seed(7)
     mask = word_mask(torch.tensor([2, 3]), 3)
     words, v = torch.randn(2, 3, 4).double(), torch.randn(2, 5, 4).double()
-    given = (words.requires_grad_(), v.requires_grad_())
-    assert torch.autograd.gradcheck(lambda w, v: word_similarity(w, mask, v), given)
+    inputs = (words.requires_grad_(), v.requires_grad_())
+    assert torch.autograd.gradcheck(lambda w, v: word_similarity(w, mask, v), inputs)
 
 
 @pytest.mark.parametrize(
