@@ -30,6 +30,9 @@ from mirrorgan_fast.training.settings import (
     TrainingSettings,
 )
 
+# Half of the smallest gain of three seeds: 27.9, 28.6 and 28.4 points over the beginning, 26.4,
+# 27.6 and 27.9 over other captions.
+LEAST_GAIN = 0.13
 SHARED = {field.name for field in dataclasses.fields(AttnGANConfig)}
 
 
@@ -128,6 +131,3 @@ def test_it_learns_what_captions_say_in_minutes(tmp_path: Path, device: torch.de
     print(f"{before:.1%} before, {after:.1%} after, {shuffled:.1%} with other captions")
     assert after - before > LEAST_GAIN
     assert after - shuffled > LEAST_GAIN
-
-
-LEAST_GAIN = 0.12
