@@ -1,19 +1,19 @@
-"""MirrorGAN's inference as one file that runs without this package.
+"""A text-to-image model as one file that runs without this package.
 
-As ONNX, for ONNX Runtime and whatever else reads it; or compiled by PyTorch's AOTInductor, for
-``torch._inductor.aoti_load_package``. A file of either kind is a function, for any N from 1 on, of
+The file is either ONNX, for ONNX Runtime and other programs, or compiled by PyTorch's AOTInductor,
+for ``torch._inductor.aoti_load_package``. Both are a function of these inputs, for N from 1 on:
 
-    tokens            int64 (N, T), numbers of words, filled up with 0 to T = caption_length
+    tokens            int64 (N, T), word numbers, padded with 0 to T = caption_length
     lengths           int64 (N,), the words of each caption, 1 to T
     noise             float32 (N, noise_size), z, standard normal
     condition_noise   float32 (N, condition_size), eps, standard normal
 
-in this order, and returns
+in this order. The output is
 
     images            uint8 (N, image_size, image_size, 3)
 
-It carries as metadata, text by name, the ``vocabulary``, a word a line and the first of them number
-0; and ``caption_length``, ``image_size``, ``noise_size`` and ``condition_size``.
+The file's metadata has ``vocabulary``, one word a line starting with number 0, and
+``caption_length``, ``image_size``, ``noise_size`` and ``condition_size``, all of them as text.
 """
 
 import copy
@@ -39,11 +39,11 @@ from mirrorgan_fast.pictures import to_uint8
 
 
 def export(model: TextToImage, path: str | os.PathLike[str], format: str) -> None:
-    """Write what ``model.render`` does, in float32, as a file (see this module).
+    """Export ``model.render`` in float32 to a file (see this module).
 
-    A compiled file is for the device that the model is on, for processors with this one's vector
-    instructions, and for this version of PyTorch. Whoever runs it has shapes and data types checked
-    only with AOTI_RUNTIME_CHECK_INPUTS=1 in the environment; PyTorch trusts them otherwise.
+    A compiled file needs the device that the model is on, a processor with the vector instructions
+    of this one, and this version of PyTorch. PyTorch checks the shapes and data types of its inputs
+    only if AOTI_RUNTIME_CHECK_INPUTS=1 is set in the environment.
 
     Args:
         model: in any mode. It is not changed.
@@ -61,9 +61,9 @@ def export(model: TextToImage, path: str | os.PathLike[str], format: str) -> Non
         raise InputError(f"{path}: expected a name that ends in {suffix} for the format {format}")
     model.check_weights("stem", "glam")
     device = next(model.parameters()).device
-    # nothing of the caller's context is to be in the file
+    # The caller's autocast must not be traced.
     with whole_file(path) as partial, torch.autocast(device.type, enabled=False):
-        partial.touch()  # where that cannot be, it is told now and not after a minute
+        partial.touch()  # fails now, not after a minute, if the file cannot be written
         partial.write_bytes(content(model))
 
 
@@ -79,26 +79,26 @@ def _onnx(model: TextToImage) -> bytes:
             _traced(model),
             input_names=["tokens", "lengths", "noise", "condition_noise"],
             output_names=["images"],
-            dynamic_shapes=({0: "batch"},) * 4,  # only the name: how it was traced is what counts
+            dynamic_shapes=({0: "batch"},) * 4,  # only names it; tracing made it dynamic
             dynamo=True,
             verbose=False,
         )
     assert program is not None
     for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()  # paths on this machine
+        node.metadata_props.clear()  # they contain paths on this machine
     program.model.metadata_props.update(_metadata(model))
     content: bytes = program.model_proto.SerializeToString()
     return content
 
 
 def _aoti(model: TextToImage) -> bytes:
-    from torch._inductor import cpp_builder, exc  # seconds, which onnx does without
+    from torch._inductor import cpp_builder, exc  # takes seconds, and onnx does not need it
 
     file = io.BytesIO()
-    # Without "freezing": with it, PyTorch 2.13 compiles this to something else, and not faster
+    # Without "freezing", with which PyTorch 2.13 computes something different, and not faster.
     options = {"aot_inductor.metadata": _metadata(model)}
     try:
-        cpp_builder.get_cpp_compiler()  # where there is none, it is told at once
+        cpp_builder.get_cpp_compiler()  # fails at once if there is no compiler
         with _quiet():
             torch._inductor.aoti_compile_and_package(
                 _traced(model), package_path=file, inductor_configs=options
@@ -117,11 +117,11 @@ FORMATS: dict[str, tuple[str, Callable[[TextToImage], bytes]]] = {
     "onnx": (".onnx", _onnx),
     "aoti": (".pt2", _aoti),
 }
-"""Each format's suffix, and what makes the content of a file."""
+"""The suffix of each format, and the function that makes the content of the file."""
 
 
 class _Render(nn.Module):
-    """``TextToImage.render`` of a copy of the model, in nothing but what can be exported."""
+    """``TextToImage.render`` of a copy of the model, using only operations that can be exported."""
 
     def __init__(self, model: TextToImage) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class _Render(nn.Module):
         condition_noise: Tensor,  # (N, condition)
     ) -> Tensor:
         """Return the last images, uint8 (N, S, S, 3)."""
-        # A compiled file would end the process otherwise; of ONNX they are no part
+        # Without these checks a compiled file would crash the process. ONNX drops them.
         known = (tokens >= 0) & (tokens < self.stem.embedding.num_embeddings)
         torch._assert_async(known.all(), "tokens: expected numbers of words of the vocabulary")
         possible = (lengths >= 1) & (lengths <= tokens.shape[1])
@@ -151,10 +151,10 @@ class _Render(nn.Module):
         lengths: Tensor,  # (N,)
         mask: Tensor,  # (N, T)
     ) -> tuple[Tensor, Tensor]:
-        """Do what STEM does, without packed captions, which cannot be exported.
+        """Do what STEM does without packed sequences, which cannot be exported.
 
-        Each direction of the LSTM goes over whole rows. The second reads the words of each caption
-        in reverse, so that for both of them the padding comes last.
+        Each direction of the LSTM reads whole rows. The second direction reads each caption's words
+        in reverse order, so that the padding comes last for both.
         """
         places = torch.arange(tokens.shape[1], device=tokens.device)
         mirrored = torch.where(mask, lengths[:, None] - 1 - places, places)
@@ -169,7 +169,7 @@ class _Render(nn.Module):
         )
         of_units = mirrored[:, :, None].expand_as(states)
         states_back = states_back.gather(1, of_units)
-        # the last word of a caption is the one that its first is mirrored to
+        # `mirrored` maps the first word of a caption to its last.
         ends = [states.gather(1, of_units[:, :1]), states_back[:, :1]]
         words = torch.cat([states, states_back], dim=2).masked_fill(~mask[:, :, None], 0)
         return words, torch.cat(ends, dim=2)[:, 0]
@@ -184,7 +184,7 @@ def _traced(model: TextToImage) -> torch.export.ExportedProgram:
         torch.zeros(2, config.condition_size, device=device, dtype=torch.float32),
     )
     batch = {0: torch.export.Dim("batch", min=1)}
-    with use(REFERENCE):  # no op of this package
+    with use(REFERENCE):  # the file must not need the ops of this package
         return torch.export.export(_Render(model), example, dynamic_shapes=(batch,) * len(example))
 
 
@@ -198,7 +198,7 @@ def _metadata(model: TextToImage) -> dict[str, str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what the exporters warn of, which is of their own code and packages."""
+    """Suppress the exporters' warnings, which are about their own code and dependencies."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

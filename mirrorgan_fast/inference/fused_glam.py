@@ -1,4 +1,4 @@
-"""GLAM for inference: batch norms folded and weights packed for one op, `glam`."""
+"""GLAM for inference: batch norms are folded, and weights are packed for the op `glam`."""
 
 from typing import NamedTuple
 
@@ -22,13 +22,14 @@ _MULTIPLY_BF16 = ("amx", "avx512_bf16")  # instruction sets
 
 
 class FusedGLAM:
-    """A generator's last image in inference, as fast as the ops are.
+    """Computes a generator's last image with the package's inference ops.
 
-    A copy: ``generator`` is not changed, and what it learns later is not in here. On a GPU two
-    threads are not to call it at once: they would share the memory of a CUDA graph.
+    The weights are copied: ``generator`` is not changed, and later changes to it have no effect
+    here. On a GPU, two threads must not call it at the same time: they would share the memory of a
+    CUDA graph.
 
     Args:
-        generator: the running averages of its batch norms are taken, in any mode.
+        generator: its mode does not matter: its batch norms' running averages are used.
         dtype: of weights and features, float32 or bfloat16, on a GPU also float16 (default: what is
             fastest on the device that ``generator`` is on).
         layout: of the packed weights (default: as ``pack`` has it).
@@ -37,7 +38,8 @@ class FusedGLAM:
         InputError: another data type.
     """
 
-    @torch.inference_mode()  # of whose tensors ops are called for a sixth of what it takes else
+    # Calling an op with tensors of inference mode takes a sixth of the time of other tensors.
+    @torch.inference_mode()
     def __init__(
         self, generator: GLAM, dtype: torch.dtype | None = None, layout: Layout | None = None
     ) -> None:
@@ -78,8 +80,8 @@ class FusedGLAM:
     ) -> Tensor:
         """Return images, uint8 (N, S, S, 3); the arguments are those of ``GLAM.forward``.
 
-        An image depends on its own row of the arguments alone, to the bit. ``out`` is where to
-        write them.
+        Each image depends only on its own row of the arguments, bit for bit. If ``out`` is given,
+        the images are written there.
         """
         return glam(noise, condition_noise, words, mask, sentence, self.packed, out)
 
@@ -139,7 +141,7 @@ class Packing(NamedTuple):
         return PackedStage(U, V, M, mix.to(self.dtype, copy=True), layers)
 
     def first_linear(self, first: FirstTransformer) -> PackedLayer:
-        """Pack F_0's linear layer, its columns in the order of a channels_last map."""
+        """Pack F_0's linear layer, with its outputs in the order of a channels_last map."""
 
         def channels_last(rows: Tensor) -> Tensor:
             halves: Tensor = rows.unflatten(0, (2, first.channels, 4 * 4))
@@ -153,7 +155,7 @@ def _folded(
     layer: nn.Module,  # without a bias
     norm: nn.Module,
 ) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of a layer together with the batch norm behind it."""
+    """Return the weight and bias of a layer with the following batch norm folded in."""
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | BatchNormActivation)
     assert norm.running_mean is not None

@@ -1,4 +1,4 @@
-"""STEM for inference: what each word contributes is known beforehand; one op does the rest."""
+"""STEM for inference: the gates of every word are computed once, and one op does the rest."""
 
 import torch
 from torch import Tensor
@@ -8,12 +8,13 @@ from mirrorgan_fast.ops import Layout, bidirectional_lstm, conv_add, instruction
 
 
 class FusedSTEM:
-    """A text encoder's features in inference, the same bits for a caption in any company.
+    """Computes a text encoder's features, with the same bits for a caption in every batch.
 
-    A copy: ``stem`` is not changed, and what it learns later is not in here. The gates of all words
-    of the vocabulary, W x + b, are computed here once, and kept: 4 KiB a word for features of 256.
-    With a ``dtype`` of bfloat16 the products from word to word are of it where AMX multiplies it;
-    elsewhere on a CPU every call would widen the weights first.
+    The weights are copied: ``stem`` is not changed, and later changes to it have no effect here.
+    The gates W x + b of every word of the vocabulary are computed once and kept: 4 KiB a word for
+    features of 256. If ``dtype`` is bfloat16 and the processor has AMX, the recurrent products are
+    in bfloat16. On other CPUs they stay in float32, because every call would have to convert the
+    weights first.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A function of batches as CUDA graphs, so that a small batch costs its launches once."""
+"""A function of batches as CUDA graphs, so that its kernels are launched together."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,12 +21,13 @@ class Captured(NamedTuple):
 
 
 class Graphs:
-    """A function whose result has a row for each row of its arguments, and depends on that alone.
+    """Replays a function in which each row of the result depends only on that row of the arguments.
 
-    It is captured once for each of `BUCKETS` and each choice of implementations; other batches are
-    filled up to the next bucket, and larger ones cut. A captured function must not wait for the GPU
-    nor read its memory. All graphs share their memory: calls may come from several streams, one
-    after the other, but not from two threads at once. A copy has no graphs yet.
+    The function is captured once for each batch size in `BUCKETS` and each choice of
+    implementations. A batch of another size is padded to the next bucket, and a larger one is
+    split. A captured function must neither wait for the GPU nor read its memory. All graphs share
+    their memory: calls may come from several streams one after another, but not from two threads at
+    the same time. A copy starts without graphs.
 
     Args:
         function: takes tensors (N, ...) and returns one (N, ...), all of them on one GPU.
@@ -37,7 +38,7 @@ class Graphs:
         self.captured: dict[tuple[object, ...], Captured] = {}
         self.pool: Any = None
         self.capturing: torch.cuda.Stream | None = None
-        self.last: torch.cuda.Stream | None = None  # that had a call
+        self.last: torch.cuda.Stream | None = None  # the stream of the last call
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.function,)
@@ -60,7 +61,7 @@ class Graphs:
         key = (bucket, *about, asked_for(), torch.is_autocast_enabled(kind))
         if key not in self.captured:
             with torch.inference_mode(False), torch.no_grad():  # or only inference mode may write
-                # copies of the first row are as good as any to fill the bucket up
+                # Copies of the first row fill the rest of the bucket.
                 rest = [t[:1].expand(bucket - batch, *t.shape[1:]) for t in inputs]
                 filled = [torch.cat([t, more]) for t, more in zip(inputs, rest, strict=True)]
                 self.captured[key] = self.capture(tuple(filled))
@@ -68,28 +69,30 @@ class Graphs:
         for static, given in zip(captured.inputs, inputs, strict=True):
             static[:batch].copy_(given)
         captured.replay()
-        return captured.output[:batch].clone()  # the next replay writes there again
+        return captured.output[:batch].clone()  # the next replay overwrites it
 
     def follow(self, stream: torch.cuda.Stream) -> None:
-        """Have a stream wait until another one has had its result out of the graphs' memory."""
+        """Make a stream wait until the last stream has read its result from the graphs' memory."""
         if self.last is not None and self.last != stream:
             stream.wait_stream(self.last)
         self.last = stream
 
     def capture(self, inputs: tuple[Tensor, ...]) -> Captured:
-        """Capture the function on these inputs, whose memory becomes the graph's."""
+        """Capture the function on these inputs. Their memory becomes the graph's."""
         device = inputs[0].device
         if self.capturing is None:
-            self.capturing = torch.cuda.Stream(device)  # one, or graphs could not share memory
+            self.capturing = torch.cuda.Stream(
+                device
+            )  # one stream, so that graphs can share memory
             self.pool = torch.cuda.graph_pool_handle()
         stream = self.capturing
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
-            for _ in range(2):  # what is compiled and allocated once must not be captured
+            for _ in range(2):  # one-time compilation and allocation must not be captured
                 self.function(*inputs)
         torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Another thread may copy to the GPU meanwhile and allocate: that is not of this graph.
+        # Another thread may copy to the GPU and allocate meanwhile; that is not part of the graph.
         with torch.cuda.graph(graph, self.pool, stream, "thread_local"):
             output = self.function(*inputs)
         return Captured(graph.replay, inputs, output)

@@ -106,7 +106,7 @@ class Renderer:
             self._make()
         if self._graphs is None:
             return self._render(tokens, lengths, noise, condition_noise)
-        # to one length, so that there are not graphs of each
+        # All captions are padded to one length, so that one graph serves all lengths.
         missing = self.model.config.caption_length - tokens.shape[1]
         tokens = functional.pad(tokens, (0, max(0, missing)))
         return self._graphs(tokens, lengths, noise, condition_noise)

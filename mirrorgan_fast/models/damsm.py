@@ -1,4 +1,4 @@
-"""DAMSM, AttnGAN's attentional multimodal similarity model: how well an image fits a caption."""
+"""DAMSM, AttnGAN's attentional multimodal similarity model: how well an image matches a caption."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from mirrorgan_fast.models.config import CascadeConfig
 
 
 class DAMSMImageEncoder(nn.Module):
-    """Image regions and the whole image, in the space of STEM's words and sentences.
+    """Embeds image regions and whole images in the space of STEM's words and sentences.
 
-    ``backbone_weights`` names a file of ImageNet weights for Inception-v3, which stays frozen as
-    in AttnGAN; the small CNN is trained with the rest.
+    ``backbone_weights`` is a file of ImageNet weights for Inception-v3, which stays frozen as in
+    AttnGAN. The small CNN is trained with the other layers.
     """
 
     def __init__(self, config: CascadeConfig, backbone_weights: str | Path | None = None) -> None:
@@ -46,7 +46,7 @@ class DAMSMImageEncoder(nn.Module):
         regions: Tensor,  # (N, C, H, W)
         pooled: Tensor,  # (N, P)
     ) -> tuple[Tensor, Tensor]:
-        """Do what ``forward`` does with what the CNN has seen in the images."""
+        """Do what ``forward`` does, with the features that the CNN computed from the images."""
         return (
             self.region_embedding(regions).flatten(2).transpose(1, 2),
             self.image_embedding(pooled),

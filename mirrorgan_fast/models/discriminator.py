@@ -1,4 +1,4 @@
-"""D_i, the discriminator of one stage: is the image real, and does it fit the sentence?"""
+"""D_i, the discriminator of one stage: is the image real, and does it match the sentence?"""
 
 from typing import NamedTuple
 
@@ -21,11 +21,11 @@ class Logits(NamedTuple):
 class Discriminator(nn.Module):
     """Strided convolutions down to 4x4, then an unconditional and a conditional logit.
 
-    The two judgements share the features, which are computed once for an image and can be judged
-    against several sentences (real and wrong ones).
+    Both logits are computed from the same features, which are computed once for an image and can be
+    judged with several sentences (its own and wrong ones).
 
-    ``config.discriminator_norm`` says whether the convolutions are followed by batch norm, as the
-    authors' are, or have a bias and judge every image apart.
+    ``config.discriminator_norm`` says whether the convolutions are followed by batch norm, as in
+    the authors' code, or have a bias, in which case each image is judged on its own.
     """
 
     def __init__(self, config: CascadeConfig, image_size: int) -> None:
@@ -46,7 +46,7 @@ class Discriminator(nn.Module):
         self.unconditional_logit = nn.Conv2d(channels, 1, 4)
         self.joint = _convolution(channels + config.embedding_size, channels, 3, 1, norm)
         self.conditional_logit = nn.Conv2d(channels, 1, 4)
-        # Without a norm, it is the weights that keep the signal's size from layer to layer.
+        # Without a norm, the scale of the weights keeps the signal's size from layer to layer.
         initialize(self, gain=1.0 if norm == "batch" else nn.init.calculate_gain("leaky_relu", 0.2))
 
     def forward(self, image: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from mirrorgan_fast.ops import glam_attention, glam_attention_mix, word_attentio
 
 
 class Generated(NamedTuple):
-    """What a pass through the cascade gives, the first stage first."""
+    """The result of a pass through the cascade, first stage first."""
 
     images: list[Tensor]
     """m images (N, 3, S_i, S_i) in [-1, 1]."""
@@ -82,9 +82,10 @@ class GLAM(nn.Module):
         mask: Tensor,  # (N, T)
         sentence: Tensor,  # (N, D)
     ) -> list[Tensor]:
-        """Return where each word is looked at: m - 1 maps (N, T, S, S), summing to 1 over T.
+        """Return the word attention of each later stage: m - 1 maps (N, T, S, S).
 
-        Arguments as in ``forward``. The map of stage i has the resolution of f_{i-1}.
+        The maps sum to 1 over the words. The arguments are those of ``forward``. The map of stage i
+        has the resolution of f_{i-1}.
         """
         s_ca, _, _ = self.augment(sentence, condition_noise)
         f = self.F[0](noise, s_ca)
@@ -132,7 +133,7 @@ class Attention(nn.Module):
 
     Att^w = sum_l (U w_l) softmax_l(f^T (U w_l)); Att^s = (V s_ca) o softmax(f o (V s_ca)), where
     the ``authors`` form has a 1x1 convolution inside the second softmax. Without global attention
-    this is AttnGAN's: f and Att^w side by side, with nothing to mix.
+    this is AttnGAN's: f and Att^w are concatenated, and there is no mixing convolution.
     """
 
     def __init__(self, config: CascadeConfig) -> None:
@@ -180,7 +181,7 @@ class Attention(nn.Module):
 
 
 class Transformer(nn.Sequential):
-    """F_i for i > 0: residual blocks at 2C channels, then up to C channels at twice the size."""
+    """F_i for i > 0: residual blocks at 2C channels, then an up-block to C channels."""
 
     def __init__(self, config: CascadeConfig) -> None:
         channels = config.generator_channels * 2

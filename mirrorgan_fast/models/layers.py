@@ -100,9 +100,9 @@ _WITHOUT_BFLOAT16 = _CPU.get("architecture") == "x86_64" and not _CPU.get("avx51
 
 
 class LSTM(nn.LSTM):
-    """``nn.LSTM``, that under autocast computes in float32 where PyTorch fails in bfloat16.
+    """``nn.LSTM`` that stays in float32 under autocast where PyTorch has no bfloat16 LSTM.
 
-    That is on x86-64 without AVX-512, for which oneDNN has no such LSTM.
+    On x86-64 without AVX-512, oneDNN has no LSTM in bfloat16, and PyTorch fails.
     """
 
     def forward(self, input: Any, hx: Any = None) -> Any:
@@ -186,10 +186,10 @@ class ResidualBlock(nn.Module):
 
 
 def initialize(network: nn.Module, gain: float = 1.0) -> None:
-    """Initialise as the authors do: orthogonal weights, batch norm scales around one."""
+    """Initialize as the authors do: orthogonal weights, batch norm scales around one."""
     for module in network.modules():
         if next((weight.is_meta for weight in module.parameters()), False):
-            continue  # weights to be loaded: an orthogonal matrix takes its time
+            continue  # weights will be loaded; an orthogonal matrix would take long to draw
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.orthogonal_(module.weight, gain)
             if module.bias is not None:

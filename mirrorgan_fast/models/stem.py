@@ -55,5 +55,5 @@ class STEM(nn.Module):
 
 
 def word_mask(lengths: Tensor, caption_length: int) -> Tensor:
-    """Return bool (N, T), true where a caption of ``lengths`` (N,) has a word."""
+    """Return bool (N, T), true at the words of captions of the given ``lengths`` (N,)."""
     return torch.arange(caption_length, device=lengths.device) < lengths[:, None]

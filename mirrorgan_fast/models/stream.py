@@ -16,10 +16,10 @@ _RESNET_INPUT_SIZE = 224
 
 
 class STREAM(nn.Module):
-    """A CNN encodes the image, an LSTM says what it sees (MirrorGAN, eq. 6).
+    """A CNN encodes the image, an LSTM describes it (MirrorGAN, eq. 6).
 
-    x_{-1} = CNN(I), x_t = W_e T_t, p_{t+1} = softmax(RNN(x_t)). The index 0 of the vocabulary
-    ends a caption, so that a description knows where to stop.
+    x_{-1} = CNN(I), x_t = W_e T_t, p_{t+1} = softmax(RNN(x_t)). Index 0 of the vocabulary is the
+    end token, at which a description stops.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class STREAM(nn.Module):
         pooled: Tensor,  # (N, P)
         tokens: Tensor,  # (N, T)
     ) -> Tensor:
-        """Do what ``forward`` does with what ``see`` has seen in the images."""
+        """Do what ``forward`` does, with the features that ``see`` computed from the images."""
         x = torch.cat([self._first(pooled)[:, None], self.embedding(tokens[:, :-1])], dim=1)
         states, _ = self.lstm(x)
         logits: Tensor = self.word_linear(states)
@@ -92,8 +92,9 @@ class STREAM(nn.Module):
 
         Args:
             image: values in [-1, 1].
-            beams: how many beginnings are kept at each word, 1 or more. 5 name more attributes of
-                painted birds right than 1 does, and raise BLEU-4 from 0.68 to 0.71.
+            beams: how many partial descriptions are kept at each word, 1 or more. With 5, more
+                attributes of painted birds are right than with 1, and BLEU-4 rises from 0.68 to
+                0.71.
 
         Returns:
             tokens int64 (N, caption_length), 0 from the end of each description on.
@@ -107,7 +108,7 @@ class STREAM(nn.Module):
         x = self.encode(image).repeat_interleave(beams, dim=0)  # (N * beams, D)
         state: tuple[Tensor, Tensor] | None = None
         tokens = torch.zeros(count, beams, 0, dtype=torch.int64, device=image.device)
-        # all beams of an image begin alike, so that only one of them is a beginning
+        # All beams of an image start the same, so only one of them may be extended at first.
         score = torch.full((count, beams), -torch.inf, device=image.device)
         score[:, 0] = 0
         ended = torch.zeros(count, beams, dtype=torch.bool, device=image.device)
@@ -116,7 +117,7 @@ class STREAM(nn.Module):
             likelihood = self.word_linear(output[:, 0]).float().log_softmax(dim=1)
             likelihood = likelihood.unflatten(0, (count, beams))  # (N, beams, V)
             words = likelihood.shape[2]
-            # behind an end comes only the end, for certain
+            # After the end token, only the end token follows, with probability 1.
             likelihood = likelihood.masked_fill(ended[..., None], -torch.inf)
             likelihood[..., 0] = likelihood[..., 0].masked_fill(ended, 0)
             score, best = (score[..., None] + likelihood).flatten(1).topk(beams, dim=1)

@@ -150,7 +150,7 @@ class TextToImage(nn.Module):
         ``inference.renderer.fuse`` makes an object that does the same faster.
 
         Raises:
-            InputError: on the CPU, a noise is NaN or infinite. (A GPU would have to be waited for.)
+            InputError: on the CPU, a noise is NaN or infinite. (On a GPU, checking would wait.)
         """
         check_noise(noise, condition_noise)
         generated = in_evaluation(self)(tokens, lengths, noise, condition_noise)
@@ -254,7 +254,7 @@ def in_evaluation(network: Network) -> Network:
 
 
 def warn_of_unknown(unknown: Iterable[Sequence[str]], stacklevel: int = 3) -> None:
-    """Warn once of the words that were skipped in captions, in the name of the caller's caller."""
+    """Warn once about the words that were skipped in captions, at the caller's caller's line."""
     words = list(dict.fromkeys(word for caption in unknown for word in caption))
     if words:
         warnings.warn(

@@ -125,8 +125,8 @@ def train_attribute_classifier(
 def _disturb(images: Tensor) -> Tensor:
     """Blur, light, tint and noise, each image by its own amount.
 
-    A color moves by a fifth of the way to the next one at most; the blur has a standard deviation
-    of up to 0.8 pixels and the noise of up to 8 grey levels.
+    A color moves by at most a fifth of the distance to the next one. The blur has a standard
+    deviation of up to 0.8 pixels, and the noise of up to 8 gray levels.
     """
 
     def amount(*shape: int) -> Tensor:
@@ -141,7 +141,7 @@ def _disturb(images: Tensor) -> Tensor:
 
 
 def _as_numbers(attributes: Sequence[Mapping[str, str]]) -> Tensor:
-    """Return int64 (N, attributes): which of its values each attribute has."""
+    """Return int64 (N, attributes), the number of each attribute's value."""
     return torch.tensor(
         [[values.index(of[name]) for name, values in ATTRIBUTES.items()] for of in attributes]
     )

@@ -20,8 +20,8 @@ class Batches:
     """The batches of a run.
 
     The batch of a step, and PyTorch's random numbers in it, depend on (seed, step) alone, so that a
-    resumed run goes on as if it had never stopped. Each epoch is a random order of all examples;
-    what is left over at its end is dropped.
+    resumed run continues as if it had never stopped. Each epoch goes through all examples in random
+    order; the examples that are left over at its end are dropped.
 
     Args:
         examples: what to train on.
@@ -80,14 +80,14 @@ def load_batches(examples: TrainingExamples, workers: int, **options: Any) -> It
 
     Args:
         examples: what to load.
-        workers: processes that read them, which end with this one.
+        workers: processes that read them. They end with this process.
         **options: of the DataLoader.
 
     Raises:
-        InputError: the processes cannot send what they read, for want of shared memory.
+        InputError: there is too little shared memory for the processes to send what they read.
     """
     try:
-        # What the DataLoader will make; if it fails there, Python prints an error of its own, too.
+        # The DataLoader will create the same queues. If it failed, Python would print an error too.
         trial: list[Any] = [multiprocessing.Queue() for _ in range(workers + 2 if workers else 0)]
         for queue in trial:
             queue.close()
@@ -99,7 +99,7 @@ def load_batches(examples: TrainingExamples, workers: int, **options: Any) -> It
     try:
         yield from loader
     except RuntimeError as error:
-        # PyTorch speaks of shared memory, in a worker or here; a full one may be a bus error.
+        # PyTorch's message mentions shared memory, also from a worker that got a bus error.
         told = str(error).strip()
         if not workers or ("shared memory" not in told and "shm" not in told):
             raise
@@ -115,7 +115,7 @@ def _no_shared_memory(workers: int, told: str) -> InputError:
 
 
 def check_batch(images: int, batch_size: int, setting: str = "batch_size") -> None:
-    """Raise InputError if a batch, of the size that a setting says, takes more images than are."""
+    """Raise InputError if there are fewer images than a batch has, as the setting says."""
     if images < 2:
         raise InputError(
             f"{images} training image: there is nothing to tell it apart from; use 2 or more"

@@ -49,7 +49,7 @@ def train(
     compiled: bool | None = None,
     quiet: bool = False,
 ) -> None:
-    """Train the stages that are asked for, each going on from its checkpoint if there is one.
+    """Train stages of the chain. Each resumes from its checkpoint if there is one.
 
     Each stage has a folder of its name in ``folder``. After the GAN, ``folder`` itself is a model
     that ``mirrorgan_fast.load`` loads.
@@ -61,7 +61,7 @@ def train(
         config: the sizes of the networks; its class is that of the system.
         settings: the recipes.
         images: what to train on.
-        folder: of the run; made if need be.
+        folder: of the run; created if it does not exist.
         device: where to train.
         backbone_weights: ImageNet weights of DAMSM's (``stem``) and STREAM's (``stream``) CNN, if
             these are large; "random" trains one from nothing. A stage that has begun remembers its.
@@ -202,7 +202,7 @@ def _check(
     images: CaptionedImages,
     vocabulary: Vocabulary,
 ) -> None:
-    """Raise InputError for what a stage would refuse, now and not after hours."""
+    """Raise InputError now for anything that a later stage would refuse after hours."""
     count = len(images)
     for stage in stages:
         check_batch(count, getattr(settings, stage).batch_size, f"--set {stage}.batch_size")
@@ -211,7 +211,7 @@ def _check(
     for i in range(count):
         if not any(vocabulary.tokenize(caption) for caption in images.captions(i)):
             raise InputError(f"picture {images.name(i)!r}: its captions have no word")
-    apart = {"stem", "gan"}.intersection(stages)  # with other pictures' captions as wrong ones
+    apart = {"stem", "gan"}.intersection(stages)  # which use other pictures' captions
     if apart and count > 1 and len({images.label(i) for i in range(count)}) == 1:
         raise InputError(
             f"all {count} pictures are of class {images.label(0)}: nothing tells them apart; leave "
@@ -229,7 +229,7 @@ def _small_cnn(encoder: str, folder: Path) -> dict[str, Tensor] | None:
 
 
 def _claim(folder: Path, config: CascadeConfig, vocabulary: Vocabulary) -> None:
-    """Write the description of the model into a new run's folder, or compare it with that there."""
+    """Write the model's description into a new run's folder, or compare it with the one there."""
     system = MirrorGAN.SYSTEM if isinstance(config, MirrorGANConfig) else AttnGAN.SYSTEM
     if not os.path.lexists(folder / CONFIG):
         save_description(folder, system, config, vocabulary)

@@ -1,4 +1,4 @@
-"""Checkpoints: read without trust, since whoever resumes from one may not have written it."""
+"""Checkpoints. They are read without trust: somebody else may have written them."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ _ADAM = {"step", "exp_avg", "exp_avg_sq"}
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of a checkpoint with a checksum of it."""
+    """Return the content of a checkpoint together with its checksum."""
     return {**content, "checksum": digest(content)}
 
 
@@ -42,7 +42,8 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
     """Read the checkpoint of a run: ``step``, ``settings``, ``not_logged`` and a state a part.
 
     Raises:
-        InputError: there is none, it cannot be read, is damaged, or of another program or version.
+        InputError: there is none, or it cannot be read, is damaged, or was written by another
+            program or version.
     """
     path = find_checkpoint(folder)
     content = read_torch(path, "a checkpoint", _ADVICE)
@@ -64,15 +65,15 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def load_weights_of(folder: Path, module: nn.Module, prefix: str = "") -> None:
-    """Load the weights that a finished stage has in its checkpoint's ``model`` into a module.
+    """Load the weights of a stage, the ``model`` of its checkpoint, into a module.
 
     Args:
         folder: of the stage's run.
-        module: what to load them into.
-        prefix: that the names of these weights have there; others are passed over.
+        module: where to load them.
+        prefix: of the names of these weights in the checkpoint; other weights are ignored.
 
     Raises:
-        InputError: as ``load_checkpoint``; or they are not the module's.
+        InputError: as ``load_checkpoint``, or the weights do not fit the module.
     """
     state = load_checkpoint(folder).get("model")
     if isinstance(state, dict):
@@ -87,16 +88,16 @@ def load_weights_of(folder: Path, module: nn.Module, prefix: str = "") -> None:
 def restore(part: nn.Module | torch.optim.Adam, state: Any, source: str) -> None:
     """Load a state into a module or an Adam optimizer: all of it or, on an error, nothing.
 
-    Of the optimizer's, only what it has gathered is taken: learning rates and betas are those that
-    it was made with.
+    Of an optimizer, only the moments and step counts are loaded. It keeps its own learning rates
+    and betas.
 
     Args:
-        part: what to load it into.
-        state: what a checkpoint has for it, which may be anything.
+        part: where to load it.
+        state: from a checkpoint; it may be anything.
         source: of the state, for errors.
 
     Raises:
-        InputError: the state is not one of such a part.
+        InputError: the state does not fit the part.
     """
     if not isinstance(state, dict):
         raise _misfit(source, "is missing")
@@ -122,7 +123,7 @@ def restore(part: nn.Module | torch.optim.Adam, state: Any, source: str) -> None
         check_numbers(tensors, source)
         if tensors["step"] < 0 or (tensors["exp_avg_sq"] < 0).any():
             raise _misfit(source, f"has a negative square of parameter {number}")
-    # copies: those of a file may share their memory, and Adam writes into them
+    # Copies: tensors of a file may share memory, and Adam writes into them.
     own = {
         number: {name: tensor.clone() for name, tensor in tensors.items()}
         for number, tensors in gathered.items()
@@ -131,7 +132,7 @@ def restore(part: nn.Module | torch.optim.Adam, state: Any, source: str) -> None
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """Return what tells weights from others, whatever their order."""
+    """Return a short checksum of weights, which does not depend on their order."""
     return digest({name: state[name] for name in sorted(state)})[:16]
 
 
@@ -139,12 +140,12 @@ def digest(content: Any, most_bytes: int | None = None) -> str:
     """Return a checksum of containers of numbers, strings and tensors.
 
     Args:
-        content: dicts, lists, tuples, tensors and what ``repr`` says all of.
-        most_bytes: that all tensors together may have.
+        content: dicts, lists, tuples, tensors, and values whose ``repr`` tells them apart.
+        most_bytes: the largest size of all tensors together.
 
     Raises:
-        ValueError: there are more containers or bytes than a checkpoint has, which one of a few
-            bytes can claim by naming the same ones again and again.
+        ValueError: there are more entries or bytes than in any checkpoint. A file of a few bytes
+            can claim them by referring to the same entries again and again.
     """
     found = hashlib.sha256()
     entries, room = 0, most_bytes
@@ -173,7 +174,7 @@ def digest(content: Any, most_bytes: int | None = None) -> str:
 
 
 def _is_checkpoint(content: Mapping[str, Any]) -> bool:
-    """Return whether what every checkpoint has is there, and of the right types."""
+    """Return whether everything that a checkpoint must have is there and of the right type."""
     step, settings, not_logged = (content.get(name) for name in ("step", "settings", "not_logged"))
     if type(step) is not int or not 0 <= step <= _MOST_STEPS or not isinstance(settings, dict):
         return False

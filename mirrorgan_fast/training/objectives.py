@@ -1,4 +1,4 @@
-"""The losses of MirrorGAN, with the authors' variants where their code differs from the paper."""
+"""The losses, as functions of logits and features; with variants where code and paper differ."""
 
 from typing import Literal, NamedTuple
 
@@ -27,7 +27,7 @@ def discriminator_loss(
     fake: Logits,  # (N,) each
     wrong: WrongPairs | None = None,
 ) -> Tensor:
-    """L_Di, which each discriminator lowers.
+    """Return L_Di, the loss of a discriminator.
 
     Without wrong pairs, the paper's (eq. 9): half the binary cross-entropy of each of real, fake,
     real with its sentence and fake with its sentence. With them, that of the authors' code:
@@ -52,11 +52,11 @@ def r1_penalty(
     logits: Logits,  # (N,) each
     real: Tensor,  # (N, 3, S, S)
 ) -> Tensor:
-    """R1: half the squared slope of D_i's two logits together, in the mean of real images.
+    """Return R1: half the squared gradient of both logits of D_i, averaged over real images.
 
-    What keeps a discriminator from running away from a generator that is still learning (Mescheder
-    et al., "Which Training Methods for GANs do actually Converge?", eq. 9, without its gamma). With
-    batch norm the slope is also of what an image does to the others' logits.
+    It keeps a discriminator from becoming too strong for a generator that is still learning
+    (Mescheder et al., "Which Training Methods for GANs do actually Converge?", eq. 9, without its
+    gamma). With batch norm, the gradient includes an image's effect on the logits of other images.
 
     Args:
         logits: computed from ``real``.
@@ -71,7 +71,7 @@ def generator_loss(
     fake: Logits,  # (N,) each
     form: Form = "paper",
 ) -> Tensor:
-    """L_Gi: how little D_i believes the image, alone and with its sentence.
+    """Return L_Gi: the cross-entropy of D_i taking generated images for real ones.
 
     ``paper`` (eq. 8): half of each term; ``authors``: their sum.
     """
@@ -86,18 +86,18 @@ def stream_loss(
     form: Form = "paper",
     ends: bool = True,
 ) -> Tensor:
-    """L_stream = - sum_t log p_t(T_t) over a caption's words and its end (eq. 7).
+    """Return L_stream = - sum_t log p_t(T_t) over a caption's words and its end (eq. 7).
 
     ``paper``: the sum over a caption, averaged over the batch; ``authors``: the mean over all
     words of the batch.
 
     Args:
-        logits: what STREAM predicts for each place.
+        logits: STREAM's predictions for each position.
         tokens: int64, padded with 0 (the end).
         lengths: int64, the words of each caption.
         form: the paper's loss or the authors'.
-        ends: whether the end behind the words counts too, where it fits in T. In the authors' code
-            it does not; without it, a captioner does not learn where to stop.
+        ends: whether the end token after the words counts too, if it fits in T. In the authors'
+            code it does not. Without it, a captioner does not learn where to stop.
     """
     terms = functional.cross_entropy(
         logits.float().flatten(0, 1), tokens.flatten(), reduction="none"
@@ -109,7 +109,7 @@ def stream_loss(
 
 
 def kl_loss(mu: Tensor, log_var: Tensor) -> Tensor:
-    """KL(N(mu, sigma^2) || N(0, 1)), the mean over batch and dimensions (StackGAN, eq. 2)."""
+    """Return the mean of KL(N(mu, sigma^2) || N(0, 1)) over all elements (StackGAN, eq. 2)."""
     return 0.5 * (mu.float() ** 2 + log_var.float().exp() - 1 - log_var.float()).mean()
 
 
@@ -125,10 +125,11 @@ def damsm_loss(
     gamma2: float = 5.0,
     gamma3: float = 10.0,
 ) -> Tensor:
-    """L_DAMSM = L^w_1 + L^w_2 + L^s_1 + L^s_2 (AttnGAN, eq. 11 to 13).
+    """Return L_DAMSM = L^w_1 + L^w_2 + L^s_1 + L^s_2 (AttnGAN, eq. 11 to 13).
 
-    Each image is to find its caption among the batch's and each caption its image, by words and by
-    sentence. Other images of the same class (equal ``labels``) are not candidates.
+    Each image must be matched with its caption among the captions of the batch, and each caption
+    with its image, by words and by sentence. Other images of the same class (equal ``labels``) are
+    not candidates.
     """
     same_class = labels[:, None] == labels
     excluded = same_class & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
@@ -145,5 +146,5 @@ def damsm_loss(
 
 
 def _bce(logits: Tensor, target: float) -> Tensor:
-    # softplus form: autocast forbids the cross-entropy of probabilities, and it underflows
+    # In softplus form: autocast forbids the cross-entropy of probabilities, which also underflows.
     return functional.softplus(logits.float() * (1 - 2 * target)).mean()

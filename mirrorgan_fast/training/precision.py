@@ -1,4 +1,4 @@
-"""Mixed precision: what makes a step fast on the device at hand."""
+"""Mixed precision: in which data types a training step computes."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""What every training loop here needs: batches that resume, checkpoints, curves and progress."""
+"""The folder of a training run: lock, checkpoint, curves and progress bar."""
 
 import io
 import json
@@ -44,24 +44,24 @@ _LARGEST_CURVES = 2**28  # bytes; 710,000 steps of a GAN make 4 MB
 
 
 class Unsaid(NamedTuple):
-    """A setting that nobody has said: it is that of the checkpoint, or else the default."""
+    """A setting that was not given: the checkpoint's value is used, or else the default."""
 
     default: Any
 
 
 class Run:
-    """The folder of one training run, and what is written to it while it goes.
+    """The folder of one training run, and what is written to it.
 
-    ``checkpoint.pt`` holds the whole state; ``curves.jsonl`` and TensorBoard events the losses.
-    Used as a context: inside it Ctrl-C and SIGTERM take effect at the end of a step, after its
-    checkpoint; a second one comes at once.
+    ``checkpoint.pt`` holds the whole state; ``curves.jsonl`` and TensorBoard event files hold the
+    losses. Use it as a context manager: inside, Ctrl-C and SIGTERM take effect at the end of a
+    step, after its checkpoint. A second signal takes effect at once.
 
     Args:
-        folder: made if need be.
-        steps: where the run ends.
-        settings: what the result depends on; a checkpoint made with others is refused. Those that
-            are ``Unsaid`` are taken from the checkpoint.
-        log_every: steps between two points of the curves, each the mean of the steps since.
+        folder: created if it does not exist.
+        steps: the number of steps of the whole run.
+        settings: everything that the result depends on. A checkpoint with other settings is
+            refused. Settings that are ``Unsaid`` are taken from the checkpoint.
+        log_every: steps between two points of the curves; a point is the mean over these steps.
         save_every: steps between two checkpoints.
         quiet: no progress bar.
 
@@ -100,7 +100,7 @@ class Run:
             raise InputError(f"{self.folder}: cannot be written ({reason(error)})") from error
         refusal = f"{self.folder}: another process trains there; wait for it, or stop it"
         self._lock = open_lock(self.folder / "lock", refusal)
-        # A DataLoader's forked workers, which outlive a killed run by seconds, must not hold it.
+        # Forked DataLoader workers outlive a killed run by seconds, and must not hold the lock.
         os.register_at_fork(after_in_child=partial(_close, weakref.ref(self._lock)))
         try:
             self._resume()
@@ -148,7 +148,7 @@ class Run:
     def log(self, step: int, figures: Mapping[str, float | Tensor]) -> None:
         """Add a step's figures to the curves.
 
-        They are summed where they are: only the steps that write a point wait for a GPU.
+        The figures are summed on their device: only a step that writes a point waits for a GPU.
 
         Raises:
             InputError: (in a step that writes a point) one is NaN or infinite; the last checkpoint
@@ -183,7 +183,7 @@ class Run:
         return sums
 
     def record(self, step: int, figures: Mapping[str, float]) -> None:
-        """Write a point of the curves: figures that hold after ``step``.
+        """Write a point of the curves: the figures after ``step``.
 
         Raises:
             InputError: it cannot be written.
@@ -199,7 +199,7 @@ class Run:
             self._writer.add_scalar(name, value, step + 1)
 
     def due(self, step: int, every: int) -> bool:
-        """Return whether what is done ``every`` so many steps, and at the end, is due now."""
+        """Return whether something done every so many steps, and after the last, is due now."""
         return (step + 1) % every == 0 or step + 1 == self.steps
 
     def saving(self, step: int) -> bool:
@@ -218,15 +218,15 @@ class Run:
             "settings": self.settings,
             "not_logged": (self._read_sums(step), self._summed_steps),
         }
-        with whole_file(path, of_process=False) as unfinished:  # of the one who has the lock
+        with whole_file(path, of_process=False) as unfinished:  # only the lock's owner writes it
             try:
                 torch.save(seal({**about, **state}), unfinished)
-            except RuntimeError as error:  # what its writer makes of a full disk
+            except RuntimeError as error:  # torch.save raises it when the disk is full
                 raise InputError(f"{path}: cannot be written; is the disk full?") from error
         self._saved_step = step
 
     def _resume(self) -> None:
-        """Go back to the checkpoint, if there is one."""
+        """Resume from the checkpoint, if there is one."""
         self.checkpoint = self._load_checkpoint()
         if self.checkpoint is not None:
             self.first_step = self.checkpoint["step"]
@@ -234,7 +234,7 @@ class Run:
         self._forget_curves_after(self.first_step)
 
     def _load_checkpoint(self) -> dict[str, Any] | None:
-        """Return the checkpoint, if there is one, and take from it what nobody has said."""
+        """Return the checkpoint, if there is one, and take the ``Unsaid`` settings from it."""
         there = os.path.lexists(self.folder / CHECKPOINT)
         checkpoint = load_checkpoint(self.folder) if there else None
         made_with = checkpoint["settings"] if checkpoint else {}
@@ -273,7 +273,7 @@ class Run:
                 restore(part, self.checkpoint.get(name), f"{self.folder / CHECKPOINT}: its {name}")
 
     def _forget_curves_after(self, step: int) -> None:
-        # What a killed run wrote after its last checkpoint is done again.
+        # The steps that a killed run took after its last checkpoint are taken again.
         curves = self.folder / CURVES
         if not os.path.lexists(curves):
             return
@@ -289,10 +289,10 @@ class Run:
 
 
 def _is_point(row: bytes, last: int) -> bool:
-    """Return whether a row of the curves is a point of a step up to ``last``."""
+    """Return whether a line of the curves is a valid point of a step up to ``last``."""
     try:
         point = parse_json(row)
-    except ValueError:  # not UTF-8, too
+    except ValueError:  # also if it is not UTF-8
         return False
     return isinstance(point, dict) and type(point.get("step")) is int and point["step"] <= last
 
@@ -311,13 +311,13 @@ def open_run(
     *,
     quiet: bool,
 ) -> Run:
-    """Return the run of a stage, which begins or resumes when it is entered.
+    """Return the run of a stage. It starts or resumes when it is entered.
 
     Args:
         folder: of the stage.
         options: the stage's settings.
         settings: those of all stages.
-        needs: what its result depends on.
+        needs: everything that its result depends on.
         quiet: no progress bar.
     """
     return Run(
@@ -338,16 +338,16 @@ def dependencies(
     device: torch.device,
     **networks: Mapping[str, Tensor] | None,
 ) -> dict[str, Any]:
-    """Return what a stage's result depends on, beside the number of its steps.
+    """Return everything that a stage's result depends on, except its number of steps.
 
     Args:
         config: the sizes of the networks.
         settings: those of all stages.
         options: those of this stage.
-        examples: their captions, names and classes count.
-        device: where it is trained, which decides the precision if that is "auto" and there is no
+        examples: of them, the captions, names and classes.
+        device: where it is trained. It decides the precision if that is "auto" and there is no
             checkpoint.
-        **networks: weights that were trained before, by name; None: there are none.
+        **networks: weights that were trained before, by name, or None.
     """
     values = changed_fields(config) | changed_fields(options)
     values.pop("steps", None)  # a run may be made longer

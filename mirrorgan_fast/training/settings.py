@@ -1,4 +1,4 @@
-"""What a training run depends on beside the model's sizes: a dataclass a stage, with presets."""
+"""The settings of training, beside the sizes of the networks: a dataclass for each stage."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,14 +9,14 @@ from mirrorgan_fast.training.precision import Precision
 
 Stage = Literal["cnn", "stem", "stream", "gan"]
 STAGES: tuple[Stage, ...] = ("cnn", "stem", "stream", "gan")
-"""Of the chain, in their order."""
+"""The stages of the chain, in their order."""
 
 _MOST_STEPS = 1_000_000_000
 _MOST_OF_A_BATCH = 65_536
 
 
 class _Settings:
-    """Refuses what is out of a field's bounds."""
+    """Checks the bounds of every field."""
 
     def __post_init__(self) -> None:
         check_fields(self, "training settings")
@@ -24,17 +24,17 @@ class _Settings:
 
 @dataclass(frozen=True)
 class CNNSettings(_Settings):
-    """Training of the small CNN by the phrases of captions, before DAMSM and STREAM see with it.
+    """Training of the small CNN on the phrases of captions, before DAMSM and STREAM use it.
 
-    Not for the large CNNs, which start from ImageNet's weights.
+    The large CNNs start from ImageNet's weights instead.
     """
 
     steps: int = bounded(3_000, 1, _MOST_STEPS)
     batch_size: int = bounded(64, 2, _MOST_OF_A_BATCH)
-    """2 or more: of one there are no statistics, and no other caption."""
+    """2 or more: one image has neither batch statistics nor another caption."""
     learning_rate: float = bounded(3e-3, 0)
     phrases: int = bounded(1_024, 1, 1_000_000)
-    """How many: the commonest of up to three words."""
+    """How many phrases: the most common ones of up to three words."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class CascadeSettings(_Settings):
     discriminator_learning_rate: float = bounded(2e-4, 0)
     betas: tuple[float, float] = bounded((0.5, 0.999), 0, below=1)
     decay_steps: int = bounded(0, 0, _MOST_STEPS)
-    """At the end, over which both learning rates fall to zero in a line, as CycleGAN's do; all
-    ``steps`` where those are fewer."""
+    """The last steps, in which both learning rates fall linearly to zero, as in CycleGAN; at most
+    ``steps``."""
     form: Form = "authors"
     """Form of the losses: MirrorGAN's paper's, or those of the authors' code, which is AttnGAN's
     in this."""
@@ -84,12 +84,12 @@ class CascadeSettings(_Settings):
     """AttnGAN's lambda."""
     kl_weight: float = bounded(1.0, 0)
     r1_weight: float = bounded(0.0, 0)
-    """gamma of the R1 penalty (``r1_penalty``), which every fourth step adds fourfold."""
+    """gamma of the R1 penalty (``r1_penalty``), which is added in every fourth step, times four."""
     last_stage_from: int = bounded(0, 0, _MOST_STEPS)
-    """Step from which the last stage trains too. Until then the others train alone, in 0.4 of
-    the time a step: what captions mean is learned at half of the size."""
+    """The step from which the last stage trains too. Until then only the other stages train, and a
+    step takes 0.4 of the time: what captions mean is learned at half the size."""
     average_decay: float = bounded(0.999, 0, 1)
-    """Of the moving average of the generator's parameters and buffers, which is what is kept."""
+    """Of the moving average of the generator, which is the result of the training."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,12 @@ class TrainingSettings(_Settings):
     stem: STEMSettings = field(default_factory=STEMSettings)
     gan: CascadeSettings = field(default_factory=CascadeSettings)
     precision: Precision = "auto"
-    """``auto`` is that of the checkpoint, or else bf16 autocast where the processor computes in it,
-    else fp32."""
+    """``auto`` is the checkpoint's. Without a checkpoint, it is bf16 autocast if the processor has
+    bf16 instructions, else fp32."""
     augment: bool = True
-    """Random crops and flips; not for captions that speak of left and right."""
+    """Random crops and flips. A picture whose caption mentions left or right is not flipped."""
     seed: int = bounded(0, 0, 2**40 - 1)
-    """With a step beside it, it is a seed of PyTorch's."""
+    """Together with a step, it is a seed of PyTorch's random numbers."""
     save_every: int = bounded(500, 1, _MOST_STEPS)
     """Steps between two checkpoints; it may change when a run resumes."""
     log_every: int = bounded(50, 1, _MOST_STEPS)

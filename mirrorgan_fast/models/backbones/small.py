@@ -1,4 +1,4 @@
-"""A small image encoder for drawn or low-resolution images, trained from nothing."""
+"""A small image encoder for drawn or low-resolution images, trained from scratch."""
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -10,12 +10,12 @@ _GRID = 4
 
 
 class SmallImageEncoder(nn.Module):
-    """A CNN of 1.9 M parameters with the outputs that DAMSM and STREAM need of their large CNNs.
+    """A CNN of 1.9 M parameters with the same outputs as the large CNNs of DAMSM and STREAM.
 
-    The pooled feature is made of a 4x4 grid instead of an average over the image: with few
-    channels, "the crown is red" needs to know where. A layer puts the grid together to what
-    captions speak of: STREAM has 55 % of what it says right after 1,227 steps with it, and 43 %
-    after 1,136 without.
+    The pooled feature is computed from a 4x4 grid, not from an average over the image: with few
+    channels, "the crown is red" depends on where the red is. A linear layer combines the cells of
+    the grid: with it, 55 % of STREAM's statements are right after 1,227 steps, and 43 % after 1,136
+    without.
     """
 
     region_channels = 256
