@@ -36,25 +36,17 @@ def read_shapes(path: StrPath) -> dict[str, tuple[int, ...]]:
     Raises:
         InputError: the file cannot be read, or is not safetensors.
     """
-    return _read_header(path)[0]
-
-
-def _read_header(path: StrPath) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """Return the shapes, and the names of tensors that are stored once under another name."""
     with open_file(path) as file:
         try:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > _LONGEST_HEADER:
                 raise ValueError(f"its header claims {length:,} bytes")
             header = parse_json(file.read(length))
-            metadata = header.pop("__metadata__", {})
-            shapes = {name: tuple(about["shape"]) for name, about in header.items()}
-            same = {
-                name: other
-                for name, other in metadata.items()
-                if name not in header and other in header
+            return {
+                name: tuple(about["shape"])
+                for name, about in header.items()
+                if name != "__metadata__"
             }
-            return shapes | {name: shapes[other] for name, other in same.items()}, same
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({reason(error)})") from error
         except (ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
@@ -67,17 +59,14 @@ def read_safetensors(path: StrPath) -> dict[str, Tensor]:
     Raises:
         InputError: the file cannot be read, is not safetensors, or has NaN or infinity.
     """
-    _, same = _read_header(path)
+    read_shapes(path)
     try:
         tensors = load_file(path)
     # Its reader says FileNotFoundError of a file that may not be mapped, and ValueError of a type.
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise _damaged(path, str(error)) from error
     check_numbers(tensors, path)
-    try:
-        return tensors | {name: tensors[other] for name, other in same.items()}
-    except KeyError as error:  # the file has changed meanwhile
-        raise _damaged(path, str(error)) from error
+    return tensors
 
 
 def read_torch(path: StrPath, kind: str = "weights", advice: str = _FETCH) -> Any:

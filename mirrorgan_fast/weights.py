@@ -1,6 +1,5 @@
 """Pretrained models on disk: a folder with config.json, vocabulary.txt and model.safetensors."""
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +25,6 @@ CONFIG, _VOCABULARY, _TENSORS = "config.json", "vocabulary.txt", "model.safetens
 FORMAT = 1
 """Of config.json; raised when an older version could no longer read it."""
 _LONGEST_CONFIG = 2**20  # bytes
-_LEAST_SHARED = 64  # entries; a shorter tensor is not worth a name in the metadata
 
 
 def find_pretrained(name_or_path: StrPath) -> Path:
@@ -111,14 +109,19 @@ def save_tensors(
     folder: StrPath,
     state: Mapping[str, Tensor],
     dtype: torch.dtype = torch.float32,
+    shared: Mapping[str, str] | None = None,
 ) -> None:
     """Write model.safetensors, floating-point tensors in ``dtype``.
 
-    Tensors that are equal, as those of two copies of one CNN, are stored once. The metadata has the
-    other names, as ``safetensors.torch.save_model`` writes them.
+    Args:
+        folder: made if need be.
+        state: the tensors by name.
+        dtype: of the floating-point tensors in the file.
+        shared: parts that may be copies of another part, as prefixes of names: the part, and the
+            other. A part whose tensors all equal those of the other is left out.
 
     Raises:
-        InputError: the folder cannot be written, or ``dtype`` is no floating one.
+        InputError: the folder cannot be written, or ``dtype`` is not a floating-point type.
     """
     if not dtype.is_floating_point:
         raise InputError(f"{folder}: weights cannot be saved in {dtype}, which has no fractions")
@@ -126,27 +129,18 @@ def save_tensors(
         name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in state.items()
     }
-    same = _duplicates(tensors)
-    kept = {name: tensor for name, tensor in tensors.items() if name not in same}
+    for part, other in (shared or {}).items():
+        copies = {
+            name: other + name.removeprefix(part) for name in tensors if name.startswith(part)
+        }
+        if all(
+            twin in tensors and torch.equal(tensors[name], tensors[twin])
+            for name, twin in copies.items()
+        ):
+            tensors = {name: tensor for name, tensor in tensors.items() if name not in copies}
     with whole_file(Path(folder) / _TENSORS) as partial:
         # safetensors' save_file makes files that only their owner can read
-        partial.write_bytes(save(kept, metadata=same or None))
-
-
-def _duplicates(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return the name of each tensor that equals an earlier one, and the name of that."""
-    first: dict[object, str] = {}
-    same = {}
-    for name, tensor in tensors.items():
-        if tensor.numel() < _LEAST_SHARED:
-            continue
-        content = tensor.cpu().flatten().view(torch.uint8).numpy().data
-        key = (tensor.dtype, tensor.shape, hashlib.sha256(content).digest())
-        if key in first:
-            same[name] = first[key]
-        else:
-            first[key] = name
-    return same
+        partial.write_bytes(save(tensors))
 
 
 def load_tensors(folder: StrPath) -> dict[str, Tensor]:
@@ -158,17 +152,35 @@ def load_tensors(folder: StrPath) -> dict[str, Tensor]:
     return read_safetensors(_tensors_path(folder))
 
 
-def load_weights(folder: StrPath, module: torch.nn.Module) -> None:
+def load_weights(
+    folder: StrPath, module: torch.nn.Module, shared: Mapping[str, str] | None = None
+) -> None:
     """Read model.safetensors into a module, which may have been built ``without_weights``.
 
     Names and shapes are compared before any tensor is read.
+
+    Args:
+        folder: of the model.
+        module: where to load the weights.
+        shared: as for ``save_tensors``; a part that the file leaves out is a copy of the other.
 
     Raises:
         InputError: as ``load_tensors``, or the weights are of another network.
     """
     path = _tensors_path(folder)
-    check_shapes(module, read_shapes(path), path)
-    load_state(module, read_safetensors(path), path)
+    shapes = read_shapes(path)
+    copies = {
+        name: other + name.removeprefix(part)
+        for part, other in (shared or {}).items()
+        if not any(name.startswith(part) for name in shapes)
+        for name in module.state_dict()
+        if name.startswith(part)
+    }
+    copies = {name: twin for name, twin in copies.items() if twin in shapes}
+    check_shapes(module, shapes | {name: shapes[twin] for name, twin in copies.items()}, path)
+    tensors = read_safetensors(path)
+    twins = {name: tensors[twin] for name, twin in copies.items() if twin in tensors}
+    load_state(module, tensors | twins, path)
 
 
 def _tensors_path(folder: StrPath) -> Path:

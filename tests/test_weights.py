@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -17,13 +16,13 @@ from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import CascadeConfig, MirrorGANConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.recipes import load_description
-from mirrorgan_fast.tensor_files import read_shapes
 from mirrorgan_fast.vocabulary import Vocabulary
 from mirrorgan_fast.weights import (
     find_pretrained,
     load_state,
     load_tensors,
     load_vocabulary,
+    load_weights,
     save_description,
     save_tensors,
 )
@@ -287,42 +286,30 @@ def test_weights_are_not_saved_as_whole_numbers(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-def test_tensors_that_are_equal_are_stored_once(tmp_path: Path) -> None:
+def test_a_part_that_is_a_copy_is_stored_once(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    first, other = torch.randn(30, 40), torch.randn(30, 40)
-    state = {
-        "a": first,
-        "b": other,
-        "c": first.clone(),
-        "d": first.clone().view(40, 30),  # of another shape
-        "e": torch.zeros(5),
-        "f": torch.zeros(5),  # too short to be worth it
-        "g": other.double(),
-        "h": first.half().float(),  # another number
-    }
-    save_tensors(tmp_path, state)
-    path = tmp_path / "model.safetensors"
-    found = load_tensors(tmp_path)
-    assert found.keys() == state.keys()
-    for name, tensor in state.items():
-        assert torch.equal(found[name], tensor.float()), name
-    with safe_open(path, "pt") as file:
-        assert set(file.keys()) == {"a", "b", "d", "e", "f", "h"}
-        assert file.metadata() == {"c": "a", "g": "b"}  # as of safetensors.torch.save_model
-    assert read_shapes(path) == {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-@pytest.mark.parametrize(
-    "metadata", [{"c": "nothing"}, {"a": "b"}, {"c": "__metadata__"}, {"format": "pt"}]
-)
-def test_metadata_that_names_no_equal_tensors_is_passed_over(
-    tmp_path: Path, metadata: dict[str, str]
-) -> None:
-    tensors = {"a": torch.zeros(3), "b": torch.ones(3)}
-    save_file(tensors, tmp_path / "model.safetensors", metadata)
-    found = load_tensors(tmp_path)
-    assert found.keys() == tensors.keys()
-    assert torch.equal(found["a"], tensors["a"])
+    network = nn.ModuleDict({"a": nn.Linear(3, 4), "b": nn.Linear(3, 4), "c": nn.Linear(4, 4)})
+    shared = {"b.": "a.", "c.": "a."}
+    for equal in (False, True):
+        if equal:
+            network["b"].load_state_dict(network["a"].state_dict())
+        save_tensors(tmp_path, network.state_dict(), shared=shared)
+        found = load_tensors(tmp_path)
+        assert ("b.weight" in found, "c.weight" in found) == (not equal, True)
+        loaded = nn.ModuleDict({"a": nn.Linear(3, 4), "b": nn.Linear(3, 4), "c": nn.Linear(4, 4)})
+        load_weights(tmp_path, loaded, shared)
+        for name, tensor in network.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], tensor), name
+    with pytest.raises(InputError, match=r"b\.weight is missing"):
+        load_weights(tmp_path, loaded)
+    del found["a.bias"]
+    save_file(found, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"a\.bias is missing"):
+        load_weights(tmp_path, loaded, shared)
+    found |= {"b.weight": torch.zeros(4, 3)}  # a part of the part
+    save_file(found, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="is missing"):
+        load_weights(tmp_path, loaded, shared)
 
 
 def test_the_small_cnn_of_a_model_is_stored_once(tmp_path: Path) -> None:

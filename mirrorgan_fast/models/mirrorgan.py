@@ -1,8 +1,9 @@
 """MirrorGAN: a caption goes in, an image comes out, and the image is described back."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ class MirrorGAN(TextToImage):
 
     SYSTEM = "mirrorgan"
     CONFIG = MirrorGANConfig
+    SHARED: ClassVar[Mapping[str, str]] = {"stream.cnn.": "image_encoder.cnn."}
 
     def __init__(self, config: MirrorGANConfig, vocabulary: Vocabulary) -> None:
         super().__init__(config, vocabulary)

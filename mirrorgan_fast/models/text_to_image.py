@@ -3,7 +3,7 @@
 import copy
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Self, TypeVar
 
 import numpy as np
@@ -45,6 +45,8 @@ class TextToImage(nn.Module):
     SYSTEM: ClassVar[str]
     """The system's name, which config.json has."""
     CONFIG: ClassVar[type[CascadeConfig]]
+    SHARED: ClassVar[Mapping[str, str]] = {}
+    """Parts that may be copies of another part, which a file then has once (``save_tensors``)."""
 
     def __init__(self, config: CascadeConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
@@ -179,7 +181,7 @@ class TextToImage(nn.Module):
             InputError: the folder cannot be written.
         """
         save_description(folder, self.SYSTEM, self.config, self.vocabulary)
-        save_tensors(folder, self.state_dict(), dtype)
+        save_tensors(folder, self.state_dict(), dtype, self.SHARED)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str] = "birds-painted") -> Self:
@@ -201,7 +203,7 @@ class TextToImage(nn.Module):
         config = cls.CONFIG.from_dict(sizes, folder / CONFIG)
         with without_weights():
             model = cls(config, load_vocabulary(folder))
-        load_weights(folder, model)
+        load_weights(folder, model, cls.SHARED)
         return model.eval()
 
 
