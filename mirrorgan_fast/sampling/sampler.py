@@ -21,50 +21,52 @@ from mirrorgan_fast.sampling.captions import Refused, Request, no_known_word
 from mirrorgan_fast.vocabulary import Encoded, each_caption
 
 _LOG = logging.getLogger("mirrorgan_fast")
-# Images of a batch. More make nothing faster on two cores (8 to 64: the same images a second); on a
-# GPU it is the largest batch with a CUDA graph.
-_AUTO = {"cpu": 16, "cuda": 64}
-_MOST_OF_A_BATCH = 65_536
+# Default images per batch. Larger batches are not faster on two cores (8 to 64 images give the same
+# throughput). On a GPU, 64 is the largest batch that has a CUDA graph.
+_DEFAULT_BATCH_SIZE = {"cpu": 16, "cuda": 64}
+_MAX_BATCH_SIZE = 65_536
 AHEAD = 4
-"""Batches whose captions are read ahead, so that those of a length can go together."""
+"""Number of batches whose captions are read ahead, so that captions of similar length can share a
+batch."""
 Other = TypeVar("Other")
 
 
 @dataclass(frozen=True)
 class Result:
-    """An image, and all that it was made of."""
+    """An image and the inputs that it was made from."""
 
     request: Request
     image: np.ndarray
     """uint8 (S, S, 3)."""
     words: list[str]
-    """Words of the caption that the model took, T of them."""
+    """The T words of the caption that the model used."""
     unknown: list[str]
-    """Words that it does not know and that were skipped."""
+    """Words that the model does not know. They were skipped."""
     attention: list[np.ndarray]
-    """If asked for, how much each of the later stages looked at each word and where: m - 1 arrays
-    float32 (T, S_i, S_i), summing to 1 over the words. Else empty."""
+    """The attention maps, if requested: for each stage after the first, how much it attends to each
+    word at each position. m - 1 arrays, float32 (T, S_i, S_i), which sum to 1 over the words.
+    Otherwise empty."""
 
     @property
     def caption(self) -> str:
-        """What the image is of."""
+        """The caption of the image."""
         return self.request.caption
 
     @property
     def seed(self) -> int:
-        """The seed of its noise."""
+        """The seed of the image's noise."""
         return self.request.seed
 
     @property
     def index(self) -> int:
-        """The index of its noise."""
+        """The index of the image's noise."""
         return self.request.index
 
 
 class _Job(NamedTuple):
-    place: int  # in the window
+    place: int  # position in the window
     request: Request
-    row: int  # of its caption among those that are encoded
+    row: int  # index of the caption among the encoded captions
     words: list[str]
     unknown: list[str]
 
@@ -73,31 +75,31 @@ class _Painted(NamedTuple):
     batch: Sequence[_Job]
     images: Tensor  # (N, S, S, 3)
     attention: list[Tensor]  # (N, T, S_i, S_i)
-    done: torch.cuda.Event | None  # until when a GPU is still at it
+    done: torch.cuda.Event | None  # set once the GPU has finished; None on a CPU
 
 
 class _Window(NamedTuple):
-    items: list[Any]  # requests, until their results replace them
+    items: list[Any]  # requests, which are later replaced by their results
     painted: list[_Painted]
 
 
 class Sampler:
-    """Makes images of captions, in batches.
+    """Generates images from captions, in batches.
 
-    An image is a function of the weights, its caption, seed and index, and of psi: its bits do not
-    depend on the batch size, nor on what else is sampled. (This holds for the compiled kernels, on
-    one kind of processor and in one data type.)
+    An image depends only on the weights, its caption, seed and index, and on psi. Its bits do not
+    depend on the batch size or on the other images that are sampled. (This holds for the compiled
+    kernels, on one type of processor and with one data type.)
 
     Args:
-        model: is moved to the device. Its weights are folded and packed here (see ``fuse``), and
-            again if they change.
-        device: "cpu", "cuda", ... (default: where the model is).
-        dtype: in which the generator computes (default: as ``fuse``).
-        batch_size: images that are made together. If the memory does not suffice for them, it is
-            halved, which is logged.
+        model: the model, which is moved to the device. Its weights are folded and packed here (see
+            ``fuse``), and again if they change.
+        device: "cpu", "cuda", ... (default: the device of the model).
+        dtype: the data type in which the generator computes (default: the same as for ``fuse``).
+        batch_size: number of images per batch. If there is not enough memory for a batch, the size
+            is halved and a warning is logged.
 
     Raises:
-        InputError: the batch size is out of range, or a data type that there is no generator of.
+        InputError: the batch size is out of range, or the generator does not support the data type.
     """
 
     def __init__(
@@ -114,20 +116,20 @@ class Sampler:
         self.dtype = self.renderer.dtype
         self.device = next(model.parameters()).device
         if batch_size == "auto":
-            batch_size = _AUTO.get(self.device.type, _AUTO["cpu"])
-        if not 1 <= batch_size <= _MOST_OF_A_BATCH:
-            raise InputError(f"batch_size is {batch_size}, expected 1 to {_MOST_OF_A_BATCH:,}")
+            batch_size = _DEFAULT_BATCH_SIZE.get(self.device.type, _DEFAULT_BATCH_SIZE["cpu"])
+        if not 1 <= batch_size <= _MAX_BATCH_SIZE:
+            raise InputError(f"batch_size is {batch_size}, expected 1 to {_MAX_BATCH_SIZE:,}")
         self.batch_size = batch_size
-        self._painting = threading.Lock()  # on a GPU calls share the memory of a CUDA graph
+        self._lock = threading.Lock()  # on a GPU, all calls share the memory of a CUDA graph
         self.seconds = 0.0
-        """How long the model has taken so far."""
+        """Time that the model has taken so far, in seconds."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_painting"}
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._painting = threading.Lock()
+        self._lock = threading.Lock()
 
     def __call__(
         self,
@@ -137,23 +139,24 @@ class Sampler:
         psi: float = 1.0,
         attention: bool = False,
     ) -> Iterator[Result]:
-        """Yield an image for each caption, or several, in order.
+        """Yield one or more images for each caption, in order.
 
         Args:
-            captions: any text, any number of them; they are read a few batches ahead.
+            captions: any number of texts. They are read a few batches ahead.
             seed: 0 or more.
-            per_caption: images of each. The first image of caption i, from 0, has the index
-                ``i * per_caption``.
+            per_caption: number of images per caption. The first image of caption i, counted from 0,
+                has the index ``i * per_caption``.
             psi: see ``stream``.
-            attention: whether to look at where the words went; it takes a pass of the model that is
-                not fused.
+            attention: whether to compute attention maps. This takes an additional pass through the
+                model, without fused kernels.
 
         Raises:
-            InputError: a caption has no word that the model knows (the images of those before it
-                come first) or is no string, or ``psi`` or the seed is out of range.
+            InputError: a caption has no word that the model knows (images of earlier captions are
+                yielded first) or is not a string, or ``psi`` or the seed is out of range.
 
         Warns:
-            UnknownWordsWarning: a caption has words that the model does not know, the first time.
+            UnknownWordsWarning: a caption has words that the model does not know. Only the first
+                such caption gives a warning.
         """
         if per_caption < 1:
             raise InputError(f"per_caption is {per_caption}, expected 1 or more")
@@ -174,24 +177,26 @@ class Sampler:
     def stream(
         self, requests: Iterable[Request | Other], psi: float = 1.0, attention: bool = False
     ) -> Iterator[Result | Refused | Other]:
-        """Yield an image for each request, in order, or why there is none.
+        """Yield, in order, an image for each request or the reason why there is none.
 
         Args:
-            requests: a few batches are read ahead. What is no request comes out in its place.
-            psi: from 0 to 1, by which the noise is multiplied: less makes images more alike and
-                nearer to the mean of what the model paints (truncation, as in StyleGAN).
+            requests: the requests, which are read a few batches ahead. Any other object is yielded
+                unchanged, in its place.
+            psi: factor from 0 to 1 that multiplies the noise. A smaller factor makes images more
+                alike and closer to the model's mean image (truncation, as in StyleGAN).
             attention: whether the results have attention maps.
 
         Raises:
-            InputError: ``psi`` is out of range, or there is no memory for a single image.
+            InputError: ``psi`` is out of range, or there is not enough memory for a single image.
         """
         check_psi(psi)
         unread = iter(requests)
         waiting: list[Request | Other] = []
-        # On a GPU the next captions are prepared while it paints; there is nobody to on a CPU.
+        # A GPU generates images while the CPU prepares the next captions. On a CPU nothing runs in
+        # parallel.
         in_flight = 0 if self.device.type == "cpu" else 1
         begun: deque[_Window] = deque()
-        ahead = 1  # the first images are soon there
+        ahead = 1  # start with a single batch, so that the first images come soon
         while True:
             size = ahead * self.batch_size
             waiting.extend(islice(unread, max(0, size - len(waiting))))
@@ -210,18 +215,19 @@ class Sampler:
             yield from self._finish(last)
 
     def _begin(self, items: Sequence[object], psi: float, attention: bool) -> _Window | None:
-        """Start to paint what is wanted, captions of about a length together.
+        """Start to generate the images of a window, with captions of similar length in a batch.
 
-        None if the memory does not suffice.
+        Returns:
+            the window, or None if there is not enough memory.
         """
-        wanted = {place: item for place, item in enumerate(items) if isinstance(item, Request)}
-        texts = list(dict.fromkeys(request.caption for request in wanted.values()))
+        requests = {place: item for place, item in enumerate(items) if isinstance(item, Request)}
+        texts = list(dict.fromkeys(request.caption for request in requests.values()))
         encoded = self.model.vocabulary.encode(texts, self.model.config.caption_length)
         rows = {text: row for row, text in enumerate(texts)}
         lengths, known = encoded.lengths.tolist(), self.model.vocabulary.words
         window = _Window(list(items), [])
         jobs = []
-        for place, request in wanted.items():
+        for place, request in requests.items():
             row = rows[request.caption]
             unknown = encoded.unknown[row]
             if length := lengths[row]:
@@ -244,7 +250,7 @@ class Sampler:
     def _paint(
         self, batch: Sequence[_Job], encoded: Encoded, psi: float, attention: bool
     ) -> _Painted:
-        """Start to paint a batch."""
+        """Start to generate a batch of images."""
         rows = [job.row for job in batch]
         lengths = encoded.lengths[rows]
         tokens = encoded.tokens[rows, : int(lengths.max())]
@@ -255,7 +261,7 @@ class Sampler:
             part.to(self.device, non_blocking=True)
             for part in (tokens, lengths, noise, condition_noise)
         ]
-        with self._painting:
+        with self._lock:
             images = self.renderer.render(*inputs).to("cpu", non_blocking=True)
         maps = [
             each.to("cpu", non_blocking=True)
@@ -277,28 +283,28 @@ class Sampler:
         return model.glam.attention_maps(noise, condition_noise, words, mask, sentence)
 
     def _halve(self) -> None:
-        """Go on with smaller batches."""
+        """Halve the batch size."""
         if self.batch_size == 1:
             raise InputError(
-                f"{self.device}: out of memory with a single image; free some of it, or use "
+                f"{self.device}: out of memory with a single image; free some memory, or use "
                 "another device"
             )
         self.batch_size //= 2
-        _LOG.warning("out of memory: going on with batches of %d", self.batch_size)
+        _LOG.warning("out of memory: continuing with batches of %d", self.batch_size)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _finish(self, window: _Window) -> Iterator[Any]:
-        """Yield the items of a window, each request replaced by its result."""
+        """Yield the items of a window, with each request replaced by its result."""
         items = window.items
         for batch, images, maps, done in window.painted:
             if done is not None:
                 start = time.perf_counter()
                 done.synchronize()
                 self.seconds += time.perf_counter() - start
-            arrays, looked = images.numpy(), [each.numpy() for each in maps]
+            arrays, map_arrays = images.numpy(), [each.numpy() for each in maps]
             for row, job in enumerate(batch):
-                attention = [each[row, : len(job.words)] for each in looked]
+                attention = [each[row, : len(job.words)] for each in map_arrays]
                 items[job.place] = Result(
                     job.request, arrays[row], job.words, job.unknown, attention
                 )
@@ -306,16 +312,16 @@ class Sampler:
 
 
 def check_psi(psi: float) -> None:
-    """Raise InputError if the factor of the noise is out of range."""
+    """Raise InputError if psi, the factor of the noise, is out of range."""
     if not 0 <= psi <= 1:
         raise InputError(f"psi is {psi}, expected 0 to 1")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, PyTorch or a kernel of ours could not get memory."""
+    """Return whether Python, PyTorch or one of our kernels ran out of memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    told = str(error).lower()
+    message = str(error).lower()
     signs = (
         "out of memory",
         "not enough memory",
@@ -325,4 +331,4 @@ def is_out_of_memory(error: BaseException) -> bool:
         "could not create a primitive",  # oneDNN
         "can't start new thread",
     )
-    return any(sign in told for sign in signs)
+    return any(sign in message for sign in signs)

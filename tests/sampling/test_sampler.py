@@ -174,7 +174,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(
     for result, image in zip(results, one_by_one(model, texts, 0), strict=True):
         assert np.array_equal(result.image, image)
     assert [record.getMessage() for record in caplog.records] == [
-        f"out of memory: going on with batches of {size}" for size in (8, 4, 2)
+        f"out of memory: continuing with batches of {size}" for size in (8, 4, 2)
     ]
 
 
