@@ -1,12 +1,13 @@
-"""What a run has written so far, so that it can be stopped at any moment and gone on with.
+"""A record of what a run has written so far, so that it can be stopped at any moment and resumed.
 
-In the hidden folder ".progress" of the output: what decides the images (run.json), and for each
-shard the rows of its images and refused captions, in order. A row is written when its image is
-there. At the end they become manifest.jsonl and errors.jsonl.
+The journal is the hidden folder ".progress" of the output folder. It holds what determines the
+images (run.json) and, for each shard, the rows of its images and refused captions, in order. A row
+is written once its image is there. At the end the rows are copied to manifest.jsonl and
+errors.jsonl.
 
-Each row stands behind eight digits, the CRC-32 of the shard's rows up to it, so that one that was
-changed, lost, doubled or moved is noticed. Nothing that is read here is trusted: all of it is
-checked before anything is written or removed.
+Each row follows eight hexadecimal digits, the CRC-32 of the shard's rows up to and including this
+one, so that a changed, lost, duplicated or moved row is detected. Nothing that is read here is
+trusted: everything is checked before anything is written or removed.
 """
 
 import io
@@ -47,13 +48,13 @@ from mirrorgan_fast.sampling.sampler import Result
 from mirrorgan_fast.sampling.sinks import Row
 
 MANIFEST, ERRORS, SHEET = "manifest.jsonl", "errors.jsonl", "sheet/sheet.png"
-_DIGITS = len("89abcdef ")  # before a row
+_DIGITS = len("89abcdef ")  # length of the checksum before a row
 _LONGEST_LINE = _DIGITS + LONGEST_ROW + 1  # bytes
 _LONGEST_RUN = 65_536  # bytes
 _SHARD = re.compile(r"([0-9]{5}|[1-9][0-9]{5,18})\.jsonl")
 _IN_PROGRESS = re.compile(rf"\.?run\.json|lock-(0|[1-9][0-9]{{0,9}})|{_SHARD.pattern}")
 _OUR_FOLDER = re.compile(r"[0-9]{5,}|\.progress|sheet")
-# What a folder without a run of ours may not have, if it is not to be overwritten.
+# Names that a folder without a run of ours must not have, unless it is to be overwritten.
 _OURS = re.compile(rf"[0-9]+(\.(png|jpg|webp|tar|npy))?|{MANIFEST}|{ERRORS}|sheet(\.png)?")
 
 
@@ -61,27 +62,28 @@ class Journal:
     """The journal of an output folder.
 
     Args:
-        folder: of the output.
+        folder: the output folder.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._hidden = folder / ".progress"
         self._run_file = self._hidden / "run.json"
-        self._run: Mapping[str, Any] = {}  # what decides the rows that are there
-        self._checksums: dict[int, int] = {}  # of shards that are written, up to where they end
+        self._run: Mapping[str, Any] = {}  # what determines the rows that are there
+        self._checksums: dict[int, int] = {}  # for each shard being written, up to its last row
         self._lock: io.FileIO | None = None
 
     def begin(self, run: Mapping[str, Any], overwrite: bool) -> None:
-        """Begin a run, or go on with it.
+        """Start a run, or resume it.
 
         Args:
-            run: all that decides the images except their captions (see ``rows.check_run``).
+            run: everything that determines the images except their captions (see
+                ``rows.check_run``).
             overwrite: whether the output of another run may be replaced.
 
         Raises:
-            InputError: there is output of another run, something there is not understood, or
-                another process writes there. Nothing has been changed then.
+            InputError: the folder has output of another run or contents that cannot be understood,
+                or another process is writing there. In all of these cases nothing has been changed.
         """
         try:
             check_run(run)
@@ -89,28 +91,29 @@ class Journal:
             raise InputError(f"the run {error}") from error
         self._look(run, overwrite)
         if not self._lock_file(0).exists():
-            self._check_rows()  # before the lock, as a refusal is to leave nothing behind
+            self._check_rows()  # before the lock is created: a refused call must leave no files
         self.lock(0)
         for path in self._hidden.glob("lock-*"):  # of processes that outlived the first one
             if path != self._lock_file(0):
                 self._open_lock(path).close()
-        self._look(run, overwrite)  # as nobody can change it any more
+        self._look(run, overwrite)  # again, because now no other process can change it
         self._check_rows()
         if self._run != run:
             self.begin_anew(run)
 
     def begin_anew(self, run: Mapping[str, Any]) -> None:
-        """Remove what is written here, and begin a run."""
+        """Remove the output that is there, and start a new run."""
         self._clear()
         with whole_file(self._run_file, of_process=False) as partial, partial.open("wb") as file:
             file.write(json.dumps(run, indent=2).encode() + b"\n")
             file.flush()
-            # Else a power cut could leave an empty one, and nobody could tell what the images are.
+            # Otherwise a power failure could leave an empty file, and the information about the
+            # images would be lost.
             os.fsync(file.fileno())
         self._run = run
 
     def join(self, run: Mapping[str, Any], process: int) -> None:
-        """Be another process of a run that the first one has begun.
+        """Join a run that process 0 has started, as another process.
 
         Raises:
             InputError: see ``lock``.
@@ -119,29 +122,29 @@ class Journal:
         self._run = run
 
     def lock(self, process: int) -> None:
-        """Keep others from being this process of a run, until it ends.
+        """Lock the folder for this process of a run, until the run ends.
 
         Raises:
-            InputError: another one is.
+            InputError: another process holds the lock.
         """
         self._hidden.mkdir(parents=True, exist_ok=True)
         self._lock = self._open_lock(self._lock_file(process))
 
     def unlock(self) -> None:
-        """Let others write."""
+        """Release the lock, so that other processes can write."""
         if self._lock is not None:
             self._lock.close()
 
     def shards(self) -> list[int]:
-        """Return the numbers of all shards that anything is written of."""
+        """Return the numbers of all shards that have a file here."""
         found = (_SHARD.fullmatch(entry.name) for entry in _entries(self._hidden))
         return sorted(int(name[1]) for name in found if name)
 
     def read(self, shard: int) -> Iterator[Row]:
-        """Yield what is written of a shard, up to where a crash may have cut it off.
+        """Yield the rows of a shard, up to the point where a crash may have cut the file off.
 
         Raises:
-            InputError: a row is not what this run can have written, or is damaged.
+            InputError: a row is damaged, or this run cannot have written it.
         """
         rows = Rows(self._run, shard, self.folder)
         for number, (_, data) in enumerate(self._lines(shard), start=1):
@@ -152,9 +155,9 @@ class Journal:
             yield row
 
     def keep(self, shard: int, rows: int) -> None:
-        """Make ready to write of a shard, behind its first rows, and remove the others.
+        """Prepare a shard's file for more rows: keep its first rows and remove the others.
 
-        From now on the shard is known to have been begun.
+        The file is created if there is none. It shows that the shard was started.
         """
         end, self._checksums[shard] = 0, _first_checksum(shard)
         with open_in_place(self._path(shard)) as file:
@@ -163,7 +166,7 @@ class Journal:
             file.truncate(end)
 
     def append_to(self, shard: int) -> io.FileIO:
-        """Open a shard that was made ready to write behind what is there."""
+        """Open the file of a shard that ``keep`` has prepared, to write after its last row."""
         file = open_in_place(self._path(shard))
         file.seek(0, os.SEEK_END)
         return file
@@ -173,10 +176,10 @@ class Journal:
 
         Args:
             result: the image.
-            place: what the sink says of where it is.
+            place: the location of the image, as the sink returned it.
 
         Raises:
-            InputError: it is the user's own sink, and a row cannot say this.
+            InputError: a sink of the user's own returned a location that a row cannot contain.
         """
         try:
             if self._run["sink"]:
@@ -184,13 +187,15 @@ class Journal:
             row = image_row(result, place)
             if len(row) > LONGEST_ROW:
                 raise ValueError(f"has more than {LONGEST_ROW:,} bytes")
-        except (AttributeError, TypeError, ValueError) as error:  # or it is no mapping at all
+        except (AttributeError, TypeError, ValueError) as error:  # place may not be a mapping
             name = self._run["sink"]
-            raise InputError(f"the sink {name}: no row can say what it says ({error})") from error
+            raise InputError(
+                f"the sink {name}: what it returned cannot be in a row ({error})"
+            ) from error
         return row
 
     def seal(self, shard: int, rows: Iterable[bytes]) -> bytes:
-        """Return the next rows of a shard with their checksums."""
+        """Return the next rows of a shard as lines with checksums."""
         lines = []
         checksum = self._checksums[shard]
         for row in rows:
@@ -203,26 +208,26 @@ class Journal:
         """Write manifest.jsonl and, if any caption was refused, errors.jsonl.
 
         Returns:
-            the number of rows in each.
+            the number of rows in each file.
         """
         images = self._copy_rows(MANIFEST, refused=False)
         refused = any(data.startswith(IS_REFUSED) for data in self._all_lines())
         return images, self._copy_rows(ERRORS, refused=True) if refused else 0
 
     def images(self) -> Iterator[Row]:
-        """Yield the rows of all images, as the manifest has them.
+        """Yield the rows of all images, as they are in the manifest.
 
         Raises:
-            InputError: something in the folder is not understood.
+            InputError: the folder has contents that cannot be understood.
         """
         self._run = self._read_run()
         for shard in self.shards():
             yield from (row for row in self.read(shard) if "error" not in row)
 
-    # --- what is there ----------------------------------------------------------------------------
+    # --- reading and checking ---------------------------------------------------------------------
 
     def _look(self, run: Mapping[str, Any], overwrite: bool) -> None:
-        """Read what run is there, if it may be gone on with or replaced."""
+        """Read which run is there, and check that it may be resumed or replaced."""
         self._run = self._read_run()
         if self._run != run and not overwrite:
             self._refuse_other(run)
@@ -233,12 +238,13 @@ class Journal:
                 pass
 
     def _read_run(self) -> Mapping[str, Any]:
-        """Return what decided the run that is there; nothing if there is none."""
+        """Return what determines the images of the run that is there; empty if there is no run."""
         self._check_names()
         if regular(self._run_file) is None:
             if self.shards():
                 raise InputError(
-                    f"{self._run_file}: is missing, which says what the images are; {self._leave}"
+                    f"{self._run_file}: is missing, so it is unknown what the images are; "
+                    f"{self._leave}"
                 )
             return {}
         try:
@@ -251,7 +257,7 @@ class Journal:
         return run
 
     def _check_names(self) -> None:
-        """Check that nothing leads elsewhere, and that only our files are among ours."""
+        """Check that no folder of ours is a symbolic link, and that all hidden files are ours."""
         for entry in _entries(self.folder):
             if _OUR_FOLDER.fullmatch(entry.name) and entry.is_symlink():
                 raise InputError(
@@ -270,16 +276,16 @@ class Journal:
                 raise InputError(f"{entry.path}: {why}; move it elsewhere, or use another -o")
 
     def _lines(self, shard: int) -> Iterator[tuple[int, bytes]]:
-        """Yield the rows of a shard as bytes, each with the checksum up to it."""
+        """Yield the rows of a shard as bytes, each with its checksum."""
         path, checksum = self._path(shard), _first_checksum(shard)
         if regular(path) is None:
             return
         with open_file(path) as file:
             for number in count(1):
                 line = file.readline(_LONGEST_LINE)
-                # A killed process or a full disk leaves half a line at the end; a power cut, zeros
-                # in place of any blocks that had not come to the disk, and no row has a zero. What
-                # follows is made again. No crash leaves anything else that is not right.
+                # A killed process or a full disk leaves part of a line at the end. A power failure
+                # leaves zeros in place of blocks that had not reached the disk, and no row contains
+                # a zero. The images from there on are made again. A crash causes no other damage.
                 if b"\0" in line or (line[-1:] != b"\n" and len(line) < _LONGEST_LINE):
                     return
                 data = line[_DIGITS:]
@@ -319,7 +325,7 @@ class Journal:
         refusal = f"{self.folder}: another process writes there; wait for it, or use another -o"
         return open_lock(path, refusal)
 
-    # --- what is refused --------------------------------------------------------------------------
+    # --- errors -----------------------------------------------------------------------------------
 
     def _refuse_line(self, shard: int, number: int, why: str) -> NoReturn:
         raise InputError(
@@ -332,7 +338,7 @@ class Journal:
         return f"use another -o, or remove {self.folder} yourself"
 
     def _refuse_other(self, run: Mapping[str, Any]) -> None:
-        """Refuse what another run has made, or nobody's files of our names."""
+        """Raise InputError if there is output of another run, or a file with a name of ours."""
         advice = "use another -o, or --overwrite"
         if there := self._run:
             differs = [
@@ -345,10 +351,10 @@ class Journal:
             if _OURS.fullmatch(entry.name):
                 raise InputError(f"{entry.path}: is there already; {advice}")
 
-    # --- what is removed --------------------------------------------------------------------------
+    # --- removing ---------------------------------------------------------------------------------
 
     def _clear(self) -> None:
-        """Remove what the run that is there has made, and nothing else."""
+        """Remove the output of the run that is there, and nothing else."""
         if not self._run:
             return
         for shard in self.shards():
@@ -365,7 +371,7 @@ class Journal:
         self._run_file.unlink()
 
     def _remove_without_row(self, shard: int) -> None:
-        """Remove the images that a killed process had no time to write a row of."""
+        """Remove images that have no row because the process was killed before it wrote one."""
         own = own_sink(self._run, self.folder)
         if own is None:
             return
@@ -382,16 +388,16 @@ class Journal:
 
 
 def read_manifest(folder: StrPath, most: int) -> list[Row]:
-    """Return the first rows of an output folder's manifest, checked.
+    """Return the first rows of an output folder's manifest, after checking them.
 
     They are read from the journal, where they have checksums.
 
     Args:
-        folder: of the output.
-        most: how many.
+        folder: the output folder.
+        most: the maximum number of rows.
 
     Raises:
-        InputError: something there is not understood.
+        InputError: the folder has contents that cannot be understood.
     """
     try:
         return list(islice(Journal(Path(folder)).images(), most))
@@ -400,15 +406,15 @@ def read_manifest(folder: StrPath, most: int) -> list[Row]:
 
 
 def _first_checksum(shard: int) -> int:
-    """Return the checksum before the first row: another one in each shard."""
+    """Return the checksum before the first row, which is different in each shard."""
     return zlib.crc32(b"%d" % shard)
 
 
 def _entries(folder: Path) -> Iterator["os.DirEntry[str]"]:
-    """Yield what is in a folder, if there is one.
+    """Yield the entries of a folder; none if it does not exist.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the folder cannot be read.
     """
     try:
         with os.scandir(folder) as entries:
@@ -420,16 +426,16 @@ def _entries(folder: Path) -> Iterator["os.DirEntry[str]"]:
 
 
 def _partial(path: Path) -> Path:
-    """Return the name that a file has until it is whole."""
+    """Return the name that a file has until it is complete."""
     return path.with_name(f".{path.name}")
 
 
 def _remove(path: Path) -> None:
-    """Remove a file. What else may have its name, as a folder or a link, stays."""
+    """Remove a regular file. Anything else with this name, such as a folder or a link, stays."""
     if regular(path) is not None:
         path.unlink()
 
 
 def _remove_empty(folder: Path) -> None:
-    with suppress(OSError):  # there is none, or somebody else's are in it
+    with suppress(OSError):  # the folder does not exist or is not empty
         folder.rmdir()

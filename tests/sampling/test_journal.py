@@ -886,6 +886,6 @@ def test_what_no_row_can_say_is_told_when_it_is_written(
         def write(self, result: Result, encoded: int) -> Any:
             return place
 
-    with pytest.raises(InputError, match="the sink Quiet: no row can say what it says"):
+    with pytest.raises(InputError, match="the sink Quiet: what it returned cannot be in a row"):
         sample(sampler, tmp_path / "out", sink=Quiet(tmp_path / "out", lambda number: None))
     assert rows_of(tmp_path / "out" / ".progress" / "00000.jsonl") == []
