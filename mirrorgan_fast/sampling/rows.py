@@ -1,7 +1,8 @@
-"""The rows of a run, one for each image or refused caption: written, and read without trust.
+"""The rows of a run, one per image or refused caption: how they are written and checked.
 
-A row is a line of JSON. What a row must say follows from what decides the run (``check_run``) and
-from the rows before it (``Rows``), all but the texts, seeds and indices of the captions.
+A row is a line of JSON. What it must contain follows from the description of the run
+(``check_run``) and from the rows before it (``Rows``), except for the texts, seeds and indices of
+the captions. Rows that are read are not trusted.
 """
 
 import json
@@ -17,12 +18,12 @@ from mirrorgan_fast.sampling.sampler import Result
 from mirrorgan_fast.sampling.sinks import FORMATS, LOSSY, OwnSink, Row, open_sink
 
 LONGEST_ROW = 2**22
-"""Bytes. A caption of 64 KiB takes six times as many if each is escaped, and once more as unknown
-words."""
+"""Maximum length of a row in bytes. A caption of 64 KiB takes six times as many bytes if each byte
+is escaped, and the same again as unknown words."""
 IS_REFUSED = b'{"error": '
-"""How the row of a refused caption begins, and no other."""
+"""The beginning of each row of a refused caption. No other row begins like this."""
 
-_Field = tuple[Callable[[Any], bool], str]  # what it must be, in code and in words
+_Field = tuple[Callable[[Any], bool], str]  # a check of the value, and its description
 
 
 def _whole(least: int, most: int) -> _Field:
@@ -65,14 +66,14 @@ _OUR_FILE = re.compile(r"([0-9]{5,}/[0-9]{8,}|[0-9]{4,})\.(png|jpg|webp)|[0-9]{5
 
 
 def check_run(run: Any) -> None:
-    """Check all that decides the images of a run except their captions.
+    """Check the description of a run: everything that determines its images except the captions.
 
     Args:
-        run: an object as JSON has it, with the name of the user's own ``sink`` or "", what the
-            model and the device are, and the fields of ``SamplingSettings``.
+        run: a JSON object with the class name of the user's own ``sink`` or "", a description of
+            the model and the device, and the fields of ``SamplingSettings``.
 
     Raises:
-        ValueError: it is none, with the reason as message.
+        ValueError: it does not describe a run. The message says why.
     """
     if not isinstance(run, dict):
         raise ValueError("is not a JSON object")
@@ -82,12 +83,12 @@ def check_run(run: Any) -> None:
 
 
 def captions_of_shard(run: Mapping[str, Any]) -> int:
-    """Return how many captions' images are in each shard of a run."""
+    """Return the number of captions per shard of a run."""
     return max(1, int(run["shard_size"]) // int(run["per_caption"]))
 
 
 def own_sink(run: Mapping[str, Any], folder: Path) -> OwnSink | None:
-    """Return what knows where a run's images are; None if a sink of the user's own has them."""
+    """Return the sink that knows where a run's images are; None if it is a sink of the user's."""
     return None if run["sink"] else open_sink(run["format"], folder, flat=run["flat"])
 
 
@@ -96,10 +97,10 @@ def image_row(result: Result, place: Row) -> bytes:
 
     Args:
         result: the image.
-        place: where it is.
+        place: the location of the image, as the sink returned it.
 
     Raises:
-        ValueError: a sink says of the place what cannot be in a row.
+        ValueError: the location has contents that cannot be in a row.
     """
     row = {
         "caption": result.caption,
@@ -112,19 +113,21 @@ def image_row(result: Result, place: Row) -> bytes:
 
 
 def refused_row(refused: Refused) -> bytes:
-    """Return the row of a caption that no image can be made of."""
+    """Return the row of a caption from which no image can be made."""
     return _line({"error": refused.reason, "line": refused.line, "text": refused.text})
 
 
 def check_place(folder: Path, place: Row) -> None:
-    """Check what a user's own sink says of where an image is.
+    """Check the location of an image that a sink of the user's own returned.
 
     Args:
-        folder: of the output.
-        place: what ``write`` returned. A ``file`` in it must be in the folder, after links.
+        folder: the output folder.
+        place: what ``write`` returned. If it has a ``file``, this must be in the folder after
+            symbolic links are resolved.
 
     Raises:
-        ValueError: it is not, or the place has a field that a row has already.
+        ValueError: the file is not in the folder, or the location has a field that each row has
+            already.
     """
     if taken := place.keys() & {*_IMAGE, "error"}:
         raise ValueError(f'has the field "{min(taken)}", which each row has already')
@@ -133,17 +136,17 @@ def check_place(folder: Path, place: Row) -> None:
 
 
 def is_ours(row: Row) -> bool:
-    """Whether a row's file has a name as this program gives, and may be removed."""
+    """Whether a row's file has a name that this program gives, so that it may be removed."""
     return isinstance(row.get("file"), str) and _OUR_FILE.fullmatch(row["file"]) is not None
 
 
 class Rows:
-    """The rows of a shard, read in their order.
+    """Checks the rows of a shard, in their order.
 
     Args:
-        run: what decides them, checked.
-        shard: its number.
-        folder: of the output.
+        run: the description of the run, which ``check_run`` has checked.
+        shard: the number of the shard.
+        folder: the output folder.
     """
 
     def __init__(self, run: Mapping[str, Any], shard: int, folder: Path) -> None:
@@ -152,17 +155,20 @@ class Rows:
         self._shard, self._folder = shard, folder
         self._own = own_sink(run, folder)
         self._line, self._last = shard * captions, (shard + 1) * captions
-        self._of_line = 0  # images of this line that have come, 0 if it was refused
-        self._images = 0  # of the shard that have come
+        self._of_line = 0  # images of this line so far, 0 if it was refused
+        self._images = 0  # images of the shard so far
 
     def take(self, data: bytes) -> Row:
-        """Take the next row.
+        """Parse and check the next row.
 
         Args:
-            data: its line.
+            data: the line of the row.
+
+        Returns:
+            the row.
 
         Raises:
-            ValueError: it is no row that this run can have written next, with the reason.
+            ValueError: this run cannot have written this row next. The message says why.
         """
         row = parse_json(data)
         if not isinstance(row, dict):
@@ -184,13 +190,13 @@ class Rows:
         return row
 
     def _follow(self, line: int, refused: bool) -> None:
-        """Go on to the next image of the line, or to the next line."""
+        """Advance to the next image of the line, or to the next line."""
         if not refused and line == self._line and 0 < self._of_line < self._per_caption:
             self._of_line += 1
         elif line == self._line + 1 <= self._last and self._of_line in (0, self._per_caption):
             self._line, self._of_line = line, 0 if refused else 1
         else:
-            raise ValueError(f"is of line {line}, which does not follow")
+            raise ValueError(f"is for line {line}, which is out of order")
 
 
 def _check_fields(row: Mapping[str, Any], fields: Mapping[str, _Field], optional: str = "") -> None:
@@ -203,9 +209,9 @@ def _check_fields(row: Mapping[str, Any], fields: Mapping[str, _Field], optional
 
 
 def _check_same(row: Row, fields: Iterable[str], place: Row, data: bytes) -> None:
-    """Check that a row has these fields and this place, in this order and as they are written.
+    """Check that a row has these fields and this location, in this order and in this notation.
 
-    The bytes are compared, as they go into the manifest as they are.
+    The bytes are compared because they are copied to the manifest unchanged.
     """
     expected = {**row, **place}
     if [*row] == [*fields, *place] and _line(expected) == data:
@@ -221,12 +227,12 @@ def _is_inside(folder: Path, name: Any) -> bool:
         return False
     try:
         inside, found = os.path.realpath(folder), os.path.realpath(folder / name)
-    except (OSError, ValueError):  # a NUL, or what no name of a file can be encoded from
+    except (OSError, ValueError):  # a NUL, or characters that a file name cannot have
         return False
     return found.startswith(os.path.join(inside, ""))
 
 
-_encoder = json.JSONEncoder(ensure_ascii=False)  # json.dumps would make one each time
+_encoder = json.JSONEncoder(ensure_ascii=False)  # json.dumps would create one in each call
 
 
 def _line(row: Row) -> bytes:

@@ -1,4 +1,4 @@
-"""Where images go: files, WebDataset tars, NumPy arrays, or an object of your own."""
+"""Where images are written: files, WebDataset tars, NumPy arrays, or a sink of your own."""
 
 import io
 import json
@@ -21,8 +21,8 @@ from mirrorgan_fast.sampling.sampler import Result
 Row = Mapping[str, Any]
 """A line of the manifest."""
 
-# PNG with runs alone, without a search for what is alike: a painted bird of 128 px takes 1.5 ms and
-# 20 kB, with Pillow's own choice 6.3 ms and 21 kB.
+# PNG with run-length encoding only, without a search for repeated sequences: a painted bird of
+# 128 px takes 1.5 ms and 20 kB. With Pillow's default settings it takes 6.3 ms and 21 kB.
 _SAVE: dict[str, tuple[str, dict[str, Any]]] = {
     "png": ("PNG", {"compress_level": 1, "compress_type": Image.RLE}),
     "jpeg": ("JPEG", {}),
@@ -30,61 +30,63 @@ _SAVE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 _SUFFIX = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 FORMATS = ("png", "jpeg", "webp", "tar", "tar-jpeg", "tar-webp", "npy")
-"""What ``open_sink`` knows. In a tar are PNG files, or what its name says."""
+"""The formats that ``open_sink`` knows. A tar holds PNG files unless the name says otherwise."""
 LOSSY = ("jpeg", "webp")
-"""What the names of formats end in that have a quality."""
+"""The endings of the names of formats that have a quality."""
 
 
 class Sink(Protocol):
-    """What ``sample_to_folder`` puts images into, shard by shard.
+    """What ``sample_to_folder`` writes images to, shard by shard.
 
-    Any object with these methods is one. ``encode`` is called from several threads, ``whole`` from
-    the one that reads captions, the rest from one that only writes.
+    Any object with these methods is a sink. ``encode`` is called from several threads, ``whole``
+    from the thread that reads captions, and the other methods from a thread that only writes.
     """
 
     def whole(self, shard: int, rows: Sequence[Row]) -> int:
-        """Return how many images of a shard are there, of those that another run wrote.
+        """Return how many of the images that an earlier call wrote to a shard are still there.
 
         Args:
-            shard: its number, from 0.
-            rows: of these images.
+            shard: the number of the shard, from 0.
+            rows: the rows of these images.
 
         Returns:
-            how many are whole, from the first; the others are made anew.
+            the number of complete images, counted from the first up to the first one that is not
+            complete. The others are made again.
         """
 
     def encode(self, shard: int, result: Result) -> Any:
-        """Turn an image into what ``write`` takes, in any order."""
+        """Convert an image to what ``write`` takes. Images come in any order."""
 
     def begin(self, shard: int, count: int) -> None:
-        """Begin a shard, or go on behind the ``count`` images of it that are there."""
+        """Start a shard, or resume it after the ``count`` images that are already there."""
 
     def write(self, result: Result, encoded: Any) -> Row:
-        """Write the next image of the shard, which from then on must outlast the process.
+        """Write the next image of the shard. From then on it must survive the end of the process.
 
         Returns:
-            what the manifest has to say of where it is, as JSON has it. A ``file`` must be in the
-            output folder; ``caption``, ``seed`` and the other fields of a row are taken.
+            the location of the image for the manifest, as a JSON object. If it has a ``file``, this
+            must be in the output folder. It must not have ``caption``, ``seed`` or another field
+            that each row has.
         """
 
     def end(self) -> None:
-        """The shard is complete."""
+        """Complete the shard: it gets no more images."""
 
     def close(self) -> None:
-        """There is no more for now; a shard that is not complete can be gone on with."""
+        """Stop writing. A later run may resume a shard that is not complete."""
 
 
 class OwnSink(Sink, ABC):
-    """A sink of this program: where an image is follows from its number."""
+    """A sink of this program, whose images have locations that follow from their numbers."""
 
     @abstractmethod
     def place(self, shard: int, number: int, count: int) -> Row:
-        """Return what the manifest says of where an image is.
+        """Return the location of an image for the manifest.
 
         Args:
-            shard: the number of its shard, from 0.
-            number: of the image, from 0.
-            count: images of the shard before it.
+            shard: the number of the shard, from 0.
+            number: the number of the image in the output, from 0.
+            count: the number of images before it in the shard.
         """
 
 
@@ -100,10 +102,10 @@ def open_sink(
 
     Args:
         format: one of ``FORMATS``.
-        folder: where its files are to be.
-        flat: for files of one image, whether all of them are in ``folder`` rather than in a folder
-            a shard.
-        quality: of JPEG and WebP, 1 to 100.
+        folder: the folder in which it writes files.
+        flat: for formats with one file per image, whether all files are in ``folder`` itself rather
+            than in one folder per shard.
+        quality: quality of JPEG and WebP files, 1 to 100.
         image_size: see ``Arrays``.
 
     Raises:
@@ -127,9 +129,13 @@ def check_format(format: str, quality: int) -> None:
 
 
 class Files(OwnSink):
-    """A file an image, "00002/00002017.png" for image 2017 of shards of 1,000.
+    """One file per image: "00002/00002017.png" for image 2017 with 1,000 images per shard.
 
-    Args: as of ``open_sink``, without tars.
+    Args:
+        folder: see ``open_sink``.
+        format: png, jpeg or webp.
+        flat: see ``open_sink``.
+        quality: see ``open_sink``.
     """
 
     def __init__(
@@ -139,21 +145,21 @@ class Files(OwnSink):
         self._format, self._flat, self._quality = format, flat, quality
 
     def place(self, shard: int, number: int, count: int) -> Row:
-        """Return the name of its file."""
+        """Return the name of the image's file."""
         name = f"{number:04d}" if self._flat else f"{shard:05d}/{number:08d}"
         return {"file": f"{name}.{_SUFFIX[self._format]}"}
 
     def whole(self, shard: int, rows: Sequence[Row]) -> int:
-        """Return how many are there."""
+        """Return how many images are there, from the first."""
         for i, row in enumerate(rows):
             if not _size(f"{self._folder}/{row.get('file', '')}"):  # a Path takes longer
                 return i
         return len(rows)
 
     def encode(self, shard: int, result: Result) -> Row:
-        """Write the file, which may be there before those of images before it."""
+        """Write the file, perhaps earlier than the files of the images before it."""
         place = self.place(shard, result.request.number, 0)
-        # The same temporary name in every run: what a killed one left is overwritten.
+        # The temporary name is the same in every run: a file that a killed run left is overwritten.
         with whole_file(self._folder / place["file"], of_process=False) as partial:
             partial.write_bytes(encode(result.image, self._format, self._quality))
         return place
@@ -162,7 +168,7 @@ class Files(OwnSink):
         """Do nothing: files do not depend on each other."""
 
     def write(self, result: Result, encoded: Row) -> Row:
-        """Return where it is."""
+        """Return the name of the image's file, which ``encode`` has written."""
         return encoded
 
     def end(self) -> None:
@@ -173,29 +179,29 @@ class Files(OwnSink):
 
 
 class _Growing(OwnSink):
-    """A file a shard, that has a hidden name until it is complete."""
+    """One file per shard, which has a hidden name until it is complete."""
 
     def __init__(self, folder: str | os.PathLike[str], suffix: str) -> None:
         self._folder, self._suffix = Path(folder), suffix
-        self._shard = self._count = 0  # the shard that is written, and images in it
+        self._shard = self._count = 0  # the shard being written, and the images in it
         self._file: io.FileIO | None = None
 
     def place(self, shard: int, number: int, count: int) -> Row:
-        """Return the name of its file."""
+        """Return the name of the shard's file."""
         return {"file": f"{shard:05d}.{self._suffix}"}
 
     def whole(self, shard: int, rows: Sequence[Row]) -> int:
-        """Return how many are there."""
+        """Return how many images are there, from the first."""
         final, partial = self._paths(shard)
         if self._is_complete(final, len(rows)):
             return len(rows)
         return self._whole(final if _size(final) else partial, len(rows))[0]
 
     def begin(self, shard: int, count: int) -> None:
-        """Go on behind the images that are there."""
+        """Resume the shard after the images that are there."""
         self._shard, self._count = shard, count
         final, partial = self._paths(shard)
-        # A power cut may leave it empty or cut off.
+        # A power failure may leave the file empty or cut off.
         if _size(final) and not (count and self._is_complete(final, count)):
             os.replace(final, partial)
 
@@ -220,7 +226,7 @@ class _Growing(OwnSink):
             os.replace(partial, final)
 
     def close(self) -> None:
-        """Stop."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -230,12 +236,12 @@ class _Growing(OwnSink):
         return self._folder / name, self._folder / f".{name}"
 
     def _open(self) -> io.FileIO:
-        """Open the file behind its last image."""
+        """Open the file, positioned after its last image."""
         self._folder.mkdir(parents=True, exist_ok=True)
         final, partial = self._paths(self._shard)
         if not self._count:
-            partial.unlink(missing_ok=True)  # which may be a link that somebody has put there
-        elif _size(final):  # there are more captions now than when it was completed
+            partial.unlink(missing_ok=True)  # it may be a link that somebody has put there
+        elif _size(final):  # there are more captions now than when the shard was completed
             os.replace(final, partial)
         file = open_in_place(partial)
         whole, end = self._whole(partial, self._count)
@@ -251,33 +257,37 @@ class _Growing(OwnSink):
 
     @abstractmethod
     def _is_complete(self, path: Path, count: int) -> bool:
-        """Whether this is a complete file, of ``count`` images or more as far as can be told."""
+        """Whether a file is complete.
+
+        If the file says how many images it has, it must have ``count`` or more.
+        """
 
     @abstractmethod
-    def _whole(self, path: Path, most: int) -> tuple[int, int]:
-        """Return how many images of the first ``most`` are whole, and where the last one ends."""
+    def _whole(self, path: Path, count: int) -> tuple[int, int]:
+        """Return how many of the first ``count`` images are complete, and where they end."""
 
     @abstractmethod
     def _head(self, result: Result) -> bytes:
-        """Return what stands before the first image."""
+        """Return the bytes before the first image."""
 
     @abstractmethod
     def _complete(self, file: io.FileIO) -> None:
-        """Write what a complete file needs."""
+        """Write what turns a partial file into a complete one."""
 
 
 class Tars(_Growing):
-    """A WebDataset tar a shard: of each image the picture, the caption and a JSON object.
+    """One WebDataset tar per shard, with the picture, the caption and a JSON object of each image.
 
-    "00002017.png", "00002017.txt", "00002017.json". The same images give the same bytes.
+    The parts of an image are named "00002017.png", "00002017.txt" and "00002017.json". The same
+    images give the same bytes.
 
     Args:
-        folder: where they are to be.
-        format: of the pictures: png, jpeg or webp.
-        quality: of JPEG and WebP, 1 to 100.
+        folder: the folder in which the tars are written.
+        format: the format of the pictures: png, jpeg or webp.
+        quality: quality of JPEG and WebP files, 1 to 100.
     """
 
-    _END = bytes(2 * tarfile.BLOCKSIZE)  # of a complete tar
+    _END = bytes(2 * tarfile.BLOCKSIZE)  # the end of a complete tar
 
     def __init__(
         self, folder: str | os.PathLike[str], format: str = "png", quality: int = 95
@@ -286,12 +296,12 @@ class Tars(_Growing):
         self._format, self._quality = format, quality
 
     def place(self, shard: int, number: int, count: int) -> Row:
-        """Return the name of its tar, and its key in it."""
+        """Return the name of the image's tar, and the key of the image in it."""
         return {**super().place(shard, number, count), "key": f"{number:08d}"}
 
     def encode(self, shard: int, result: Result) -> bytes:
-        """Encode an image."""
-        told = {
+        """Return the parts of an image as members of a tar."""
+        metadata = {
             "caption": result.caption,
             "seed": result.seed,
             "index": result.index,
@@ -300,7 +310,7 @@ class Tars(_Growing):
         parts = (
             encode(result.image, self._format, self._quality),
             result.caption.encode(),
-            json.dumps(told, ensure_ascii=False).encode(),
+            json.dumps(metadata, ensure_ascii=False).encode(),
         )
         return b"".join(
             self._header(f"{result.request.number:08d}.{suffix}", len(data))
@@ -310,31 +320,31 @@ class Tars(_Growing):
         )
 
     def _suffixes(self) -> tuple[str, str, str]:
-        """Return those of an image's parts."""
+        """Return the suffixes of the names of an image's parts."""
         return _SUFFIX[self._format], "txt", "json"
 
     @staticmethod
     def _header(name: str, size: int) -> bytes:
-        """Return what stands before a part."""
+        """Return the tar header of a part."""
         member = tarfile.TarInfo(name)
         member.size = size
         return member.tobuf(tarfile.USTAR_FORMAT)
 
     def _is_complete(self, path: Path, count: int) -> bool:
-        size, looked_at = _size(path), tarfile.BLOCKSIZE + len(self._END)
-        if size < looked_at or size % tarfile.BLOCKSIZE:
+        size, tail = _size(path), tarfile.BLOCKSIZE + len(self._END)
+        if size < tail or size % tarfile.BLOCKSIZE:
             return False
         with open_file(path) as file:
-            file.seek(-looked_at, os.SEEK_END)
+            file.seek(-tail, os.SEEK_END)
             last, end = file.read(tarfile.BLOCKSIZE), file.read()
-        return end == self._END and any(last)  # zeros before the end are what a power cut leaves
+        return end == self._END and any(last)  # a power failure leaves zeros before the end
 
-    def _whole(self, path: Path, most: int) -> tuple[int, int]:
+    def _whole(self, path: Path, count: int) -> tuple[int, int]:
         end, size = 0, _size(path)
         if not size:
             return 0, 0
         with open_file(path) as file:
-            for whole in range(most):
+            for whole in range(count):
                 position = end
                 for suffix in self._suffixes():
                     file.seek(position)
@@ -343,12 +353,12 @@ class Tars(_Growing):
                     if not taken or position > size:
                         return whole, end
                 end = position
-        return most, end
+        return count, end
 
     def _part(self, header: bytes, suffix: str) -> int:
-        """Return how many bytes a part takes with its header, 0 if it is not one of this class.
+        """Return the size of a part with its header, in bytes; 0 if this class did not write it.
 
-        This reads no more of a tar than what this class writes, whatever else one may have.
+        Only headers that this class writes are accepted, not everything that a tar may contain.
         """
         name = re.match(rb"[0-9]{8,20}\.%b(?=\0)" % suffix.encode(), header)
         digits = re.fullmatch(rb"[0-7]{11}", header[124:135])
@@ -367,13 +377,13 @@ class Tars(_Growing):
 
 
 class Arrays(_Growing):
-    """A NumPy array a shard: uint8 (N, S, S, 3), the manifest says which row is which image.
+    """One NumPy array per shard: uint8 (N, S, S, 3). The manifest says which row is which image.
 
-    What takes the least time to write, and to read (``numpy.load(..., mmap_mode="r")``).
+    This format takes the least time to write and to read (``numpy.load(..., mmap_mode="r")``).
 
     Args:
-        folder: where they are to be.
-        image_size: S, if it is known. An array that says another one is made anew.
+        folder: the folder in which the arrays are written.
+        image_size: S, if it is known. An array of another size is made again.
     """
 
     def __init__(self, folder: str | os.PathLike[str], image_size: int | None = None) -> None:
@@ -381,11 +391,11 @@ class Arrays(_Growing):
         self._image_size = image_size
 
     def place(self, shard: int, number: int, count: int) -> Row:
-        """Return the name of its array, and its row in it."""
+        """Return the name of the image's array, and the row of the image in it."""
         return {**super().place(shard, number, count), "row": count}
 
     def encode(self, shard: int, result: Result) -> bytes:
-        """Encode an image."""
+        """Return the pixels of an image as bytes."""
         return result.image.tobytes()
 
     def _is_complete(self, path: Path, count: int) -> bool:
@@ -393,12 +403,12 @@ class Arrays(_Growing):
         whole = len(self._header(shape)) + math.prod(shape)
         return shape[0] >= max(1, count) and _size(path) == whole
 
-    def _whole(self, path: Path, most: int) -> tuple[int, int]:
+    def _whole(self, path: Path, count: int) -> tuple[int, int]:
         shape = self._shape(path)
         begin, each = len(self._header(shape)), math.prod(shape[1:])
         if not each:
             return 0, 0
-        whole = min(most, (_size(path) - begin) // each)
+        whole = min(count, (_size(path) - begin) // each)
         return whole, begin + whole * each
 
     def _head(self, result: Result) -> bytes:
@@ -410,9 +420,9 @@ class Arrays(_Growing):
         write_all(file, self._header((self._count, *shape[1:])))
 
     def _shape(self, path: Path) -> tuple[int, ...]:
-        """Return what a header says, zeros if it is not one of this class.
+        """Return the shape in a file's header; zeros if this class did not write the header.
 
-        This reads no more than the one header that this class writes, whatever others may claim.
+        Only the one form of header that this class writes is accepted.
         """
         nothing = (0, 0, 0, 0)
         if not _size(path):
@@ -424,20 +434,20 @@ class Arrays(_Growing):
             return nothing
         shape = *(int(size) for size in found.groups()), 3
         expected = shape[1] if self._image_size is None else self._image_size
-        right = self._header(shape) == data and shape[1] == shape[2] == expected
-        return shape if right else nothing
+        is_valid = self._header(shape) == data and shape[1] == shape[2] == expected
+        return shape if is_valid else nothing
 
     @staticmethod
     def _header(shape: tuple[int, ...]) -> bytes:
-        """Return a header, which has the same length for any number of images."""
+        """Return a header. Its length is the same for any number of images."""
         buffer = io.BytesIO()
-        described = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(buffer, described)
+        description = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(buffer, description)
         return buffer.getvalue()
 
 
 def _size(path: str | os.PathLike[str]) -> int:
-    """Return the size of a regular file; 0 if there is none, which a link to one is not."""
+    """Return the size of a regular file in bytes; 0 if there is none. Links are not followed."""
     found = regular(path)
     return 0 if found is None else found.st_size
 
@@ -448,7 +458,7 @@ def encode(image: np.ndarray, format: str, quality: int = 95) -> bytes:
     Args:
         image: the pixels.
         format: png, jpeg or webp.
-        quality: of JPEG and WebP, 1 to 100.
+        quality: quality of JPEG and WebP files, 1 to 100.
     """
     name, options = _SAVE[format]
     if format != "png":
