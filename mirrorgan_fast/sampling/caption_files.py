@@ -1,4 +1,4 @@
-"""Captions to be sampled: from a file, a pipe, the standard input or a list, as a stream."""
+"""Captions to sample from: a stream from a file, a pipe, the standard input or a list."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -20,15 +20,15 @@ from mirrorgan_fast.vocabulary import each_caption
 
 
 class Captions:
-    """Captions that are read as a stream; to be closed, or used in a ``with`` statement.
+    """Captions that are read as a stream. Use it in a ``with`` statement, which closes the source.
 
     Args:
-        source: their bytes.
+        source: the bytes of the captions.
     """
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._prepared: tuple[Peekable, Format] | None = None  # what is to be read next
+        self._prepared: tuple[Peekable, Format] | None = None  # what ``records`` reads next
         self._begun = False
 
     def __enter__(self) -> Self:
@@ -41,14 +41,16 @@ class Captions:
     def open(cls, path: StrPath) -> Self:
         """Open a file or a pipe, or the standard input if the path is "-".
 
-        Text has a caption a line. JSON lines and a JSON array have strings, or objects with
-        ``caption``, ``text``, ``prompt`` or ``captions`` (a string, or a list of them), and, if an
-        image is to be made as another run made it, ``seed`` and ``index``. CSV and TSV have a
-        column of one of these names. See ``caption_formats.format_of`` for how they are told
-        apart. All may be in UTF-8, or in UTF-16 with a byte order mark, and packed with gzip.
+        Plain text has one caption per line. JSON lines and a JSON array have strings, or objects
+        with ``caption``, ``text``, ``prompt`` or ``captions`` (a string or a list of strings).
+        These objects may also have ``seed`` and ``index``, to make an image as another run made it.
+        CSV and TSV have a column with one of these names. ``caption_formats.format_of`` describes
+        how the format is detected. The encoding may be UTF-8, or UTF-16 with a byte order mark, and
+        the data may be packed with gzip.
 
         Raises:
-            InputError: it cannot be read, or is of another format. (Of a pipe, ``prepare`` tells.)
+            InputError: the source cannot be read, or has another format. (The format of a pipe is
+                only checked by ``prepare``.)
         """
         captions = cls(open_source(path))
         if captions.repeatable:
@@ -61,50 +63,50 @@ class Captions:
 
     @classmethod
     def of(cls, captions: Iterable[str]) -> Self:
-        """Take captions that are in memory.
+        """Use captions that are in memory.
 
         Raises:
-            InputError: they are a single string, or one is no string.
+            InputError: ``captions`` is a single string, or one of them is not a string.
         """
         rows = [json.dumps({"caption": caption}) + "\n" for caption in each_caption(captions)]
         return cls(Memory("captions", "".join(rows).encode(), "captions.jsonl"))
 
     @property
     def name(self) -> str:
-        """What they are called in messages."""
+        """The name of the source in messages."""
         return self._source.name
 
     @property
     def repeatable(self) -> bool:
-        """Whether they can be read more than once, and by several processes; not from a pipe."""
+        """Whether the source can be read more than once and by several processes; a pipe cannot."""
         return self._source.repeatable
 
     @property
     def share(self) -> float | None:
-        """How much of them was read, from 0 to 1, if that is known."""
+        """The share of the source that has been read, from 0 to 1; None if that is not known."""
         size = self._source.size
         return min(1.0, self._source.position / size) if size else None
 
     def prepare(self) -> None:
-        """Tell the format before anything is made of them. A pipe is waited for.
+        """Detect the format, before any image is made. On a pipe, this waits for data.
 
         Raises:
-            InputError: they are of a format that is not read; or were read already, from a pipe.
+            InputError: the format is not supported, or the source is a pipe that was read already.
         """
         if self._prepared is None:
             if self._begun and not self.repeatable:
-                raise InputError(f"{self.name}: was read already, and cannot be once more")
+                raise InputError(f"{self.name}: was read already, and cannot be read again")
             self._begun = True
             text = text_of(self._source)
             self._prepared = text, format_of(text, self.name, self._source.suffix)
 
     def records(self) -> Iterator[tuple[int, Record]]:
-        """Yield the records and their numbers, from 1, from the first one on.
+        """Yield all records with their numbers, from 1.
 
-        If a gzip file or a JSON array is damaged, the last record is one that tells so.
+        If a gzip file or a JSON array is damaged, the last record says so.
 
         Raises:
-            InputError: as ``prepare``, or they cannot be read on.
+            InputError: see ``prepare``; or the source can no longer be read.
         """
         self.prepare()
         assert self._prepared is not None

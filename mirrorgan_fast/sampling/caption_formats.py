@@ -1,8 +1,8 @@
-"""Which format a text of captions is of, and its records one by one.
+"""Detecting the format of captions, and reading their records one by one.
 
-A record is a line of text, a line of JSON, an element of a JSON array, or a row of a table. One
-that cannot be read is refused by itself, and reading goes on behind it. Only one record is in
-memory at a time, and none that is too long.
+A record is a line of text, a line of JSON, an element of a JSON array, or a row of a table. If a
+record cannot be read, only this record is refused and reading continues after it. Only one record
+is in memory at a time, and records that are too long are not kept in memory.
 """
 
 import csv
@@ -23,25 +23,26 @@ Format = Callable[[Iterable[bytes]], Iterator[Record]]
 """Reads the records of a text, which comes as chunks of UTF-8."""
 
 KEYS = ("caption", "text", "prompt", "captions")
-"""Of a JSON object, and columns of a table: the first of them that is there has the caption."""
+"""Keys of a JSON object and columns of a table. The first of these that is there has the caption.
+"""
 LONGEST_RECORD = 2**20
-"""Bytes of a JSON object or of a row.
+"""Maximum length of a JSON object or a row in bytes.
 
 A line of a manifest is always shorter, so it can be read back. It has a caption of at most 65,536
-bytes, and its unknown words. In JSON, a byte of the caption takes at most 6 (a control character is
-written as "\\u0001"): 393,216. The words are without control characters, but in lower case (at most
-3 bytes for 2) and in NFC (at most 3 for 1), and there are at most 32,768 of them, each with 4 bytes
-around it: 425,984. All else is a few hundred bytes.
+bytes, and its unknown words. In JSON, a byte of the caption takes at most 6 bytes (a control
+character is written as "\\u0001"): 393,216. The words have no control characters, but they are in
+lower case (at most 3 bytes for 2) and in NFC (at most 3 bytes for 1), and there are at most 32,768
+of them, each with 4 bytes around it: 425,984. The rest is a few hundred bytes.
 """
 
-_WANTED = '"caption", "text", "prompt" or "captions"'
-_MOST_LINES = 1000  # of a row; more are a quotation mark that is not closed
-_OF_LINES = (".jsonl", ".ndjson")
-_TABLES = {".csv": ",;\t", ".tsv": "\t", ".tab": "\t"}  # what may stand between the fields
-_COLUMN = re.compile(r"([A-Za-z_][\w.-]*)?")  # pandas has no name for that of row numbers
+_KEY_NAMES = '"caption", "text", "prompt" or "captions"'
+_MAX_LINES = 1000  # of a row; if there are more, a quotation mark is not closed
+_JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
+_TABLES = {".csv": ",;\t", ".tsv": "\t", ".tab": "\t"}  # possible delimiters of the fields
+_COLUMN = re.compile(r"([A-Za-z_][\w.-]*)?")  # pandas leaves the column of row numbers unnamed
 _OBJECT = re.compile(rb'\{\s*("[^"\r\n]*"\s*:|\})')  # no caption begins like this
-# What changes where one is in JSON: between the elements of an array, in one of them (behind whole
-# strings and all else that does not matter), and in a string.
+# The next character that changes the state of the JSON scanner: between the elements of an array,
+# in an element (complete strings and anything irrelevant are skipped), and in a string.
 _BETWEEN = re.compile(rb'(["\[\]{},])')
 _IN_ELEMENT = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+")*+(["\[\]{}])')
 _IN_STRING = re.compile(rb'(["\\])')
@@ -51,20 +52,22 @@ def format_of(text: Peekable, name: str, suffix: str) -> Format:
     """Return the format of a text.
 
     Args:
-        text: only as much of it is looked at as it takes to tell, and nothing is read.
-        name: what it is called in messages.
-        suffix: how the name of its file ends. ".jsonl", ".ndjson", ".csv" and ".tsv" are believed.
-            Without them the text is plain, unless it begins as plain text never does.
+        text: the text. Only as much of it is peeked at as is necessary to detect the format, and
+            nothing is consumed.
+        name: the name of the text in messages.
+        suffix: the suffix of its file's name. ".jsonl", ".ndjson", ".csv" and ".tsv" determine the
+            format. With another suffix the format is plain text, unless the beginning shows that it
+            is not.
 
     Raises:
-        InputError: it is JSON or a table, but not of captions.
+        InputError: it is JSON or a table, but without captions.
     """
     if suffix in _TABLES:
         return _table_by_suffix(text, name, _TABLES[suffix])
     begins = next((rest for chunk in text.peek() if (rest := chunk.lstrip())), b"")
     if begins.startswith(b"[") and (suffix == ".json" or _begins_an_array(text, suffix)):
         return json_array
-    if suffix in _OF_LINES:
+    if suffix in _JSON_LINES_SUFFIXES:
         return json_lines
     if begins.startswith(b"{") and _is_json_lines(text, name):
         return json_lines
@@ -77,8 +80,8 @@ def format_of(text: Peekable, name: str, suffix: str) -> Format:
 
 
 def _begins_an_array(text: Peekable, suffix: str) -> bool:
-    """Whether the first element is an object or a string, with a comma or the end behind it."""
-    if suffix in _OF_LINES and _json(next(_nonempty_lines(text), None)) is not None:
+    """Whether the first element is an object or a string, followed by a comma or the end."""
+    if suffix in _JSON_LINES_SUFFIXES and _json(next(_nonempty_lines(text), None)) is not None:
         return False  # the first line is an array by itself, so it is a line of JSON
     try:
         return isinstance(_json(next(_elements(text.peek()))), dict | str)
@@ -87,10 +90,13 @@ def _begins_an_array(text: Peekable, suffix: str) -> bool:
 
 
 def _is_json_lines(text: Peekable, name: str) -> bool:
-    """Whether the first line is an object with a caption, or it is JSON and the second an object.
+    """Whether the text is JSON lines.
+
+    It is if the first line is an object with a caption, or if the text begins like a JSON object
+    and the second line is an object.
 
     Raises:
-        InputError: it is JSON, but of another kind.
+        InputError: the text is JSON of another form.
     """
     nonempty = _nonempty_lines(text)
     first = next(nonempty, None)
@@ -106,13 +112,13 @@ def _is_json_lines(text: Peekable, name: str) -> bool:
     larger = f"larger than a line of at most {LONGEST_RECORD:,} bytes"
     what = f"with {_listed(found)}" if isinstance(found, dict) else larger
     raise InputError(
-        f"{name}: is a JSON object, {what}; give objects with {_WANTED}, one a line or in an array "
-        "(of COCO's annotations: jq -c '.annotations[]')"
+        f"{name}: is a JSON object, {what}; give objects with {_KEY_NAMES}, one a line or in an "
+        "array (of COCO's annotations: jq -c '.annotations[]')"
     )
 
 
 def _json(data: bytes | None) -> Any:
-    """Return what is written as JSON, bad bytes or not, or None."""
+    """Return the parsed JSON, with invalid bytes replaced; None if it is not JSON."""
     try:
         return parse_json((data or b"").decode(errors="replace"))
     except ValueError:
@@ -127,11 +133,14 @@ def _table_by_suffix(text: Peekable, name: str, delimiters: str) -> Format:
             return partial(table, delimiter=delimiter)
         longest = max(longest, header, key=len)
     there = f"only {_listed(longest)}" if longest else "which is empty or cannot be read"
-    raise InputError(f"{name}: has no column {_WANTED} in its first row, {there}")
+    raise InputError(f"{name}: has no column {_KEY_NAMES} in its first row, {there}")
 
 
 def _begins_a_table(text: Peekable, delimiter: str) -> bool:
-    """Whether two rows are as long, the first of two or more names, one of them known."""
+    """Whether the first two rows have the same number of fields and the first is a header.
+
+    A header has two or more column names, and one of them is a name for captions.
+    """
     first = next(_nonempty_lines(text), None)
     header = next(_rows(iter([first]), delimiter), _NO_ROW).fields
     if len(header) < 2 or _caption_column(header) is None:
@@ -152,14 +161,14 @@ def _nonempty_lines(text: Peekable) -> Iterator[bytes | None]:
 
 
 def plain_text(chunks: Iterable[bytes]) -> Iterator[Record]:
-    """Read a caption a line."""
+    """Read one caption per line."""
     for line in lines(chunks, LONGEST_CAPTION):
         text = _text(line, LONGEST_CAPTION)
         yield text if isinstance(text, Record) else Record({"caption": text}, text[:BEGINNING])
 
 
 def json_lines(chunks: Iterable[bytes]) -> Iterator[Record]:
-    """Read an object or a string a line."""
+    """Read one object or string per line."""
     for line in lines(chunks, LONGEST_RECORD):
         yield from _of_json(line)
 
@@ -168,14 +177,14 @@ def json_array(chunks: Iterable[bytes]) -> Iterator[Record]:
     """Read the objects and strings of an array.
 
     Raises:
-        DamageError: the array has no end, or something behind it.
+        DamageError: the array has no end, or there is data after its end.
     """
     for element in _elements(chunks):
         yield from _of_json(element)
 
 
 def table(chunks: Iterable[bytes], delimiter: str) -> Iterator[Record]:
-    """Read the rows of CSV or TSV, of which the first names the columns."""
+    """Read the rows of CSV or TSV. The first row names the columns."""
     rows = _rows(lines(chunks, LONGEST_RECORD), delimiter)
     header = next(rows, _NO_ROW).fields
     column = _caption_column(header)
@@ -188,7 +197,7 @@ def table(chunks: Iterable[bytes], delimiter: str) -> Iterator[Record]:
 
 
 def _of_json(data: bytes | None) -> Iterator[Record]:
-    """Read what has one caption or several."""
+    """Read an object with one or more captions, or a string."""
     text = _text(data, LONGEST_RECORD)
     if isinstance(text, Record):
         yield text
@@ -207,7 +216,7 @@ def _of_json(data: bytes | None) -> Iterator[Record]:
     key = next((key for key in KEYS if key in found), None)
     if key is None:
         there = f"only {_listed(found)}" if found else "nothing at all"
-        yield Record(None, beginning, f"has no {_WANTED}, {there}")
+        yield Record(None, beginning, f"has no {_KEY_NAMES}, {there}")
         return
     several = found[key] if key == "captions" and isinstance(found[key], list) else [found[key]]
     if not several:
@@ -221,21 +230,21 @@ def _of_json(data: bytes | None) -> Iterator[Record]:
 
 
 def _text(data: bytes | None, longest: int) -> str | Record:
-    """Return a record's text, or the record if it has none."""
+    """Return the text of a record, or a record with the reason why it has none."""
     if data is None:
         return Record(None, "", f"is longer than {longest:,} bytes")
     try:
         return data.decode().strip()
     except UnicodeDecodeError as error:
-        return Record(None, _beginning(data), _no_text(data, error))
+        return Record(None, _beginning(data), _encoding_fault(data, error))
 
 
-def _no_text(data: bytes, error: UnicodeDecodeError) -> str:
+def _encoding_fault(data: bytes, error: UnicodeDecodeError) -> str:
     try:
         data.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
         return f"is not UTF-8 (byte {error.start + 1})"
-    return "has half a surrogate pair, which is no text"
+    return "has half a surrogate pair, which is not valid text"
 
 
 def _beginning(data: bytes) -> str:
@@ -248,7 +257,7 @@ def _caption_column(header: list[str]) -> int | None:
 
 
 def _listed(names: Iterable[str]) -> str:
-    """Return the first of some names, of keys or columns, which may be anything."""
+    """Return the first few names of keys or columns for a message. They may be any text."""
     quoted = [f'"{printable(name[:40])}"' for name in islice(names, 6)]
     return ", ".join([*quoted[:5], "..."] if len(quoted) > 5 else quoted)
 
@@ -260,17 +269,18 @@ def lines(chunks: Iterable[bytes], longest: int) -> Iterator[bytes | None]:
     r"""Yield each line with its end, which is "\n", "\r\n" or "\r".
 
     Args:
-        chunks: of the text.
-        longest: bytes, without its end; in place of a longer line there is None.
+        chunks: the text.
+        longest: maximum length of a line in bytes, without its end. A longer line is replaced by
+            None.
     """
-    rest = bytearray()  # of a line that has no end yet
+    rest = bytearray()  # the beginning of a line that has no end yet
     cut = False  # whether its beginning was too long to keep
     for chunk in chunks:
         may_end = b"\n" in chunk or b"\r" in chunk or rest.endswith(b"\r")
         rest += chunk
         if may_end:
             whole = bytes(rest).splitlines(keepends=True)
-            # behind "\r" there may come "\n"
+            # "\r" may be followed by "\n" in the next chunk
             rest = bytearray(b"" if whole[-1].endswith(b"\n") else whole.pop())
             for line in whole:
                 yield None if cut or len(line.rstrip(b"\r\n")) > longest else line
@@ -285,14 +295,14 @@ def lines(chunks: Iterable[bytes], longest: int) -> Iterator[bytes | None]:
 def _elements(chunks: Iterable[bytes]) -> Iterator[bytes | None]:
     """Yield each element of a JSON array, or None in place of one that is too long.
 
-    Only strings, brackets and commas are looked at, so what else is wrong with an element does not
-    matter to the next.
+    Only strings, brackets and commas are examined, so any other fault in an element does not affect
+    the next one.
 
     Raises:
-        DamageError: the array has no end, or something behind it.
+        DamageError: the array has no end, or there is data after its end.
     """
     stream = iter(chunks)
-    depth = 0  # of brackets: 1 between elements
+    depth = 0  # number of open brackets: 1 between elements
     in_string = escaped = False
     element = bytearray()
     count = 0
@@ -316,7 +326,7 @@ def _elements(chunks: Iterable[bytes]) -> Iterator[bytes | None]:
                 in_string = not in_string
             elif mark in b"[{":
                 depth += 1
-                if depth == 1:  # the array's own
+                if depth == 1:  # the bracket of the array itself
                     start = position
                     element.clear()
             elif depth > 1:
@@ -324,13 +334,13 @@ def _elements(chunks: Iterable[bytes]) -> Iterator[bytes | None]:
             elif mark != b"}":
                 element += chunk[start : position - 1]
                 start = position
-                if mark == b"," or count or element.strip():  # else it is empty: []
+                if mark == b"," or count or element.strip():  # otherwise the array is empty: []
                     yield None if len(element) > LONGEST_RECORD else bytes(element)
                 count += 1
                 element.clear()
                 if mark == b"]":
                     if any(rest.strip() for rest in chain([chunk[position:]], stream)):
-                        raise DamageError("is behind the end of the array")
+                        raise DamageError("is after the end of the array")
                     return
         element += chunk[start:]
         del element[LONGEST_RECORD + 1 :]
@@ -341,7 +351,7 @@ class _Row(NamedTuple):
     fields: list[str]
     data: bytes
     reason: str = ""
-    """Why it cannot be read."""
+    """Why the row cannot be read."""
 
 
 _NO_ROW = _Row([], b"")
@@ -352,23 +362,23 @@ class _BadRowError(Exception):
 
 
 def _rows(unread: Iterator[bytes | None], delimiter: str) -> Iterator[_Row]:
-    """Yield the rows of a table from its lines, without those that are empty.
+    """Yield the rows of a table from its lines, without the empty rows.
 
-    A row that is not closed where a quotation mark is missing takes the next lines with it. So of
-    one that cannot be read only its first line is refused, and the others are read again: each as
-    a row of its own, so that no line is read more than twice, but for the last, where the fault was
-    found. That one may begin a longer row.
+    If a closing quotation mark is missing, the row runs on into the next lines. So if a row cannot
+    be read, only its first line is refused, and its other lines are read again. Each of them is
+    read as a separate row, so that no line is read more than twice, except for the last one, where
+    the fault was found: that line may begin a longer row.
     """
     again: deque[bytes | None] = deque()
-    alone = 0  # so many of them are rows of their own
+    alone = 0  # how many lines of `again` must each be a separate row
     taken: list[bytes | None] = []
 
     def take() -> Iterator[str]:
         nonlocal alone
-        most = 1 if alone else _MOST_LINES
+        max_lines = 1 if alone else _MAX_LINES
         size = 0
         while (line := again.popleft() if again else next(unread, b"")) != b"":
-            if len(taken) == most:
+            if len(taken) == max_lines:
                 again.appendleft(line)
                 raise _BadRowError("has a quotation mark that is not closed")
             alone = max(0, alone - 1)
@@ -386,7 +396,7 @@ def _rows(unread: Iterator[bytes | None], delimiter: str) -> Iterator[_Row]:
             with _fields_of_any_length():
                 fields = next(csv.reader(take(), delimiter=delimiter, strict=True), [])
         except csv.Error as error:
-            reason = f"is no row of a table ({error})"
+            reason = f"is not a row of a table ({error})"
         except _BadRowError as error:
             reason = str(error)
         if not taken:
@@ -399,14 +409,14 @@ def _rows(unread: Iterator[bytes | None], delimiter: str) -> Iterator[_Row]:
         try:
             data.decode()
         except UnicodeDecodeError as error:
-            reason = reason or _no_text(data, error)
+            reason = reason or _encoding_fault(data, error)
         if fields or reason:
             yield _Row(fields, data, reason)
 
 
 @contextmanager
 def _fields_of_any_length() -> Iterator[None]:
-    """Lift the limit of the csv module, which is that of all its readers, for a row."""
+    """Raise the field size limit of the csv module, which all its readers share, for a row."""
     before = csv.field_size_limit(LONGEST_RECORD)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What is wanted of a caption: which images, and if none can be made of it, why."""
+"""Requests: which images to make from a caption, or why none can be made from it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -7,72 +7,73 @@ from typing import Any, NamedTuple
 from mirrorgan_fast.errors import listed
 
 LONGEST_CAPTION = 65_536
-"""Bytes of UTF-8; a longer caption is refused."""
+"""Maximum length in bytes of UTF-8. A longer caption is refused."""
 BEGINNING = 500
-"""Letters of a refused caption that are kept."""
-_NUMBERS = 2**128  # seeds and indices are below
+"""Number of characters of a refused caption that are kept."""
+_NUMBERS = 2**128  # seeds and indices are less than this
 
 
 class Record(NamedTuple):
     """A caption as it was read, not yet checked."""
 
     fields: Mapping[str, Any] | None
-    """``caption``, and where the record names them ``seed`` and ``index``, of whatever type. None
-    if it could not be read."""
+    """``caption`` and, if the record has them, ``seed`` and ``index``. The values are of any type.
+    None if the record could not be read."""
     beginning: str
-    """How the record begins; what is told of it if it is refused."""
+    """The beginning of the record, which is reported if the record is refused."""
     reason: str = ""
-    """Why it could not be read."""
+    """Why the record could not be read."""
     position: int = 0
-    """Of the caption in a list of captions that share the fields, from 0."""
+    """Position of the caption, from 0, in a list of captions that share the other fields."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """An image that is wanted."""
+    """A request for one image."""
 
     line: int
     """The number of its caption in its source, from 1."""
     number: int
-    """Where the image stands in the output, from 0; its file is named after it."""
+    """The number of the image in the output, from 0. Its file is named after this number."""
     caption: str
     seed: int
     index: int
-    """Of the seed's noises, from 0. Caption, seed and index decide the image."""
+    """Index of the noise among those of the seed, from 0. Caption, seed and index determine the
+    image."""
 
 
 class Line(NamedTuple):
-    """A caption, and how many images of it are wanted."""
+    """A caption, and the number of images to make from it."""
 
     first: Request
     images: int
 
     def request(self, k: int) -> Request:
-        """Return the image k of it, from 0."""
+        """Return the request for image k of this caption, counted from 0."""
         first = self.first
         return replace(first, number=first.number + k, index=first.index + k)
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A caption that no image can be made of."""
+    """A caption from which no image can be made."""
 
     line: int
     reason: str
     text: str
-    """How it begins."""
+    """The beginning of the caption."""
 
 
 def parse(line: int, record: Record, *, seed: int, per_caption: int) -> Line | Refused:
-    """Take what is wanted from a record, if it can be taken.
+    """Turn a record into requests for images, or refuse it.
 
     Args:
-        line: its number, from 1.
-        record: as it was read. One with a ``seed`` and an ``index``, as a line of a manifest has
-            them, asks for the image that another run made.
-        seed: where the record has none.
-        per_caption: images of each caption. Where the record has no index, that of its first image
-            is ``(line - 1) * per_caption``.
+        line: the number of the record, from 1.
+        record: the record as it was read. If it has a ``seed`` and an ``index``, like a line of a
+            manifest, it requests the image that another run made.
+        seed: the seed, if the record has none.
+        per_caption: number of images per caption. If the record has no index, the index of its
+            first image is ``(line - 1) * per_caption``.
     """
     if record.fields is None:
         return Refused(line, record.reason, record.beginning)
@@ -83,7 +84,7 @@ def parse(line: int, record: Record, *, seed: int, per_caption: int) -> Line | R
         return first
     if "index" in record.fields and record.position:
         first = replace(first, index=first.index + record.position * per_caption)
-    if first.index + per_caption > _NUMBERS:  # a line of the manifest would have it
+    if first.index + per_caption > _NUMBERS:  # a line of the manifest would contain this index
         return Refused(line, '"index" is too large for all images', record.beginning)
     return Line(first, per_caption)
 
@@ -91,13 +92,13 @@ def parse(line: int, record: Record, *, seed: int, per_caption: int) -> Line | R
 def request_of(
     fields: Mapping[str, Any], line: int, number: int, beginning: str
 ) -> Request | Refused:
-    """Take a caption, a seed and an index for an image, if they can be taken.
+    """Check the caption, seed and index of an image, and return its request or a refusal.
 
     Args:
-        fields: ``caption``, ``seed`` and ``index``, of whatever type.
-        line: where they come from.
-        number: of the image in the output.
-        beginning: what is told of a refused one.
+        fields: ``caption``, ``seed`` and ``index``. The values are of any type.
+        line: the line that they come from.
+        number: the number of the image in the output.
+        beginning: the beginning of the record, which is reported if it is refused.
     """
     caption = fields.get("caption")
     if not isinstance(caption, str):
@@ -106,18 +107,18 @@ def request_of(
     try:
         size = len(caption.encode())
     except UnicodeEncodeError:
-        return Refused(line, "has half a surrogate pair, which is no text", beginning)
+        return Refused(line, "has half a surrogate pair, which is not valid text", beginning)
     if size > LONGEST_CAPTION:
         return Refused(line, f"is longer than {LONGEST_CAPTION:,} bytes", beginning)
     for name in ("seed", "index"):
         if type(fields[name]) is not int or not 0 <= fields[name] < _NUMBERS:
-            return Refused(line, f'"{name}" is no whole number from 0 to 2^128', beginning)
+            return Refused(line, f'"{name}" is not a whole number from 0 to 2^128', beginning)
     if not caption:
         return Refused(line, "is empty", beginning)
     return Request(line, number, caption, fields["seed"], fields["index"])
 
 
 def no_known_word(request: Request, unknown: list[str]) -> Refused:
-    """Return why a caption of unknown words alone is refused."""
+    """Return the refusal of a caption in which the model knows no word."""
     why = f"has no word that the model knows ({listed(unknown) or 'it has no words'})"
     return Refused(request.line, why, request.caption[:BEGINNING])

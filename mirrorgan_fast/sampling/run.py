@@ -1,4 +1,4 @@
-"""From a file of captions to a folder of images, which can be stopped at any moment and gone on."""
+"""Sampling from a file of captions to a folder of images. A run can be stopped and resumed."""
 
 import hashlib
 import os
@@ -30,22 +30,25 @@ class Summary:
     """What a run of ``sample_to_folder`` did."""
 
     images: int
-    """In the folder now."""
+    """Number of images that are in the folder now."""
     made: int
-    """Of them, in this run."""
+    """Number of images that this call made."""
     refused: int
-    """Captions that no image could be made of."""
+    """Number of captions from which no image could be made."""
     seconds: float
+    """Duration of the call."""
     stages: dict[str, float]
-    """Images a second that each stage could do by itself: "captions" (reading, tokens, noise),
-    "model", "encode" (on all cores), "write". That of this process, under torchrun."""
+    """Images per second that each stage could process by itself: "captions" (reading, tokens,
+    noise), "model", "encode" (on all cores), "write". Under torchrun, these are the rates of this
+    process."""
 
     process: int
-    """Which one this is, from 0, of ``processes``."""
+    """Index of this process, from 0."""
     processes: int
+    """Number of processes."""
 
     def table(self) -> str:
-        """Return the speed of each stage, and which is the limit."""
+        """Return a table with the speed of each stage and the name of the slowest one."""
         lines = [f"{'stage':<10}{'images/s':>12}"]
         lines += [f"{name:<10}{rate:>12,.1f}" for name, rate in self.stages.items()]
         lines.append(f"{'all':<10}{self.made / self.seconds:>12,.1f}")
@@ -56,7 +59,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """All that decides the images and their files, except the model and the captions.
+    """Everything that determines the images and their files, except the model and the captions.
 
     Raises:
         InputError: a value is out of range.
@@ -64,17 +67,18 @@ class SamplingSettings:
 
     seed: int = bounded(0, 0, SEEDS - 1)
     per_caption: int = bounded(1, 1, 10**9)
-    """Images of each caption."""
+    """Number of images per caption."""
     psi: float = bounded(1.0, 0, 1)
-    """Factor of the noise, 0 to 1 (see ``Sampler.stream``)."""
+    """Factor that multiplies the noise, 0 to 1 (see ``Sampler.stream``)."""
     format: str = "png"
     """One of ``sinks.FORMATS``."""
     quality: int = bounded(95, 1, 100)
-    """Of JPEG and WebP, 1 to 100."""
+    """Quality of JPEG and WebP files, 1 to 100."""
     shard_size: int = bounded(1000, 1, 10**9)
-    """Images of a folder, tar or array, rounded down to whole captions."""
+    """Number of images per folder, tar or array, rounded down to whole captions."""
     flat: bool = False
-    """Whether files of one image are in the folder itself, not in one for each shard."""
+    """Whether image files are written directly into the output folder, rather than into one folder
+    per shard."""
 
     def __post_init__(self) -> None:
         check_psi(self.psi)
@@ -93,26 +97,27 @@ def sample_to_folder(
     workers: int | None = None,
     quiet: bool = True,
 ) -> Summary:
-    """Make images of captions and write them, with a manifest, into a folder.
+    """Generate images from captions and write them, with a manifest, into a folder.
 
-    If it is stopped or killed, the same call goes on where it was: each image is there once and
-    whole. Captions that no image can be made of are in errors.jsonl, and stop nothing. The
-    processes that ``torchrun`` starts take turns at the shards.
+    A run can be stopped or killed at any moment. The same call then resumes it, and in the end each
+    image is there exactly once and is complete. Captions from which no image can be made are listed
+    in errors.jsonl and do not stop the run. The processes that ``torchrun`` starts take turns at
+    the shards.
 
     Args:
-        sampler: makes the images.
-        captions: are read once, as a stream.
-        folder: made if need be.
-        settings: decide the images and their files.
-        sink: one of your own in place of that of the settings' format.
-        overwrite: whether the output of another run is replaced. (That of the same run, as far as
-            it is there, is kept.)
-        workers: threads that encode (default: one a core).
-        quiet: whether there is no progress bar.
+        sampler: generates the images.
+        captions: the captions, which are read once, as a stream.
+        folder: the output folder, which is created if necessary.
+        settings: what determines the images and their files.
+        sink: a sink of your own, which replaces the one for the settings' format.
+        overwrite: whether the output of another run is replaced. (Existing output of the same run
+            is kept.)
+        workers: number of threads that encode images (default: one per core).
+        quiet: whether to hide the progress bar.
 
     Raises:
-        InputError: the folder has output of another run, or something that is not understood; the
-            captions are not those that it was begun with; or something cannot be written.
+        InputError: the folder has output of another run or contents that cannot be understood, the
+            captions are not those with which the run was started, or a file cannot be written.
     """
     settings = settings or SamplingSettings()
     run = {
@@ -143,7 +148,7 @@ def sample_to_folder(
         if processes.rank == 0:
             try:
                 journal.begin(run, overwrite)
-            except (InputError, OSError) as error:  # which the others are to know of
+            except (InputError, OSError) as error:  # the other processes must learn of it
                 refusal = error
         if processes.total(int(refusal is not None)) != [0]:
             raise refusal or InputError(f"process {processes.rank}: stops, as process 0 does")
@@ -201,23 +206,23 @@ class _Job:
     ) -> None:
         self._sampler, self._captions, self._settings = sampler, captions, settings
         self._journal, self._sink, self._processes = journal, sink, processes
-        self._asked = self._there_already = 0  # images
+        self._requested = self._existing = 0  # numbers of images
         self._seconds = {"captions": 0.0, "model": 0.0}
 
     def run(self, workers: int | None, quiet: bool) -> Writer:
-        """Make what is not there yet; return who has written it."""
+        """Make the images that are not there yet, and return the writer that wrote them."""
         sampler = self._sampler
-        self._asked = self._there_already = 0
-        painted, start, waited = sampler.seconds, time.perf_counter(), 0.0
+        self._requested = self._existing = 0
+        model_seconds, start, waited = sampler.seconds, time.perf_counter(), 0.0
         bar = tqdm(
             desc="sampling", unit="image", delay=2, disable=quiet or self._processes.rank > 0
         )
         complete = False
         with Interrupts() as interrupts:
             interrupts.hold()
-            # while what was read ahead is being encoded, as much is being painted
-            most = 2 * AHEAD * sampler.batch_size
-            writer = Writer(self._sink, self._journal, most, workers)
+            # Room for two windows: one is being encoded while the next one is being generated.
+            max_waiting = 2 * AHEAD * sampler.batch_size
+            writer = Writer(self._sink, self._journal, max_waiting, workers)
             try:
                 interrupts.release()
                 refused = 0
@@ -226,11 +231,11 @@ class _Job:
                 for item in results:
                     if isinstance(item, Refused):
                         if item.line == refused:
-                            continue  # the same caption once more
+                            continue  # another image of the same caption
                         refused = item.line
                     elif not isinstance(item, Shard):
                         bar.total = self._expected()
-                        with suppress(OSError):  # nobody looks any more
+                        with suppress(OSError):  # the terminal may be closed
                             bar.update()
                     before = time.perf_counter()
                     interrupts.hold()
@@ -245,12 +250,12 @@ class _Job:
                     bar.close()
                 writer.close(complete)
             interrupts.release()
-        self._seconds["model"] = sampler.seconds - painted
+        self._seconds["model"] = sampler.seconds - model_seconds
         self._seconds["captions"] = total - waited - self._seconds["model"]
         return writer
 
     def stages(self, writer: Writer) -> dict[str, float]:
-        """Return the images a second of each stage."""
+        """Return the images per second of each stage."""
         seconds = {
             **self._seconds,
             "encode": writer.encoding / writer.workers,
@@ -259,12 +264,12 @@ class _Job:
         return {name: writer.images / max(taken, 1e-9) for name, taken in seconds.items()}
 
     def _expected(self) -> int | None:
-        """Return how many images are to be made, as far as can be told."""
+        """Estimate how many images this process makes; None if that cannot be estimated."""
         share = self._captions.share
-        return None if share is None else round(self._asked / share) - self._there_already
+        return None if share is None else round(self._requested / share) - self._existing
 
     def _items(self) -> Iterator[Request | Refused | Shard]:
-        """Yield the captions of this process's shards, without what is there already."""
+        """Yield this process's shards and their items, except those that were made earlier."""
         captions_of_shard = max(1, self._settings.shard_size // self._settings.per_caption)
         rows: deque[Row] = deque()
         line, shard, begun = 0, 0, -1
@@ -275,29 +280,32 @@ class _Job:
             if shard != begun:
                 self._check(not rows, line)
                 begun = shard
-                rows, count = self._there(shard)
+                rows, count = self._existing_rows(shard)
                 yield Shard(shard, count)
-            yield from self._wanted(line, record, rows)
+            yield from self._missing(line, record, rows)
         self._check(not rows and max(self._journal.shards(), default=0) <= shard, line + 1)
 
-    def _there(self, shard: int) -> tuple[deque[Row], int]:
-        """Return what is written of a shard and still there, and how many images that is."""
+    def _existing_rows(self, shard: int) -> tuple[deque[Row], int]:
+        """Return the rows of a shard whose images are still there, and the number of images."""
         rows = list(self._journal.read(shard))
         images = [place for place, row in enumerate(rows) if "error" not in row]
         whole = self._sink.whole(shard, [rows[place] for place in images])
         if whole < len(images):
             del rows[images[whole] :]
         self._journal.keep(shard, len(rows))
-        self._there_already += whole
+        self._existing += whole
         return deque(rows), whole
 
-    def _wanted(self, line: int, record: Record, rows: deque[Row]) -> Iterator[Request | Refused]:
-        """Yield what is wanted of a record, without what is in the rows, and take it from there."""
+    def _missing(self, line: int, record: Record, rows: deque[Row]) -> Iterator[Request | Refused]:
+        """Yield the items of a record that have no row yet.
+
+        The rows of the other items are checked against the record and removed from ``rows``.
+        """
         settings = self._settings
         parsed = parse(line, record, seed=settings.seed, per_caption=settings.per_caption)
-        wanted = parsed.images if isinstance(parsed, Line) else 1
-        self._asked += wanted
-        for k in range(wanted):
+        number = parsed.images if isinstance(parsed, Line) else 1
+        self._requested += number
+        for k in range(number):
             item = parsed.request(k) if isinstance(parsed, Line) else parsed
             if not rows:
                 yield item
@@ -307,7 +315,7 @@ class _Job:
             if "error" in row:
                 text = item.text if isinstance(item, Refused) else item.caption[:BEGINNING]
                 self._check(row["text"] == text, line)
-                return  # it stands for all images of the line
+                return  # this row stands for all images of the line
             made = (row["caption"], row["seed"], row["index"])
             self._check(
                 isinstance(item, Request) and made == (item.caption, item.seed, item.index), line
@@ -316,16 +324,16 @@ class _Job:
     def _check(self, same: bool, line: int) -> None:
         if not same:
             raise _OtherCaptionsError(
-                f"{self._captions.name}, line {line}: is not what it was when "
-                f"{self._journal.folder} was begun; use another -o, or for a file --overwrite"
+                f"{self._captions.name}, line {line}: has changed since {self._journal.folder} was "
+                "started; use another -o, or for a file --overwrite"
             )
 
 
 def _fingerprint(model: TextToImage) -> str:
-    """Return what changes with anything of the model that decides images."""
+    """Return a hash of everything in the model that determines its images."""
     digest = hashlib.blake2b(digest_size=16)
-    about = (model.SYSTEM, changed_fields(model.config), model.vocabulary.words)
-    digest.update(repr(about).encode())
+    description = (model.SYSTEM, changed_fields(model.config), model.vocabulary.words)
+    digest.update(repr(description).encode())
     for part in (model.stem, model.glam):
         for name, tensor in part.state_dict().items():
             digest.update(name.encode())

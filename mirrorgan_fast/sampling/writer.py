@@ -1,4 +1,7 @@
-"""Encoding and writing beside the model: a bounded pool, and a thread that keeps the order."""
+"""Encoding and writing in the background: a thread pool encodes, and one thread writes in order.
+
+The number of results that may wait is bounded.
+"""
 
 import io
 import os
@@ -15,59 +18,64 @@ from mirrorgan_fast.sampling.rows import refused_row
 from mirrorgan_fast.sampling.sampler import Result
 from mirrorgan_fast.sampling.sinks import Sink
 
-# Images that go together from thread to thread, which costs more than some of them to write.
-_TOGETHER = 8
+# Images that are passed from thread to thread as one chunk. Passing them one by one would cost more
+# time than writing some of them.
+_CHUNK_SIZE = 8
 
 
 class Shard(NamedTuple):
-    """What follows is of this shard."""
+    """The start of a shard: the items that follow belong to it."""
 
     number: int
     there: int
-    """How many of its images are there already."""
+    """Number of its images that are there already."""
 
 
 class _Chunk(NamedTuple):
     items: list[Result | Refused]
-    encoded: "Future[list[Any]]"  # of those that are results
+    encoded: "Future[list[Any]]"  # of the items that are results
 
 
 class Writer:
-    """Takes results in order and writes them into a sink and a journal, in the background.
+    """Takes results in order and writes them to a sink and a journal, in the background.
 
     Args:
-        sink: where images go.
-        journal: where their lines go.
-        most: results that may wait here; whoever brings more waits for room.
-        workers: threads that encode (default: one a core).
+        sink: receives the images.
+        journal: receives their rows.
+        max_waiting: number of results that may wait here. When there are more, ``put`` blocks until
+            there is room.
+        workers: number of threads that encode images (default: one per core).
     """
 
-    def __init__(self, sink: Sink, journal: Journal, most: int, workers: int | None = None) -> None:
+    def __init__(
+        self, sink: Sink, journal: Journal, max_waiting: int, workers: int | None = None
+    ) -> None:
         self._sink, self._journal = sink, journal
         self.workers = workers or os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(self.workers, "encode")
-        self._waiting: queue.Queue[Shard | _Chunk | None] = queue.Queue(max(1, most // _TOGETHER))
+        self._waiting: queue.Queue[Shard | _Chunk | None]
+        self._waiting = queue.Queue(max(1, max_waiting // _CHUNK_SIZE))
         self._thread = threading.Thread(target=self._run, name="write", daemon=True)
         self._shard = -1
-        self._items: list[Result | Refused] = []  # of the next chunk
+        self._items: list[Result | Refused] = []  # the items of the next chunk
         self._lines: io.FileIO | None = None
         self._shard_of_lines = -1
         self._failed: BaseException | None = None
         self._stopped = False
-        self._one_at_a_time = threading.Lock()
+        self._encoding_lock = threading.Lock()
         self.encoding = 0.0
-        """Seconds of a processor that encoding has taken."""
+        """CPU seconds that encoding has taken."""
         self.writing = 0.0
         """Seconds that writing has taken."""
         self.images = 0
-        """Written so far."""
+        """Number of images written so far."""
         self._thread.start()
 
     def put(self, item: Result | Refused | Shard) -> None:
         """Take the next item.
 
         Raises:
-            OSError: one before it could not be written; nothing more will be.
+            OSError: an earlier item could not be written. Nothing more is written after that.
         """
         if self._failed is not None:
             raise self._failed
@@ -77,18 +85,18 @@ class Writer:
             self._waiting.put(item)
         else:
             self._items.append(item)
-            if len(self._items) == _TOGETHER:
+            if len(self._items) == _CHUNK_SIZE:
                 self._submit()
 
     def close(self, complete: bool) -> None:
-        """Write what waits, and end.
+        """Write the items that are still waiting, and stop.
 
         Args:
-            complete: whether the last shard is complete; if not, only what is being encoded is
-                waited for.
+            complete: whether the last shard is complete. If not, waiting items are not written, and
+                this waits only for encoding and writing that has already started.
 
         Raises:
-            OSError: something could not be written.
+            OSError: an item could not be written.
         """
         self._stopped = not complete
         self._submit()
@@ -106,7 +114,7 @@ class Writer:
             raise self._failed
 
     def _submit(self) -> None:
-        """Have the next chunk encoded, and then written."""
+        """Put the next chunk in the queue, to be encoded and then written."""
         items, self._items = self._items, []
         if items:
             self._waiting.put(_Chunk(items, self._pool.submit(self._encode, self._shard, items)))
@@ -114,13 +122,13 @@ class Writer:
     def _encode(self, shard: int, items: list[Result | Refused]) -> list[Any]:
         start = time.thread_time()
         encoded = [self._sink.encode(shard, item) for item in items if isinstance(item, Result)]
-        with self._one_at_a_time:
+        with self._encoding_lock:
             self.encoding += time.thread_time() - start
         return encoded
 
     def _run(self) -> None:
         while entry := self._waiting.get():
-            if self._failed is None and not self._stopped:  # else make room, that nobody waits
+            if self._failed is None and not self._stopped:  # otherwise only empty the queue
                 try:
                     if isinstance(entry, Shard):
                         self._begin(entry)
@@ -138,7 +146,7 @@ class Writer:
         self._shard_of_lines = shard.number
 
     def _write(self, items: list[Result | Refused], encoded: list[Any]) -> None:
-        """Write images and then, as these are there now, their lines."""
+        """Write images and then, once all of them are there, their rows."""
         assert self._lines is not None
         start = time.perf_counter()
         parts = iter(encoded)

@@ -102,7 +102,7 @@ def test_the_last_record_tells_of_damage(tmp_path: Path) -> None:
         ("c.txt.gz", whole[: len(whole) // 2], "is gzip that is cut off"),
         ("c", whole[:-8] + bytes(8), "is gzip that is damaged"),
         ("c.json", json.dumps(texts)[:-9].encode(), "is cut off: the array has no end"),
-        ("c.json", json.dumps(texts).encode() + b"]", "is behind the end of the array"),
+        ("c.json", json.dumps(texts).encode() + b"]", "is after the end of the array"),
         ("c.txt", "\n".join(texts).encode("utf-16")[:-1], "is UTF-16 that is cut off"),
     ):
         with Captions.open(written(tmp_path / name, data)) as captions:
@@ -143,7 +143,7 @@ def test_captions_of_a_pipe_are_read_once(name: str, tmp_path: Path) -> None:
         assert read(captions) == list(enumerate(TEXTS, start=1))
         writer.join()
         for again in (captions.prepare, captions.records().__next__):
-            with pytest.raises(InputError, match="was read already, and cannot be once more"):
+            with pytest.raises(InputError, match="was read already, and cannot be read again"):
                 again()
 
 

@@ -339,8 +339,8 @@ def test_an_element_that_is_bad_is_refused_alone(bad: str) -> None:
         ("", "has no end"),
         (', "b', "has no end"),
         (', {"caption": "b"', "has no end"),
-        ("] [", "behind the end"),
-        ('], "b"]', "behind the end"),
+        ("] [", "after the end"),
+        ('], "b"]', "after the end"),
     ],
 )
 def test_an_array_without_an_end_has_those_before_it(end: str, reason: str) -> None:
@@ -359,9 +359,9 @@ ROWS = 'id,caption\n0,a\n{}\n2,"c, d"\n3,"e\nf"\n4,g\n'
     [
         ("1,red, small bird", "has 3 fields where the first row has 2"),
         ("1", "has 1 fields"),
-        ('1,"red bird', "no row of a table"),
-        ('1,"red" bird', "no row of a table"),
-        ('"1,red bird', "no row of a table"),
+        ('1,"red bird', "not a row of a table"),
+        ('1,"red" bird', "not a row of a table"),
+        ('"1,red bird', "not a row of a table"),
         ("1,red \udcff bird", r"is not UTF-8 \(byte 7\)"),
         ("\udce9,red bird", r"is not UTF-8 \(byte 1\)"),
         (f'1,"{"a " * LONGEST_RECORD}"', "is longer than 1,048,576 bytes"),

@@ -417,7 +417,7 @@ def test_captions_of_a_pipe_cannot(sampler: Sampler, tmp_path: Path) -> None:
     with Captions.open(f"/dev/fd/{end}") as captions:
         os.close(end)
         assert sample_to_folder(sampler, captions, tmp_path / "1", SMALL).made == 2
-        with pytest.raises(InputError, match="was read already, and cannot be once more"):
+        with pytest.raises(InputError, match="was read already, and cannot be read again"):
             sample_to_folder(sampler, captions, tmp_path / "2", SMALL)
         assert not (tmp_path / "2").exists()
 
@@ -456,7 +456,7 @@ def test_other_captions_are_another_run(
         "longer": [f"{texts[line]} bird"],
     }[change]
     captions = written("\n".join(changed).encode(), tmp_path)
-    with pytest.raises(InputError, match=r"captions.txt, line \d+: is not what it was"):
+    with pytest.raises(InputError, match=r"captions.txt, line \d+: has changed since"):
         sample(sampler, captions, out)
     assert files(out) == before
     sample(sampler, captions, out, overwrite=True)
