@@ -35,13 +35,16 @@ def sample_dataset(
     """Add an image to each row of a dataset.
 
     Args:
-        dataset: with the columns that ``SampleRows`` takes.
-        model: a name, or a folder that all machines see.
-        actors: how many processes, each with a model of its own.
-        cpus_per_actor: cores of each.
-        gpus_per_actor: 1, or a part of one; 0: on the CPU.
-        rows: that an actor takes at a time.
-        **sampling: of ``SampleRows``.
+        dataset: a dataset with the columns that ``SampleRows`` takes.
+        model: a name, or a folder that all machines can access.
+        actors: number of processes. Each has its own copy of the model.
+        cpus_per_actor: number of cores per actor.
+        gpus_per_actor: 1 or a fraction of a GPU per actor; 0 for the CPU.
+        rows: number of rows that an actor takes at a time.
+        **sampling: further arguments of ``SampleRows``.
+
+    Returns:
+        the dataset with the columns that ``SampleRows`` adds.
     """
     import ray.data
 
@@ -57,18 +60,19 @@ def sample_dataset(
 
 
 class SampleRows:
-    """What an actor does with rows: a callable for ``Dataset.map_batches``.
+    """Samples an image for each row: a callable for ``Dataset.map_batches``.
 
-    It takes the columns ``caption`` and ``index`` (which with the seed decide the image) and, if
-    rows have different ones, ``seed``. It adds ``image``, uint8 (S, S, 3), and ``error``: empty, or
-    why there is no image; then that is black.
+    It takes the columns ``caption`` and ``index``, which together with the seed determine the
+    image, and optionally ``seed``, if rows have different seeds. It adds the columns ``image``,
+    uint8 (S, S, 3), and ``error``, which is empty or says why there is no image. In that case the
+    image is black.
 
     Args:
         model: a name or a folder.
-        seed: of rows without one.
+        seed: the seed, if the rows have no column ``seed``.
         psi: factor of the noise, 0 to 1.
-        device: default: the GPU that Ray gives, or else the CPU.
-        batch_size: of the sampler.
+        device: the device (default: the GPU that Ray assigns, otherwise the CPU).
+        batch_size: batch size of the sampler (default: chosen for the device).
 
     Raises:
         InputError: rows lack one of the two columns.
@@ -89,7 +93,7 @@ class SampleRows:
         self._sampler = Sampler(loaded, device, batch_size=batch_size or "auto")
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the rows with images."""
+        """Return the rows with the added columns."""
         for column in ("caption", "index"):
             if column not in rows:
                 raise InputError(

@@ -1,4 +1,4 @@
-"""Where captions come from: a file, a pipe or memory; unpacked, and as UTF-8."""
+"""Sources of captions: a file, a pipe or memory, which are unpacked and converted to UTF-8."""
 
 import codecs
 import io
@@ -21,19 +21,19 @@ from mirrorgan_fast.files import StrPath, reason, without_waiting
 
 ARE_READ = "text, JSON lines, a JSON array, CSV or TSV, each as it is or packed with gzip"
 PATIENCE = 5.0
-"""Seconds without captions after which a pipe says, once, that it waits."""
+"""Seconds without data after which a pipe logs, once, that it is waiting."""
 PEEKED = 2**21
-"""Bytes that can be looked at before they are read."""
+"""Number of bytes that can be peeked at before they are read."""
 
 _LOG = logging.getLogger("mirrorgan_fast")
-_CHUNK = 4096  # bytes; few, as the progress bar goes by what has been read
-_UNPACKED = 65_536  # bytes that a chunk of gzip makes at a time
+_CHUNK = 4096  # bytes; small, because the progress bar depends on how much has been read
+_UNPACKED = 65_536  # maximum number of bytes that are unpacked from gzip at a time
 _WAIT = 500  # milliseconds; a signal that comes just before a wait is only handled after it
-_BEGINNING = 512  # bytes that tell a format
+_BEGINNING = 512  # bytes from which the format is detected
 _GZIP = b"\x1f\x8b"
 _MARKS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
 
-# What is no text: what it is, how its name ends, and how it begins.
+# Formats that are not text: description, suffixes of file names, and pattern of the first bytes.
 _OTHERS = (
     ("a ZIP archive or an Office document", "zip docx xlsx pptx odt ods npz", rb"PK[\x01-\x07]"),
     ("an old Office document", "doc xls ppt", rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"),
@@ -69,41 +69,41 @@ _OTHERS = (
 
 
 class DamageError(Exception):
-    """Nothing can be read from here on; what came before counts. The message says why."""
+    """The rest of the data cannot be read; earlier data is valid. The message says why."""
 
 
 class Source(ABC):
-    """Bytes; to be closed.
+    """A source of bytes, which must be closed.
 
     Args:
-        name: what it is called in messages.
-        path: what its name says of the format.
+        name: the name of the source in messages.
+        path: a path whose suffixes show the format.
 
     Raises:
-        InputError: by its name, it is of a format that is not read.
+        InputError: the path has the suffix of a format that is not supported.
     """
 
     repeatable: ClassVar[bool]
-    """Whether it can be read more than once, and by several processes."""
+    """Whether the source can be read more than once and by several processes."""
     size: int | None = None
-    """In bytes, if it is known."""
+    """The size in bytes; None if it is not known."""
     position = 0
-    """Bytes that have been read."""
+    """Number of bytes that have been read."""
 
     def __init__(self, name: str, path: str = "") -> None:
         self.name = name
         suffix = PurePath(path).suffix.lower()
         self.packed = suffix == ".gz"
-        """Whether it is gzip by its name."""
+        """Whether the path has the suffix of gzip."""
         self.suffix = PurePath(PurePath(path).stem).suffix.lower() if self.packed else suffix
-        """How the name of what is packed ends: "", ".csv", ..."""
+        """The suffix of the path without that of gzip: "", ".csv", ..."""
         for what, suffixes, _ in _OTHERS:
             if self.suffix[1:] in suffixes.split():
                 raise InputError(f"{name}: is {what} by its name; give {ARE_READ}")
 
     @abstractmethod
     def chunks(self) -> Iterator[bytes]:
-        """Yield all bytes, from the first on.
+        """Yield all bytes, from the beginning.
 
         Raises:
             InputError: they cannot be read.
@@ -111,7 +111,7 @@ class Source(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Close what was opened."""
+        """Close the source."""
 
 
 class Memory(Source):
@@ -131,11 +131,11 @@ class Memory(Source):
             yield chunk
 
     def close(self) -> None:
-        """Nothing was opened."""
+        """Do nothing: there is no file to close."""
 
 
 class File(Source):
-    """A regular file, from where it stands on."""
+    """A regular file, read from its current position."""
 
     repeatable = True
 
@@ -148,7 +148,7 @@ class File(Source):
         """Yield all bytes."""
         position = 0
         while True:
-            # By their place: the processes of torchrun share one standard input, and where it is.
+            # pread, because the processes of torchrun share one standard input and its position.
             try:
                 chunk = os.pread(self._file.fileno(), _CHUNK, self._start + position)
             except OSError as error:
@@ -165,7 +165,7 @@ class File(Source):
 
 
 class Pipe(Source):
-    """A pipe, or a terminal. It is waited for, so that signals are handled meanwhile."""
+    """A pipe or a terminal. Waits for data are short, so that signals are handled in between."""
 
     repeatable = False
 
@@ -174,10 +174,10 @@ class Pipe(Source):
         self._file = file
         self._ready = select.poll()
         self._ready.register(file, select.POLLIN)
-        self._told = False
+        self._warned = False
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield all bytes, until nobody has it open for writing any more."""
+        """Yield all bytes, until no process has the pipe open for writing."""
         while True:
             self._wait()
             try:
@@ -193,9 +193,9 @@ class Pipe(Source):
     def _wait(self) -> None:
         start = time.monotonic()
         while not self._ready.poll(_WAIT):
-            if not self._told and time.monotonic() - start >= PATIENCE:
+            if not self._warned and time.monotonic() - start >= PATIENCE:
                 _LOG.warning("%s: waiting for captions", printable(self.name))
-                self._told = True
+                self._warned = True
 
     def close(self) -> None:
         """Close the pipe."""
@@ -203,11 +203,11 @@ class Pipe(Source):
 
 
 def open_source(path: StrPath) -> Source:
-    """Open a file or a pipe, or the standard input if the path is "-". A pipe is not waited for.
+    """Open a file or a pipe, or the standard input if the path is "-". This does not wait for data.
 
     Raises:
-        InputError: it cannot be opened, is a folder or a device, or, by its name, of a format that
-            is not read.
+        InputError: it cannot be opened, is a folder or a device, or has the suffix of a format that
+            is not supported.
     """
     name = str(path)
     try:
@@ -237,19 +237,19 @@ def open_source(path: StrPath) -> Source:
 
 
 class Peekable:
-    """Chunks of bytes that can be looked at before they are read."""
+    """Chunks of bytes that can be peeked at before they are read."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
         self._seen: list[bytes] = []
         self.damage: DamageError | None = None
-        """What was met when they were looked at."""
+        """The damage that was found while peeking, if any."""
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yield the chunks, which are read then.
+        """Yield the chunks, which counts as reading them.
 
         Raises:
-            DamageError: nothing more can be read.
+            DamageError: the rest of the data cannot be read.
         """
         while self._seen:
             yield self._seen.pop(0)
@@ -258,9 +258,9 @@ class Peekable:
         yield from self._chunks
 
     def peek(self) -> Iterator[bytes]:
-        """Yield the first chunks, of some ``PEEKED`` bytes at most, which are still to be read.
+        """Yield the first chunks without reading them, up to about ``PEEKED`` bytes.
 
-        Damage looks like an end here.
+        At damaged data, they end as if the data ended there.
         """
         size = 0
         for place in count():
@@ -291,11 +291,11 @@ class Peekable:
 def text_of(source: Source) -> Peekable:
     """Return the text of a source as UTF-8, without a byte order mark.
 
-    Half a surrogate pair in UTF-16 becomes the three bytes that UTF-8 would have for it. Reading
-    raises DamageError where gzip or UTF-16 is damaged or cut off.
+    Half a surrogate pair in UTF-16 becomes the three bytes that UTF-8 would use for it. Reading
+    raises DamageError at the point where gzip or UTF-16 is damaged or cut off.
 
     Raises:
-        InputError: it is no text, or of a format that is not read.
+        InputError: it is not text, or has a format that is not supported.
     """
     found = Peekable(source.chunks())
     if found.beginning().startswith(_GZIP):
@@ -305,7 +305,7 @@ def text_of(source: Source) -> Peekable:
     beginning = found.beginning()
     if not beginning and found.damage is not None:
         raise InputError(f"{source.name}: {found.damage}")
-    _refuse_others(source.name, beginning)  # before UTF-16, whose marks begin those of UTF-32
+    _refuse_others(source.name, beginning)  # before UTF-16: the marks of UTF-32 begin like it
     for mark, encoding in _MARKS:
         if beginning.startswith(mark):
             chunks = _without_mark(found, len(mark))
@@ -329,8 +329,8 @@ def _refuse_others(name: str, beginning: bytes) -> None:
 def _is_binary(beginning: bytes) -> bool:
     """Whether there are NULs where only binary data has them.
 
-    That is at the start, beside each other as in its numbers, every second byte as in UTF-16, or in
-    a line that is not UTF-8. One in a caption is a letter as others.
+    That is: at the start, close to each other as in binary numbers, at every second byte as in
+    UTF-16, or in a line that is not UTF-8. A single NUL in a caption is an ordinary character.
     """
     if re.match(rb"\x00|.*?\x00.?\x00.?\x00", beginning, re.DOTALL):
         return True
@@ -340,14 +340,14 @@ def _is_binary(beginning: bytes) -> bool:
     if b"\0" not in line.group():
         return False
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(line.group())  # may end within a letter
+        codecs.getincrementaldecoder("utf-8")().decode(line.group())  # may end within a character
     except UnicodeDecodeError:
         return True
     return False
 
 
 def _unpacked(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Unpack gzip: one member or more, with zeros behind them or not."""
+    """Unpack gzip: one or more members, which may be followed by zeros."""
     member = None
     for chunk in chunks:
         rest = chunk
