@@ -74,7 +74,7 @@ def reason(error: Exception) -> str:
 
 
 @contextmanager
-def whole_file(path: StrPath, *, of_process: bool = True) -> Iterator[Path]:
+def whole_file(path: StrPath, *, of_process: bool = True, synced: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; what was written there takes its place at the end.
 
     If the block raises, ``path`` is left as it was and the temporary file is removed. The parent
@@ -84,6 +84,9 @@ def whole_file(path: StrPath, *, of_process: bool = True) -> Iterator[Path]:
         path: of the file.
         of_process: whether the temporary name is this process's own. If not, what a killed process
             has left there is written over, and no two may write the same file at once.
+        synced: whether the content is on the disk before the file gets its name, so that it is
+            whole even after a power failure. It takes milliseconds; False is for files that are
+            checked and made again.
 
     Raises:
         InputError: the file cannot be written (no permission, a full disk, a folder of that name).
@@ -97,12 +100,20 @@ def whole_file(path: StrPath, *, of_process: bool = True) -> Iterator[Path]:
         # A link that somebody has put there would lead what is written to its target.
         partial.unlink(missing_ok=True)
         yield partial
+        if synced:
+            _sync(partial)
         os.replace(partial, target)
     except (OSError, UnicodeEncodeError) as error:
         raise InputError(f"{target}: cannot be written ({reason(error)})") from error
     finally:
         with suppress(OSError):  # its folder could not be made, so there is nothing to remove
             partial.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until the content of a file is on the disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def regular(path: StrPath) -> os.stat_result | None:
@@ -230,6 +241,7 @@ def whole_folder(root: Path) -> Iterator[Path]:
     try:
         with open_lock(partial / _UNFINISHED, refusal):
             yield partial
+            os.sync()  # all files at once, before the folder gets its name
             os.replace(partial, root)
             os.unlink(root / _UNFINISHED)
     finally:

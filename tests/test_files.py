@@ -1,5 +1,6 @@
 """Files appear whole or not at all, whatever happens while they are written."""
 
+import os
 import resource
 import signal
 from collections.abc import Callable, Iterator
@@ -123,3 +124,17 @@ def test_a_block_that_writes_nothing_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be written"), whole_file(tmp_path / "file"):
         pass
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("synced", [True, False])
+def test_content_is_on_the_disk_before_a_file_gets_its_name(
+    synced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda *given: (calls.append("fsync"), fsync(*given)))
+    monkeypatch.setattr(os, "replace", lambda *given: (calls.append("replace"), replace(*given)))
+    with whole_file(tmp_path / "file", synced=synced) as partial:
+        partial.write_text("content")
+    assert calls == (["fsync", "replace"] if synced else ["replace"])
+    assert (tmp_path / "file").read_text() == "content"

@@ -160,7 +160,8 @@ class Files(OwnSink):
         """Write the file, perhaps earlier than the files of the images before it."""
         place = self.place(shard, result.request.number, 0)
         # The temporary name is the same in every run: a file that a killed run left is overwritten.
-        with whole_file(self._folder / place["file"], of_process=False) as partial:
+        path = self._folder / place["file"]
+        with whole_file(path, of_process=False, synced=False) as partial:
             partial.write_bytes(encode(result.image, self._format, self._quality))
         return place
 

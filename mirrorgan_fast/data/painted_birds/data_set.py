@@ -260,7 +260,7 @@ class _Export:
 
 
 def _save(pixels: NDArray[np.uint8], path: Path) -> None:
-    with whole_file(path, of_process=False) as partial:
+    with whole_file(path, of_process=False, synced=False) as partial:
         Image.fromarray(pixels).save(partial)
 
 
