@@ -1,4 +1,4 @@
-"""MirrorGAN and its relatives, fast and complete: a caption goes in, an image comes out."""
+"""Fast MirrorGAN and AttnGAN: generate images from captions, and describe images in words."""
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.attngan import AttnGAN

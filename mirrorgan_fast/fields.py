@@ -1,4 +1,4 @@
-"""Fields of settings with their bounds beside them, checked by what they are declared to be."""
+"""Dataclass fields with bounds, and checks of their types and values."""
 
 import dataclasses
 from math import isfinite
@@ -10,9 +10,9 @@ from mirrorgan_fast.errors import InputError
 def bounded(
     default: Any, least: float, most: float | None = None, *, below: float | None = None
 ) -> Any:
-    """Return a dataclass field for numbers from ``least`` to ``most``, or to below ``below``.
+    """Return a dataclass field for numbers from ``least`` to ``most``, or below ``below``.
 
-    Of a pair, the bounds are those of each of its numbers.
+    For a pair of numbers, the bounds apply to each of them.
     """
     return dataclasses.field(
         default=default, metadata={"least": least, "most": most, "below": below}
@@ -22,15 +22,16 @@ def bounded(
 def check_fields(record: Any, subject: str) -> None:
     """Check every field of a dataclass: its type, its choices and its bounds.
 
-    ``True`` is not a number here, nor are NaN and infinity. Fields of other types than bool, int,
-    float, Literal and pairs of float are not looked at.
+    ``True``, NaN and infinity do not count as numbers. Fields of types other than bool, int, float,
+    Literal and pairs of float are not checked.
 
     Args:
         record: an instance of a dataclass.
-        subject: what it is called in errors, such as "model config".
+        subject: its name in error messages, such as "model config".
 
     Raises:
-        InputError: a value that the field cannot have; it names the field and what is wanted.
+        InputError: a value is not valid for its field; the message names the field and what is
+            expected.
     """
     kinds = field_kinds(type(record))
     for field in dataclasses.fields(record):
@@ -41,9 +42,9 @@ def check_fields(record: Any, subject: str) -> None:
 
 
 def changed_fields(record: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass that are not at their default.
+    """Return the fields of a dataclass that do not have their default value.
 
-    A field that a later version adds, at its default, thus changes neither a fingerprint nor the
+    If a later version adds a field, its default therefore changes neither a fingerprint nor the
     settings of a run.
     """
     changed = {}
@@ -59,12 +60,12 @@ def changed_fields(record: Any) -> dict[str, Any]:
 
 
 def field_kinds(record: type) -> dict[str, Any]:
-    """Return the type of each field of a dataclass, also of one whose annotations are strings."""
+    """Return the type of each field of a dataclass, even if its annotations are strings."""
     return get_type_hints(record)
 
 
 def _wanted(value: object, kind: Any, bounds: Any) -> str | None:
-    """Return what is wanted in the place of a value, or None if it is right."""
+    """Return what is expected instead of a value, or None if the value is valid."""
     if get_origin(kind) is Literal:
         choices = get_args(kind)
         right = any(type(value) is type(choice) and value == choice for choice in choices)

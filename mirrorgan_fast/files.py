@@ -1,4 +1,4 @@
-"""Files and folders: read without trust, written whole or not at all, locked by one process."""
+"""Files and folders: untrusted input is read safely, output is written atomically, with locks."""
 
 import fcntl
 import io
@@ -19,11 +19,11 @@ StrPath = str | os.PathLike[str]
 def open_file(path: StrPath) -> BinaryIO:
     """Open a regular file for reading.
 
-    Links are followed. A pipe, a device or a folder is refused at once: reading one could wait, or
-    go on, forever.
+    Symbolic links are followed. Pipes, devices and folders are refused at once, because reading one
+    could block or never end.
 
     Raises:
-        InputError: there is no such file, it may not be read, or it is not a regular file.
+        InputError: there is no such file, it cannot be read, or it is not a regular file.
     """
     try:
         file = open(path, "rb", opener=without_waiting)  # noqa: SIM115
@@ -36,8 +36,8 @@ def open_file(path: StrPath) -> BinaryIO:
 
 
 def without_waiting(path: str, flags: int) -> int:
-    """Open as ``open`` does, for its ``opener``."""
-    return os.open(path, flags | os.O_NONBLOCK)  # else opening a pipe waits for its writer
+    """Open a file without blocking; to be used as the ``opener`` of ``open``."""
+    return os.open(path, flags | os.O_NONBLOCK)  # otherwise opening a pipe waits for its writer
 
 
 def read_file(path: StrPath, limit: int) -> bytes:
@@ -52,15 +52,15 @@ def read_file(path: StrPath, limit: int) -> bytes:
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({reason(error)})") from error
     if len(content) > limit:
-        raise InputError(f"{path}: has more than {limit:,} bytes, which no such file has")
+        raise InputError(f"{path}: has more than {limit:,} bytes, too large for such a file")
     return content
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON that may be anything.
+    """Parse untrusted JSON.
 
     Raises:
-        ValueError: it is not JSON, is nested too deeply, or has a number of too many digits.
+        ValueError: it is not JSON, is nested too deeply, or has a number with too many digits.
     """
     try:
         return json.loads(text)
@@ -69,35 +69,36 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def reason(error: Exception) -> str:
-    """Return what the system says of an error, without the path, which the message has already."""
+    """Return the system's text for an error, without the path, which our message already has."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 @contextmanager
 def whole_file(path: StrPath, *, of_process: bool = True, synced: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; what was written there takes its place at the end.
+    """Yield a temporary path next to ``path``, and rename it to ``path`` at the end.
 
-    If the block raises, ``path`` is left as it was and the temporary file is removed. The parent
-    folder is made if need be.
+    If the block raises, ``path`` is left unchanged and the temporary file is removed. The parent
+    folder is created if it does not exist.
 
     Args:
         path: of the file.
-        of_process: whether the temporary name is this process's own. If not, what a killed process
-            has left there is written over, and no two may write the same file at once.
-        synced: whether the content is on the disk before the file gets its name, so that it is
-            whole even after a power failure. It takes milliseconds; False is for files that are
-            checked and made again.
+        of_process: whether the temporary name contains the process ID. If not, the file that a
+            killed process left there is overwritten, and two processes must not write the same file
+            at the same time.
+        synced: whether to wait until the content is on the disk before the rename, so that the file
+            is complete even after a power failure. This takes milliseconds. Use False for files
+            that are checked and made again.
 
     Raises:
         InputError: the file cannot be written (no permission, a full disk, a folder of that name).
     """
     target = Path(path)
-    # The suffix stays last: some writers choose the format by it.
+    # The suffix stays at the end, because some writers choose the format by it.
     owner = f"{os.getpid()}." if of_process else ""
     partial = target.with_name(f".{owner}{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # A link that somebody has put there would lead what is written to its target.
+        # Otherwise a symbolic link placed there would redirect the output to its target.
         partial.unlink(missing_ok=True)
         yield partial
         if synced:
@@ -106,7 +107,7 @@ def whole_file(path: StrPath, *, of_process: bool = True, synced: bool = True) -
     except (OSError, UnicodeEncodeError) as error:
         raise InputError(f"{target}: cannot be written ({reason(error)})") from error
     finally:
-        with suppress(OSError):  # its folder could not be made, so there is nothing to remove
+        with suppress(OSError):  # nothing to remove if the folder could not be created
             partial.unlink(missing_ok=True)
 
 
@@ -117,12 +118,12 @@ def _sync(path: Path) -> None:
 
 
 def regular(path: StrPath) -> os.stat_result | None:
-    """Return what the system says of a regular file; None if there is none of this name.
+    """Return the status of a regular file, or None if there is no regular file at ``path``.
 
-    A link to one is none.
+    A symbolic link does not count as a regular file.
 
     Raises:
-        OSError: it cannot be told.
+        OSError: the status cannot be read.
     """
     try:
         found = os.lstat(path)
@@ -132,36 +133,35 @@ def regular(path: StrPath) -> os.stat_result | None:
 
 
 def open_in_place(path: StrPath) -> io.FileIO:
-    """Open a file for reading and writing, as it is; an empty one is made if need be.
+    """Open a file for reading and writing in place; create an empty one if there is none.
 
-    It is never somebody else's file, by whatever name. Not buffered: what is written outlasts the
-    process.
+    Symbolic links are not followed and files with several hard links are refused, so that no other
+    file can be changed by mistake. The file is not buffered: what is written survives the process.
 
     Raises:
-        InputError: it is a link or no regular file, or has another name, under which somebody would
-            find it changed.
+        InputError: it is a symbolic link, not a regular file, or has several hard links.
         OSError: it cannot be opened.
     """
     if os.path.islink(path):
         raise InputError(f"{path}: is a symbolic link, which is not followed; move it elsewhere")
-    # Without waiting, as for the other end of a pipe
+    # O_NONBLOCK: do not wait for the other end if it is a pipe
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     file = io.FileIO(os.open(path, flags, 0o666), "r+")
     found = os.fstat(file.fileno())
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         file.close()
         raise InputError(
-            f"{path}: is not a regular file with one name (without hard links); move it elsewhere"
+            f"{path}: is not a regular file, or has other hard links; move it elsewhere"
         )
     return file
 
 
 def open_lock(path: StrPath, refusal: str) -> io.FileIO:
-    """Open a file that is there only to be locked, made if need be, and lock it.
+    """Open a lock file, create it if there is none, and lock it.
 
     Raises:
-        InputError: as ``open_in_place``, or it cannot be opened; or another process has locked it,
-            with ``refusal`` as the message.
+        InputError: as for ``open_in_place``; the file cannot be opened; or another process has
+            locked it, in which case the message is ``refusal``.
     """
     try:
         file = open_in_place(path)
@@ -172,10 +172,11 @@ def open_lock(path: StrPath, refusal: str) -> io.FileIO:
 
 
 def lock(file: IO[Any] | io.FileIO, refusal: str) -> None:
-    """Keep other processes from locking an open file, until it is closed or this process ends.
+    """Lock an open file, until it is closed or this process ends.
 
     Raises:
-        InputError: another one has; with ``refusal`` as its message, and the file is closed.
+        InputError: another process has locked it. The message is ``refusal``, and the file is
+            closed.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -185,10 +186,10 @@ def lock(file: IO[Any] | io.FileIO, refusal: str) -> None:
 
 
 def write_all(file: io.FileIO, data: bytes) -> None:
-    """Write all of ``data`` to a file that is not buffered.
+    """Write all of ``data`` to an unbuffered file.
 
     Raises:
-        OSError: there is no room for the rest; the beginning may be in the file.
+        OSError: the disk is full; part of the data may have been written.
     """
     rest = memoryview(data)
     while rest:
@@ -199,10 +200,10 @@ _UNFINISHED = ".unfinished-by-mirrorgan-fast"
 
 
 def check_free(root: Path) -> None:
-    """Make sure that there is nothing at a path, or an empty folder.
+    """Check that there is nothing at a path, or only an empty folder.
 
     Raises:
-        InputError: there is something.
+        InputError: there is something else.
     """
     if not os.path.lexists(root):
         return
@@ -214,28 +215,30 @@ def check_free(root: Path) -> None:
         raise InputError(f"{root}: cannot be read ({reason(error)})") from error
     if not free:
         raise InputError(
-            f"{root}: is there already and not an empty folder; choose a new one, or delete it"
+            f"{root}: already exists and is not an empty folder; choose another folder, or delete "
+            f"this one"
         )
 
 
 @contextmanager
 def whole_folder(root: Path) -> Iterator[Path]:
-    """Yield a hidden folder beside ``root``; what was written there takes its place at the end.
+    """Yield a hidden folder next to ``root``, and rename it to ``root`` at the end.
 
-    If the block raises, the hidden folder is removed. If the process is killed, it stays; the next
-    call for the same ``root`` removes it, which it knows by the file ``_UNFINISHED`` in it.
+    If the block raises, the hidden folder is removed. If the process is killed, the hidden folder
+    stays. The next call for the same ``root`` recognizes it by the file ``_UNFINISHED`` in it, and
+    removes it.
 
     Args:
-        root: the folder to make; nothing may be there yet, or an empty folder.
+        root: the folder to create. It must not exist yet, or be empty.
 
     Raises:
-        InputError: something is at ``root`` or at the hidden folder's path, or another process
-            writes the same folder.
-        OSError: a folder cannot be made.
+        InputError: ``root`` exists and is not an empty folder, something else is at the hidden
+            folder's path, or another process is writing the same folder.
+        OSError: a folder cannot be created.
     """
     check_free(root)
     partial = root.with_name(f".{root.name}.partial")
-    refusal = f"{root}: another process is writing it; wait for it, or choose another place"
+    refusal = f"{root}: another process is writing it; wait for it, or choose another folder"
     _remove_unfinished(partial, refusal)
     partial.mkdir(parents=True)
     try:
@@ -249,7 +252,7 @@ def whole_folder(root: Path) -> Iterator[Path]:
 
 
 def _remove_unfinished(partial: Path, refusal: str) -> None:
-    """Remove what a process that was killed left, and nothing else."""
+    """Remove the hidden folder of a killed process, and nothing else."""
     if not os.path.lexists(partial):
         return
     is_ours = not partial.is_symlink() and os.path.isfile(partial / _UNFINISHED)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM only where nothing is half done: queues and locks do not survive them else."""
+"""Ctrl-C and SIGTERM, delayed until it is safe: elsewhere they would break queues and locks."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from typing import Any, Self
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, by which Docker, Kubernetes and Slurm end a program: it does what Ctrl-C does."""
+    """SIGTERM, which Docker, Kubernetes and Slurm send to end a program. It acts like Ctrl-C."""
 
 
 _RAISED: dict[int, type[KeyboardInterrupt]] = {
@@ -20,12 +20,12 @@ _RAISED: dict[int, type[KeyboardInterrupt]] = {
 
 
 class Interrupts:
-    """While it is entered, an interrupt that is held back comes when it is released.
+    """A context manager that delays interrupts between ``hold`` and ``release``.
 
-    It does nothing in other threads than the main one, which signals do not reach.
+    It has no effect outside the main thread, because signals do not reach other threads.
 
     Args:
-        insisting: whether a second interrupt comes at once even if it is held back.
+        insisting: whether a second interrupt is raised at once even if interrupts are held.
     """
 
     def __init__(self, *, insisting: bool = False) -> None:
@@ -41,23 +41,24 @@ class Interrupts:
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
-            if handler is not None:  # one that was not set from Python cannot be set again
+            if handler is not None:  # a handler that was not set from Python cannot be restored
                 signal.signal(number, handler)
 
     @property
     def waiting(self) -> bool:
-        """Whether an interrupt came that is held back."""
+        """Whether a delayed interrupt is waiting."""
         return self._came is not None
 
     def hold(self) -> None:
-        """Keep interrupts back."""
+        """Delay interrupts from now on."""
         self._held = True
 
     def release(self) -> None:
-        """Let them come.
+        """Stop delaying interrupts, and raise the one that is waiting, if any.
 
         Raises:
-            KeyboardInterrupt: one has come meanwhile; ``Terminated`` if it was SIGTERM.
+            KeyboardInterrupt: an interrupt came while interrupts were held; ``Terminated`` if it
+                was SIGTERM.
         """
         self._held = False
         if self._came is not None:
@@ -72,7 +73,7 @@ class Interrupts:
 
 @contextmanager
 def sigterm_raises() -> Iterator[None]:
-    """Have SIGTERM raise ``Terminated``, as Ctrl-C raises KeyboardInterrupt."""
+    """Make SIGTERM raise ``Terminated``, as Ctrl-C raises KeyboardInterrupt."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -88,10 +89,11 @@ def sigterm_raises() -> Iterator[None]:
 
 
 def leave_interrupts_to_parent(*_: object) -> None:
-    """Have a worker process ignore Ctrl-C, and SIGTERM unless it comes from its parent.
+    """Make a worker process ignore Ctrl-C, and SIGTERM unless its parent sends it.
 
-    For a DataLoader, as its ``worker_init_fn``. Terminals, and Slurm, send a signal to all
-    processes of a program, and a worker that it ended would be an error in the middle of a step.
+    This is the ``worker_init_fn`` of a DataLoader. Terminals and Slurm send a signal to all
+    processes of a program, and a worker that ends on it would raise an error in the middle of a
+    training step.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

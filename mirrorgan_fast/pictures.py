@@ -1,4 +1,4 @@
-"""Pictures: opened without trust, upright, on white, RGB; to tensors and back; contact sheets."""
+"""Pictures: safe reading of untrusted files, conversion to tensors and back, contact sheets."""
 
 import logging
 import os
@@ -17,38 +17,38 @@ from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import StrPath, open_file, whole_file
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-"""The only formats that Pillow may decode here. Some of its others start programs (PostScript is
-handed to Ghostscript), and most of them are seldom tested against hostile files."""
+"""The only formats that Pillow may decode here. Some other formats start programs (PostScript is
+passed to Ghostscript), and most are rarely tested against malicious files."""
 MAX_PIXELS = 64_000_000
-"""Of a picture, unless a caller says otherwise: 64 megapixels take up to 0.8 GB while they are
-read."""
+"""The default limit for a picture: reading 64 megapixels takes up to 0.8 GB of memory."""
 
 Picture = Image.Image | StrPath | np.ndarray
-"""What stands for a picture in the Python API: Pillow's image, a path, or an array of grey levels,
-uint8 (H, W), (H, W, 3) or (H, W, 4)."""
+"""A picture in the Python API: a Pillow image, a path, or an array of gray levels, uint8 (H, W),
+(H, W, 3) or (H, W, 4)."""
 
-_LEAST_WIDTH = 8  # Pillow keeps 8 to 12 bytes a row beside its pixels, so narrow ones take more
-_BAND = 2**20  # pixels that are put on white at a time
-_pillows_settings = threading.Lock()
-# What Pillow logs of a damaged file is in our error; this only keeps it from standard error.
+# Pillow keeps 8 to 12 bytes per row in addition to the pixels, so narrow pictures take more memory
+_MIN_COUNTED_WIDTH = 8
+_BAND_PIXELS = 2**20  # pixels that are composited on white at a time
+_pillow_settings_lock = threading.Lock()
+# Our error has what Pillow logs about a damaged file; this keeps the log off standard error.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def read_picture(path: StrPath, place: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read a picture: mode "RGB", upright as its EXIF says, what is transparent on white.
+    """Read a picture as mode "RGB": rotated as its EXIF data says, transparent pixels on white.
 
     Args:
         path: of the file.
-        place: what to call the picture in an error, such as "metadata.jsonl, line 3".
-        max_pixels: a picture of more is refused before it is decoded.
+        place: the picture's name in error messages, such as "metadata.jsonl, line 3".
+        max_pixels: a picture with more pixels is refused before it is decoded.
 
     Raises:
-        InputError: the file cannot be read, is not a picture of one of ``FORMATS``, is damaged, has
-            too many pixels, or has more than 8 bits a channel without color, for which there is no
-            agreed black and white.
+        InputError: the file cannot be read, is not a picture in one of ``FORMATS``, is damaged, has
+            too many pixels, or is grayscale with more than 8 bits per channel, for which no values
+            of black and white are agreed.
     """
     with open_file(path) as file, _pillow_alone():
-        # Pillow raises nearly anything on a damaged file: OSError, SyntaxError, struct.error ...
+        # Pillow raises nearly any exception on a damaged file: OSError, SyntaxError, struct.error
         try:
             with Image.open(file, formats=FORMATS) as opened:
                 _check_pixels(opened.size, max_pixels)
@@ -60,23 +60,23 @@ def read_picture(path: StrPath, place: str, max_pixels: int = MAX_PIXELS) -> Ima
             raise
         except Exception as error:
             unknown = isinstance(error, UnidentifiedImageError)
-            told = "its format is not one that is read" if unknown else str(error)
+            why = "its format is not supported" if unknown else str(error)
             raise InputError(
-                f"{place}: {path} is not a picture that can be read ({told}); give "
+                f"{place}: {path} is not a picture that can be read ({why}); give "
                 f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
             ) from error
 
 
 def to_picture(given: Picture, place: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Turn what stands for a picture into one, as ``read_picture`` returns it.
+    """Convert a ``Picture`` to the form that ``read_picture`` returns.
 
     Args:
-        given: Pillow's image, a path or an array.
-        place: what to call it in an error.
-        max_pixels: of a file.
+        given: a Pillow image, a path or an array.
+        place: the picture's name in error messages.
+        max_pixels: the limit for a file.
 
     Raises:
-        InputError: it is none of these, or as ``read_picture``.
+        InputError: it is none of these, or as for ``read_picture``.
     """
     if isinstance(given, str | os.PathLike):
         return read_picture(Path(given), place, max_pixels)
@@ -90,18 +90,18 @@ def to_picture(given: Picture, place: str, max_pixels: int = MAX_PIXELS) -> Imag
         given = Image.fromarray(given)
     if not isinstance(given, Image.Image):
         raise InputError(
-            f"{place}: found {type(given).__name__}, wanted an image of Pillow, a path or an array"
+            f"{place}: found {type(given).__name__}, wanted a Pillow image, a path or an array"
         )
     try:
         return _on_white(ImageOps.exif_transpose(given))
     except InputError as error:
         raise InputError(f"{place} {error}") from error
-    except Exception as error:  # Pillow reads a file that it opened only now
+    except Exception as error:  # Pillow reads an opened file only now
         raise InputError(f"{place} cannot be read ({error})") from error
 
 
 def square(picture: Image.Image, size: int) -> Image.Image:
-    """Cut the square from the middle of a picture, and scale it bilinearly to ``size`` pixels."""
+    """Crop the central square of a picture, and scale it bilinearly to ``size`` pixels per side."""
     side = min(picture.size)
     left, top = (picture.width - side) / 2, (picture.height - side) / 2
     box = (left, top, left + side, top + side)
@@ -109,18 +109,19 @@ def square(picture: Image.Image, size: int) -> Image.Image:
 
 
 def crop(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    """Cut a box (left, top, right, bottom) out of a picture of any size."""
+    """Crop a picture of any size to a box (left, top, right, bottom)."""
     with _pillow_alone():
         return picture.crop(box)
 
 
 @contextmanager
 def _pillow_alone() -> Iterator[None]:
-    """Have Pillow neither refuse a large picture nor warn, of its size or of odd metadata.
+    """Keep Pillow from refusing large pictures, and from warning about size or metadata.
 
-    ``max_pixels`` decides here. Both are settings of the whole process, so one thread at a time.
+    Our own limit is ``max_pixels``. Both Pillow settings apply to the whole process, so only one
+    thread at a time may change them.
     """
-    with _pillows_settings, warnings.catch_warnings():
+    with _pillow_settings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -131,25 +132,25 @@ def _pillow_alone() -> Iterator[None]:
 
 def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
-    if max(width, _LEAST_WIDTH) * height > max_pixels:
+    if max(width, _MIN_COUNTED_WIDTH) * height > max_pixels:
         raise InputError(
-            f"has {width:,} x {height:,} pixels, more than the {max_pixels:,} that are read; "
+            f"has {width:,} x {height:,} pixels, more than the limit of {max_pixels:,}; "
             f"scale it down, or raise --max-pixels"
         )
 
 
 def _on_white(picture: Image.Image) -> Image.Image:
-    """Return a picture of any mode as "RGB", what is transparent on white."""
+    """Convert a picture of any mode to "RGB", with transparent pixels on white."""
     if picture.mode.startswith(("I", "F")):
         raise InputError(f"has pixels of type {picture.mode}; make them 8 bits")
     if not picture.has_transparency_data:
         result = picture.convert("RGB")
-        result.info = {}  # what was said of the file has been done, and may be damaged
+        result.info = {}  # the metadata has been applied, and may be damaged
         return result
-    # In bands, so that there are never three copies of a large picture.
+    # In bands, so that there are never three copies of a large picture in memory.
     width, height = picture.size
     result = Image.new("RGB", picture.size)
-    rows = max(1, _BAND // max(1, width))
+    rows = max(1, _BAND_PIXELS // max(1, width))
     for top in range(0, height, rows):
         band = picture.crop((0, top, width, min(top + rows, height))).convert("RGBA")
         white = Image.new("RGBA", band.size, "white")
@@ -158,20 +159,21 @@ def _on_white(picture: Image.Image) -> Image.Image:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Turn images (N, 3, H, W) in [-1, 1] into uint8 (N, H, W, 3)."""
-    grey_levels = images.float().clamp(-1, 1).add(1).mul(127.5).round()
-    return grey_levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    """Convert images (N, 3, H, W) in [-1, 1] to uint8 (N, H, W, 3)."""
+    gray_levels = images.float().clamp(-1, 1).add(1).mul(127.5).round()
+    return gray_levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def from_image(image: Picture, size: int, place: str = "an image") -> Tensor:
-    """Cut a square from the middle of an image; return it as (3, size, size) in [-1, 1].
+    """Crop the central square of an image; return it as a tensor (3, size, size) in [-1, 1].
 
-    As in training: upright as its EXIF says, what is transparent on white, scaled bilinearly.
+    As in training, it is rotated as its EXIF data says, transparent pixels are on white, and it is
+    scaled bilinearly.
 
     Args:
-        image: of Pillow, a path or an array (see ``pictures.Picture``).
-        size: pixels a side.
-        place: what to call it in an error.
+        image: a Pillow image, a path or an array (see ``pictures.Picture``).
+        size: side length in pixels.
+        place: the image's name in error messages.
 
     Raises:
         InputError: see ``pictures.to_picture``.
@@ -181,13 +183,13 @@ def from_image(image: Picture, size: int, place: str = "an image") -> Tensor:
 
 
 def to_signed(image: Tensor, device: torch.device) -> Tensor:
-    """Turn uint8 images (N, 3, H, W) into floats in [-1, 1] on ``device``, channels last."""
+    """Convert uint8 images (N, 3, H, W) to floats in [-1, 1] on ``device``, channels last."""
     signed = image.to(device, non_blocking=True).float().div(127.5).sub(1)
     return signed.contiguous(memory_format=torch.channels_last)
 
 
 def write_sheet(path: Path, images: Sequence[np.ndarray], columns: int, gap: int = 2) -> None:
-    """Write images, each uint8 (H, W, 3), as one picture of rows from left to right.
+    """Write images, each uint8 (H, W, 3), as one picture, row by row from left to right.
 
     Raises:
         InputError: the file cannot be written.

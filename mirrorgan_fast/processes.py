@@ -1,4 +1,4 @@
-"""The processes that ``torchrun`` starts for one run, here only to divide it and to wait."""
+"""The processes that ``torchrun`` starts for one run, to share its work."""
 
 import os
 from datetime import timedelta
@@ -8,21 +8,21 @@ from torch import distributed
 
 from mirrorgan_fast.errors import InputError
 
-_MOST = 1_000_000  # processes
-_TIMEOUT = timedelta(days=365)  # nobody waits for less than the whole of another's share
+_MAX_PROCESSES = 1_000_000
+_TIMEOUT = timedelta(days=365)  # a process may wait until another has finished its whole share
 
 
 class Processes:
-    """This process and those beside it; without ``torchrun`` it is alone.
+    """This process and the other processes of the run; without ``torchrun`` there are no others.
 
     Raises:
-        InputError: the environment names processes that cannot be, or that cannot be joined.
+        InputError: the environment variables are invalid, or the other processes cannot be reached.
     """
 
     def __init__(self) -> None:
-        self.count = _from_environment("WORLD_SIZE", 1, 1, _MOST)
+        self.count = _from_environment("WORLD_SIZE", 1, 1, _MAX_PROCESSES)
         self.rank = _from_environment("RANK", 0, 0, self.count - 1)
-        self._group: distributed.ProcessGroup | None = None  # within one of the caller's own
+        self._group: distributed.ProcessGroup | None = None  # if the caller has its own group
         if self.count == 1:
             return
         try:
@@ -33,29 +33,29 @@ class Processes:
         except (ValueError, RuntimeError) as error:
             raise InputError(
                 f"WORLD_SIZE is {self.count}, but the other processes cannot be joined ({error}); "
-                "start them by torchrun, or unset it"
+                "start them with torchrun, or unset WORLD_SIZE"
             ) from error
 
     def total(self, *numbers: int) -> list[int]:
-        """Return each number's sum over all processes; it waits for all."""
+        """Return each number's sum over all processes; this waits for all of them."""
         sums = torch.tensor(numbers)
         if self.count > 1:
             distributed.all_reduce(sums, group=self._group)
         return sums.tolist()
 
     def close(self) -> None:
-        """Leave the others."""
+        """Leave the process group."""
         if self.count > 1:
             distributed.destroy_process_group(self._group)
 
 
-def _from_environment(name: str, default: int, least: int, most: int) -> int:
+def _from_environment(name: str, default: int, minimum: int, maximum: int) -> int:
     text = os.environ.get(name, "")
     if not text:
         return default
-    if not text.isdecimal() or len(text) > 9 or not least <= int(text) <= most:
+    if not text.isdecimal() or len(text) > 9 or not minimum <= int(text) <= maximum:
         raise InputError(
-            f"{name} is {text!r:.40} in the environment, expected {least} to {most:,}: start the "
-            f"processes by torchrun, or unset it"
+            f"{name} is {text!r:.40} in the environment, expected {minimum} to {maximum:,}; start "
+            f"the processes with torchrun, or unset {name}"
         )
     return int(text)

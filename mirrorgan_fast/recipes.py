@@ -1,4 +1,4 @@
-"""The table of systems, and of recipes: sizes and training of a model, by name. The only one."""
+"""All systems and all recipes by name. A recipe is a model's sizes and training settings."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -20,21 +20,21 @@ from mirrorgan_fast.training.settings import (
 from mirrorgan_fast.weights import CONFIG, find_pretrained, load_config
 
 SYSTEMS: dict[str, type[TextToImage]] = {system.SYSTEM: system for system in (MirrorGAN, AttnGAN)}
-"""The class of each system, by the name that config.json has."""
+"""The class of each system, by its name in config.json."""
 
 
 def load(name_or_path: StrPath = "birds-painted") -> TextToImage:
-    """Load a model of any system for inference: one that comes with the package, or a folder.
+    """Load a model of any system for inference, from the package by name or from a folder.
 
     Raises:
-        InputError: there is no such model, or a file of it is damaged.
+        InputError: there is no such model, or one of its files is damaged.
     """
     folder = find_pretrained(name_or_path)
     return SYSTEMS[load_description(folder).system].from_pretrained(folder)
 
 
 class Description(NamedTuple):
-    """What a model's config.json says."""
+    """The content of a model's config.json."""
 
     system: str
     config: CascadeConfig
@@ -54,7 +54,7 @@ def load_description(folder: StrPath) -> Description:
 
 
 class Recipe(NamedTuple):
-    """The sizes of a model, whose class says its system, and its training."""
+    """A model's sizes and training settings; the class of ``config`` determines the system."""
 
     config: CascadeConfig
     settings: TrainingSettings
@@ -91,8 +91,9 @@ RECIPES: dict[str, Recipe] = {
             augment=False,
         ),
     ),
-    # As the authors' code trains: a mean over words, times 10. The paper's letter, a sum over words
-    # times 20 beside adversarial terms that are halved, weighs STREAM about sixty times as much.
+    # As in the authors' code: STREAM's loss is a mean over words, times 10. In the paper it is a
+    # sum over words, times 20, and the adversarial terms are halved, so STREAM weighs about sixty
+    # times as much.
     "cub": Recipe(
         MirrorGANConfig(sentence_attention="authors"),
         MirrorGANTrainingSettings(gan=MirrorGANSettings(form="authors", stream_weight=10.0)),
@@ -159,10 +160,10 @@ RECIPES: dict[str, Recipe] = {
 
 
 def find_recipe(name: str) -> Recipe:
-    """Return the recipe of a name.
+    """Return the recipe with this name.
 
     Raises:
-        InputError: there is none of that name; the message lists those there are.
+        InputError: there is no such recipe; the message lists the names.
     """
     if name not in RECIPES:
         raise InputError(f"no preset {name!r}; there are: {', '.join(RECIPES)}")

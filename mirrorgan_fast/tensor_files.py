@@ -1,4 +1,4 @@
-"""Files of tensors that may be anything: safetensors, and what ``torch.save`` writes."""
+"""Safe reading of untrusted tensor files, in the formats of safetensors and ``torch.save``."""
 
 import io
 import pickletools
@@ -17,12 +17,12 @@ from torch import Tensor
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import StrPath, open_file, parse_json, reason
 
-_LONGEST_HEADER = 16 * 2**20  # bytes; 1,600 tensors of the largest preset take 0.2 MB
-_LONGEST_PICKLE = 64 * 2**20  # bytes; what torch.save says of 1,600 tensors takes 0.2 MB
-_FETCH = "fetch or make it again"
-# What the pickle in a file of torch.save needs for a state dict. PyTorch's own reader, which runs
-# no code either (weights_only), lets more through: a bytearray of any size, for example.
-_NAMES = re.compile(
+_MAX_HEADER_BYTES = 16 * 2**20  # the header for 1,600 tensors of the largest preset takes 0.2 MB
+_MAX_PICKLE_BYTES = 64 * 2**20  # torch.save's pickle for 1,600 tensors takes 0.2 MB
+_GET_ANOTHER = "download or create it again"
+# The names that a state dict's pickle in a file of torch.save needs. PyTorch's own reader, which
+# does not run code either (weights_only), allows more: a bytearray of any size, for example.
+_ALLOWED_NAMES = re.compile(
     r"collections OrderedDict"
     r"|torch\._utils (_rebuild_tensor_v2|_rebuild_parameter)"
     r"|torch (Size|(Bool|Byte|Char|Short|Int|Long|Half|BFloat16|Float|Double)Storage)"
@@ -31,15 +31,15 @@ _NAMES = re.compile(
 
 
 def read_shapes(path: StrPath) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor of a safetensors file, of which only the header is read.
+    """Return the shape of each tensor of a safetensors file; only its header is read.
 
     Raises:
-        InputError: the file cannot be read, or is not safetensors.
+        InputError: the file cannot be read, or is not a safetensors file.
     """
     with open_file(path) as file:
         try:
             (length,) = struct.unpack("<Q", file.read(8))
-            if length > _LONGEST_HEADER:
+            if length > _MAX_HEADER_BYTES:
                 raise ValueError(f"its header claims {length:,} bytes")
             header = parse_json(file.read(length))
             return {
@@ -54,33 +54,33 @@ def read_shapes(path: StrPath) -> dict[str, tuple[int, ...]]:
 
 
 def read_safetensors(path: StrPath) -> dict[str, Tensor]:
-    """Read a safetensors file, whose tensors change with it.
+    """Read a safetensors file. Its tensors map the file's memory and change when the file does.
 
     Raises:
-        InputError: the file cannot be read, is not safetensors, or has NaN or infinity.
+        InputError: the file cannot be read, is not a safetensors file, or has NaN or infinity.
     """
     read_shapes(path)
     try:
         tensors = load_file(path)
-    # Its reader says FileNotFoundError of a file that may not be mapped, and ValueError of a type.
+    # load_file raises FileNotFoundError if the file cannot be mapped, ValueError for unknown types
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise _damaged(path, str(error)) from error
     check_numbers(tensors, path)
     return tensors
 
 
-def read_torch(path: StrPath, kind: str = "weights", advice: str = _FETCH) -> Any:
-    """Read what ``torch.save`` wrote of containers, numbers, strings and tensors, to the CPU.
+def read_torch(path: StrPath, kind: str = "weights", advice: str = _GET_ANOTHER) -> Any:
+    """Read containers, numbers, strings and tensors that ``torch.save`` wrote, to the CPU.
 
-    No code of the file is run, and reading takes no more memory than the file has bytes.
+    No code in the file is run, and reading takes no more memory than the file has bytes.
 
     Args:
         path: of the file.
-        kind: what it is to be, in an error.
-        advice: what to do if it is not, in an error.
+        kind: what the file should contain, for error messages.
+        advice: what to do if it does not, for error messages.
 
     Raises:
-        InputError: the file cannot be read, is damaged, or holds something else.
+        InputError: the file cannot be read, is damaged, or contains something else.
     """
     with open_file(path) as file:
         try:
@@ -90,10 +90,10 @@ def read_torch(path: StrPath, kind: str = "weights", advice: str = _FETCH) -> An
             raise InputError(f"{path}: cannot be read ({reason(error)})") from error
         except MemoryError:
             raise
-        # What the readers raise depends on the byte that is wrong: EOFError, UnicodeDecodeError ...
+        # The exception depends on which byte is wrong: EOFError, UnicodeDecodeError ...
         except Exception as error:
-            told = str(error).splitlines()[0] if isinstance(error, ValueError) else ""
-            raise _damaged(path, told or type(error).__name__, kind, advice) from error
+            why = str(error).splitlines()[0] if isinstance(error, ValueError) else ""
+            raise _damaged(path, why or type(error).__name__, kind, advice) from error
 
 
 def check_numbers(tensors: Mapping[str, Tensor], path: StrPath) -> None:
@@ -102,20 +102,20 @@ def check_numbers(tensors: Mapping[str, Tensor], path: StrPath) -> None:
         if not tensor.is_floating_point() or not tensor.numel():
             continue
         numbers = tensor.detach().float() if tensor.element_size() == 1 else tensor.detach()
-        # of numbers with NaN among them, both ends are NaN
-        least, most = (float(end) for end in torch.aminmax(numbers))
-        if not (least > -torch.inf and most < torch.inf):
+        # both are NaN if any number is NaN
+        minimum, maximum = (float(end) for end in torch.aminmax(numbers))
+        if not (minimum > -torch.inf and maximum < torch.inf):
             raise InputError(
-                f"{path}: {name} has NaN or infinity, as of a training that diverged; use other "
+                f"{path}: {name} has NaN or infinity, as after training that diverged; use other "
                 f"weights"
             )
-        if name.endswith("running_var") and least < 0:
+        if name.endswith("running_var") and minimum < 0:
             raise InputError(f"{path}: {name} has a negative variance; use other weights")
 
 
 def _check_torch(file: BinaryIO) -> None:
     """Raise ValueError if reading what ``torch.save`` wrote could run code or take much memory."""
-    if not zipfile.is_zipfile(file):  # of before PyTorch 1.6: pickles, then the tensors' bytes
+    if not zipfile.is_zipfile(file):  # from before PyTorch 1.6: pickles, then the tensors' bytes
         file.seek(0)
         for _ in range(5):
             _check_names(file)
@@ -130,7 +130,7 @@ def _check_torch(file: BinaryIO) -> None:
             raise ValueError("it claims more bytes than it has")
         for entry in entries:
             if Path(entry.filename).name == "data.pkl":
-                if entry.file_size > _LONGEST_PICKLE:
+                if entry.file_size > _MAX_PICKLE_BYTES:
                     raise ValueError(f"its pickle has {entry.file_size:,} bytes")
                 _check_names(io.BytesIO(archive.read(entry)))
     file.seek(0)
@@ -138,15 +138,17 @@ def _check_torch(file: BinaryIO) -> None:
 
 def _check_names(pickle: BinaryIO) -> None:
     for opcode, argument, _ in pickletools.genops(pickle):
-        # torch.save writes protocol 2, whose names are all in this opcode
-        if opcode.name == "GLOBAL" and not _NAMES.fullmatch(str(argument)):
+        # torch.save writes protocol 2, in which GLOBAL is the only opcode with names
+        if opcode.name == "GLOBAL" and not _ALLOWED_NAMES.fullmatch(str(argument)):
             raise ValueError(f"it asks for {argument}")
         if opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"):
             raise ValueError(f"it has the opcode {opcode.name}")
 
 
-def _damaged(path: StrPath, told: str, kind: str = "weights", advice: str = _FETCH) -> InputError:
+def _damaged(
+    path: StrPath, why: str, kind: str = "weights", advice: str = _GET_ANOTHER
+) -> InputError:
     return InputError(
-        f"{path}: cannot be read as {kind} ({told}); it is damaged, or holds more than tensors: "
+        f"{path}: cannot be read as {kind} ({why}); it is damaged, or contains more than tensors: "
         f"{advice}"
     )

@@ -1,9 +1,9 @@
-r"""Words and their numbers: captions to token tensors and back.
+r"""The vocabulary: converts captions to token tensors and back.
 
-A vocabulary is an ordered list of words. Word 0 is always "<end>": it ends a caption and fills the
-places after it, as in the data that StackGAN, AttnGAN and MirrorGAN share. Captions are split as
-there, by NLTK's ``RegexpTokenizer(r"\w+")`` in lower case, but words of every script are kept
-whole, not only those in ASCII.
+A vocabulary is an ordered list of words. Word 0 is always "<end>": it ends a caption and pads the
+positions after it, as in the data that StackGAN, AttnGAN and MirrorGAN share. As there, captions
+are converted to lower case and split by NLTK's ``RegexpTokenizer(r"\w+")``. Unlike there, words in
+every script are kept whole, not only those in ASCII.
 """
 
 import unicodedata
@@ -21,20 +21,20 @@ from mirrorgan_fast.files import StrPath, read_file, whole_file
 
 END = "<end>"
 LARGEST_FILE = 2**22
-"""Bytes of a file of words; COCO's 27,297 words take 0.2 MB."""
+"""The limit in bytes for a vocabulary file; COCO's 27,297 words take 0.2 MB."""
 
-# From NLTK 3.10 on, \w has the combining marks, without which Hindi falls apart at every vowel.
+# From NLTK 3.10 on, \w includes combining marks. Without them, Hindi words are split at each vowel.
 _TOKENIZER = RegexpTokenizer(r"\w+")
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """N captions as numbers.
+    """N captions as tokens.
 
-    tokens: int64 (N, T), word numbers, filled up with 0.
+    tokens: int64 (N, T), word numbers, padded with 0.
     lengths: int64 (N,), how many of the T are words, in [0, T].
-    unknown: for each caption, its words that are not in the vocabulary, in order; they are not in
-        ``tokens``.
+    unknown: for each caption, the words that are not in the vocabulary, in order; ``tokens`` does
+        not contain them.
     """
 
     tokens: Tensor
@@ -45,8 +45,8 @@ class Encoded:
 class Vocabulary:
     """The words a model knows, numbered from 0 ("<end>").
 
-    words: the words in the order of their numbers, each once, the first of them "<end>", none empty
-        or with white space.
+    words: the words in the order of their numbers. The first is "<end>", no word occurs twice, and
+        no word is empty or contains white space.
 
     Raises InputError if the words are not such a list.
     """
@@ -58,10 +58,10 @@ class Vocabulary:
 
     @classmethod
     def build(cls, captions: Iterable[str], minimum_count: int = 1) -> "Vocabulary":
-        """The vocabulary of all words that occur at least ``minimum_count`` times in the captions.
+        """Build the vocabulary of all words that occur at least ``minimum_count`` times.
 
-        Words are ordered by falling frequency, equally frequent ones by code point, so the same
-        captions in any order give the same vocabulary. Raises InputError if no word is left.
+        Words are sorted by decreasing frequency, and equally frequent words by code point, so the
+        order of the captions does not matter. Raises InputError if no word is left.
         """
         counts = Counter(word for words in _split_all(captions) for word in words)
         kept = [word for word, count in counts.items() if count >= minimum_count]
@@ -74,7 +74,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: StrPath) -> "Vocabulary":
-        """Reads what ``save`` wrote: UTF-8 text, one word a line, the first line "<end>".
+        """Read a file that ``save`` wrote: UTF-8 text, one word per line, first "<end>".
 
         Raises InputError, naming the file and the line, if the file is anything else.
         """
@@ -89,9 +89,10 @@ class Vocabulary:
         return cls(words)
 
     def save(self, path: StrPath) -> None:
-        """Writes the words as UTF-8 text, one a line. The file appears whole or not at all.
+        """Write the words as UTF-8 text, one per line, atomically.
 
-        The folder is made if need be. Raises InputError if the file cannot be written there.
+        The folder is created if it does not exist. If writing fails, no partial file is left, and
+        InputError is raised.
         """
         with whole_file(path) as partial:
             partial.write_text("".join(f"{word}\n" for word in self._words), encoding="utf-8")
@@ -101,11 +102,11 @@ class Vocabulary:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """All words; the position of a word is its number."""
+        """All words, in the order of their numbers."""
         return self._words
 
     def tokenize(self, caption: str) -> list[str]:
-        """The caption's words in lower case, known and unknown, without punctuation."""
+        """Return the caption's words in lower case, known and unknown, without punctuation."""
         return _split(caption)
 
     def encode(
@@ -114,13 +115,13 @@ class Vocabulary:
         caption_length: int,
         rng: np.random.Generator | None = None,
     ) -> Encoded:
-        """N captions to tokens (N, T), T being ``caption_length``.
+        """Convert N captions to tokens (N, T), where T is ``caption_length``.
 
-        Unknown words are dropped and reported. Of more than T known words the first T are kept or,
-        when ``rng`` is given, as training does, a random T of them in their order. A caption
-        without any known word has length 0; whether that is an error is the caller's to decide.
+        Unknown words are dropped and reported. If there are more than T known words, the first T
+        are kept; with ``rng``, as in training, T random words are kept, in their order. A caption
+        without a known word has length 0; the caller decides whether that is an error.
 
-        Raises InputError if ``captions`` is a single string or holds anything but strings, or
+        Raises InputError if ``captions`` is a single string or contains anything but strings, or if
         ``caption_length`` is below 1.
         """
         if caption_length < 1:
@@ -139,14 +140,14 @@ class Vocabulary:
         return Encoded(torch.from_numpy(tokens), torch.from_numpy(lengths), unknown)
 
     def decode(self, tokens: Tensor | Sequence[int]) -> str:
-        """The words of one caption, tokens (T,), joined by spaces, up to the first "<end>".
+        """Return the words of one caption, tokens (T,), joined by spaces, up to the first "<end>".
 
-        Raises InputError for a number that no word has.
+        Raises InputError for a number outside the vocabulary.
         """
         words = []
         for number in tokens.tolist() if isinstance(tokens, Tensor) else tokens:
             if not 0 <= number < len(self):
-                raise InputError(f"token {number} is not of this vocabulary of {len(self)} words")
+                raise InputError(f"token {number} is not in the vocabulary of {len(self)} words")
             if number == 0:
                 break
             words.append(self._words[number])
@@ -154,13 +155,13 @@ class Vocabulary:
 
 
 def _split(caption: str) -> list[str]:
-    # NFC: an accented letter is the same word however it was typed.
+    # NFC: a word is the same whether its accented letters are composed or decomposed.
     words: list[str] = _TOKENIZER.tokenize(unicodedata.normalize("NFC", caption.lower()))
     return words
 
 
 def each_caption(captions: Iterable[str]) -> Iterator[str]:
-    """The captions one by one. Raises InputError for a single string, and for what is no string."""
+    """Yield the captions. Raises InputError for a single string or an item of another type."""
     if isinstance(captions, str):
         raise InputError("captions must be a list of strings, found one string: put it in a list")
     for position, caption in enumerate(captions):
@@ -170,25 +171,23 @@ def each_caption(captions: Iterable[str]) -> Iterator[str]:
 
 
 def _split_all(captions: Iterable[str]) -> Iterator[list[str]]:
-    """The words of each caption. Raises InputError for what is no caption."""
+    """Yield the words of each caption. Raises InputError for an invalid caption."""
     for position, caption in enumerate(each_caption(captions)):
         try:
             yield _split(caption)
-        except (
-            TimeoutError
-        ) as error:  # NLTK gives up after 5 s, which is some 50 million characters
+        except TimeoutError as error:  # NLTK gives up after 5 s, at about 50 million characters
             raise InputError(
                 f"caption {position} is too long: {len(caption)} characters"
             ) from error
 
 
 def _check_words(words: Sequence[str], place: Callable[[int], str]) -> None:
-    """Raises InputError for the first entry a vocabulary cannot have; ``place(index)`` names it."""
+    """Raise InputError for the first invalid entry; ``place(index)`` names it in the message."""
     if not words or words[0] != END:
         raise InputError(f'{place(0)}: must be "{END}", found {words[0] if words else ""!r:.80}')
     first_seen: dict[str, int] = {}
     for index, word in enumerate(words):
-        # split() knows every white space of Unicode, so every way to end a line.
+        # split() knows all Unicode white space, so also every kind of line end.
         if not isinstance(word, str) or word.split() != [word]:
             raise InputError(f"{place(index)}: must be one word, found {word!r:.80}")
         if word in first_seen:

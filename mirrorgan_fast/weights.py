@@ -19,19 +19,19 @@ from mirrorgan_fast.tensor_files import check_numbers, read_safetensors, read_sh
 from mirrorgan_fast.vocabulary import Vocabulary
 
 PRETRAINED = Path(__file__).parent / "pretrained"
-"""Where the models that come with the package are, a folder each."""
+"""The folder of the models that come with the package; each has its own folder in it."""
 
 CONFIG, _VOCABULARY, _TENSORS = "config.json", "vocabulary.txt", "model.safetensors"
 FORMAT = 1
-"""Of config.json; raised when an older version could no longer read it."""
-_LONGEST_CONFIG = 2**20  # bytes
+"""The format of config.json; increased when older versions can no longer read it."""
+_MAX_CONFIG_BYTES = 2**20
 
 
 def find_pretrained(name_or_path: StrPath) -> Path:
     """Return the folder of a model: a path, or the name of one that comes with the package.
 
     Raises:
-        InputError: there is no such folder; the message lists the names that come with the package.
+        InputError: there is no such folder; the message lists the models of the package.
     """
     for folder in (Path(name_or_path), PRETRAINED / name_or_path):
         if os.path.exists(folder / CONFIG):
@@ -47,8 +47,8 @@ def save_description(folder: StrPath, system: str, config: Any, vocabulary: Voca
     """Write config.json and vocabulary.txt.
 
     Args:
-        folder: made if need be.
-        system: its name, which ``recipes.SYSTEMS`` has.
+        folder: created if it does not exist.
+        system: a name in ``recipes.SYSTEMS``.
         config: a dataclass with the sizes of the networks.
         vocabulary: of the model.
 
@@ -66,13 +66,13 @@ def load_config(folder: StrPath) -> tuple[str, dict[str, Any]]:
     """Read config.json.
 
     Returns:
-        the system's name, and the sizes of its networks, which may be anything yet.
+        the system's name, and the sizes of its networks, which are not checked yet.
 
     Raises:
         InputError: the file is missing or damaged, or a newer version wrote it.
     """
     path = Path(folder) / CONFIG
-    content = read_file(path, _LONGEST_CONFIG)
+    content = read_file(path, _MAX_CONFIG_BYTES)
     try:
         values = parse_json(content)
     except ValueError as error:
@@ -87,11 +87,11 @@ def load_config(folder: StrPath) -> tuple[str, dict[str, Any]]:
     if not isinstance(system, str):
         raise InputError(f"{path}: system is {system!r:.80}, expected a name")
     if type(format) is not int or format < 1:
-        raise InputError(f"{path}: format is {format!r:.80}, expected a whole number from 1 on")
+        raise InputError(f"{path}: format is {format!r:.80}, expected a whole number from 1")
     if format > FORMAT:
         raise InputError(
-            f"{path}: has the format {format:,}, newer than {FORMAT}, which this version reads; "
-            f"install a newer version of mirrorgan-fast"
+            f"{path}: has the format {format:,}, newer than {FORMAT}, the newest that this version "
+            f"reads; install a newer version of mirrorgan-fast"
         )
     return system, values
 
@@ -111,7 +111,7 @@ def save_tensors(
     dtype: torch.dtype = torch.float32,
     shared: Mapping[str, str] | None = None,
 ) -> None:
-    """Write model.safetensors, floating-point tensors in ``dtype``.
+    """Write model.safetensors, with floating-point tensors in ``dtype``.
 
     Args:
         folder: made if need be.
@@ -124,7 +124,9 @@ def save_tensors(
         InputError: the folder cannot be written, or ``dtype`` is not a floating-point type.
     """
     if not dtype.is_floating_point:
-        raise InputError(f"{folder}: weights cannot be saved in {dtype}, which has no fractions")
+        raise InputError(
+            f"{folder}: weights cannot be saved in {dtype}; give a floating-point dtype"
+        )
     tensors = {
         name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in state.items()
@@ -165,7 +167,7 @@ def load_weights(
         shared: as for ``save_tensors``; a part that the file leaves out is a copy of the other.
 
     Raises:
-        InputError: as ``load_tensors``, or the weights are of another network.
+        InputError: as for ``load_tensors``, or the weights belong to another network.
     """
     path = _tensors_path(folder)
     shapes = read_shapes(path)
@@ -187,21 +189,21 @@ def _tensors_path(folder: StrPath) -> Path:
     path = Path(folder) / _TENSORS
     if not os.path.exists(path) and any(Path(folder).glob("*/checkpoint.pt")):
         raise InputError(
-            f"{path}: is not there yet: the training in this folder has not come to its end; go on "
-            f"with it"
+            f"{path}: does not exist yet: the training in this folder has not finished; run the "
+            f"same training command again to resume it"
         )
     return path
 
 
 @contextmanager
 def without_weights() -> Iterator[None]:
-    """Build modules on the device "meta", where they have no weights until these are loaded."""
+    """Build modules on the device "meta", so that they have no weights until some are loaded."""
     with torch.device("meta"), _WithoutRandomNumbers():
         yield
 
 
 class _WithoutRandomNumbers(TorchFunctionMode):
-    """Draw no weights: on "meta" there is nothing to draw, but it imports torch.compile (2 s)."""
+    """Skip weight initialization: on "meta" it has no effect, but imports torch.compile (2 s)."""
 
     def __torch_function__(
         self,
@@ -219,7 +221,7 @@ class _WithoutRandomNumbers(TorchFunctionMode):
 def check_shapes(
     module: torch.nn.Module, shapes: Mapping[str, Sequence[int]], source: StrPath
 ) -> None:
-    """Raise InputError if a module has not the tensors of these names and shapes alone.
+    """Raise InputError unless a module has exactly the tensors of these names and shapes.
 
     ``source`` is named in the message.
     """
@@ -227,27 +229,27 @@ def check_shapes(
     for name in (*expected, *shapes):
         if name not in shapes:
             raise InputError(
-                f"{source}: {name} is missing; these are not the weights of its config"
+                f"{source}: {name} is missing; use the weights that belong to the config"
             )
         if name not in expected:
             raise InputError(
-                f"{source}: {name:.80} is unknown; these are not the weights of its config"
+                f"{source}: {name:.80} is unknown; use the weights that belong to the config"
             )
         if tuple(shapes[name]) != tuple(expected[name].shape):
             raise InputError(
                 f"{source}: {name} has shape {tuple(shapes[name])!s:.80}, "
-                f"its config says {tuple(expected[name].shape)}"
+                f"but the config needs {tuple(expected[name].shape)}"
             )
 
 
 def load_state(module: torch.nn.Module, state: Mapping[str, Tensor], source: StrPath) -> None:
-    """Copy ``state`` into ``module``, whose dtypes are kept: all of it or, on an error, nothing.
+    """Copy ``state`` into ``module``, whose dtypes are kept. On an error, nothing is copied.
 
-    A module may have been built ``without_weights``.
+    The module may have been built ``without_weights``.
 
     Raises:
-        InputError: a name or shape differs, or a tensor has whole numbers where it must have
-            fractions, or the reverse; ``source`` is named in the message.
+        InputError: a name or shape differs, or a tensor has integers where the module has
+            floating-point numbers, or the reverse; ``source`` is named in the message.
     """
     check_shapes(module, {name: tensor.shape for name, tensor in state.items()}, source)
     expected = module.state_dict()
@@ -259,21 +261,22 @@ def load_state(module: torch.nn.Module, state: Mapping[str, Tensor], source: Str
     if not any(tensor.is_meta for tensor in expected.values()):
         module.load_state_dict(state)
         return
-    # copies: the tensors of a file change with it
+    # Copied, because the tensors of a file change when the file does
     copies = {name: tensor.to(expected[name].dtype, copy=True) for name, tensor in state.items()}
     module.load_state_dict(copies, assign=True)
 
 
 def load_backbone(module: nn.Module, path: str | Path, ignore: tuple[str, ...] = ()) -> None:
-    """Copy the weights in a file into ``module``: all of them or, on an error, none.
+    """Copy the weights in a file into ``module``. On an error, nothing is copied.
 
     Args:
         module: the network; its parameters keep their dtype and device.
         path: a state dict written by ``torch.save`` (.pth, .pt) or a .safetensors file.
-        ignore: beginnings of names that the file may have although the module does not.
+        ignore: prefixes of names that the file may have although the module does not.
 
     Raises:
-        InputError: the file cannot be read, or a name or a shape differs; it names the first.
+        InputError: the file cannot be read, or a name or shape differs; the message names the first
+            difference.
     """
     path = Path(path)
     found = _read_backbone(path)
@@ -283,33 +286,33 @@ def load_backbone(module: nn.Module, path: str | Path, ignore: tuple[str, ...] =
         if name in found:
             if found[name].shape != tensor.shape:
                 shapes = f"{tuple(found[name].shape)}, not {tuple(tensor.shape)}"
-                raise _misfit(module, path, f"{name} has the shape {shapes}")
+                raise _mismatch(module, path, f"{name} has the shape {shapes}")
             weights[name] = found[name]
-        # Files of before PyTorch 0.4.1, which torchvision still offers, lack this counter; it is
-        # of use only to a batch norm without momentum.
+        # Files from before PyTorch 0.4.1, which torchvision still offers, lack this counter. Only a
+        # batch norm without momentum uses it.
         elif not name.endswith(".num_batches_tracked"):
-            raise _misfit(module, path, f"{name} is missing")
+            raise _mismatch(module, path, f"{name} is missing")
     for name in found:
         if name not in expected and not name.startswith(ignore):
-            raise _misfit(module, path, f"{name} is unknown")
+            raise _mismatch(module, path, f"{name} is unknown")
     module.load_state_dict(weights)
 
 
 def _read_backbone(path: Path) -> dict[str, Tensor]:
     if path.suffix not in (".pth", ".pt", ".safetensors"):
-        raise InputError(f"{path}: weights come as .pth, .pt or .safetensors; convert the file")
+        raise InputError(f"{path}: weights must be .pth, .pt or .safetensors; convert the file")
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     content: Any = read_torch(path)
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
     ):
-        raise InputError(f"{path}: holds no state dict; save model.state_dict() with torch.save")
+        raise InputError(f"{path}: is not a state dict; save model.state_dict() with torch.save")
     check_numbers(content, path)
     return content
 
 
-def _misfit(module: nn.Module, path: Path, difference: str) -> InputError:
+def _mismatch(module: nn.Module, path: Path, difference: str) -> InputError:
     return InputError(
         f"{path}: does not fit {type(module).__name__}: {difference}; "
         "give a file of torchvision's weights for this network"

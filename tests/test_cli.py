@@ -219,7 +219,7 @@ def test_images_that_are_there_stay(
         (["a bird", "--device", "meta"], "--device meta: computes nothing"),
         (["a bird", "--device", "cuda:" + "9" * 20], "--device cuda:999"),
         (["a bird", "--device", ""], "--device : "),
-        (["a bird", "--walk", "3", "--no-sheet"], "there is no --no-sheet"),
+        (["a bird", "--walk", "3", "--no-sheet"], "cannot be combined with --no-sheet"),
         (["a bird", "--model", "x" * 300], "no model there"),
         (["a bird", "--model", "a\0b"], "no model there"),
         (["a bird", "--nonsense"], "unrecognized arguments: --nonsense"),
@@ -309,7 +309,7 @@ def test_export_refuses_other_names_and_files_that_are_there(
     there = tmp_path / "there.onnx"
     there.write_bytes(b"mine")
     what = ["export", "--model", model, "--quiet", "--format"]
-    assert "is there already" in refusal(capsys, *what, "onnx", "-o", there)
+    assert "already exists" in refusal(capsys, *what, "onnx", "-o", there)
     assert there.read_bytes() == b"mine"
     assert "ends in .pt2" in refusal(capsys, *what, "aoti", "-o", tmp_path / "model.onnx")
     assert files(tmp_path) == ["there.onnx"]
@@ -344,7 +344,7 @@ def test_pictures_may_be_larger_if_said(
     Image.new("RGB", (50, 20)).save(path)
     describing = ["describe", str(path), "--model", str(model), "--max-pixels"]
     assert main([*describing, "1000"]) == 0
-    assert "has 50 x 20 pixels, more than the 999" in refusal(capsys, *describing, "999")
+    assert "has 50 x 20 pixels, more than the limit of 999" in refusal(capsys, *describing, "999")
 
 
 def test_a_sheet_is_beside_the_images_or_nowhere(model: Path, tmp_path: Path) -> None:
@@ -423,8 +423,8 @@ def test_the_chain_from_nothing_to_a_report(
         ("gan.speed=3", "there is no such setting"),
         ("gan.steps=many", "--set gan.steps=many: expected a whole number"),
         ("gan.betas=0.5", "--set gan.betas=0.5: expected two numbers"),
-        ("gan=5", "give one of its parts, gan.NAME"),
-        ("gan.steps.x=3", "--set gan.steps.x: gan.steps is no single setting"),
+        ("gan=5", "set one of them, gan.NAME"),
+        ("gan.steps.x=3", "--set gan.steps.x: gan.steps is a single setting"),
         ("stem.speed=3", "there are: stem.steps, stem.batch_size"),
         ("gan.betas=0.5,1", "two numbers from 0 to below 1"),
         ("gan.batch_size=1", "batch_size is 1, expected a whole number from 2 to 65,536"),
@@ -465,7 +465,7 @@ def test_only_what_goes_on_says_so_when_stopped(
     assert main(["describe", "bird.png"]) == 130
     assert capsys.readouterr().err == "mirrorgan-fast: stopped\n"
     assert main(["sample", "a bird", "-o", "out"]) == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "run the same command again to resume" in capsys.readouterr().err
     for begins_anew in (
         ["sample", "a bird", "-o", "out.webp", "--walk", "3"],
         ["paint", "birds", "--layout", "cub"],
@@ -473,7 +473,7 @@ def test_only_what_goes_on_says_so_when_stopped(
         assert main(begins_anew) == 130
         assert capsys.readouterr().err == "mirrorgan-fast: stopped\n"
     assert main(["paint", "birds"]) == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "run the same command again to resume" in capsys.readouterr().err
 
 
 def test_a_refusal_by_a_process_that_reads_images_is_one_line_too(

@@ -91,7 +91,7 @@ def test_interrupted_runs_end_and_go_on(
         process.send_signal(number)
         _, told = process.communicate(timeout=30)
         assert process.returncode == status
-        assert told == b"mirrorgan-fast: stopped; the same command goes on from here\n"
+        assert told == b"mirrorgan-fast: stopped; run the same command again to resume\n"
         manifest = (tmp_path / "out" / "manifest.jsonl").read_bytes()
         assert manifest.count(b"\n") == written(tmp_path / "out")
     for name in ("out", "undisturbed"):

@@ -95,7 +95,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(
     path = tmp_path / "bomb.png"
     path.write_bytes(png(width, height, bytes(1000)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert f"has {width:,} x {height:,} pixels, more than the 64,000,000" in refusal(path)
+    assert f"has {width:,} x {height:,} pixels, more than the limit of 64,000,000" in refusal(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kB
 
 

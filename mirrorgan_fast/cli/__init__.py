@@ -1,4 +1,4 @@
-"""The command line: each command parses, calls the library, prints."""
+"""The command line: each command parses its arguments, calls the library and prints the result."""
 
 from mirrorgan_fast.cli.main import main
 

@@ -1,4 +1,4 @@
-"""mirrorgan-fast describe: images to captions."""
+"""mirrorgan-fast describe: write captions for images."""
 
 import argparse
 import json
@@ -24,9 +24,9 @@ _BATCH_SIZE = 16
 
 def add_to(commands: Commands) -> None:
     """Add the command."""
-    parser = add_command(commands, "describe", _run, "say what is in images")
+    parser = add_command(commands, "describe", _run, "describe images in words")
     parser.add_argument("image", nargs="+", type=Path)
-    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     add_max_pixels(parser)
     add_model(parser)
 
@@ -35,8 +35,8 @@ def _run(options: argparse.Namespace) -> int:
     model = model_of(options)
     if not isinstance(model, MirrorGAN):
         raise InputError(
-            f"describe: {options.model} is a model of the system {model.SYSTEM}, which has no "
-            f"captioner; use a model of {MirrorGAN.SYSTEM}"
+            f"describe: {options.model} is a {model.SYSTEM} model, which has no captioner; use a "
+            f"{MirrorGAN.SYSTEM} model"
         )
     size = model.config.image_size
     count, failed = len(options.image), 0
@@ -46,7 +46,7 @@ def _run(options: argparse.Namespace) -> int:
             paths, pictures = [], []
             for path in options.image[start : start + _BATCH_SIZE]:
                 bar.update()
-                try:  # one at a time at its full size
+                try:  # only one picture at a time is in memory at full size
                     whole = read_picture(path, "describe", options.max_pixels)
                     pictures.append(square(whole, size))
                     paths.append(path)
@@ -54,7 +54,7 @@ def _run(options: argparse.Namespace) -> int:
                     if count == 1:
                         raise
                     failed += 1
-                    if bar.format_dict["elapsed"] > BAR_AFTER:  # it is in the way
+                    if bar.format_dict["elapsed"] > BAR_AFTER:  # the bar is visible
                         bar.clear()
                     say(f"mirrorgan-fast: {error}")
             for path, text in zip(paths, model.describe(pictures), strict=True):

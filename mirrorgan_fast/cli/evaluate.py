@@ -1,4 +1,4 @@
-"""mirrorgan-fast evaluate: a model measured on a test split."""
+"""mirrorgan-fast evaluate: measure a model on a test split."""
 
 import argparse
 import json
@@ -24,16 +24,21 @@ def add_to(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(commands, "evaluate", _run, "measure a model on a test split")
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--split-field", help="of metadata.jsonl's rows (default: split)")
     parser.add_argument(
-        "--count", type=positive, metavar="N", help="of captions (default: 1000, or all if fewer)"
+        "--split-field", help="the field of metadata.jsonl that names the split (default: split)"
+    )
+    parser.add_argument(
+        "--count",
+        type=positive,
+        metavar="N",
+        help="number of captions (default: 1000, or all if there are fewer)",
     )
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument(
         "--judge",
         default="birds-painted",
         metavar="NAME_OR_FOLDER",
-        help="where attributes.safetensors is (default: that of the package)",
+        help="the model or folder with attributes.safetensors (default: birds-painted)",
     )
     parser.add_argument("--json", action="store_true")
     add_max_pixels(parser)

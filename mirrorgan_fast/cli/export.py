@@ -1,4 +1,4 @@
-"""mirrorgan-fast export: the model as one file."""
+"""mirrorgan-fast export: write the model to one file."""
 
 import argparse
 from pathlib import Path
@@ -17,16 +17,16 @@ from mirrorgan_fast.errors import printable
 def add_to(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(
-        commands, "export", _run, "write the model as one file that runs without us"
+        commands, "export", _run, "write the model to one file that runs without mirrorgan-fast"
     )
     parser.add_argument("--format", choices=("onnx", "aoti"), required=True)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     add_model(parser)
 
 
 def _run(options: argparse.Namespace) -> None:
-    # PyTorch's exporters take longer to import than an image
+    # Imported here: importing PyTorch's exporters takes longer than generating an image
     from mirrorgan_fast.inference.export import export
 
     check_output(options)

@@ -1,4 +1,4 @@
-"""mirrorgan-fast info: versions, device, implementations and models."""
+"""mirrorgan-fast info: show versions, device, implementations and models."""
 
 import argparse
 import json
@@ -17,9 +17,13 @@ from mirrorgan_fast.weights import PRETRAINED, find_pretrained, load_vocabulary
 
 def add_to(commands: Commands) -> None:
     """Add the command."""
-    parser = add_command(commands, "info", _run, "versions, device, implementations and models")
+    parser = add_command(
+        commands, "info", _run, "show versions, device, implementations and models"
+    )
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--words", action="store_true", help="only list the words the model knows")
+    parser.add_argument(
+        "--words", action="store_true", help="list only the words that the model knows"
+    )
     parser.add_argument("--model", default="birds-painted", metavar="NAME_OR_FOLDER")
 
 

@@ -1,4 +1,4 @@
-"""The ``mirrorgan-fast`` command: parses, calls the library, prints."""
+"""The mirrorgan-fast command: text to image and back."""
 
 import argparse
 import io
@@ -20,11 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        the exit status: 0, or 2 for bad input, 3 if some of many captions made no image or some of
-        many pictures could not be described, 130 for Ctrl-C, 143 for SIGTERM, 141 if what it prints
-        is not read to its end.
+        the exit status: 0 for success, 2 for bad input, 3 if some of many captions made no image or
+        some of many pictures could not be described, 130 for Ctrl-C, 143 for SIGTERM, 141 if the
+        reader of standard output closed it early.
     """
-    for stream in (sys.stdout, sys.stderr):  # a character that they cannot show is escaped
+    for stream in (sys.stdout, sys.stderr):  # escape characters outside their encoding
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     resumes = False
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             options = _parser().parse_args(arguments)
         finally:
-            flush()  # what --help prints
+            flush()  # --help and --version print and then exit
         resumes = (
             options.resumes
             and getattr(options, "walk", None) is None
@@ -43,10 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         return _fail(str(error))
     except KeyboardInterrupt as error:
-        advice = "; the same command goes on from here" if resumes else ""
+        advice = "; run the same command again to resume" if resumes else ""
         return _fail(f"stopped{advice}", 143 if isinstance(error, Terminated) else 130)
     except OutputError as error:
-        # Python flushes at its end what is not printed yet
+        # Python flushes standard output again when it exits, which must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error.__cause__, BrokenPipeError):
             return 141
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        return _fail("out of memory; free some of it, or ask for smaller sizes or batches")
+        return _fail("out of memory; free some memory, or use smaller sizes or batches")
     return status or 0
 
 

@@ -1,4 +1,4 @@
-"""The options that commands share."""
+"""Options shared by several commands."""
 
 import argparse
 import os
@@ -13,16 +13,16 @@ from mirrorgan_fast.pictures import MAX_PIXELS
 from mirrorgan_fast.recipes import load
 
 BAR_AFTER = 2
-"""Seconds; a bar only for what takes longer than people wait."""
+"""Seconds before a progress bar appears; shorter work shows none."""
 Commands = Any
-"""What argparse's ``add_subparsers`` returns, for which it has no public name."""
+"""The type that argparse's ``add_subparsers`` returns, which has no public name."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage of all options."""
+    """Reports an error in one line, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
-        """Refuse the arguments."""
+        """Raise InputError with argparse's message."""
         command = self.prog.partition(" ")[2]
         raise InputError(f"{command}: {message}" if command else message)
 
@@ -34,14 +34,14 @@ def add_command(
     text: str,
     resumes: bool = False,
 ) -> Any:
-    """Add a command to the parser; return its own parser.
+    """Add a command and return its parser.
 
     Args:
-        commands: of the parser.
+        commands: what ``add_subparsers`` returned.
         name: of the command.
         run: takes the options and returns the exit status, or None for 0.
-        text: what it does, in a line.
-        resumes: whether the same command goes on from where it was stopped.
+        text: one line that says what the command does.
+        resumes: whether a stopped command resumes when it is run again.
     """
     parser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(run=run, resumes=resumes, default_of=parser.get_default)
@@ -54,7 +54,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--model",
         default="birds-painted",
         metavar="NAME_OR_FOLDER",
-        help="a model of the package, or a folder (default: birds-painted)",
+        help="the name of a packaged model, or a folder (default: birds-painted)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_device(parser)
@@ -78,56 +78,57 @@ def add_max_pixels(parser: argparse.ArgumentParser) -> None:
 
 def positive(text: str) -> int:
     """Parse a count."""
-    return _whole(text, 1, 10**9)
+    return _whole_number(text, 1, 10**9)
 
 
 def workers(text: str) -> int:
     """Parse a number of worker processes, which may be 0."""
-    return _whole(text, 0, 1024)
+    return _whole_number(text, 0, 1024)
 
 
 def seed(text: str) -> int:
     """Parse a seed."""
-    return _whole(text, 0, SEEDS - 1, "2^128 - 1")
+    return _whole_number(text, 0, SEEDS - 1, "2^128 - 1")
 
 
-def _whole(text: str, least: int, most: int, told: str = "") -> int:
-    # digits are counted first: Python refuses to convert very many
-    if not text.isdecimal() or len(text) > 40 or not least <= int(text) <= most:
+def _whole_number(text: str, minimum: int, maximum: int, maximum_text: str = "") -> int:
+    # The length is checked first: Python refuses to convert strings of very many digits
+    if not text.isdecimal() or len(text) > 40 or not minimum <= int(text) <= maximum:
         raise argparse.ArgumentTypeError(
-            f"found {text!r:.60}, expected a whole number from {least} to {told or f'{most:,}'}"
+            f"found {text!r:.60}, expected a whole number from {minimum} to "
+            f"{maximum_text or f'{maximum:,}'}"
         )
     return int(text)
 
 
 def device_of(options: argparse.Namespace) -> torch.device:
-    """Return the device that was asked for.
+    """Return the device of ``--device``.
 
     Raises:
         InputError: there is no such device.
     """
     name = options.device
-    if name == "auto":  # torchrun numbers the processes of a machine
+    if name == "auto":  # LOCAL_RANK: torchrun's number of this process on its machine
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.zeros(1, device=name).device
         if device.type == "meta":
             raise ValueError("computes nothing")
-    # PyTorch says one or the other of a device that it was not built for, or of an odd number
+    # PyTorch raises any of these for a device that it was not built for, or an invalid index
     except (RuntimeError, AssertionError, ValueError, OverflowError) as error:
-        told = str(error).splitlines() or [type(error).__name__]
-        raise InputError(f"--device {name}: {told[0]}") from error
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise InputError(f"--device {name}: {lines[0]}") from error
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # where Triton launches
+        torch.cuda.set_device(device)  # Triton launches on the current device
     return device
 
 
 def model_of(options: argparse.Namespace) -> TextToImage:
-    """Return the model that was asked for, on its device."""
+    """Return the model of ``--model``, on the device of ``--device``."""
     return load(options.model).to(device_of(options))
 
 
 def check_output(options: argparse.Namespace) -> None:
-    """Raise InputError if the file to write is there already, and is not to be replaced."""
+    """Raise InputError if the output file exists and ``--overwrite`` was not given."""
     if os.path.lexists(options.output) and not options.overwrite:
-        raise InputError(f"{options.output}: is there already; use another -o, or --overwrite")
+        raise InputError(f"{options.output}: already exists; use another -o, or --overwrite")

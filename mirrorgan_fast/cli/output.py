@@ -1,4 +1,4 @@
-"""What the commands print."""
+"""Printing to standard output and standard error."""
 
 import sys
 from contextlib import suppress
@@ -7,11 +7,11 @@ from mirrorgan_fast.files import reason
 
 
 class OutputError(Exception):
-    """What is printed cannot be written: the disk is full, or nobody reads the pipe."""
+    """Standard output cannot be written: the disk is full, or the pipe's reader is gone."""
 
 
 def print_line(text: str) -> None:
-    """Print to standard output, at once: another program may wait for it."""
+    """Print to standard output and flush: another program may be waiting for the line."""
     try:
         print(text)
     except OSError as error:
@@ -20,7 +20,7 @@ def print_line(text: str) -> None:
 
 
 def flush() -> None:
-    """Write what is printed and not yet written."""
+    """Flush standard output."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -29,6 +29,6 @@ def flush() -> None:
 
 
 def say(text: str) -> None:
-    """Print to standard error, whether anybody reads it or not."""
+    """Print to standard error; ignore it if that fails."""
     with suppress(OSError):
         print(text, file=sys.stderr)

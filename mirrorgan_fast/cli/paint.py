@@ -1,4 +1,4 @@
-"""mirrorgan-fast paint: a data set of painted birds."""
+"""mirrorgan-fast paint: make a data set of painted birds."""
 
 import argparse
 from pathlib import Path
@@ -20,7 +20,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("output", type=Path, help="a new folder")
     parser.add_argument("--train", type=positive, default=20_000, metavar="N")
     parser.add_argument("--test", type=positive, default=2_000, metavar="N")
-    parser.add_argument("--size", type=int, default=128, help="pixels a side, 64 to 512")
+    parser.add_argument("--size", type=int, default=128, help="side length in pixels, 64 to 512")
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument(
         "--layout",
@@ -28,19 +28,21 @@ def add_to(commands: Commands) -> None:
         default="folder",
         help="an image folder with metadata.jsonl, or the layout of CUB-200-2011",
     )
-    parser.add_argument("--masks", action="store_true", help="with the parts' masks (folder)")
-    parser.add_argument("--workers", type=positive, default=None, help="default: one a core")
+    parser.add_argument(
+        "--masks", action="store_true", help="also write the parts' masks (folder only)"
+    )
+    parser.add_argument("--workers", type=positive, default=None, help="default: one per core")
     parser.add_argument("--quiet", action="store_true")
 
 
 def _run(options: argparse.Namespace) -> None:
-    # Pillow's and NumPy's drawing only: importing it is not every command's cost
+    # Imported here, so that other commands do not pay for it
     from mirrorgan_fast.data.cub import write_cub
     from mirrorgan_fast.data.painted_birds.data_set import PaintedBirds, export_image_folder
 
     if options.layout == "cub":
         if options.masks:
-            raise InputError("paint: the cub layout has no place for masks; use --layout folder")
+            raise InputError("paint: the cub layout has no masks; use --layout folder")
         write_cub(
             PaintedBirds("train", options.train, options.size, options.seed),
             PaintedBirds("test", options.test, options.size, options.seed),

@@ -1,4 +1,4 @@
-"""mirrorgan-fast sample: captions to images."""
+"""mirrorgan-fast sample: generate images from captions."""
 
 import argparse
 import warnings
@@ -30,9 +30,7 @@ from mirrorgan_fast.sampling.run import SamplingSettings, sample_to_folder
 from mirrorgan_fast.sampling.sampler import Sampler
 from mirrorgan_fast.sampling.sinks import FORMATS
 
-_MOST_ON_SHEET = 256
-
-
+_MAX_SHEET_IMAGES = 256
 _NOT_WITH_WALK = (
     "per_caption",
     "format",
@@ -47,44 +45,45 @@ _NOT_WITH_WALK = (
 
 def add_to(commands: Commands) -> None:
     """Add the command."""
-    parser = add_command(commands, "sample", _run, "make images from captions", resumes=True)
+    parser = add_command(commands, "sample", _run, "generate images from captions", resumes=True)
     parser.add_argument("caption", nargs="*", help="what to paint")
     parser.add_argument(
         "--captions",
         metavar="FILE",
-        help="text (a caption a line), JSON lines, a JSON array, CSV or TSV; -: standard input",
+        help="text (one caption per line), JSON lines, a JSON array, CSV or TSV; "
+        "- for standard input",
     )
     parser.add_argument(
-        "-n", "--per-caption", type=positive, default=1, metavar="N", help="images of each caption"
+        "-n", "--per-caption", type=positive, default=1, metavar="N", help="images per caption"
     )
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FOLDER", help="or FILE with --walk"
+        "-o", "--output", type=Path, required=True, metavar="FOLDER", help="with --walk: FILE"
     )
     parser.add_argument("--format", choices=FORMATS, default="png", help="default: png")
     parser.add_argument(
-        "--quality", type=int, default=95, help="of JPEG and WebP, 1 to 100 (default: 95)"
+        "--quality", type=int, default=95, help="of JPEG and WebP images, 1 to 100 (default: 95)"
     )
     parser.add_argument(
         "--shard-size",
         type=positive,
         default=1000,
         metavar="N",
-        help="images of a folder, tar or array (default: 1000)",
+        help="images per folder, tar or array (default: 1000)",
     )
-    parser.add_argument("--seed", type=seed, default=0, help="0 or more (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the noise, 0 or more (default: 0)")
     parser.add_argument(
         "--psi",
         type=float,
         default=1.0,
-        help="0 to 1: less noise makes images more alike (default: 1)",
+        help="factor of the noise, 0 to 1: less noise makes images more alike (default: 1)",
     )
     parser.add_argument(
-        "--batch-size", type=positive, metavar="N", help="images made together (default: auto)"
+        "--batch-size", type=positive, metavar="N", help="images per batch (default: auto)"
     )
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        help="in which the generator computes (default: what is fastest here)",
+        help="data type of the generator (default: the fastest on this machine)",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the images of another run"
@@ -98,14 +97,14 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--no-sheet",
         action="store_true",
-        help=f"without the contact sheet, {SHEET}, of captions given as arguments",
+        help=f"do not write {SHEET}, the contact sheet of captions given as arguments",
     )
-    parser.add_argument("--stats", action="store_true", help="tell the speed of each stage")
+    parser.add_argument("--stats", action="store_true", help="print the speed of each stage")
     add_model(parser)
 
 
-def _painter(options: argparse.Namespace) -> TextToImage:
-    """Return the model, and say if it takes longer than it could."""
+def _load_model(options: argparse.Namespace) -> TextToImage:
+    """Return the model; print a note if there are no compiled kernels to make it faster."""
     model, why = model_of(options), why_not_compiled()
     if why and next(model.parameters()).device.type == "cpu" and not options.quiet:
         say(f"mirrorgan-fast: without compiled kernels, so slower: {why}")
@@ -129,7 +128,7 @@ def _run(options: argparse.Namespace) -> int:
     captions = Captions.of(options.caption) if options.caption else Captions.open(options.captions)
     with captions:
         keep_memory()
-        model = _painter(options)
+        model = _load_model(options)
         if options.caption:
             _check_captions(options.caption, model)
         done = sample_to_folder(
@@ -151,9 +150,9 @@ def _run(options: argparse.Namespace) -> int:
     with_sheet = ""
     of_files = settings.format in ("png", "jpeg", "webp")
     if options.caption and done.images and of_files and not options.no_sheet:
-        # about eight, and no caption's images in two rows
+        # About eight columns, and the images of a caption are never split over two rows
         columns = settings.per_caption * max(1, 8 // settings.per_caption)
-        rows = read_manifest(options.output, _MOST_ON_SHEET)
+        rows = read_manifest(options.output, _MAX_SHEET_IMAGES)
         images = [np.asarray(read_picture(options.output / row["file"], "sheet")) for row in rows]
         write_sheet(options.output / SHEET, images, columns=min(len(images), columns))
         with_sheet = f" and {SHEET}"
@@ -162,7 +161,7 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     errors = printable(str(options.output / ERRORS))
     say(f"{done.refused} captions made no image: {errors}")
-    return 3 if done.processes == 1 else 0  # torchrun takes it for a failure
+    return 3 if done.processes == 1 else 0  # torchrun would treat 3 as a failure
 
 
 def _walk(options: argparse.Namespace) -> int:
@@ -171,21 +170,21 @@ def _walk(options: argparse.Namespace) -> int:
     for name in _NOT_WITH_WALK:
         if getattr(options, name) != options.default_of(name):
             flag = "-n" if name == "per_caption" else "--" + name.replace("_", "-")
-            raise InputError(f"--walk: makes one animation, for which there is no {flag}")
+            raise InputError(f"--walk: cannot be combined with {flag}; leave out {flag}")
     check_output(options)
     check_animation(options.output)
-    model = _painter(options)
+    model = _load_model(options)
     _check_captions(options.caption, model)
-    with warnings.catch_warnings():  # of unknown words, which were told
+    with warnings.catch_warnings():  # _check_captions has reported unknown words
         warnings.simplefilter("ignore", UnknownWordsWarning)
         images = walk(model, options.caption, options.walk, options.seed, options.psi)
     write_walk(options.output, images)
-    print_line(f"{len(images)} images, forth and back, in {printable(str(options.output))}")
+    print_line(f"{len(images)} images, back and forth, in {printable(str(options.output))}")
     return 0
 
 
 def _check_captions(captions: Sequence[str], model: TextToImage) -> None:
-    """Tell what of captions the model does not know, before anything is made."""
+    """Report the words that the model does not know, before any image is made."""
     for caption, unknown in zip(captions, model.encode(captions).unknown, strict=True):
         if unknown:
             say(f"unknown words skipped: {listed(unknown)} (in {caption!r:.60})")

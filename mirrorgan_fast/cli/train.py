@@ -1,4 +1,4 @@
-"""mirrorgan-fast train: a part of a model, or the whole chain."""
+"""mirrorgan-fast train: train one stage of a model, or all of them."""
 
 import argparse
 import dataclasses
@@ -39,12 +39,14 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "stage",
         choices=(*STAGES, "all", "attributes"),
-        help="a part, the whole chain, or the judge of painted birds' attributes",
+        help="one stage, all stages, or the classifier of painted birds' attributes",
     )
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--split-field", help="of metadata.jsonl's rows (default: split)")
+    parser.add_argument(
+        "--split-field", help="the field of metadata.jsonl that names the split (default: split)"
+    )
     parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", dest="folder")
-    parser.add_argument("--preset", default="birds-painted", help="sizes and recipe")
+    parser.add_argument("--preset", default="birds-painted", help="sizes and training settings")
     parser.add_argument(
         "--set",
         action="append",
@@ -57,13 +59,13 @@ def add_to(commands: Commands) -> None:
             f"--{stage}-weights",
             type=_backbone_weights,
             metavar="FILE",
-            help=f"ImageNet weights of {encoder}; or random: train it from nothing",
+            help=f"ImageNet weights of {encoder}; or random: train it from scratch",
         )
     parser.add_argument(
         "--compile",
         action="store_true",
         default=None,
-        help="torch.compile for the GAN: slower to begin",
+        help="use torch.compile for the GAN: slower to start",
     )
     parser.add_argument(
         "--workers", type=workers, default=1, metavar="N", help="processes that read images"
@@ -74,7 +76,7 @@ def add_to(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    # TensorBoard and what it imports take longer than an image
+    # Imported here: importing TensorBoard takes longer than generating an image
     from mirrorgan_fast.training.chain import stages_of, train
 
     if options.stage == "attributes":
@@ -127,12 +129,12 @@ def _train_attributes(options: argparse.Namespace) -> None:
 
 
 def _changed(record: Record, name: str, value: str, within: str = "") -> Record:
-    """Return the dataclass with one field, of itself or of a part (``gan.steps``), set from text.
+    """Return a copy of a dataclass with one field, possibly nested (``gan.steps``), set from text.
 
-    What it is ``within`` is told in errors.
+    ``within`` is the path to the dataclass, for error messages.
 
     Raises:
-        InputError: there is no such field, or the text is no value for it.
+        InputError: there is no such field, or the text is not a value for it.
     """
     first, _, rest = name.partition(".")
     fields = {field.name: field for field in dataclasses.fields(record)}
@@ -141,8 +143,11 @@ def _changed(record: Record, name: str, value: str, within: str = "") -> Record:
         raise InputError(f"--set {within}{name}: there is no such setting; there are: {there}")
     current = getattr(record, first)
     if dataclasses.is_dataclass(current) == (not rest):
-        parts = f"; give one of its parts, {within}{first}.NAME" if not rest else ""
-        raise InputError(f"--set {within}{name}: {within}{first} is no single setting{parts}")
+        if rest:
+            found, advice = "is a single setting", f"use {within}{first}=VALUE"
+        else:
+            found, advice = "is a group of settings", f"set one of them, {within}{first}.NAME"
+        raise InputError(f"--set {within}{name}: {within}{first} {found}; {advice}")
     if rest:
         changed: Any = _changed(current, rest, value, f"{within}{first}.")
     else:
@@ -164,7 +169,7 @@ def _parsed(name: str, text: str, kind: Any) -> Any:
     except (ValueError, KeyError):
         pass
     if get_origin(kind) is tuple:
-        expected = "two numbers, as 0.5,0.999"
+        expected = "two numbers, such as 0.5,0.999"
     else:
         expected = ", ".join(map(str, get_args(kind))) or _KINDS[kind]
     raise InputError(f"--set {name}={text}: expected {expected}")

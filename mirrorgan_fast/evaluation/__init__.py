@@ -1,1 +1,1 @@
-"""Measures of what a model generates, one file a metric, and the report of them all."""
+"""Evaluation of a model's images and descriptions, and the report of all metrics."""

@@ -1,10 +1,10 @@
-"""Edits: one color word of a caption is changed, and the image has to change there and only there.
+"""Edits: one color word of a caption changes, and only that part of the image should change.
 
-Both images have the same noise. Whether the part took the new color is the attribute classifier's
-to say. No mask tells where a generated part is, so the rest is measured in two ways: by the
-attributes that the word does not speak of, which the classifier has to read as before, and by how
-many pixels changed and how much. What these figures are when nothing else changes is known from
-painted pairs: the same bird painted twice, with the old color and with the new one.
+Both images are generated from the same noise. The attribute classifier decides whether the part has
+the new color. There is no mask of a generated part, so the rest of the image is measured in two
+ways: by the attributes that the word does not describe, which the classifier should read as before,
+and by how many pixels changed and by how much. Painted pairs give these figures for the case in
+which nothing else changes: the same bird is painted twice, with the old color and with the new one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,13 +22,14 @@ from mirrorgan_fast.metrics.attributes import AttributeAccuracy
 from mirrorgan_fast.models.attribute_classifier import AttributeClassifier
 from mirrorgan_fast.pictures import square
 
-VISIBLE_CHANGE = 16  # grey levels, of any channel
-REST = 0.9  # of an image's pixels; back and wing, the most a word asks to change, take 8 % at most
+VISIBLE_CHANGE = 16  # gray levels, in any channel
+# Share of an image's pixels. The largest edit, of back and wings, changes at most 8 % of them.
+REST = 0.9
 
 
 @dataclass(frozen=True)
 class Edit:
-    """A caption, the same with another color word, and the parts that this word speaks of."""
+    """A caption, its copy with another color word, and the parts that this word describes."""
 
     caption: str
     edited: str
@@ -39,16 +40,16 @@ class Edit:
 def edit_color_word(
     caption: str, attributes: Mapping[str, str], rng: np.random.Generator
 ) -> Edit | None:
-    """Change one color word of a part of the bird, chosen at random, to another color.
+    """Change the color word of a part of the bird, chosen at random, to another color.
 
-    The article before it is changed with it where English asks for that. "a red bird" speaks of the
-    back and the wings, "a red crown and tail" of both.
+    The article before it changes too where English requires it. In "a red bird" the word describes
+    the back and the wings, in "a red crown and tail" both of these parts.
 
     Args:
         caption: of a painted bird.
-        attributes: of that bird. Its wings and crown do not get a color on which their bars or
-            ring would not be seen, which no painted bird has.
-        rng: chooses.
+        attributes: of that bird. Its wings and crown never get a color on which the wing bars or
+            the eye ring would be invisible; no painted bird has such colors.
+        rng: chooses the word and the color.
 
     Returns:
         the edit, or None if the caption has no such word.
@@ -83,18 +84,18 @@ def edit_color_word(
 
 @dataclass(frozen=True)
 class EditFigures:
-    """What changing one color word did, over all edits."""
+    """The effect of changing one color word, over all edits."""
 
     right: float
-    """Share of edits after which every part that the word speaks of has the new color."""
+    """Share of edits after which every part that the word describes has the new color."""
     others_kept: float
-    """Share of the attributes that the word does not speak of which are read as before."""
+    """Among the attributes that the word does not describe, the share that is read as before."""
     changed_area: float
-    """Share of the pixels in which a channel changed by more than 16 grey levels."""
+    """Share of the pixels in which a channel changed by more than 16 gray levels."""
     mean_change: float
-    """Mean absolute difference of all pixels, in grey levels."""
+    """Mean absolute difference of all pixels, in gray levels."""
     rest_change: float
-    """The same of the 90 % of each image's pixels that changed least."""
+    """The same, for the 90 % of each image's pixels that changed least."""
     parts: AttributeAccuracy
     """For each part, how often it has the new color."""
 
@@ -105,13 +106,13 @@ def measure_edits(
     before: Tensor,  # (N, 3, S, S)
     after: Tensor,  # (N, 3, S, S)
 ) -> EditFigures:
-    """Compare the images of the captions with those of the edited ones.
+    """Compare the images of the captions with the images of the edited captions.
 
     Args:
         classifier: reads the attributes.
         edits: N edits.
         before: uint8 images of their captions.
-        after: uint8 images of their edited captions, of the same noise.
+        after: uint8 images of their edited captions, from the same noise.
     """
     read_before, read_after = classifier.read(before), classifier.read(after)
     parts = AttributeAccuracy.count(
@@ -148,12 +149,13 @@ def painted_pairs(
     size: int,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Paint each edit's bird as it was and with the new color, and nothing else changed.
+    """Paint each edit's bird twice, with the old and the new color, and change nothing else.
 
     Args:
         edits: N edits.
         attributes: of the birds of their captions.
-        size: S, of the pictures. Smaller ones than birds are painted in are scaled down.
+        size: S, the side of the pictures. Below the smallest size that birds are painted in,
+            pictures are painted in that size and scaled down.
         seed: of the paintings.
 
     Returns:

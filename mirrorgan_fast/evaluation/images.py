@@ -1,4 +1,4 @@
-"""The images that an evaluation measures: made by the Sampler, so they are those that users get."""
+"""The images to evaluate. The Sampler generates them, so they are the images that users get."""
 
 from collections.abc import Sequence
 
@@ -21,13 +21,13 @@ def generate(
     title: str,
     quiet: bool = False,
 ) -> Tensor:
-    """Generate an image for each caption, with the noise that ``indices`` have in ``seed``.
+    """Generate an image for each caption, from the noise of each index and the seed.
 
     Args:
         sampler: of the model.
-        captions: N of them.
-        indices: of the noises, N.
-        seed: of the noises.
+        captions: N captions.
+        indices: N indices, which select the noise together with ``seed``.
+        seed: of the noise.
         title: of the progress bar.
         quiet: no progress bar.
 

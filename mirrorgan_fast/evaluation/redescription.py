@@ -1,7 +1,7 @@
-"""Redescription: what a description of a painted bird says, and how much of it is right.
+"""Redescription: the statements in STREAM's description of a painted bird, and which are right.
 
-`painted_birds.describe` writes captions by a small grammar; `read_statements` reads them back, and
-with them whatever STREAM says in that grammar. What it says otherwise states nothing.
+`painted_birds.describe` writes captions with a small grammar, and `read_statements` parses them. It
+also parses what STREAM writes in that grammar; anything else that STREAM writes is not a statement.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,11 +15,11 @@ from mirrorgan_fast.metrics.attributes import AttributeAccuracy
 def redescription_accuracy(
     descriptions: Sequence[str], known: Sequence[Mapping[str, str]]
 ) -> AttributeAccuracy:
-    """Count the statements of descriptions that are right.
+    """Count the right statements of descriptions.
 
     Args:
         descriptions: of N images.
-        known: what is known of each image; statements about other attributes are not counted.
+        known: the true attributes of each image; statements about other attributes do not count.
     """
     return AttributeAccuracy.count(
         (statement.attribute, truth[statement.attribute] == statement.value)
@@ -35,7 +35,7 @@ def bleu_4(descriptions: Sequence[str], references: Sequence[Sequence[str]]) -> 
         corpus_bleu(
             [[split_words(caption) for caption in captions] for captions in references],
             [split_words(description) for description in descriptions],
-            # changes nothing but a count of 0 matches, of which NLTK would warn at length
+            # Changes only a count of 0 matches, for which NLTK would print a long warning
             smoothing_function=SmoothingFunction().method1,
         )
     )

@@ -1,4 +1,4 @@
-"""The report: every measure on held-out captions, and on real held-out pictures beside them."""
+"""The report: every metric for images of held-out captions, and for the real held-out pictures."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -45,31 +45,32 @@ def evaluate(
     seed: int = 0,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Measure a model on held-out captions, and the real pictures beside it.
+    """Measure a model on held-out captions, and measure the real pictures for comparison.
 
-    Images are generated from one caption, chosen at random, of each of the first ``count``
-    pictures. Captions of which the model knows no word are passed over, as in training, and so are
-    pictures that have no other. The model's mode does not matter.
+    One image is generated for each of the first ``count`` pictures, from one of its captions,
+    chosen at random. As in training, captions without a known word are skipped, and so are pictures
+    that have only such captions. The model may be in training or in evaluation mode.
 
     Args:
         model: to be measured.
         images: the test split.
-        classifier: reads the attributes of painted birds, which ``images`` are then to be, in an
-            exported folder. Without it, what needs no attributes is measured.
+        classifier: reads the attributes of painted birds. ``images`` must then be an exported
+            folder of painted birds. Without it, metrics of attributes are left out.
         count: of pictures (default: 1000, or all if there are fewer).
         seed: of the choice of captions, edits and competitors, and of the images.
         quiet: no progress bars.
 
     Returns:
-        what was measured on ("count", "seed", "image_size", and "captions_passed_over" of those
-        that the split has), then for "r_precision" and, if the system has a captioner,
-        "redescription", and with a classifier for "classifier", "attributes" and "edits", the
-        figures of "generated" and of "real". Shares are in [0, 1]. The real edits are painted pairs
-        (see ``painted_pairs``).
+        the settings ("count", "seed", "image_size", and "captions_passed_over", the number of
+        skipped captions of the split), then the figures of "generated" and of "real" for each of:
+        "r_precision"; "redescription", if the system has a captioner; and with a classifier,
+        "classifier", "attributes" and "edits". Shares are in [0, 1]. The real edits are painted
+        pairs (see ``painted_pairs``).
 
     Raises:
-        InputError: the seed is out of range; a weight is NaN; there are fewer pictures, or too few
-            for R-precision; or, with a classifier, they are no painted birds.
+        InputError: the seed is out of range; a weight is NaN; there are fewer than ``count``
+            pictures, or too few for R-precision; or, with a classifier, the pictures are not
+            painted birds.
     """
     if not isinstance(seed, int) or not 0 <= seed < SEEDS:
         raise InputError(f"seed is {seed!r:.60}, expected a whole number from 0 to 2^128")
@@ -81,8 +82,8 @@ def evaluate(
     count = min(1000, len(usable)) if count is None else count
     if not 1 <= count <= len(usable):
         raise InputError(
-            f"cannot evaluate on {count} pictures: the split has {len(usable)} with a caption of "
-            f"which the model knows a word"
+            f"cannot evaluate on {count} pictures: the split has {len(usable)} with a caption that "
+            f"has a word the model knows"
         )
     indices = usable[:count]
     chosen = [_Chosen(i, *known[i][rng.integers(len(known[i]))]) for i in indices]
@@ -136,7 +137,7 @@ def evaluate(
                 "of_caption": redescription_accuracy(descriptions, birds.named).overall,
                 **_shares(of_image),
             }
-        if side == "real":  # a generated picture has one caption to be held against, not ten
+        if side == "real":  # a generated picture has only one reference caption, not ten
             references = [images.captions(i) for i in indices]
             figures["redescription"][side]["bleu_4"] = bleu_4(descriptions, references)
     return figures
@@ -147,21 +148,22 @@ class _Chosen(NamedTuple):
 
     image: int
     of_image: int
-    """Which of the image's captions."""
+    """The caption's position among the image's captions."""
     place: int
-    """In the pool."""
+    """The caption's position in the pool."""
 
 
 class _Painted(NamedTuple):
-    """What is known of N painted birds and of the caption chosen for each."""
+    """The attributes of N painted birds, and of the caption chosen for each."""
 
     truth: list[dict[str, str]]
+    """The true attributes."""
     named: list[dict[str, str]]
-    """What the captions assert."""
+    """The attributes that the captions name."""
     editable: list[int]
-    """Whose captions name a color of a part."""
+    """The birds whose captions name the color of a part."""
     edits: list[Edit]
-    """Of the captions of ``editable``."""
+    """Edits of the captions of ``editable``."""
 
 
 def _painted(
@@ -172,7 +174,8 @@ def _painted(
 ) -> _Painted:
     if not isinstance(images, ImageFolder):
         raise InputError(
-            "only an exported folder of painted birds (mirrorgan-fast paint) tells their attributes"
+            "the attributes of birds are known only in an exported folder of painted birds; make "
+            "one with mirrorgan-fast paint"
         )
     truth = true_attributes(images, [caption.image for caption in chosen])
     named = [_named(images, caption.image)[caption.of_image] for caption in chosen]
@@ -187,17 +190,18 @@ def _painted(
 
 
 def _to_bytes(images: Tensor) -> Tensor:
-    """Turn images (N, 3, S, S) in [-1, 1] into what a user sees of them, uint8 on the CPU."""
+    """Convert images (N, 3, S, S) in [-1, 1] to uint8 on the CPU, as users get them."""
     return to_uint8(images).permute(0, 3, 1, 2).cpu()
 
 
 def _caption_pool(
     model: TextToImage, images: CaptionedImages
 ) -> tuple[CaptionPool, list[list[tuple[int, int]]], int]:
-    """Return all captions of the split of which the model knows a word.
+    """Collect all captions of the split that have a known word.
 
-    And for each image, which of its captions these are and where they stand in the pool; and how
-    many captions of the split are passed over.
+    Returns:
+        the pool of these captions; for each image, the positions of these captions among its own
+        captions and in the pool; and how many captions of the split are skipped.
     """
     texts: list[str] = []
     labels: list[int] = []
@@ -215,7 +219,10 @@ def _caption_pool(
         lengths.append(encoded.lengths[kept])
         passed_over += len(captions) - len(kept)
     if not texts:
-        raise InputError("the model knows no word of any caption of the split")
+        raise InputError(
+            "the model knows no word of any caption of the split; use a model that was trained on "
+            "such captions"
+        )
     device = next(model.parameters()).device
     batches = (torch.cat(part).split(_CAPTION_BATCH) for part in (tokens, lengths))
     stem = in_evaluation(model.stem)
@@ -226,12 +233,12 @@ def _caption_pool(
 
 
 def _named(images: ImageFolder, index: int) -> list[dict[str, str]]:
-    """Return what each caption of a picture asserts, from its row."""
+    """Return the attributes that each caption of a picture names, from its row."""
     named = images.record(index).get("named")
     if not isinstance(named, list) or len(named) != len(images.captions(index)):
         raise InputError(
-            f'picture {images.name(index)!r} has no list "named" of what each caption asserts in '
-            f"metadata.jsonl; export painted birds"
+            f'picture {images.name(index)!r} has no list "named" of the attributes that each '
+            f"caption names in metadata.jsonl; export painted birds with mirrorgan-fast paint"
         )
     return named
 
@@ -239,7 +246,7 @@ def _named(images: ImageFolder, index: int) -> list[dict[str, str]]:
 def _look(model: TextToImage, pictures: Tensor) -> tuple[Tensor, list[str] | None]:
     """Return DAMSM's codes (N, D) of uint8 images (N, 3, S, S), and STREAM's descriptions.
 
-    There are no descriptions where the system has no STREAM.
+    The descriptions are None if the system has no STREAM.
     """
     assert isinstance(model.image_encoder, DAMSMImageEncoder)
     encoder = in_evaluation(model.image_encoder)
@@ -267,34 +274,34 @@ def _in_order(shares: Mapping[str, float]) -> dict[str, float]:
 
 
 _SHARE, _NUMBER = "{:.2%}", "{:.2f}"
-# Label, section, name of the figure and its format; None as the name is a line an attribute.
+# Label, section, name of the figure, and its format. The name None stands for a line per attribute.
 _LINES: tuple[tuple[str, str, str | None, str], ...] = (
     ("all attributes, read by the classifier", "classifier", "overall", _SHARE),
     ("attributes the caption names, seen in the image", "attributes", "overall", _SHARE),
     ("", "attributes", None, _SHARE),
     ("color word changed: its parts have the new color", "edits", "right", _SHARE),
     ("  other attributes as before", "edits", "others_kept", _SHARE),
-    ("  pixels changed by more than 16 grey levels", "edits", "changed_area", _SHARE),
-    ("  mean change, grey levels", "edits", "mean_change", _NUMBER),
+    ("  pixels changed by more than 16 gray levels", "edits", "changed_area", _SHARE),
+    ("  mean change, gray levels", "edits", "mean_change", _NUMBER),
     ("  of the 90 % of pixels changed least", "edits", "rest_change", _NUMBER),
     ("R-precision (1 of 100), top 1", "r_precision", "top_1", _SHARE),
     ("  top 2", "r_precision", "top_2", _SHARE),
     ("  top 3", "r_precision", "top_3", _SHARE),
     ("attributes the redescription names, right", "redescription", "overall", _SHARE),
     ("  of those that the caption names too", "redescription", "of_caption", _SHARE),
-    ("  attributes named an image", "redescription", "statements_per_image", _NUMBER),
+    ("  attributes named per image", "redescription", "statements_per_image", _NUMBER),
     ("  BLEU-4", "redescription", "bleu_4", _NUMBER),
 )
 
 
 def as_table(figures: Mapping[str, Any]) -> str:
-    """Render what ``evaluate`` returned for reading, generated and real side by side."""
+    """Format the result of ``evaluate`` as a table, generated and real side by side."""
     rows = [
         (f"{figures['count']} captions, {figures['image_size']} px", "generated", "real"),
     ]
     if figures["captions_passed_over"]:
-        passed = f"{figures['captions_passed_over']} captions without a known word passed over"
-        rows.append((passed, "", ""))
+        skipped = f"{figures['captions_passed_over']} captions without a known word skipped"
+        rows.append((skipped, "", ""))
     for label, section, name, form in _LINES:
         measured = [figures.get(section, {}).get(side, {}) for side in ("generated", "real")]
         if not any((name or "by_attribute") in side for side in measured):

@@ -1,1 +1,1 @@
-"""Figures: animations, and what else is drawn of a model."""
+"""Figures and animations of what a model generates."""

@@ -1,4 +1,4 @@
-"""Walks: images on the way from one noise, or one caption, to another, as an animation."""
+"""Walks: an animation of the images between two noise vectors, or between two captions."""
 
 import os
 from collections.abc import Sequence
@@ -17,25 +17,25 @@ from mirrorgan_fast.pictures import to_uint8
 from mirrorgan_fast.sampling.sampler import check_psi
 
 MOST_FRAMES = 10_000
-"""Of a walk; they are all in memory at once."""
-_TOGETHER = 16
-_MILLISECONDS = 50
+"""The most frames of a walk; they are all in memory at once."""
+_BATCH_SIZE = 16
+_FRAME_MILLISECONDS = 50
 
 
 def walk(
     model: TextToImage, captions: Sequence[str], frames: int, seed: int = 0, psi: float = 1.0
 ) -> np.ndarray:
-    """Return images on the way between two captions, or between two noises of one.
+    """Return images that interpolate between two captions, or between two noise vectors.
 
-    From noise to noise it is along the great circle, where all noises are as likely (White, 2016,
-    "Sampling Generative Networks"). From caption to caption the sentence is interpolated, and in
-    each F_att the contexts of both captions, which may have different numbers of words.
+    Noise is interpolated along the great circle, on which all points are equally likely (White,
+    2016, "Sampling Generative Networks"). Between captions, the sentence feature is interpolated,
+    and so is the output of each F_att, because the captions may have different numbers of words.
 
     Args:
         model: its plain layers are used, in evaluation mode, not a renderer.
-        captions: one or two. Of one it is from the image of index 0 to that of index 1; of two the
-            index is 0.
-        frames: 2 to ``MOST_FRAMES``, the ends included.
+        captions: one or two. With one, the walk goes from its image of index 0 to its image of
+            index 1; with two, it goes between their images of index 0.
+        frames: 2 to ``MOST_FRAMES``, both ends included.
         seed: 0 or more.
         psi: factor of the noise, 0 to 1.
 
@@ -49,9 +49,9 @@ def walk(
         UnknownWordsWarning: a caption has words that the vocabulary lacks.
     """
     if len(captions) not in (1, 2):
-        raise InputError(f"a walk is along one caption or between two, not {len(captions)}")
+        raise InputError(f"a walk needs one or two captions, found {len(captions)}")
     if not 2 <= frames <= MOST_FRAMES:
-        raise InputError(f"a walk has 2 to {MOST_FRAMES:,} frames, not {frames}")
+        raise InputError(f"a walk has 2 to {MOST_FRAMES:,} frames, found {frames}")
     check_psi(psi)
     model.check_weights("stem", "glam")
     with torch.no_grad():
@@ -66,7 +66,7 @@ def walk(
             psi * part.to(sentence) for part in model.noise(seed, [0, 2 - len(captions)])
         )
         images = []
-        for t in torch.linspace(0, 1, frames)[:, None].to(sentence).split(_TOGETHER):
+        for t in torch.linspace(0, 1, frames)[:, None].to(sentence).split(_BATCH_SIZE):
             s_ca, _, _ = glam.augment(
                 torch.lerp(sentence[:1], sentence[1:], t), _great_circle(condition_noise, t)
             )
@@ -87,7 +87,7 @@ def walk(
 
 
 def write_walk(path: str | os.PathLike[str], images: np.ndarray) -> None:
-    """Write images (F, S, S, 3) as an animation, forth and back, that goes on for ever.
+    """Write images (F, S, S, 3) as an animation that loops back and forth.
 
     Raises:
         InputError: the name ends neither in .webp nor in .gif, or the file cannot be written.
@@ -96,7 +96,12 @@ def write_walk(path: str | os.PathLike[str], images: np.ndarray) -> None:
     first, *others = (Image.fromarray(image) for image in (*images, *images[-2:0:-1]))
     with whole_file(path) as partial:
         first.save(
-            partial, save_all=True, append_images=others, duration=_MILLISECONDS, loop=0, quality=90
+            partial,
+            save_all=True,
+            append_images=others,
+            duration=_FRAME_MILLISECONDS,
+            loop=0,
+            quality=90,
         )
 
 
@@ -107,11 +112,11 @@ def check_animation(path: str | os.PathLike[str]) -> None:
 
 
 def _great_circle(ends: Tensor, t: Tensor) -> Tensor:
-    """Return points on the way between two vectors, (2, C) and (F, 1) to (F, C)."""
+    """Interpolate between two vectors along a great circle: (2, C) and (F, 1) to (F, C)."""
     first, second = ends
     cosine = torch.dot(first, second) / (first.norm() * second.norm()).clamp_min(1e-12)
     angle = torch.acos(cosine.clamp(-1, 1))
-    if angle < 1e-4:  # the same, or without noise
+    if angle < 1e-4:  # the vectors are equal, or the noise is zero
         return torch.lerp(first, second, t)
     both: Tensor = torch.sin((1 - t) * angle) * first + torch.sin(t * angle) * second
     return both / torch.sin(angle)

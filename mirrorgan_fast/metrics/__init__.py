@@ -1,1 +1,1 @@
-"""Measures: pure functions of tensors and features, for evaluation and for training."""
+"""Metrics: pure functions of tensors and features, for evaluation and for training."""

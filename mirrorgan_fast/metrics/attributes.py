@@ -1,4 +1,4 @@
-"""How many claims about attributes are right."""
+"""Accuracy of claims about attributes."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +25,7 @@ class AttributeAccuracy:
 
     @property
     def overall(self) -> float:
-        """Share of all claims that are right; 0 if there are none, because nothing was shown."""
+        """Share of all claims that are right; 0 if there are no claims."""
         return sum(self.right.values()) / max(1, sum(self.claims.values()))
 
     @property
@@ -37,11 +37,11 @@ class AttributeAccuracy:
 def attribute_accuracy(
     readings: Sequence[Mapping[str, str]], named: Sequence[Mapping[str, str]]
 ) -> AttributeAccuracy:
-    """Count which attributes that N captions name are seen in their images.
+    """Count how many of the attributes that N captions name are seen in their images.
 
     Args:
-        readings: what ``AttributeClassifier.read`` sees in each image.
-        named: what each caption asserts.
+        readings: the attributes that ``AttributeClassifier.read`` returns for each image.
+        named: the attributes that each caption names.
     """
     return AttributeAccuracy.count(
         (name, reading[name] == value)

@@ -1,8 +1,8 @@
-"""R-precision: how often an image's own caption fits it best among captions of other images.
+"""R-precision: how often an image matches its own caption better than captions of other images.
 
-As AttnGAN measures it (Xu et al., 2018, section 4.1): the image's code and the captions' sentences
-are DAMSM's, the fit is their cosine, and the caption competes with 99 drawn at random from those
-of images of other classes.
+It is measured as in AttnGAN (Xu et al., 2018, section 4.1): DAMSM computes the image's code and the
+captions' sentence features, the match is their cosine, and the caption competes with 99 others,
+drawn at random from the captions of images of other classes.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from mirrorgan_fast.errors import InputError
 
 
 class CaptionPool(NamedTuple):
-    """M captions to choose among."""
+    """M captions to choose from."""
 
     texts: Sequence[str]
     labels: Sequence[int]
-    """The class of the image of each; captions of one class do not compete."""
+    """The class of each caption's image; captions of the same class do not compete."""
     sentences: Tensor
-    """s of each, (M, D)."""
+    """The sentence feature s of each caption, (M, D)."""
 
 
 def r_precision(
@@ -40,15 +40,15 @@ def r_precision(
 
     Args:
         codes: DAMSM's codes of the images.
-        own: where in the pool each image's own caption is.
-        pool: the captions; those of another class and another wording compete.
-        rng: draws the competitors.
-        candidates: captions an image chooses among, its own included.
-        repeats: draws an image.
-        best: the ranks.
+        own: the position in the pool of each image's own caption.
+        pool: the captions. A caption competes if its class and its text differ.
+        rng: draws the competing captions.
+        candidates: number of captions to choose from, including the image's own.
+        repeats: number of draws per image.
+        best: the ranks k.
 
     Raises:
-        InputError: the pool has too few captions that may compete.
+        InputError: the pool has too few competing captions.
     """
     texts, labels = np.asarray(pool.texts), np.asarray(pool.labels)
     found = np.zeros(len(best))
@@ -57,12 +57,12 @@ def r_precision(
         others = np.flatnonzero((labels != labels[caption]) & (texts != texts[caption]))
         if len(others) < candidates - 1:
             raise InputError(
-                f"R-precision needs {candidates - 1} captions of other images for each, there are "
-                f"{len(others)}; evaluate on more images"
+                f"R-precision needs {candidates - 1} captions of other images for each image, but "
+                f"there are {len(others)}; evaluate on more images"
             )
         for _ in range(repeats):
             drawn = rng.choice(others, candidates - 1, replace=False)
-            # A tie counts against the caption, and NaN: codes that say nothing are not to score.
+            # Ties and NaN count against the caption, so that uninformative codes do not score.
             rank = int((~(fits[drawn] < fits[caption])).sum())
             found += rank < np.asarray(best)
     return dict(zip(best, (found / (len(own) * repeats)).tolist(), strict=True))
@@ -73,6 +73,6 @@ def sentence_similarity(
     codes: Tensor,  # (N, D)
 ) -> Tensor:
     """Return the cosine (N, M) of every image's code with every sentence (AttnGAN, eq. 13)."""
-    with torch.autocast(codes.device.type, enabled=False):  # whose product would be bfloat16
+    with torch.autocast(codes.device.type, enabled=False):  # autocast would multiply in bfloat16
         directions = functional.normalize(codes.float(), dim=1)
         return directions @ functional.normalize(sentences.float(), dim=1).T

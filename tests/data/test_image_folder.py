@@ -197,7 +197,9 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(folder: Pa
         ImageFolder(folder, max_pixels=pixels - 1),
         open_images(folder, "test", max_pixels=pixels - 1),
     ):
-        with pytest.raises(InputError, match=r"line 1: .*more than the 28,499 .* --max-pixels"):
+        with pytest.raises(
+            InputError, match=r"line 1: .*more than the limit of 28,499; .* --max-pixels"
+        ):
             images.image(0)
 
 

@@ -80,7 +80,9 @@ def test_neither_the_class_nor_the_wording_competes_with_itself() -> None:
     pool = CaptionPool(["a", "b", "a", "c", "d"], [7, 7, 8, 9, 9], sentences)
     rng = np.random.default_rng(0)
     assert r_precision(directions(0), [0], pool, rng, candidates=3)[1] == 1.0
-    with pytest.raises(InputError, match="needs 3 captions of other images for each, there are 2"):
+    with pytest.raises(
+        InputError, match="needs 3 captions of other images for each image, but there are 2"
+    ):
         r_precision(directions(0), [0], pool, rng, candidates=4)
 
 

@@ -68,7 +68,7 @@ def test_commands_take_it_or_say_what_it_cannot_do(
     assert main(["info", "--model", folder]) == 0
     assert "system: attngan" in capsys.readouterr().out
     assert main(["describe", str(tmp_path / "out" / "0000.png"), "--model", folder]) == 2
-    assert "attngan, which has no captioner" in capsys.readouterr().err
+    assert "attngan model, which has no captioner" in capsys.readouterr().err
 
 
 def test_recipes_are_of_systems_that_are_known() -> None:

@@ -256,7 +256,7 @@ def test_inception_needs_its_classifier_from_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [[torch.ones(1)], {"state_dict": {}}, {1: torch.ones(1)}])
 def test_what_is_no_state_dict_is_refused(tmp_path: Path, content: object) -> None:
     path = save(content, tmp_path / "weights.pth")
-    with pytest.raises(InputError, match="holds no state dict; save "):
+    with pytest.raises(InputError, match="is not a state dict; save "):
         load_backbone(small_network(), path)
 
 
@@ -277,13 +277,13 @@ def test_damaged_files_are_refused(tmp_path: Path, suffix: str, damage: str) -> 
 
 def test_pickled_code_is_not_run(tmp_path: Path) -> None:
     path = save(small_network(), tmp_path / "weights.pth")
-    with pytest.raises(InputError, match="holds more than tensors"):
+    with pytest.raises(InputError, match="contains more than tensors"):
         load_backbone(small_network(), path)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("weights.h5", "come as .pth, .pt or .safetensors"), ("weights.pth", "No such file")],
+    [("weights.h5", "must be .pth, .pt or .safetensors"), ("weights.pth", "No such file")],
 )
 def test_files_that_cannot_be(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
