@@ -1,6 +1,6 @@
-"""The protocol of a data set: anything with these five methods is a set of captioned images.
+"""The protocol of a data set: any object with these five methods is a set of captioned images.
 
-`layouts.py` opens those on disk; `examples.py` turns any of them into training examples.
+`layouts.py` opens data sets on disk, and `examples.py` turns any data set into training examples.
 """
 
 from typing import Protocol
@@ -12,24 +12,27 @@ class CaptionedImages(Protocol):
     """A set of pictures, each with one or more captions."""
 
     def __len__(self) -> int:
-        """How many pictures there are."""
+        """Return the number of pictures."""
         ...
 
     def image(self, index: int) -> Image.Image:
-        """The picture, mode "RGB", of any size."""
+        """Return the picture, mode "RGB", of any size."""
         ...
 
     def captions(self, index: int) -> list[str]:
-        """The picture's captions, at least one."""
+        """Return the picture's captions, at least one."""
         ...
 
     def name(self, index: int) -> str:
-        """A name no other picture of the set has and that stays the same, such as "train/00012"."""
+        """Return the picture's name, which is unique in the set and never changes.
+
+        For example "train/00012".
+        """
         ...
 
     def label(self, index: int) -> int:
-        """The picture's class; without classes, a number of its own.
+        """Return the picture's class; if there are no classes, a unique number.
 
-        Pictures of one class are not negatives of each other.
+        Pictures of the same class are not used as negatives of each other.
         """
         ...

@@ -1,9 +1,9 @@
-"""Caltech-UCSD Birds in the folder layout that AttnGAN and MirrorGAN share: reading and writing it.
+"""Reading and writing Caltech-UCSD Birds in the folder layout that AttnGAN and MirrorGAN share.
 
-The layout under a root folder: ``{train,test}/filenames.pickle`` (names of pictures without ".jpg")
-and ``class_info.pickle`` (their classes), ``text/<name>.txt`` (a caption a line) and
+The root folder contains ``{train,test}/filenames.pickle`` (names of pictures without ".jpg") and
+``class_info.pickle`` (their classes), ``text/<name>.txt`` (one caption per line) and
 ``CUB_200_2011`` as its authors publish it (``images.txt``, ``bounding_boxes.txt``, ``images/``).
-Pickles are read without running anything that is in them.
+Pickles are read without running any code in them.
 """
 
 import io
@@ -35,30 +35,33 @@ Value = TypeVar("Value")
 Box = tuple[float, float, float, float]
 
 PUBLISHED = "CUB_200_2011"
-_LARGEST_TABLE = 2**25  # bytes; of CUB's 11,788 pictures: 0.6 MB; of a million painted ones: 30 MB
+_LARGEST_TABLE = 2**25  # bytes; 0.6 MB for CUB's 11,788 pictures, 30 MB for a million painted ones
 _LONGEST_LINE = 2**13  # characters; a path has up to half as many
-_LARGEST_TEXT = 2**20  # bytes of one picture's captions; of CUB's: 0.7 kB
-_MOST_CAPTIONS = 3 * 2**28  # bytes of memory of all captions; of CUB's: 16 MB
-_STRING = 64  # bytes that a string takes beside its characters
-_FARTHEST = 2**31  # pixels that a box may reach
+_LARGEST_TEXT = 2**20  # bytes for the captions of one picture; 0.7 kB for CUB's
+_MAX_CAPTION_MEMORY = 3 * 2**28  # bytes of memory for all captions; 16 MB for CUB's
+_STRING_OVERHEAD = 64  # bytes that a string takes in addition to its characters
+_MAX_COORDINATE = 2**31  # pixels; limit of the position and size of a box
 
 
 class CubFolder(CaptionedImages):
     """The birds of one split, each cropped around its bounding box.
 
-    The crop is the square of half-side 0.75 x the larger side of the box around the center of the
-    box, in whole pixels as AttnGAN rounds them, as far as it is inside the picture.
+    The crop is a square around the center of the box, and half of its side is 0.75 x the larger
+    side of the box. It is rounded to whole pixels as in AttnGAN and clipped to the picture.
 
-    The split is that of ``{split}/filenames.pickle`` or, without this file, of the data set's own
-    ``train_test_split.txt``. Classes come from ``{split}/class_info.pickle``, or else from
-    ``image_class_labels.txt``; with neither, each picture is its own class.
+    The split comes from ``{split}/filenames.pickle`` or, without this file, from the data set's own
+    ``train_test_split.txt``. Classes come from ``{split}/class_info.pickle`` or otherwise from
+    ``image_class_labels.txt``. If there is neither file, each picture is its own class.
 
-    root: the folder that has ``CUB_200_2011`` and ``text``.
-    split: "train" or "test".
-    max_pixels: a picture of more is refused before it is decoded.
+    Args:
+        root: the folder that contains ``CUB_200_2011`` and ``text``.
+        split: "train" or "test".
+        max_pixels: maximum number of pixels. A larger picture is refused before it is decoded.
 
-    Raises InputError, naming the file and where there are lines the line, for anything missing or
-    damaged. Pictures are opened by ``image``, which raises InputError for a damaged one.
+    Raises:
+        InputError: something is missing or damaged. The message names the file and, in a text file,
+            the line. Pictures are opened only by ``image``, which raises InputError for a damaged
+            one.
     """
 
     def __init__(self, root: StrPath, split: str, max_pixels: int = MAX_PIXELS) -> None:
@@ -84,7 +87,11 @@ class CubFolder(CaptionedImages):
         return len(self._names)
 
     def image(self, index: int) -> Image.Image:
-        """The bird, mode "RGB"; raises InputError if the file is damaged or the box beside it."""
+        """Return the picture of the bird, mode "RGB".
+
+        Raises:
+            InputError: the file is damaged, or the bounding box is outside the picture.
+        """
         path = self._picture_path(self._names[index])
         picture = read_picture(path, str(self._published), self._max_pixels)
         x, y, width, height = self._boxes[index]
@@ -98,22 +105,22 @@ class CubFolder(CaptionedImages):
         return crop(picture, (left, top, right, bottom))
 
     def captions(self, index: int) -> list[str]:
-        """The lines of the picture's text file that are not empty."""
+        """Return the lines of the picture's text file that are not empty."""
         return list(self._captions[index])
 
     def name(self, index: int) -> str:
-        """The name as in the data set, such as "001.Black_footed_Albatross/Black_Footed_0046"."""
+        """Return the name in the data set: "001.Black_footed_Albatross/Black_Footed_0046"."""
         return self._names[index]
 
     def label(self, index: int) -> int:
-        """The species, as the files number it; ``index`` where no file does."""
+        """Return the number of the species in the files; ``index`` if they do not contain it."""
         return self._labels[index]
 
     def _picture_path(self, name: str) -> Path:
         return self._published / "images" / f"{name}.jpg"
 
     def _read_numbers(self) -> dict[str, str]:
-        """The number of each picture by its name."""
+        """Return a dictionary from the names of pictures to their numbers."""
         path = self._published / "images.txt"
         table = _read_table(path, _parse_name)
         number_of = {name: number for number, name in table.items()}
@@ -138,11 +145,11 @@ class CubFolder(CaptionedImages):
         else:
             path = self._published / "train_test_split.txt"
             in_train = _read_table(path, _parse_flag)
-            wanted = split == "train"
+            train = split == "train"
             names = [
                 name
                 for name, number in number_of.items()
-                if _look_up(in_train, number, path) == wanted
+                if _look_up(in_train, number, path) == train
             ]
         if not names:
             raise InputError(f"{path}: has no pictures of the split {split!r}")
@@ -153,7 +160,7 @@ class CubFolder(CaptionedImages):
 
     def _read_labels(self, split: str, numbers: list[str]) -> list[int]:
         pickled = self._root / split / "class_info.pickle"
-        # It belongs to the order of the names in the pickle beside it.
+        # The classes are in the order of the names in filenames.pickle.
         if os.path.lexists(pickled) and os.path.lexists(pickled.with_name("filenames.pickle")):
             labels = read_plain_pickle(pickled)
             if not isinstance(labels, list) or not all(map(is_integer_of_64_bits, labels)):
@@ -168,26 +175,29 @@ class CubFolder(CaptionedImages):
         return list(range(len(numbers)))
 
     def _read_captions(self) -> list[list[str]]:
-        captions, room = [], _MOST_CAPTIONS
+        captions, room = [], _MAX_CAPTION_MEMORY
         for name in self._names:
             path = self._root / "text" / f"{name}.txt"
             lines = [line.strip() for line in _read_lines(path, _LARGEST_TEXT) if line.strip()]
             if not lines:
                 raise InputError(f"{path}: has no caption")
-            room -= sum(len(line) + _STRING for line in lines)
-            if room < 0:  # the files may be links to one and the same
-                raise InputError(f"{path}: with this one, there are more captions than are read")
+            room -= sum(len(line) + _STRING_OVERHEAD for line in lines)
+            if room < 0:  # the files may all be links to the same file
+                raise InputError(f"{path}: with this file, the captions exceed the memory limit")
             captions.append(lines)
         return captions
 
 
 def read_captions_pickle(path: StrPath) -> tuple[list[list[int]], list[list[int]], Vocabulary]:
-    """Reads the ``captions.pickle`` that AttnGAN and MirrorGAN make of their data.
+    """Read the ``captions.pickle`` that AttnGAN and MirrorGAN make from their data.
 
-    Returns the captions of the train and of the test split as word numbers, caption j of picture i
-    at i * (captions a picture) + j in the order of ``filenames.pickle``, and the vocabulary.
+    Returns:
+        the captions of the train split and of the test split as word numbers, and the vocabulary.
+        Pictures are in the order of ``filenames.pickle``, and caption j of picture i is at
+        i * (captions per picture) + j.
 
-    Raises InputError if the file is not such a pickle or would run code when loaded.
+    Raises:
+        InputError: the file is not such a pickle, or would run code when it is loaded.
     """
     match read_plain_pickle(path):
         case [list(train), list(test), dict(words), dict()] if set(words) == {*range(len(words))}:
@@ -211,18 +221,22 @@ def read_captions_pickle(path: StrPath) -> tuple[list[list[int]], list[list[int]
 def write_cub(
     train: CaptionedImages, test: CaptionedImages, root: StrPath, progress: bool = True
 ) -> None:
-    """Writes two captioned image sets in the layout of this module.
+    """Write two captioned image sets in the layout of this module.
 
-    Pictures become JPEG of quality 95, with bounding boxes such that readers crop nothing. White
-    space in captions becomes single spaces. The folder appears whole or not at all; what a killed
-    process had written of it is removed by the next call for the same folder.
+    Pictures become JPEG files of quality 95, with bounding boxes for which readers crop nothing.
+    White space in captions becomes single spaces. The folder appears only once it is complete. If a
+    process is killed, the next call for the same folder removes the incomplete output.
 
-    root: the folder to make; it must not exist or be empty.
-    progress: shows a progress bar on stderr.
+    Args:
+        train: the train split.
+        test: the test split.
+        root: the folder to create. It must not exist, or be empty.
+        progress: whether to show a progress bar on stderr.
 
-    Raises InputError if ``root`` has something in it, if a name occurs twice, leads out of the
-    folder or has white space (which the layout cannot tell from the end of the name), and if a
-    picture has no caption.
+    Raises:
+        InputError: ``root`` is not empty; a name occurs twice, leads out of the folder or has white
+            space (which the layout cannot distinguish from the end of the name); or a picture has
+            no caption.
     """
     root = Path(os.path.abspath(root))
     try:
@@ -259,7 +273,7 @@ def _write_to(train: CaptionedImages, test: CaptionedImages, root: Path, progres
                     raise InputError(f"{split} picture {name!r}: {fault}")
                 _parent_made(root / "text" / f"{name}.txt").write_text(text, encoding="utf-8")
                 picture = images.image(index)
-                # Color at full resolution: an eye ring or a bill is a pixel or two wide.
+                # No chroma subsampling: an eye ring or a bill is only one or two pixels wide.
                 picture.save(
                     _parent_made(published / "images" / f"{name}.jpg"), quality=95, subsampling=0
                 )
@@ -268,7 +282,7 @@ def _write_to(train: CaptionedImages, test: CaptionedImages, root: Path, progres
                 bar.update()
             labels = [int(images.label(index)) for index in range(len(images))]
             for file_name, content in (("filenames.pickle", names), ("class_info.pickle", labels)):
-                # Protocol 2 is the newest that the readers of this layout, Python 2, understand.
+                # Protocol 2 is the newest that Python 2 reads, and readers of this layout use it.
                 _parent_made(root / split / file_name).write_bytes(
                     pickle.dumps(content, protocol=2)
                 )
@@ -290,20 +304,20 @@ def _not_in(name: str, number_of: dict[str, str]) -> str:
         return f"{shown(name)} is not in {PUBLISHED}/images.txt"
     return (
         f"{name!a} is not in {PUBLISHED}/images.txt but {twin!a} is, which looks the same: its "
-        "letters are composed in another way of Unicode"
+        "letters are composed in another way in Unicode"
     )
 
 
 def _read_lines(path: Path, limit: int) -> Iterator[str]:
     try:
-        # One by one, which takes less memory, whatever ends the lines.
+        # Lines are read one by one, which takes less memory. Any line ending is accepted.
         return iter(io.StringIO(read_file(path, limit).decode("utf-8-sig"), newline=None))
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text") from error
 
 
 def _read_table(path: Path, parse: Callable[[str], Value]) -> dict[str, Value]:
-    """A table of lines "number value", as {number: parsed value}."""
+    """Read a table with lines of the form "number value" as {number: parsed value}."""
     table: dict[str, Value] = {}
     for line, text in enumerate(_read_lines(path, _LARGEST_TABLE), start=1):
         number, _, value = text.strip().partition(" ")
@@ -348,7 +362,8 @@ def _parse_label(text: str) -> int:
 
 def _parse_box(text: str) -> Box:
     x, y, width, height = map(float, text.split())
-    far = not all(abs(value) <= _FARTHEST for value in (x, y, width, height))  # so is NaN
-    if far or width <= 0 or height <= 0:
+    # NaN is not within bounds either.
+    in_bounds = all(abs(value) <= _MAX_COORDINATE for value in (x, y, width, height))
+    if not in_bounds or width <= 0 or height <= 0:
         raise ValueError(text)
     return x, y, width, height

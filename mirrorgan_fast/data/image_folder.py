@@ -1,4 +1,4 @@
-"""A folder of pictures beside a metadata.jsonl."""
+"""An image folder: a folder of pictures with a metadata.jsonl."""
 
 import os
 from collections.abc import Iterator
@@ -21,33 +21,36 @@ from mirrorgan_fast.pictures import MAX_PIXELS, read_picture
 
 METADATA = "metadata.jsonl"
 LARGEST_METADATA = 2**32
-"""Bytes. Two million pictures with ten captions each."""
-_LONGEST_ROW = 2**24  # bytes; parsed, a row may take twenty times as many
-_MOST_LINES = 2**24
+"""Maximum size of ``metadata.jsonl`` in bytes, enough for two million pictures with ten captions
+each."""
+_LONGEST_ROW = 2**24  # bytes; parsed, a row may take twenty times as much memory
+_MAX_LINES = 2**24
 
 
 class _Row(NamedTuple):
     line: int
     file_name: str
-    text: bytes  # of the whole row, which is parsed when it is asked for: that takes less memory
+    text: bytes  # the whole row, which is parsed only when it is needed: this takes less memory
 
 
 class ImageFolder(CaptionedImages):
-    """A folder with a ``metadata.jsonl``: one JSON object a line, a line a picture.
+    """A folder with a ``metadata.jsonl``: one JSON object per line, one line per picture.
 
     Each object has ``file_name`` (the path of the picture inside the folder) and ``captions`` (a
     list of strings, at least one). ``label`` or ``class_id`` (an integer, in all rows or in none)
-    is the class; without it each picture is its own class. Any other fields are kept and come back
-    from ``record``. A picture's name is its ``file_name`` without the extension.
+    is the class; without it each picture is its own class. Any other fields are kept and returned
+    by ``record``. A picture's name is its ``file_name`` without the extension.
 
-    root: the folder.
-    split: take only the rows whose ``split_field`` is this; None takes all.
-    split_field: the field to compare with ``split``.
-    max_pixels: a picture of more is refused before it is decoded.
+    Args:
+        root: the folder.
+        split: the split. Only rows whose ``split_field`` has this value are used; None uses all.
+        split_field: the field to compare with ``split``.
+        max_pixels: maximum number of pixels. A larger picture is refused before it is decoded.
 
-    Raises InputError, naming the file and the line, for a row that breaks these rules or whose
-    picture is not there, and for a split without rows, naming those there are. Pictures are opened
-    by ``image``, which raises InputError for a damaged one.
+    Raises:
+        InputError: a row breaks these rules or its picture is missing (the message names the file
+            and the line), or the split has no rows (the message names the splits that exist).
+            Pictures are opened only by ``image``, which raises InputError for a damaged one.
     """
 
     def __init__(
@@ -64,7 +67,7 @@ class ImageFolder(CaptionedImages):
         self._rows: list[_Row] = []
         labels: dict[str, list[int | str | None]] = {"label": [], "class_id": []}
         splits: dict[str, None] = {}
-        seen: dict[str, tuple[int, str]] = {}  # by name
+        seen: dict[str, tuple[int, str]] = {}  # line and path, by name
         for line, text in self._lines():
             record = self._read_record(line, text)
             self._fields |= dict.fromkeys(record)
@@ -99,39 +102,43 @@ class ImageFolder(CaptionedImages):
         return len(self._rows)
 
     def image(self, index: int) -> Image.Image:
-        """The picture, mode "RGB", upright, on white; raises InputError if its file is damaged."""
+        """Return the picture: mode "RGB", upright, on a white background.
+
+        Raises:
+            InputError: the file is damaged.
+        """
         row = self._rows[index]
         place = f"{self._metadata}, line {row.line}"
         return read_picture(self._root / row.file_name, place, self._max_pixels)
 
     def captions(self, index: int) -> list[str]:
-        """The list in the picture's row."""
+        """Return the captions in the picture's row."""
         captions: list[str] = self.record(index)["captions"]
         return captions
 
     def name(self, index: int) -> str:
-        """The path of the picture inside the folder, without the extension."""
+        """Return the path of the picture inside the folder, without the extension."""
         return _name(self._rows[index].file_name)
 
     def label(self, index: int) -> int:
-        """The row's ``label`` or ``class_id``; if the rows have none, ``index``."""
+        """Return the row's ``label`` or ``class_id``; if the rows have neither, ``index``."""
         return self._labels[index]
 
     def record(self, index: int) -> dict[str, Any]:
-        """The picture's whole row of ``metadata.jsonl``."""
+        """Return the picture's whole row of ``metadata.jsonl``."""
         row = self._rows[index]
         return self._read_record(row.line, row.text)
 
     @property
     def fields(self) -> list[str]:
-        """The names of the fields that any row has, whatever its split."""
+        """The names of all fields that occur in the rows of any split."""
         return list(self._fields)
 
     def _error(self, line: int, fault: str) -> InputError:
         return InputError(f"{self._metadata}, line {line}: {fault}")
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
-        """The lines of ``metadata.jsonl`` that are not empty, with their numbers."""
+        """Yield the lines of ``metadata.jsonl`` that are not empty, with their numbers."""
         try:
             file = open_file(self._metadata)
         except InputError as error:
@@ -143,7 +150,7 @@ class ImageFolder(CaptionedImages):
             try:
                 if os.fstat(file.fileno()).st_size > LARGEST_METADATA:
                     raise InputError(f"{self._metadata}: has more than {LARGEST_METADATA:,} bytes")
-                for line in range(1, _MOST_LINES + 1):
+                for line in range(1, _MAX_LINES + 1):
                     text = file.readline(_LONGEST_ROW + 1)
                     if len(text) > _LONGEST_ROW:
                         raise self._error(line, f"has more than {_LONGEST_ROW:,} bytes")
@@ -153,10 +160,10 @@ class ImageFolder(CaptionedImages):
                         yield line, text
             except OSError as error:
                 raise InputError(f"{self._metadata}: cannot be read ({reason(error)})") from error
-        raise InputError(f"{self._metadata}: has more than {_MOST_LINES:,} lines")
+        raise InputError(f"{self._metadata}: has more than {_MAX_LINES:,} lines")
 
     def _choose(self, labels: dict[str, list[int | str | None]]) -> list[int]:
-        """The labels of the first field that any row has; then all rows must have it."""
+        """Return the labels from the first label field that any row has. All rows must have it."""
         for field, of_rows in labels.items():
             if of_rows.count(None) < len(of_rows):
                 chosen = []

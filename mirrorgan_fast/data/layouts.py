@@ -1,4 +1,4 @@
-"""Opening a data set by its folder, whichever layout it has."""
+"""Opening a data set from its folder, in any supported layout."""
 
 import logging
 import os
@@ -17,26 +17,29 @@ _LOG = logging.getLogger("mirrorgan_fast")
 def open_images(
     root: StrPath, split: str, split_field: str | None = None, max_pixels: int = MAX_PIXELS
 ) -> CaptionedImages:
-    """Open the split of a data set: CUB's own layout, or an image folder with metadata.jsonl.
+    """Open a split of a data set in CUB's own layout or an image folder with metadata.jsonl.
 
-    An image folder whose rows have no "split" is a training set as a whole, which is logged.
+    An image folder whose rows have no "split" is used as a training set as a whole. This is logged.
 
     Args:
-        root: of the data set.
+        root: the folder of the data set.
         split: "train" or "test".
         split_field: the field of an image folder's rows that names the split (default: "split").
-        max_pixels: a picture of more is refused before it is decoded.
+        max_pixels: maximum number of pixels. A larger picture is refused before it is decoded.
+
+    Returns:
+        the pictures and captions of the split.
 
     Raises:
         InputError: the folder has neither layout, has no such split or field, or is damaged.
     """
-    # of os.path and not of Path, which raises OSError for names that are too long
+    # os.path, because Path.is_dir raises OSError for names that are too long
     if os.path.isdir(Path(root) / PUBLISHED):
         if split_field is not None:
-            raise InputError(f"{root}: the layout of CUB has splits and no field of them")
+            raise InputError(f"{root}: the layout of CUB has splits, but no field for them")
         return CubFolder(root, split, max_pixels)
     if os.path.isfile(Path(root) / "images.txt") and not os.path.lexists(Path(root) / METADATA):
-        raise InputError(f"{root}: is a part of CUB-200-2011; give the folder that it lies in")
+        raise InputError(f"{root}: is a part of CUB-200-2011; give the folder that contains it")
     folder = ImageFolder(root, max_pixels=max_pixels)
     field = split_field or "split"
     if field in folder.fields or (split_field is None and split != "train"):

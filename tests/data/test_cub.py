@@ -200,7 +200,7 @@ def test_names_that_differ_in_unicode_only_are_shown(cub: Path) -> None:
 def test_captions_that_are_all_one_file_do_not_fill_the_memory(
     cub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cub_module, "_MOST_CAPTIONS", 100_000)
+    monkeypatch.setattr(cub_module, "_MAX_CAPTION_MEMORY", 100_000)
     CubFolder(cub, "train")
     (cub / "long.txt").write_text(600 * "a bird\n")
     for name in NAMES:
@@ -208,7 +208,7 @@ def test_captions_that_are_all_one_file_do_not_fill_the_memory(
         (cub / "text" / f"{name}.txt").symlink_to(cub / "long.txt")
     CubFolder(cub, "train")
     add_pickles(cub, "train", filenames=NAMES)
-    with pytest.raises(InputError, match=r"Auklet_1\.txt: .*more captions than are read"):
+    with pytest.raises(InputError, match=r"Auklet_1\.txt: .*the captions exceed the memory limit"):
         CubFolder(cub, "train")
 
 

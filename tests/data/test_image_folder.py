@@ -116,9 +116,9 @@ GOOD = '{"file_name": "a.png", "captions": ["a bird"]}'
         ('{"file_name": "b.png", "captions": ["a \\ud83d bird"]}', "a lone surrogate: 'a \\ud83d"),
         ('{"file_name": "a\\nb.png", "captions": ["a bird"]}', "no file 'a\\nb.png'"),
         ('{"file_name": "\\ud800.png", "captions": ["a bird"]}', "no file '\\ud800.png'"),
-        ('{"file_name": "folder", "captions": ["a bird"]}', "'folder' is no regular file"),
-        ('{"file_name": "pipe.png", "captions": ["a bird"]}', "'pipe.png' is no regular file"),
-        ('{"file_name": "loop.png", "captions": ["a bird"]}', "'loop.png' is no regular file"),
+        ('{"file_name": "folder", "captions": ["a bird"]}', "'folder' is not a regular file"),
+        ('{"file_name": "pipe.png", "captions": ["a bird"]}', "'pipe.png' is not a regular file"),
+        ('{"file_name": "loop.png", "captions": ["a bird"]}', "'loop.png' is not a regular file"),
     ],
 )
 def test_a_bad_row_is_refused_with_its_line(line: str, fault: str, tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_the_limits_of_a_file_of_rows(tmp_path: Path, monkeypatch: pytest.Monkey
         file.truncate(image_folder.LARGEST_METADATA)
     with pytest.raises(InputError, match="line 1: has more than 16,777,216 bytes"):
         ImageFolder(tmp_path)
-    monkeypatch.setattr(image_folder, "_MOST_LINES", 1000)
+    monkeypatch.setattr(image_folder, "_MAX_LINES", 1000)
     metadata.write_text(f"{GOOD}\n" + 998 * "\n")
     assert len(ImageFolder(tmp_path)) == 1
     metadata.write_text(f"{GOOD}\n" + 1000 * "\n")

@@ -48,5 +48,5 @@ def test_cub_has_no_field_and_lies_in_its_folder(tmp_path):
     (tmp_path / "CUB_200_2011" / "images.txt").write_text("")
     with pytest.raises(InputError, match="no field"):
         open_images(tmp_path, "train", "split")
-    with pytest.raises(InputError, match="give the folder that it lies in"):
+    with pytest.raises(InputError, match="give the folder that contains it"):
         open_images(tmp_path / "CUB_200_2011", "train")
