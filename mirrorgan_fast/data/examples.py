@@ -21,11 +21,12 @@ from mirrorgan_fast.vocabulary import Vocabulary
 class Example(TypedDict):
     """One training example.
 
-    image: uint8 (3, S, S), RGB in [0, 255]; not there in examples ``without_images``.
-    tokens: int64 (T,), word numbers, filled up with 0.
-    length: how many of the T are words, in [1, T].
-    index: the picture's index in the data set.
-    label: the picture's class.
+    Attributes:
+        image: uint8 (3, S, S), RGB in [0, 255]; missing in examples ``without_images``.
+        tokens: int64 (T,), word numbers, padded with 0.
+        length: number of words among the T tokens, in [1, T].
+        index: the picture's index in the data set.
+        label: the picture's class.
     """
 
     image: NotRequired[Tensor]
@@ -36,24 +37,27 @@ class Example(TypedDict):
 
 
 class TrainingExamples(Dataset[Example]):
-    """Pictures and captions as tensors, one example a picture, each time with one of its captions.
+    """Pictures and captions as tensors: one example per picture, with one of its captions.
 
-    Everything random (caption, crop, flip, the words kept of a long caption) depends on (seed,
-    epoch, index) and nothing else, so that a resumed run sees what the uninterrupted one would have
-    seen, with any number of workers.
+    All random choices (caption, crop, flip, the words kept of a long caption) depend only on (seed,
+    epoch, index). So a resumed run sees the same examples as an uninterrupted one, with any number
+    of workers.
 
-    images: the data set.
-    vocabulary: numbers the words; those it lacks are dropped, and captions of which nothing is left
-        are passed over.
-    image_size: S, the side of the examples' images in pixels.
-    caption_length: T, the number of words kept.
-    augment: scale the shorter side to 76/64 S, crop S x S anywhere and flip half of the images, as
-        AttnGAN and MirrorGAN train, but none whose caption says "left" or "right"; otherwise the
-        middle square, scaled to S.
-    seed: of the randomness, at least 0.
+    Args:
+        images: the data set.
+        vocabulary: numbers the words. Unknown words are dropped, and captions without any known
+            word are skipped.
+        image_size: S, the side length of the examples' images in pixels.
+        caption_length: T, the maximum number of words that are kept.
+        augment: whether to augment the images as AttnGAN and MirrorGAN do in training: scale the
+            shorter side to 76/64 S, crop S x S at a random position, and flip half of the images.
+            Images whose caption says "left" or "right" are not flipped. Without augmentation, the
+            center square is scaled to S.
+        seed: the random seed, at least 0.
 
-    Raises InputError for a size, length or seed out of range; ``[index]`` raises it for a picture
-    that cannot be read or that has no caption with a known word.
+    Raises:
+        InputError: a size, length or seed is out of range. ``[index]`` raises it if the picture
+            cannot be read or has no caption with a known word.
     """
 
     def __init__(
@@ -81,34 +85,43 @@ class TrainingExamples(Dataset[Example]):
         self._augment = augment
         self._seed = seed
         self._reads_images = True
-        # Shared with processes, because workers that outlive an epoch (persistent_workers) hold a
-        # copy of everything else. Memory without a name takes no room in /dev/shm, which may be
+        # Shared between processes, because workers that outlive an epoch (persistent_workers) have
+        # a copy of everything else. An anonymous mapping takes no space in /dev/shm, which may be
         # small or not writable.
         self._epoch = torch.frombuffer(mmap.mmap(-1, 8), dtype=torch.int64)
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch, at least 0; call it before iterating a DataLoader, not during."""
+        """Set the epoch, at least 0. Call this before iterating over a DataLoader, not during it.
+
+        Raises:
+            InputError: the epoch is out of range.
+        """
         if not 0 <= epoch < 2**63:
             raise InputError(f"epoch must be at least 0 and below 2**63, found {epoch}")
         self._epoch.fill_(epoch)
 
     def without_images(self) -> Self:
-        """The same examples without their images, which are not read; epochs are set for both."""
+        """Return the same examples without images, which are not read.
+
+        Both objects share the epoch.
+        """
         examples = copy.copy(self)
         examples._reads_images = False
         return examples
 
     def phrases(self, count: int) -> Tensor:
-        """Which of the ``count`` commonest phrases each picture's captions have.
+        """Return which of the ``count`` most common phrases each picture's captions contain.
 
-        A phrase is one to three words in a row, of at least one picture in a thousand; phrases that
-        at least nine in ten pictures have tell nothing and are passed over.
+        A phrase is a sequence of one to three words that occurs for at least one picture in a
+        thousand. Phrases that at least nine in ten pictures have are not informative and are
+        skipped.
 
         Returns:
-            bool (pictures, P), the commonest phrase first; P is ``count`` or, where there are not
-            as many, less.
+            bool (pictures, P), the most common phrase first. P is ``count``, or less if there are
+            fewer phrases.
 
-        Raises InputError where there is none.
+        Raises:
+            InputError: there is no such phrase.
         """
         known = set(self._vocabulary.words)
         phrases_of: list[set[tuple[str, ...]]] = []
@@ -120,17 +133,17 @@ class TrainingExamples(Dataset[Example]):
                     found.update(zip(*(words[i:] for i in range(length)), strict=False))
             phrases_of.append(found)
         counts = Counter(phrase for found in phrases_of for phrase in found)
-        telling = [
+        informative = [
             (-number, phrase)
             for phrase, number in counts.items()
             if len(self) / 1000 <= number < len(self) * 9 / 10
         ]
-        if not telling:
+        if not informative:
             raise InputError("the captions of all pictures say the same: nothing to learn from")
-        place = {phrase: i for i, (_, phrase) in enumerate(sorted(telling)[:count])}
-        has = torch.zeros(len(self), len(place), dtype=torch.bool)
+        column = {phrase: i for i, (_, phrase) in enumerate(sorted(informative)[:count])}
+        has = torch.zeros(len(self), len(column), dtype=torch.bool)
         for index, found in enumerate(phrases_of):
-            has[index, [place[phrase] for phrase in found if phrase in place]] = True
+            has[index, [column[phrase] for phrase in found if phrase in column]] = True
         return has
 
     def __len__(self) -> int:
@@ -149,7 +162,11 @@ class TrainingExamples(Dataset[Example]):
         return example
 
     def _caption(self, index: int, rng: np.random.Generator) -> tuple[Tensor, int, bool]:
-        """A caption with a known word: tokens (T,), length, and whether flipping keeps it true."""
+        """Choose a caption with a known word.
+
+        Returns:
+            its tokens, int64 (T,), its length, and whether it stays true if the image is flipped.
+        """
         captions = self._images.captions(index)
         for choice in rng.permutation(len(captions)):
             encoded = self._vocabulary.encode([captions[choice]], self._caption_length, rng)
@@ -162,7 +179,10 @@ class TrainingExamples(Dataset[Example]):
         )
 
     def _image(self, index: int, rng: np.random.Generator, may_flip: bool) -> Tensor:
-        """uint8 (3, S, S), cropped and scaled in one step: no pixel is interpolated twice."""
+        """Return the image, uint8 (3, S, S).
+
+        It is cropped and scaled in one step, so that no pixel is interpolated twice.
+        """
         picture = self._images.image(index)
         width, height = picture.size
         side: float = min(width, height)
@@ -183,7 +203,7 @@ class TrainingExamples(Dataset[Example]):
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
     def digest(self) -> str:
-        """A fingerprint of all names, classes and captions, in their order."""
+        """Return a hash of all names, classes and captions, in order."""
         rows = hashlib.sha256()
         for i in range(len(self)):
             row = [self._images.name(i), int(self._images.label(i)), *self._images.captions(i)]

@@ -1,14 +1,14 @@
-"""Pickles as plain data: numbers, text, lists, tuples, dictionaries and NumPy arrays of numbers.
+"""Reading pickles of plain data: numbers, text, lists, tuples, dictionaries and NumPy arrays.
 
 A pickle is a program for a small stack machine. ``pickle.load`` runs all of it, and so imports and
 calls whatever the file names. The machine here knows only the operations that plain data needs,
-which are in the table at the end of this file, and refuses every other one. The few names that
-NumPy's numbers and arrays need become members of ``_Name``: nothing is looked up or imported.
+which are in the table at the end of this file, and refuses all others. The few names that NumPy's
+numbers and arrays need become members of ``_Name``: nothing is looked up or imported.
 
-A file may be damaged or hostile, so what it can cost is bounded, too. Every value is charged
-against ``MOST_MEMORY``, and nothing is made that is larger than what is left of it or of the file.
-No list, tuple, dictionary or array may occur twice, so that the result is a tree: it has no cycles,
-and walking through it takes no longer than reading it.
+A file may be damaged or hostile, so the memory and time that it can take are limited, too. Every
+value is charged against ``MOST_MEMORY``, and no value is created that is larger than the rest of
+this memory or the rest of the file. No list, tuple, dictionary or array may occur twice, so the
+result is a tree: it has no cycles, and traversing it takes no longer than reading it.
 """
 
 import codecs
@@ -27,23 +27,24 @@ from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import StrPath, open_file
 
 LARGEST_FILE = 2**30
-"""Bytes. The largest such file in use has 363 MB: ten captions of each of CUB's 8,855 training
-pictures, each as 1,024 numbers. Written as text, in Python 2's protocol 0, it has three times as
-many."""
+"""Maximum size of a file in bytes. The largest such file in use has 363 MB: ten captions for each
+of CUB's 8,855 training pictures, each as 1,024 numbers. Written as text, in Python 2's protocol 0,
+it is three times as large."""
 MOST_MEMORY = 2**30
-"""Bytes that one file's values may be charged for. COCO's captions as numbers, the largest in use,
-are charged for 0.7 of it."""
+"""Maximum memory for the values of one file, in bytes. COCO's captions as numbers, the largest file
+in use in this respect, are charged 0.7 of it."""
 
-_MOST_NESTED = 16  # containers in containers; files in use have three
-_SHORT = 255  # bytes, which may be asked for without a look at how many are left
-_LONGEST_LINE = 2**26  # bytes; of an array of 1,024 numbers of each of ten captions: up to 2**18
+_MAX_NESTING = 16  # depth of containers in containers; files in use have three levels
+_SHORT = 255  # bytes; a value up to this size is read without a check of how many bytes are left
+_LONGEST_LINE = 2**26  # bytes; an array of 1,024 numbers for each of ten captions: up to 2**18
 _LONGEST_NUMBER = 32  # bytes of a line; a float takes up to 24
 _LONGEST_NAME = 128  # bytes of a line
 
-# What is charged beside an object's own size: its places on the stack and in a container, an entry
-# of a dictionary or of the memo while that grows, and the stack that a mark begins.
-_PLACE, _ENTRY, _MARK = 32, 160, 128
-_COPIES = 8  # bytes for one of text: while Python decodes it, it may hold it in three widths
+# Bytes that are charged in addition to an object's own size: its slots on the stack and in a
+# container; an entry of a dictionary or of the memo, which reallocate as they grow; and the stack
+# that a mark starts.
+_SLOT, _ENTRY, _MARK = 32, 160, 128
+_COPIES = 8  # bytes per byte of text; Python may hold the text in three widths while it decodes it
 
 
 class _Name(Enum):
@@ -67,8 +68,8 @@ _NAMES = {
     ("numpy._core.numeric", "_frombuffer"): _Name.FROMBUFFER,
     ("numpy.core.multiarray", "scalar"): _Name.SCALAR,
     ("numpy._core.multiarray", "scalar"): _Name.SCALAR,
-    ("_codecs", "encode"): _Name.ENCODE,  # so Python 3 writes bytes for Python 2 ...
-    ("__builtin__", "bytes"): _Name.BYTES,  # ... and so those that are empty
+    ("_codecs", "encode"): _Name.ENCODE,  # Python 3 writes bytes for Python 2 with this name
+    ("__builtin__", "bytes"): _Name.BYTES,  # and empty bytes with this one
 }
 
 _TYPES = frozenset({"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"})
@@ -76,24 +77,24 @@ _TYPES = frozenset({"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", 
 
 @dataclass(slots=True)
 class _Dtype:
-    """A NumPy dtype: its kind and size, and the order of its bytes once ``build`` gives it."""
+    """A NumPy dtype: its kind and size, and its byte order once ``build`` has set it."""
 
     code: str
     order: str | None = None
 
 
 class _Array:
-    """A NumPy array, until ``build`` puts one with its content in its place."""
+    """A placeholder for a NumPy array, until ``build`` replaces it with the array itself."""
 
     __slots__ = ()
 
 
-# What the result may have, and what may occur twice.
+# The types that the result may contain, and the types whose values may occur more than once.
 _CONTAINERS = frozenset({list, tuple, dict})
 _PLAIN = _CONTAINERS | {type(None), bool, int, float, str, bytes, np.ndarray}
 _MAY_RECUR = frozenset({str, bytes, int, float, _Name, _Dtype})
 _LONGEST_RECURRING = 4096  # characters; a longer text is the content of an array
-_ONCE = object()  # in the memo, in the place of a value that may not occur again
+_ONCE = object()  # stands in the memo for a value that may not occur again
 
 
 def read_plain_pickle(path: StrPath) -> Any:
@@ -103,15 +104,15 @@ def read_plain_pickle(path: StrPath) -> Any:
     get the byte order of this computer.
 
     Args:
-        path: of the file, at most ``LARGEST_FILE`` bytes.
+        path: the file, of at most ``LARGEST_FILE`` bytes.
 
     Returns:
         None, bool, int of at most 64 bits, float, str, bytes, an array of numbers or of bools, or
-        lists, tuples and dictionaries of them, where keys are int or str. It has no cycles.
+        lists, tuples and dictionaries of these, with int or str as keys. It has no cycles.
 
     Raises:
-        InputError: the file cannot be read, is larger, is not a pickle, has something else in it,
-            or its values would take more than ``MOST_MEMORY`` bytes.
+        InputError: the file cannot be read, is too large, is not a pickle, or contains something
+            other than plain data, or its values would take more than ``MOST_MEMORY`` bytes.
     """
     with open_file(path) as file:
         try:
@@ -130,9 +131,9 @@ class _Machine:
 
     Attributes:
         stack: the values since the last mark.
-        marked: the stacks that were there before each mark.
-        memo: values that may be referred to by their numbers.
-        room: bytes of ``MOST_MEMORY`` that are left.
+        marked: the stacks before each mark.
+        memo: values that the file may refer to by their numbers.
+        room: number of bytes of ``MOST_MEMORY`` that are left.
     """
 
     def __init__(self, file: BinaryIO, size: int) -> None:
@@ -174,25 +175,25 @@ class _Machine:
         return form.unpack(self.take(form.size))[0]
 
     def line(self, longest: int) -> bytes:
-        """Read up to a line feed, which is left out."""
+        """Read up to a line feed, and return the line without it."""
         line = self.file.readline(min(longest, self.room // _COPIES) + 1)
         if not line.endswith(b"\n"):
             raise ValueError("it ends early, or a line is too long")
         return line[:-1]
 
     def need(self, count: int) -> None:
-        """Make sure that there is room for so many bytes."""
+        """Raise ValueError if fewer than ``count`` bytes of memory are left."""
         if count > self.room:
             raise ValueError(f"it takes more than {MOST_MEMORY:,} bytes of memory")
 
     def spend(self, count: int) -> None:
-        """Charge for so many bytes."""
+        """Charge ``count`` bytes of memory."""
         self.need(count)
         self.room -= count
 
     def push(self, value: Any) -> None:
         """Put a value on the stack."""
-        self.room -= getsizeof(value) + _PLACE
+        self.room -= getsizeof(value) + _SLOT
         if self.room < 0:
             self.need(0)
         self.stack.append(value)
@@ -200,9 +201,12 @@ class _Machine:
     # --- values
 
     def sized(self, size: Struct, decode: Callable[[bytes], Any], copies: int) -> None:
-        """Push what comes with its size in front.
+        """Push a value that is preceded by its size.
 
-        ``copies`` is how many times its size it may take up while it is decoded.
+        Args:
+            size: the form of the size.
+            decode: turns the bytes into the value.
+            copies: how many times its size the value may take in memory while it is decoded.
         """
         count = self.number(size)
         if count < 0 or (count > _SHORT and count > self.size - self.file.tell()):
@@ -211,14 +215,14 @@ class _Machine:
         self.push(decode(self.take(count)))
 
     def tuple_of(self, count: int) -> None:
-        """Make the last values one tuple."""
+        """Replace the last values on the stack with a tuple of them."""
         if count > len(self.stack):
             raise ValueError("a value is missing")
         items = tuple(self.stack[-count:])
         del self.stack[-count:]
         self.push(items)
 
-    # --- marks, and containers of what comes after one
+    # --- marks, and containers of the values after a mark
 
     def mark(self) -> None:
         self.spend(_MARK)
@@ -226,7 +230,7 @@ class _Machine:
         self.stack = []
 
     def since_mark(self) -> list[Any]:
-        """Return the values since the last mark, which is taken away."""
+        """Remove the last mark and return the values after it."""
         items, self.stack = self.stack, self.marked.pop()
         return items
 
@@ -257,7 +261,7 @@ class _Machine:
         self.set_items(self.since_mark())
 
     def set_items(self, items: list[Any]) -> None:
-        """Set what is at odd places to be what the dictionary has for the key before it."""
+        """Add items to the last dictionary. Keys and values alternate."""
         keys, values = items[::2], items[1::2]
         if not {*map(type, keys)} <= {int, str}:
             raise ValueError("a key is neither a whole number nor a text")
@@ -274,7 +278,7 @@ class _Machine:
     # --- the memo
 
     def put(self, index: int) -> None:
-        """Keep the last value for ``get``."""
+        """Store the last value for ``get``."""
         value = self.stack[-1]
         recurs = type(value) in _MAY_RECUR
         if recurs and isinstance(value, str | bytes):
@@ -283,7 +287,7 @@ class _Machine:
         self.memo[index] = value if recurs else _ONCE
 
     def get(self, index: int) -> None:
-        """Push the value that was kept under this number."""
+        """Push the value that was stored under this number."""
         if index not in self.memo:
             raise ValueError("it refers to a value that it does not have")
         value = self.memo[index]
@@ -301,8 +305,8 @@ class _Machine:
         if not isinstance(module, str) or not isinstance(name, str):
             raise ValueError("a name is not text")
         if (module, name) not in _NAMES:
-            wanted = f"{module[:_LONGEST_NAME]}.{name[:_LONGEST_NAME]}"
-            raise ValueError(f"it asks for {wanted}, which could run code")
+            full_name = f"{module[:_LONGEST_NAME]}.{name[:_LONGEST_NAME]}"
+            raise ValueError(f"it asks for {full_name}, which could run code")
         self.push(_NAMES[module, name])
 
     def name_of_lines(self) -> None:
@@ -314,7 +318,7 @@ class _Machine:
         self.name(module, name)
 
     def reduce(self) -> None:
-        """Push what a name makes of its arguments."""
+        """Push the result of calling a name with its arguments."""
         arguments, name = self.stack.pop(), self.stack.pop()
         if not isinstance(name, _Name) or type(arguments) is not tuple:
             raise ValueError("it calls something other than a name")
@@ -340,7 +344,7 @@ class _Machine:
         self.push(value)
 
     def build(self) -> None:
-        """Give a dtype its byte order, or an array its content."""
+        """Set the byte order of a dtype or the content of an array."""
         state, value = self.stack.pop(), self.stack[-1]
         if type(state) is not tuple:
             raise ValueError("it has an object that is not plain data")
@@ -362,10 +366,10 @@ class _Machine:
     def array(
         self, dtype: _Dtype, shape: tuple[Any, ...], data: str | bytes, order: Any
     ) -> np.ndarray:
-        """Make an array of its bytes, which in Python 2 were a string."""
+        """Create an array from its bytes, which Python 2 writes as a string."""
         if dtype.order is None:
             raise ValueError("a dtype has no byte order")
-        # A bool of another byte than 0 and 1 would break NumPy.
+        # A bool whose byte is neither 0 nor 1 would break NumPy.
         stored = np.dtype(dtype.order + ("u1" if dtype.code == "b1" else dtype.code))
         if not {*map(type, shape)} <= {int} or min(shape, default=0) < 0:
             raise ValueError("an array has a wrong shape")
@@ -376,7 +380,7 @@ class _Machine:
         raw = data.encode("latin-1") if isinstance(data, str) else data
         return np.frombuffer(raw, stored).astype(np.dtype(dtype.code)).reshape(shape, order=order)
 
-    # --- what only describes the file
+    # --- operations that only describe the file
 
     def protocol(self) -> None:
         if self.file.tell() != 1 or self.take(1) > b"\5":
@@ -389,9 +393,9 @@ class _Machine:
 
 
 def _check_plain(values: list[Any]) -> None:
-    """Make sure that values, and all in them, are plain and not nested without end."""
+    """Raise ValueError if a value or its contents are not plain data, or are nested too deeply."""
     containers: list[Any] = [values]
-    for _ in range(_MOST_NESTED + 1):
+    for _ in range(_MAX_NESTING + 1):
         inner = []
         for container in containers:
             items = container.values() if type(container) is dict else container
@@ -400,7 +404,7 @@ def _check_plain(values: list[Any]) -> None:
             inner += [item for item in items if type(item) in _CONTAINERS]
         containers = inner
     if containers:
-        raise ValueError(f"it has containers in each other, more than {_MOST_NESTED} deep")
+        raise ValueError(f"it has containers that are nested more than {_MAX_NESTING} deep")
 
 
 # --- how values are written -----------------------------------------------------------------------
@@ -493,7 +497,7 @@ _OPERATIONS: dict[bytes, _Operation] = {
     b"G": _fixed(_DOUBLE),
     b"\x8a": _sized(_UINT8, _integer),
     b"\x8b": _sized(_INT32, _integer),
-    # text: strings of Python 2, then those of Unicode
+    # text: strings of Python 2, then Unicode strings
     b"S": _line(_quoted, _LONGEST_LINE),
     b"U": _sized(_UINT8, _latin),
     b"T": _sized(_INT32, _latin),
@@ -501,7 +505,7 @@ _OPERATIONS: dict[bytes, _Operation] = {
     b"\x8c": _sized(_UINT8, _utf8, _COPIES),
     b"X": _sized(_UINT32, _utf8, _COPIES),
     b"\x8d": _sized(_UINT64, _utf8, _COPIES),
-    # bytes; what NumPy writes as a bytearray is the content of an array
+    # bytes; NumPy writes the content of an array as a bytearray
     b"C": _sized(_UINT8, bytes),
     b"B": _sized(_UINT32, bytes),
     b"\x8e": _sized(_UINT64, bytes),
@@ -534,7 +538,7 @@ _OPERATIONS: dict[bytes, _Operation] = {
     b"\x93": _Machine.name_of_stack,
     b"R": _Machine.reduce,
     b"b": _Machine.build,
-    # what describes the file; its end, b".", is known to `run`
+    # description of the file; `run` handles its end, b"."
     b"\x80": _Machine.protocol,
     b"\x95": _Machine.frame,
 }

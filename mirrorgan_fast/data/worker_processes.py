@@ -1,4 +1,4 @@
-"""Work done in several processes, which end when this one does."""
+"""Running jobs in several processes, which end when the parent process ends."""
 
 import multiprocessing
 import os
@@ -17,9 +17,9 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 _INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
-_JOBS_AT_ONCE = 2  # of a process, which then need not wait for the next one
-_MOST_WAITING = 1000  # results that are held while an earlier one is not there yet
-_CHECK = 0.5  # seconds between two looks at whether the parent is alive
+_JOBS_PER_PROCESS = 2  # a process with a second job in its queue need not wait for the next one
+_MAX_WAITING = 1000  # results that are held while an earlier one is not there yet
+_CHECK_INTERVAL = 0.5  # seconds between two checks that the parent is alive
 
 
 def in_processes(
@@ -27,14 +27,14 @@ def in_processes(
 ) -> Generator[Result, None, None]:
     """Yield the result of each job, in the order of the jobs.
 
-    The processes are killed when the iterator is closed or ends. When this process ends, even by
-    being killed, each of them finishes the job that it is at and ends. Ctrl-C and SIGTERM are left
-    to this process.
+    The processes are killed when the iterator is closed or exhausted. When this process ends, even
+    if it is killed, each of them finishes its current job and ends. Only this process handles
+    Ctrl-C and SIGTERM.
 
     Args:
-        work: what to do with a job; it can be pickled. What it raises is raised here.
-        jobs: what ``work`` is called with; they can be pickled.
-        count: of the processes.
+        work: the function to call with each job. It can be pickled. Its exceptions are raised here.
+        jobs: the arguments of ``work``. They can be pickled.
+        count: number of processes.
 
     Raises:
         InputError: the processes cannot be started, or one of them was killed.
@@ -42,13 +42,13 @@ def in_processes(
     numbered = enumerate(jobs)
     processes: dict[Connection, BaseProcess] = {}
     given: dict[Connection, deque[int]] = defaultdict(deque)  # the numbers of the jobs
-    results: dict[int, Result] = {}  # that wait for an earlier one
+    results: dict[int, Result] = {}  # results that wait for an earlier one
     following, more = 0, True
     try:
         _start(processes, work, count)
-        free = _JOBS_AT_ONCE * list(processes)
+        free = _JOBS_PER_PROCESS * list(processes)
         while more or any(given.values()):
-            while free and more and len(results) < _MOST_WAITING:
+            while free and more and len(results) < _MAX_WAITING:
                 number, job = next(numbered, (-1, None))
                 more = number >= 0
                 if more:
@@ -80,8 +80,8 @@ def in_processes(
 def _start(
     processes: dict[Connection, BaseProcess], work: Callable[[Any], object], count: int
 ) -> None:
-    """Start processes, each with a link to it."""
-    # A new process does not react to interrupts either before it ignores them.
+    """Start processes, and a connection to each of them."""
+    # A new process inherits this mask, which blocks interrupts until the process ignores them.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
     try:
         for _ in range(count):
@@ -89,7 +89,7 @@ def _start(
             process = multiprocessing.Process(target=_serve, args=(theirs, work), daemon=True)
             process.start()
             processes[ours] = process
-            theirs.close()  # so that `ours` ends with the process
+            theirs.close()  # so that `ours` reports the end of the process
     except OSError as error:
         raise InputError(
             f"cannot start {count} processes ({reason(error)}); ask for fewer"
@@ -99,13 +99,14 @@ def _start(
 
 
 def _serve(link: Connection, work: Callable[[Any], object]) -> None:
-    """Do the jobs that come over a link, until the parent has ended."""
+    """Do the jobs that come over a connection, until the parent has ended."""
     leave_interrupts_to_parent()
     parent = multiprocessing.parent_process()
-    # Which of the two tells it at once depends on how Python starts processes here.
+    # Both are checked: which of them shows at once that the parent has ended depends on the start
+    # method of multiprocessing.
     started_by = os.getppid()
     while os.getppid() == started_by and parent is not None and parent.is_alive():
-        if not link.poll(_CHECK):
+        if not link.poll(_CHECK_INTERVAL):
             continue
         try:
             job = link.recv()
