@@ -1,4 +1,4 @@
-"""Plain PyTorch, as a rival: a model's own module, as it is and as torch.compile makes it."""
+"""The alternatives in plain PyTorch: a model's own module, eager and with torch.compile."""
 
 import copy
 from collections.abc import Callable
@@ -11,10 +11,10 @@ from benchmarks.harness import Work
 from mirrorgan_fast.ops import use
 
 
-def rivals(module: nn.Module, *inputs: Tensor) -> dict[str, Callable[[], object]]:
+def alternatives(module: nn.Module, *inputs: Tensor) -> dict[str, Callable[[], object]]:
     """Return ``eager`` (float32) and ``compiled`` (bfloat16, channels_last), on the same inputs.
 
-    No op of ours takes part: each runs its plain-PyTorch meaning.
+    Every op runs its reference implementation in plain PyTorch.
     """
     narrow = copy.deepcopy(module).to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
     compiled = torch.compile(narrow)
@@ -26,7 +26,7 @@ def rivals(module: nn.Module, *inputs: Tensor) -> dict[str, Callable[[], object]
 
 
 def work(module: nn.Module, dtype: torch.dtype, tensors: list[Tensor], *inputs: Tensor) -> Work:
-    """Count what a module does, where ``tensors`` are what is read and written."""
+    """Count a module's operations, and the bytes of ``tensors``, which are read or written."""
     counter = FlopCounterMode(display=False)
     with counter:
         _plainly(module, inputs)
@@ -34,7 +34,7 @@ def work(module: nn.Module, dtype: torch.dtype, tensors: list[Tensor], *inputs: 
 
 
 def as_map(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a tensor of a floating type in ``dtype``, a map channels_last; others as they are."""
+    """Convert a floating-point tensor to ``dtype`` and a feature map to channels_last."""
     if not tensor.is_floating_point():
         return tensor
     tensor = tensor.to(dtype)

@@ -1,4 +1,4 @@
-"""What every benchmark shares: the machine, its limits, the model, no gradients, the table."""
+"""Shared by all benchmarks: the hardware's limits, the model, no gradients, the printed table."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.cub_model import model_of_cub
-from benchmarks.harness import Contest
+from benchmarks.harness import Comparison
 from benchmarks.limits import Limits
 from benchmarks.table import HEADER, rows
 from mirrorgan_fast.memory import keep_memory
@@ -24,7 +24,7 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
 def pytest_benchmark_update_machine_info(
     config: pytest.Config, machine_info: dict[str, Any]
 ) -> None:
-    """Add what decides the numbers to the saved results, and leave out the machine's name."""
+    """Add what determines the numbers to the saved results, and leave out the machine's name."""
     built = build_info()
     machine_info.pop("node", None)
     machine_info["torch"] = torch.__version__
@@ -35,7 +35,7 @@ def pytest_benchmark_update_machine_info(
 def pytest_benchmark_update_json(
     config: pytest.Config, benchmarks: object, output_json: dict[str, Any]
 ) -> None:
-    """Keep what is worth committing: no single timings, and of the machine no list of flags."""
+    """Keep what is worth committing: remove single timings and the list of processor flags."""
     output_json["commit_info"] = {}
     output_json["machine_info"].get("cpu", {}).pop("flags", None)
     for benchmark in output_json["benchmarks"]:
@@ -45,12 +45,12 @@ def pytest_benchmark_update_json(
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
 ) -> None:
-    """Print what the contests found."""
+    """Print the results of the comparisons."""
     session = getattr(config, "_benchmarksession", None)
     found = [] if session is None else session.benchmarks
     table = rows({"name": one.name, "extra_info": one.extra_info} for one in found)
     if table:
-        terminalreporter.section("ours, against plain PyTorch and torch.compile")
+        terminalreporter.section("ours, compared with plain PyTorch and torch.compile")
         widths = [max(map(len, column)) for column in zip(HEADER, *table, strict=True)]
         for line in (HEADER, *table):
             first, *others = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
@@ -63,13 +63,13 @@ def limits() -> Limits:
 
 
 @pytest.fixture
-def contest(
+def comparison(
     benchmark: BenchmarkFixture, limits: Limits, pytestconfig: pytest.Config
-) -> Iterator[Contest]:
-    """Measure against rivals, with the memory kept for all; what is refused is not reported."""
+) -> Iterator[Comparison]:
+    """Compare with alternatives, after `keep_memory`; failed comparisons are not reported."""
     keep_memory()
-    torch.compiler.reset()  # or it gives up compiling the same classes for ever new shapes
-    yield Contest(benchmark, limits)
+    torch.compiler.reset()  # otherwise it stops recompiling the same classes for new shapes
+    yield Comparison(benchmark, limits)
     session = getattr(pytestconfig, "_benchmarksession", None)
     if session is not None:
         session.benchmarks[:] = [one for one in session.benchmarks if not one.has_error]

@@ -1,4 +1,4 @@
-"""The model that is measured, and a call of its generator as plain PyTorch makes it."""
+"""The model that is measured, and a call of its generator in plain PyTorch."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,9 +14,9 @@ from mirrorgan_fast.vocabulary import END, Vocabulary
 
 
 def model_of_cub() -> MirrorGAN:
-    """Return MirrorGAN for birds as in the paper, with batch norms as after some training."""
+    """Return the paper's MirrorGAN for birds, with batch norm statistics as after some training."""
     torch.manual_seed(0)
-    # the encoders of images have no part in what is measured, and hundreds of megabytes
+    # The image encoders are not measured, and the full ones take hundreds of megabytes
     config = replace(find_recipe("cub-paper").config, image_encoder="small", stream_encoder="small")
     model = MirrorGAN(config, Vocabulary([END, *(f"word{i}" for i in range(5449))])).eval()
     for module in model.glam.modules():
@@ -29,7 +29,7 @@ def model_of_cub() -> MirrorGAN:
 
 
 def inputs_of(model: MirrorGAN, batch: int, words: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return tokens, lengths and both noises."""
+    """Return tokens, lengths and both noise tensors."""
     rng = torch.Generator().manual_seed(0)
     return (
         torch.randint(1, len(model.vocabulary), (batch, words), generator=rng),
@@ -40,7 +40,7 @@ def inputs_of(model: MirrorGAN, batch: int, words: int) -> tuple[Tensor, Tensor,
 
 
 def plain_call(batch: int, words: int) -> Callable[[], object]:
-    """Return a call from tokens to grey levels, in float32, without any op of ours."""
+    """Return a call from tokens to gray levels, in float32, without any op of this package."""
     model = model_of_cub()
     inputs = inputs_of(model, batch, words)
 

@@ -1,10 +1,11 @@
-"""What every CUDA kernel takes of a multiprocessor, by nvcc: no GPU is needed.
+"""The registers and shared memory that every CUDA kernel takes, from nvcc; no GPU is needed.
 
 python -m benchmarks.cuda_resources            # prints the table
-python -m benchmarks.cuda_resources --write    # and keeps it for tests/ops to compare
+python -m benchmarks.cuda_resources --write    # also records it for benchmarks/tests to compare
 
-Shared memory is what a kernel has by itself. conv_wgmma's, which its launch asks for, is all of a
-multiprocessor's, and its source compiles only if it fits; on other GPUs than Hopper it is empty.
+Shared memory is a kernel's static shared memory. conv_wgmma's launch requests all of a
+multiprocessor's dynamically, and its source compiles only if that is enough. On GPUs other than
+Hopper, conv_wgmma is empty.
 """
 
 import argparse
@@ -31,7 +32,7 @@ def version(compiler: str) -> str:
 
 
 def resources(compiler: str, source: Path) -> dict[str, dict[str, int]]:
-    """Compile a source, warnings being errors; return what each of its kernels takes, by name.
+    """Compile a source with warnings as errors; return the resources of its kernels, by name.
 
     Raises:
         subprocess.CalledProcessError: it does not compile; ``stderr`` says why.
@@ -73,9 +74,9 @@ def table(compiler: str) -> dict[str, dict[str, int]]:
 
 
 def main() -> None:
-    """Print the table, and keep it if asked to."""
-    parser = argparse.ArgumentParser(description="What CUDA kernels take of a multiprocessor.")
-    parser.add_argument("--write", action="store_true", help=f"keep the table in {RECORDED.name}")
+    """Print the table, and record it with ``--write``."""
+    parser = argparse.ArgumentParser(description="Registers and shared memory of CUDA kernels.")
+    parser.add_argument("--write", action="store_true", help=f"record the table in {RECORDED.name}")
     options = parser.parse_args()
     compiler = nvcc()
     if compiler is None:

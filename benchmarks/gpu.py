@@ -2,9 +2,10 @@
 
     python -m benchmarks.gpu [--out FOLDER] [--minutes 8]
 
-builds the extension, runs the tests that need a GPU, and times every case of `gpu_cases.py` beside
-plain PyTorch and torch.compile(mode="max-autotune"), in turns, with what the GPU can copy and
-multiply. Writes gpu-NAME.json and gpu-NAME.md. Where time runs out, what is left is named.
+builds the extension, runs the tests that need a GPU, and measures the GPU's copies and products per
+second. It times every case of `gpu_cases.py` in turns with plain PyTorch and with
+torch.compile(mode="max-autotune"). It writes gpu-NAME.json and gpu-NAME.md. If time runs out, these
+files list the remaining cases.
 """
 
 import argparse
@@ -42,16 +43,16 @@ if torch.cuda.get_device_capability() == (9, 0) and not choice.has_wgmma(torch.d
 CUDA_TESTS = "tests of CUDA C++"
 ROUNDS = 5
 COMPILE_SECONDS = 60
-"""Of torch.compile, at least, for a case."""
+"""The least time that must be left to run torch.compile for a case."""
 CHECK_SECONDS = 180
-"""The longest a check may take before others: a kernel that never ends must leave them time."""
+"""The time limit of a check, so that a kernel that never ends leaves time for the other checks."""
 COPIED = 1 << 30
 SIDE = 8192
 HEADER = "| | median | images/s | x eager | x compiled | of the limit |"
 
 
 def main() -> int:
-    """Do it all; 1 if a check failed."""
+    """Run the checks and measure the cases; return 1 if a check failed."""
     parser = argparse.ArgumentParser(description="Build, test and measure on a GPU.")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--minutes", type=float, default=8.0, help="for everything together")
@@ -66,30 +67,30 @@ def main() -> int:
     path = options.out / f"gpu-{name_of(report['machine'])}.json"
 
     def keep() -> None:
-        """Write what there is, so that nothing is lost if what follows fails."""
+        """Write the results so far, so that they are not lost if a later step fails."""
         path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         path.with_suffix(".md").write_text(table(report), encoding="utf-8")
 
     if options.only != "cases":
-        # of both, checks take at most two thirds
+        # If checks and cases run, checks take at most two thirds of the time
         until = end - (0 if options.only else 20 * options.minutes)
         hangs = False
         for name, command in checks():
             if hangs and "sanitizer" in name:
-                continue  # it would run the same tests
+                continue  # it would run the tests that hang
             left = min(CHECK_SECONDS, until - time.monotonic())
             found = report["checks"][name] = check(name, command, left)
             hangs |= name == CUDA_TESTS and found["status"] == 124
             keep()
     if options.only is None:
-        # in another process: this one has loaded the package as it was before it was built
+        # In another process, because this one loaded the package before the build
         left = end - time.monotonic()
         command = [sys.executable, "-m", "benchmarks.gpu", "--only", "cases", "--out", options.out]
         command += ["--minutes", f"{left / 60:.2f}"]
         try:
             subprocess.run(list(map(str, command)), cwd=ROOT, check=False, timeout=left)
         except subprocess.TimeoutExpired:
-            print("benchmarks.gpu: a case never ended", file=sys.stderr)
+            print("benchmarks.gpu: a case did not end in time", file=sys.stderr)
         report = json.loads(path.read_text(encoding="utf-8"))
     elif options.only == "cases":
         if path.is_file():
@@ -101,7 +102,7 @@ def main() -> int:
 
 
 def machine() -> dict[str, Any]:
-    """Describe what decides the numbers."""
+    """Describe what determines the numbers: the GPU and the software versions."""
     properties = torch.cuda.get_device_properties(0)
     import triton
 
@@ -118,21 +119,21 @@ def machine() -> dict[str, Any]:
 
 
 def name_of(about: dict[str, Any]) -> str:
-    """Return a GPU's name as files have it."""
+    """Return a GPU's name in the form used in file names."""
     return re.sub(r"\W+", "-", about["gpu"]).strip("-").lower()
 
 
 def checks() -> list[tuple[str, list[str]]]:
-    """What runs before anything is measured."""
+    """Return the name and the command of each check that runs before anything is measured."""
     python = sys.executable
-    # An illegal access fails all that follows in its process: the first failure is what tells.
+    # After an illegal access all later tests in the process fail, so the first failure matters.
     pytest = [python, "-m", "pytest", "--tb=short"]
-    at_once = ["-n", "8"] if find_spec("xdist") else []  # compiling takes most of the time
+    in_parallel = ["-n", "8"] if find_spec("xdist") else []  # compiling takes most of the time
     found = [
         ("build", [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", "."]),
         ("built", [python, "-c", BUILT]),
         (CUDA_TESTS, [*pytest, "-x", "tests/ops/test_cuda.py"]),
-        ("tests of Triton", [*pytest, *at_once, "tests/ops/test_triton.py"]),
+        ("tests of Triton", [*pytest, *in_parallel, "tests/ops/test_triton.py"]),
         ("tests of CUDA graphs", [*pytest, "tests/models/test_graphs.py"]),
     ]
     sanitizer = shutil.which("compute-sanitizer")
@@ -147,7 +148,7 @@ def checks() -> list[tuple[str, list[str]]]:
 def check(name: str, command: list[str], left: float) -> dict[str, Any]:
     """Run a command; return its status, the end of what it printed, and how long it took.
 
-    Status 124 means that no time was left, as of timeout(1).
+    Status 124 means that the time ran out, as for timeout(1).
     """
     start = time.monotonic()
     major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (8, 0)
@@ -155,13 +156,15 @@ def check(name: str, command: list[str], left: float) -> dict[str, Any]:
         **os.environ,
         "MIRRORGAN_FAST_REQUIRE_EXTENSION": "1",
         "FORCE_CUDA": "1",
-        # Of this GPU alone, which is built sooner; what Hopper alone has is in 9.0a.
+        # Only for this GPU, which builds faster. Code for Hopper alone needs 9.0a.
         "TORCH_CUDA_ARCH_LIST": f"{major}.{minor}{'a' if major == 9 else ''}",
     }
-    toolkit = Path("/usr/local/cuda")  # elsewhere a link to its nvcc alone may be found first
+    toolkit = Path(
+        "/usr/local/cuda"
+    )  # otherwise a link to nvcc without the toolkit may be found first
     if toolkit.is_dir():
         environment.setdefault("CUDA_HOME", str(toolkit))
-    if "sanitizer" in name:  # or PyTorch's own memory hides what is read beside a tensor
+    if "sanitizer" in name:  # PyTorch's memory cache would hide reads outside of a tensor
         environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
     process = subprocess.Popen(
         command,
@@ -176,7 +179,7 @@ def check(name: str, command: list[str], left: float) -> dict[str, Any]:
         printed, _ = process.communicate(timeout=max(1.0, left))
         status = process.returncode
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # and what it has started
+        os.killpg(process.pid, signal.SIGKILL)  # also the processes that it started
         printed, _ = process.communicate()
         status = 124
     printed = printed[-4000:]
@@ -188,8 +191,8 @@ def check(name: str, command: list[str], left: float) -> dict[str, Any]:
 def measure(report: dict[str, Any], left: Callable[[], float], keep: Callable[[], None]) -> None:
     """Time the cases until no time is left; ``keep`` is called before and after each.
 
-    First all of them beside plain PyTorch; then, as torch.compile takes minutes, those once more
-    that have it as a rival, the largest first.
+    First, all cases are compared with plain PyTorch. Then those that are also compared with
+    torch.compile, which takes minutes, are timed again, the largest first.
     """
     limits = report["limits"] = {"copied": copied(), "multiplied": multiplied()}
     timed: dict[str, dict[str, Any]] = {}
@@ -198,14 +201,14 @@ def measure(report: dict[str, Any], left: Callable[[], float], keep: Callable[[]
     def time_(case: Case, *, compiled: bool) -> None:
         about = f"{case.name}, against torch.compile" if compiled else case.name
         missing.append(about)
-        keep()  # which names it if it never ends
+        keep()  # so that the report lists the case as not measured if it never ends
         if left() < (COMPILE_SECONDS if compiled else 30):
             return
         try:
-            timed[case.name] = contest(case, compile_(case) if compiled else None, limits)
+            timed[case.name] = compare(case, compile_(case) if compiled else None, limits)
             missing.remove(about)
         except Exception as error:
-            # one case that fails must not lose what the others have shown
+            # A case that fails must not stop the others
             missing[-1] = f"{about}: {type(error).__name__}: {error}"[:500]
         report["cases"] = list(timed.values())
         torch.cuda.empty_cache()
@@ -217,31 +220,31 @@ def measure(report: dict[str, Any], left: Callable[[], float], keep: Callable[[]
                 if case.compiles or not compiled:
                     time_(case, compiled=compiled)
         except Exception as error:
-            what = "a case that could not be made, and all behind it"
+            what = "a case that could not be created, and all cases after it"
             missing.append(f"{what}: {type(error).__name__}: {error}"[:500])
             keep()
 
 
 def compile_(case: Case) -> Callable[[], Any]:
-    """Return what torch.compile makes of plain PyTorch."""
+    """Return the case's plain PyTorch call, compiled with torch.compile."""
     torch.compiler.reset()
     compiled: Callable[[], Any] = torch.compile(case.eager, mode="max-autotune")
     return compiled
 
 
-def contest(
+def compare(
     case: Case, compiled: Callable[[], Any] | None, limits: dict[str, float]
 ) -> dict[str, Any]:
-    """Time ours and its rivals in turns."""
-    rivals = {"ours": case.ours, "eager": case.eager}
+    """Time ours and the alternatives in turns."""
+    calls = {"ours": case.ours, "eager": case.eager}
     if compiled is not None:
-        rivals["compiled"] = compiled
-    turns: dict[str, list[float]] = {name: [] for name in rivals}
-    for call in rivals.values():
-        for _ in range(3):  # compiles, chooses, captures
+        calls["compiled"] = compiled
+    turns: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        for _ in range(3):  # compiles, chooses implementations, captures CUDA graphs
             call()
     for _ in range(ROUNDS):
-        for name, call in rivals.items():
+        for name, call in calls.items():
             turns[name].append(seconds(call))
     medians = {name: statistics.median(taken) for name, taken in turns.items()}
     floor = max(case.operations / limits["multiplied"], case.nbytes / limits["copied"])
@@ -256,26 +259,26 @@ def contest(
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """Return what a call takes on the GPU, by events, with its L2 cache cold."""
+    """Return a call's time on the GPU, measured by events, with a cold L2 cache."""
     import triton
 
     return 1e-3 * float(triton.testing.do_bench(call, warmup=10, rep=60, return_mode="median"))
 
 
 def copied() -> float:
-    """Return bytes a second of a large copy, read and written."""
+    """Return bytes read or written per second by a large copy."""
     a, b = torch.empty(2, COPIED, dtype=torch.uint8, device="cuda")
     return 2 * COPIED / seconds(lambda: b.copy_(a))
 
 
 def multiplied() -> float:
-    """Return operations a second of a large product in bfloat16, on random numbers."""
+    """Return operations per second of a large bfloat16 matrix product of random numbers."""
     a, b = torch.randn(2, SIDE, SIDE, device="cuda", dtype=torch.bfloat16)
     return 2 * SIDE**3 / seconds(lambda: a @ b)
 
 
 def table(report: dict[str, Any]) -> str:
-    """Return the report for a person to read."""
+    """Return the report in Markdown."""
     about = report["machine"]
     limits = report.get("limits", {"copied": 0.0, "multiplied": 0.0})
     lines = [

@@ -1,7 +1,7 @@
-"""What is measured on a GPU: every op at the shapes of `cub`, the generator, and a training step.
+"""The cases measured on a GPU: every op at the shapes of `cub`, the generator, a training step.
 
-A case is a call of ours and one of plain PyTorch that gives the same, in bfloat16 unless it says
-otherwise. `tests/test_gpu_benchmark.py` runs them on the CPU, small.
+A case is a call of ours and a call in plain PyTorch with the same result, in bfloat16 unless stated
+otherwise. `benchmarks/tests/test_gpu.py` runs small cases on the CPU.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -38,23 +38,23 @@ GAMMA1, GAMMA2 = 4.0, 5.0
 
 
 class Case(NamedTuple):
-    """Ours, and the same in plain PyTorch."""
+    """A call of ours, and the same in plain PyTorch."""
 
     name: str
     ours: Callable[[], Any]
     eager: Callable[[], Any]
     compiles: bool = False
-    """Whether torch.compile is a rival, too: where it takes long, only of the larger cases."""
+    """Whether it is also compared with torch.compile, which takes long: only for larger cases."""
     operations: float = 0.0
-    """Of the products, at least."""
+    """The least number of operations of the products."""
     nbytes: float = 0.0
-    """Read and written at least once."""
+    """The least number of bytes read and written."""
     images: int = 0
-    """Made by a call."""
+    """Images made by a call."""
 
 
 class Sizes(NamedTuple):
-    """How large the cases are: those of `cub`, or small ones that show that they run."""
+    """The sizes of the cases: by default those of `cub`; ``SMALL`` is for tests on the CPU."""
 
     batch: int = 64
     training_batch: int = 16
@@ -72,7 +72,7 @@ SMALL = Sizes(2, 2, 32, 8, 3, 2, 5, 16, (1, 2), "birds-painted")
 
 
 def cases(device: str, sizes: Sizes, *, largest_first: bool = False) -> Iterator[Case]:
-    """Make the cases one by one, for each takes memory."""
+    """Yield the cases one by one, because each takes memory."""
     torch.manual_seed(0)
     parts = [_convolutions, _attention, _batch_norms, _similarity, _training_step, _generator]
     for part in reversed(parts) if largest_first else parts:
@@ -97,7 +97,7 @@ def _map(device: str, *shape: int, dtype: torch.dtype = BF16) -> Tensor:
 
 
 def _plain(module: nn.Module, *inputs: Tensor) -> Callable[[], Tensor]:
-    """A module in evaluation, its convolutions in bfloat16 and channels_last."""
+    """Return a call of a module in evaluation mode, in bfloat16 and channels_last."""
     narrow = module.eval().to(BF16, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def run() -> Tensor:
@@ -177,7 +177,7 @@ def _convolutions(device: str, sizes: Sizes) -> Iterator[Case]:
 
 
 def _also_in_cuda(device: str, case: Case) -> Iterator[Case]:
-    """A case, and the compiled CUDA kernel where it was built; on the CPU that is tested, too."""
+    """Yield a case and, if the CUDA kernel was built, that too; also on the CPU, for tests."""
     yield case
     built = build_info()
     if device == "cpu" or (built is not None and built.cuda_architectures != ""):
@@ -197,14 +197,14 @@ def _levels(image: Tensor) -> Tensor:
 def backward(
     run: Callable[..., Tensor], leaves: Sequence[Tensor], parameters: Sequence[Tensor] = ()
 ) -> Callable[[], Any]:
-    """Forward and backward: the gradients of leaves and parameters."""
+    """Return a call that runs forward and backward: the gradients of leaves and parameters."""
     leaves = [leaf.detach().requires_grad_() for leaf in leaves]
     cotangents: list[Tensor] = []
 
     def call() -> Any:
         with torch.enable_grad():
             result = run(*leaves)
-        if not cotangents:  # the same for ours and its rival, each in the layout of its result
+        if not cotangents:  # the same numbers for ours and others, in the layout of each result
             rng = torch.Generator().manual_seed(1)
             cotangents.append(
                 torch.empty_like(result).copy_(torch.randn(result.shape, generator=rng))
@@ -217,7 +217,7 @@ def backward(
 def _both(
     run: Callable[..., Tensor], leaves: list[Tensor]
 ) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """Forward and backward, of ours and of the reference."""
+    """Return calls that run forward and backward, of ours and of the reference."""
 
     def of(implementation: str) -> Callable[[], Any]:
         def call(*given: Tensor) -> Tensor:
@@ -308,12 +308,12 @@ def _similarity(device: str, sizes: Sizes) -> Iterator[Case]:
         f"word_similarity and its backward against a loop over captions, {sizes.pairs} pairs",
         backward(ours, leaves),
         backward(loop, leaves),
-        operations=6 * product,  # scores and what is seen, and twice two for their gradients
+        operations=6 * product,  # 2 for scores and context vectors, and twice as many for gradients
     )
 
 
 def _training_step(device: str, sizes: Sizes) -> Iterator[Case]:
-    """The step's core: G and all D, with no frozen network."""
+    """The core of a training step: G and all D, without the frozen networks."""
     config = find_recipe(sizes.preset).config  # type: ignore[arg-type]
     batch = sizes.training_batch
     given = (

@@ -2,9 +2,9 @@
 
     python -m benchmarks.gpu_settings [--only TEXT] [--minutes 4] [--out FOLDER]
 
-For each op's case of `gpu_cases.py` it goes from the setting as it is, one field a step, to where
-no neighbour is faster, and prints what was found. A setting that gives another result, or that the
-GPU has no room for, does not count. Everything timed is kept in gpu-settings-NAME.json.
+For each op's case of `gpu_cases.py` it starts at the current setting and changes one field per step
+until no neighbor is faster, and prints the result. A setting is rejected if it gives another result
+or if the GPU has too few resources for it. All timings are written to gpu-settings-NAME.json.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.gpu import ROOT, machine, name_of, seconds
 from benchmarks.gpu_cases import Case, Sizes, cases
-from mirrorgan_fast.kernels import (  # noqa: F401  (the modules that ask for settings)
+from mirrorgan_fast.kernels import (  # noqa: F401  (the modules that use settings)
     batch_norm_glu,
     batch_norm_leaky_relu,
     convolution,
@@ -63,9 +63,9 @@ FIELDS: dict[str, Values] = {
     },
     "word_similarity": {"columns": (16, 32, 64), "warps": (4, 8, 16), "turns": (4, 8, 16)},
 }
-"""What may change of each function of `kernels/settings.py`; the rest is given by the shapes."""
+"""The fields that may change for each function of `kernels/settings.py`; shapes fix the others."""
 
-OF_CASES = {
+FUNCTION_OF_CASE = {
     "conv_": "convolution",
     "image_head": "convolution",
     "glam_attention_mix and its backward": "attention_backward",
@@ -73,16 +73,18 @@ OF_CASES = {
     "batch_norm_": "batch_norm",
     "word_similarity": "word_similarity",
 }
-"""How a case begins, and the function that its kernel asks."""
+"""The beginning of a case's name, and the function that gives its kernel's setting."""
 
 GAIN = 0.98
-"""Of the time: what saves less may be noise."""
+"""The ratio of times below which a setting counts as faster; a smaller gain may be noise."""
 
 
 def main() -> int:
-    """Find them and print them."""
+    """Find and print the fastest settings."""
     parser = argparse.ArgumentParser(description="Find faster settings of the Triton kernels.")
-    parser.add_argument("--only", default="", metavar="TEXT", help="cases that have it in the name")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="only cases with this in the name"
+    )
     parser.add_argument("--minutes", type=float, default=4.0, help="for everything together")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
@@ -94,7 +96,7 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"gpu-settings-{name_of(report['machine'])}.json"
     for case in cases("cuda", Sizes()):
-        function = asked_by(case.name)
+        function = setting_function(case.name)
         if function is None or options.only not in case.name:
             continue
         if time.monotonic() > end:
@@ -104,7 +106,7 @@ def main() -> int:
         try:
             start = setting_of(case, function)
             cost = cost_of(case, function, start)
-        except Exception as error:  # a case that fails must not hide the others
+        except Exception as error:  # a case that fails must not stop the others
             print(f"{case.name}: {type(error).__name__}: {error}"[:500], file=sys.stderr)
             continue
         timed = descend(start, FIELDS[function], cost, lambda: time.monotonic() > end)
@@ -120,54 +122,57 @@ def main() -> int:
     return 0
 
 
-def asked_by(name: str) -> str | None:
-    """Return the function of `kernels/settings.py` that the kernel of a case asks, if any."""
-    return next((asked for begins, asked in OF_CASES.items() if name.startswith(begins)), None)
+def setting_function(name: str) -> str | None:
+    """Return the function of `kernels/settings.py` that gives a case's setting, if any."""
+    return next(
+        (function for begins, function in FUNCTION_OF_CASE.items() if name.startswith(begins)), None
+    )
 
 
 @contextmanager
-def instead(function: str, answer: Callable[..., Setting]) -> Iterator[None]:
-    """Have all kernels that ask a function of `kernels/settings.py` ask another."""
-    asked = getattr(settings, function)
-    askers = [
+def replaced(function: str, answer: Callable[..., Setting]) -> Iterator[None]:
+    """Replace a function of `kernels/settings.py` in all kernels that call it."""
+    original = getattr(settings, function)
+    callers = [
         module
         for name, module in list(sys.modules.items())
-        if name.startswith("mirrorgan_fast.kernels.") and getattr(module, function, None) is asked
+        if name.startswith("mirrorgan_fast.kernels.")
+        and getattr(module, function, None) is original
     ]
     try:
-        for module in askers:
+        for module in callers:
             setattr(module, function, answer)
         yield
     finally:
-        for module in askers:
-            setattr(module, function, asked)
+        for module in callers:
+            setattr(module, function, original)
 
 
 def setting_of(case: Case, function: str) -> Setting:
-    """Return the setting that a case's kernel has as it is: the last that it asks for."""
-    asked, answers = getattr(settings, function), []
+    """Return the current setting of a case's kernel: the last one that it requests."""
+    original, answers = getattr(settings, function), []
 
-    def listen(*shapes: Any) -> Setting:
-        answers.append(asked(*shapes))
+    def record(*shapes: Any) -> Setting:
+        answers.append(original(*shapes))
         return answers[-1]
 
-    with instead(function, listen):
+    with replaced(function, record):
         case.ours()
     return answers[-1]
 
 
 def cost_of(case: Case, function: str, start: Setting) -> Callable[[Setting], float]:
-    """Return what times a case with a setting: infinite where it fails or gives something else."""
-    with instead(function, lambda *_: start):
+    """Return a function that times a case with a setting; infinite if it fails or is wrong."""
+    with replaced(function, lambda *_: start):
         right = _tensors(case.ours())
 
     def cost(setting: Setting) -> float:
-        with instead(function, lambda *_: setting):
+        with replaced(function, lambda *_: setting):
             try:
                 if not all(map(_close, _tensors(case.ours()), right)):
                     return inf
                 return seconds(case.ours)
-            except Exception as error:  # of Triton's compiler and of the driver, of all kinds
+            except Exception as error:  # errors of Triton's compiler and of the driver
                 print(f"    {setting}: {type(error).__name__}", file=sys.stderr)
                 return inf
 
@@ -177,17 +182,17 @@ def cost_of(case: Case, function: str, start: Setting) -> Callable[[Setting], fl
 def descend(
     start: Setting, values: Values, cost: Callable[[Setting], float], over: Callable[[], bool]
 ) -> dict[Setting, float]:
-    """Go from a setting to where no neighbour costs less; return the cost of all that were tried.
+    """Move from a setting to cheaper neighbors; return the cost of all settings that were tried.
 
     Args:
-        start: has its cost in any case.
-        values: that the fields may have, in order; neighbours differ in one field by one place.
+        start: the first setting, which is always tried.
+        values: the values of each field, in order; neighbors differ in one field by one position.
         cost: of a setting.
-        over: whether no more should be tried.
+        over: whether to stop.
     """
     best, costs = start, {start: cost(start)}
     while True:
-        for setting in neighbours(best, values):
+        for setting in neighbors(best, values):
             if over():
                 return costs
             if setting not in costs:
@@ -198,8 +203,8 @@ def descend(
         best = least
 
 
-def neighbours(setting: Setting, values: Values) -> Iterator[Setting]:
-    """Yield the settings that differ in one field, by one place among its values."""
+def neighbors(setting: Setting, values: Values) -> Iterator[Setting]:
+    """Yield the settings that differ in one field, by one position among its values."""
     for field, possible in values.items():
         now = getattr(setting, field)
         below = [value for value in possible if value < now]

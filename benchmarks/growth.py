@@ -1,4 +1,4 @@
-"""What more images, or longer captions, take: the generator of `cub`, ratios of calls in turns.
+"""The cost of larger batches and longer captions, for the generator of `cub`, measured in turns.
 
 python -m benchmarks.growth [SECONDS]
 """

@@ -1,4 +1,4 @@
-"""Ours against plain PyTorch and against what torch.compile makes of it, turn by turn."""
+"""Compare ours with plain PyTorch and with torch.compile, taking turns."""
 
 import os
 import statistics
@@ -13,25 +13,25 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.limits import Limits
-from benchmarks.separate_process import seconds_elsewhere
+from benchmarks.separate_process import child_seconds
 
 Call = Callable[[], object]
 
-MOST_OF_OTHERS = 0.05
-"""Share of the cores that other processes may take during a contest."""
-LEAST_OF_ITS_BEST, PATIENCE = 0.75, 60.0
-"""Share of the products a second that the machine reached before, below which a turn waits, and for
-how many seconds all turns together do: what another machine on the same processor takes is in no
-list of processes, and it comes and goes."""
-SPINNING = 0.02
-"""Seconds for which the threads of a call look for more work, on the cores that the next one, maybe
-in another process, needs."""
-SECONDS, LEAST_ROUNDS, MOST_ROUNDS = 5.0, 7, 50
+MAX_OTHERS_SHARE = 0.05
+"""Share of the cores that other processes may take during a comparison."""
+MIN_SHARE_OF_BEST, MAX_WAIT_SECONDS = 0.75, 60.0
+"""A turn waits while the machine reaches less than this share of its highest products per second so
+far. All turns together wait at most this many seconds. Other virtual machines on the same processor
+take a varying share of it, and no list of processes shows them."""
+SPIN_SECONDS = 0.02
+"""Seconds to wait after a call: its threads still spin for more work, on the cores that the next
+call, possibly in another process, needs."""
+SECONDS, MIN_ROUNDS, MAX_ROUNDS = 5.0, 7, 50
 
 
 @dataclass(frozen=True)
 class Work:
-    """What has to be done at least, whoever does it."""
+    """The least work that any implementation must do."""
 
     operations: float
     """Multiplications and additions."""
@@ -41,42 +41,42 @@ class Work:
     """Of the products."""
 
 
-class Contest:
-    """One benchmark of ours, with a turn of every rival and of the machine before each of its own.
+class Comparison:
+    """A benchmark of ours. Each of its turns follows one of every alternative and of the hardware.
 
-    A turn is a call that is not measured, so that nobody meets what the one before left in the
-    caches, and one that is. It begins when nobody disturbs the machine.
+    A turn is an unmeasured call, so that the caches do not depend on the previous turn, and then a
+    measured one. It starts when nothing else disturbs the machine.
     """
 
     def __init__(self, benchmark: BenchmarkFixture, limits: Limits) -> None:
         self._benchmark = benchmark
         self._limits = limits
-        self._patience = PATIENCE
+        self._wait_left = MAX_WAIT_SECONDS
 
-    def run(self, ours: Call, rivals: dict[str, Call], work: Work, images: int = 0) -> None:
-        """Measure; what was found is in the benchmark's ``extra_info``.
+    def run(self, ours: Call, alternatives: dict[str, Call], work: Work, images: int = 0) -> None:
+        """Measure, and write the results to the benchmark's ``extra_info``.
 
         Args:
             ours: what is measured.
-            rivals: what it is compared with, by name.
-            work: what is done in one call of any of them.
-            images: how many one call makes; 0: it makes none.
+            alternatives: what it is compared with, by name.
+            work: done by one call of any of them.
+            images: made by one call; 0 if it makes none.
         """
         slowest = 0.0
-        for call in (ours, *rivals.values()):
-            for _ in range(3):  # compiles, packs, makes room
+        for call in (ours, *alternatives.values()):
+            for _ in range(3):  # compiles, packs, allocates
                 call()
             slowest += _seconds(call)
-        rounds = min(MOST_ROUNDS, max(LEAST_ROUNDS, int(SECONDS / slowest / 2)))
-        turns: dict[str, list[float]] = {name: [] for name in rivals}
-        at_best: list[float] = []
+        rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(SECONDS / slowest / 2)))
+        turns: dict[str, list[float]] = {name: [] for name in alternatives}
+        limits: list[float] = []
 
         def others() -> None:
-            for name, call in rivals.items():
+            for name, call in alternatives.items():
                 self._operations(work.dtype)
                 call()
                 turns[name].append(_seconds(call))
-            at_best.append(
+            limits.append(
                 max(
                     work.nbytes / self._limits.copied(),
                     work.operations / self._operations(work.dtype),
@@ -84,14 +84,14 @@ class Contest:
             )
             ours()
 
-        before = OfOthers()
+        before = OtherProcesses()
         self._benchmark.pedantic(ours, setup=others, rounds=rounds)
         taken = before.share()
-        if taken > MOST_OF_OTHERS:
-            self._benchmark.has_error = True  # so that nothing of it is reported
+        if taken > MAX_OTHERS_SHARE:
+            self._benchmark.has_error = True  # so that it is not reported
             pytest.fail(
-                f"other processes took {taken:.0%} of the cores meanwhile: the figures mean "
-                f"nothing; run it again on a quiet machine"
+                f"other processes took {taken:.0%} of the cores during the comparison, so its "
+                f"figures mean nothing; run it again on a quiet machine"
             )
         mine = self._benchmark.stats.stats.data
         info: dict[str, Any] = self._benchmark.extra_info
@@ -100,21 +100,21 @@ class Contest:
             ratios = [a / b for a, b in zip(theirs, mine, strict=True)]
             info[f"times_{name}"] = statistics.median(ratios)
         info["share_of_limit"] = statistics.median(
-            [a / b for a, b in zip(at_best, mine, strict=True)]
+            [a / b for a, b in zip(limits, mine, strict=True)]
         )
         info["threads"] = torch.get_num_threads()
         if images:
             info["images_per_second"] = images / statistics.median(mine)
 
     def _operations(self, dtype: torch.dtype) -> float:
-        """Return what the machine can do in a second, if need be once it is undisturbed."""
+        """Return the machine's operations per second, after waiting until it is undisturbed."""
         while True:
             start = time.monotonic()
-            time.sleep(SPINNING)
+            time.sleep(SPIN_SECONDS)
             now = self._limits.operations(dtype)
-            if now >= LEAST_OF_ITS_BEST * self._limits.fastest[dtype] or self._patience <= 0:
+            if now >= MIN_SHARE_OF_BEST * self._limits.fastest[dtype] or self._wait_left <= 0:
                 return now
-            self._patience -= time.monotonic() - start
+            self._wait_left -= time.monotonic() - start
 
 
 def _seconds(call: Call) -> float:
@@ -123,23 +123,23 @@ def _seconds(call: Call) -> float:
     return time.perf_counter() - start
 
 
-class OfOthers:
-    """How much of the cores is not ours, from now on."""
+class OtherProcesses:
+    """Measures the share of the cores that other processes take, from now on."""
 
     def __init__(self) -> None:
         self._start = self._now()
 
     def share(self) -> float:
-        """Return it as a share of what there is, since the start."""
+        """Return the share of all core time since the start."""
         total, taken = (b - a for a, b in zip(self._start, self._now(), strict=True))
         return max(0.0, taken / total)
 
     @staticmethod
     def _now() -> tuple[float, float]:
-        """Seconds of all cores, and those in which others ran or the machine was lent away."""
+        """Return the seconds of all cores, and those of other processes or virtual machines."""
         columns = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]
         user, nice, system, idle, waiting, interrupt, soft_interrupt, stolen = map(int, columns)
         busy = user + nice + system + interrupt + soft_interrupt + stolen
         ticks = os.sysconf("SC_CLK_TCK")
-        own = time.process_time() + seconds_elsewhere()
+        own = time.process_time() + child_seconds()
         return (busy + idle + waiting) / ticks, busy / ticks - own

@@ -1,4 +1,4 @@
-"""What the machine can do at most, measured beside everything else: products, and copying."""
+"""The hardware's limits, measured next to each benchmark: products and memory copies per second."""
 
 import ctypes
 import os
@@ -18,11 +18,11 @@ _COPIED = 64 << 20
 
 
 class Limits:
-    """Loops that do nothing but multiply, or but copy; each measurement is a few milliseconds.
+    """Loops that only multiply or only copy; each measurement takes a few milliseconds.
 
     Raises:
         OSError: there is no C++ compiler.
-        subprocess.CalledProcessError: it cannot compile limits.cpp; not an x86-64 processor.
+        subprocess.CalledProcessError: limits.cpp does not compile, e.g. not on an x86-64 processor.
     """
 
     def __init__(self) -> None:
@@ -41,13 +41,13 @@ class Limits:
         self._loops.has_amx.restype = self._loops.has_pairs.restype = ctypes.c_bool
         self._has_amx, self._has_pairs = self._loops.has_amx(), self._loops.has_pairs()
         self.fastest: dict[torch.dtype, float] = {}
-        """The most that ``operations`` has found."""
+        """The highest result of ``operations`` so far."""
         self._from, self._to = torch.ones(2, _COPIED, dtype=torch.uint8)
 
     def operations(self, dtype: torch.dtype) -> float:
-        """Return operations a second in products of ``dtype``, on as many threads as torch has.
+        """Return operations per second of products in ``dtype``, on as many threads as torch uses.
 
-        bfloat16 with neither AMX nor AVX-512's products of it is computed in float32.
+        Without AMX or AVX-512 products of bfloat16, bfloat16 is computed in float32.
         """
         threads = torch.get_num_threads()
         start = time.perf_counter()
@@ -64,7 +64,7 @@ class Limits:
         return found
 
     def copied(self) -> float:
-        """Return bytes a second that are read or written when memory is copied."""
+        """Return bytes read or written per second when memory is copied."""
         start = time.perf_counter()
         self._to.copy_(self._from)
         return 2 * _COPIED / (time.perf_counter() - start)

@@ -1,8 +1,8 @@
-"""The way from captions to files: what each sink leaves of the generator's speed, and growth.
+"""From captions to files: the speed of each sink, growth with the number of images, startup time.
 
 python -m benchmarks.sampler sinks      # birds-painted; each sink in turns with the generator alone
 python -m benchmarks.sampler growth     # a small model, 10 to 100,000 images: time and memory
-python -m benchmarks.sampler start      # from the command to the first image, and import torch
+python -m benchmarks.sampler start      # time to the first image, and to import torch
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness import OfOthers
+from benchmarks.harness import OtherProcesses
 from mirrorgan_fast.memory import keep_memory
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.ops import build_info
@@ -37,7 +37,7 @@ Figures = dict[str, dict[str, float]]
 
 
 def sinks(images: int = 192, rounds: int = 5) -> Figures:
-    """Return the images a second of each sink, and the median of its ratios to the generator."""
+    """Return each sink's images per second, and the median of its ratios to the generator."""
     keep_memory()
     sampler = Sampler(MirrorGAN.from_pretrained())
     texts = [CAPTIONS[i % len(CAPTIONS)] for i in range(images)]
@@ -63,7 +63,7 @@ def sinks(images: int = 192, rounds: int = 5) -> Figures:
 
 
 def generator(sampler: Sampler, texts: list[str]) -> float:
-    """Return how long text encoder and generator take, from tokens to pixels and no more."""
+    """Return the seconds of the text encoder and the generator alone, from tokens to pixels."""
     encoded = sampler.model.encode(texts)
     noise, condition_noise = sampler.model.noise(0, range(len(texts)))
     start = time.perf_counter()
@@ -75,14 +75,14 @@ def generator(sampler: Sampler, texts: list[str]) -> float:
     return time.perf_counter() - start
 
 
-def growth(most: int = 100_000) -> Figures:
-    """Return time and peak memory of the command for ever more images of a small model."""
+def growth(max_count: int = 100_000) -> Figures:
+    """Return time and peak memory of the command for more and more images of a small model."""
     found: Figures = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         small_model().save_pretrained(folder / "model")
         count = 10
-        while count <= most:
+        while count <= max_count:
             text = "".join(f"{caption}\n" for caption in captions(count, random.Random(0)))
             (folder / "captions.txt").write_text(text, encoding="utf-8")
             given = f"--captions captions.txt --model model --quiet --format npy -o {count}"
@@ -93,7 +93,7 @@ def growth(most: int = 100_000) -> Figures:
 
 
 def start(rounds: int = 5) -> Figures:
-    """Return the seconds of a command for one image, and of importing PyTorch, in turns."""
+    """Return the seconds to make one image and to import PyTorch, measured in turns."""
     seconds: dict[str, list[float]] = {"import torch": [], "one image": []}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
@@ -108,12 +108,12 @@ def start(rounds: int = 5) -> Figures:
 
 
 def taken(command: list[str], folder: Path) -> tuple[float, int]:
-    """Run a command; return its seconds and, within 20 ms of its end, its peak of memory in kB."""
+    """Run a command; return its seconds and its peak memory in kB, up to 20 ms before its end."""
     began = time.perf_counter()
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
     peak = 0
     while process.poll() is None:
-        # not the usage that the system returns, which begins with that of this process
+        # Not the usage from wait4, which starts at the usage of this process
         status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
         found = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")]
         peak = max([peak, *found])
@@ -136,17 +136,17 @@ def _cell(value: float) -> str:
 
 
 def of_file(path: Path) -> str:
-    """Return the table of a file of results."""
+    """Return the table of a result file."""
     return markdown(json.loads(path.read_text(encoding="utf-8"))["figures"])
 
 
 def main() -> None:
-    """Measure, print, and write what was asked for."""
+    """Measure, print the table and write the result file."""
     parser = argparse.ArgumentParser(description="Measure the sampler.")
     parser.add_argument("what", choices=("sinks", "growth", "start"))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    others = OfOthers()
+    others = OtherProcesses()
     figures = {"sinks": sinks, "growth": growth, "start": start}[options.what]()
     print(markdown(figures))
     if options.what == "sinks":

@@ -1,7 +1,6 @@
-"""A rival in a process of its own.
+"""A call in a separate process, to measure PyTorch with its default settings.
 
-There PyTorch is as it comes: what a process has asked of its C library (`keep_memory`) cannot be
-taken back.
+The benchmarks' own process calls `keep_memory`, which cannot be undone.
 """
 
 import multiprocessing
@@ -12,18 +11,20 @@ from pathlib import Path
 from typing import Self
 
 
-class Elsewhere:
-    """Calls in another process, while the context lasts.
+class SeparateProcess:
+    """A function in another process, which runs while the context is open.
 
     Args:
-        make: returns, over there, what is to be called.
+        make: runs in the other process and returns the function to call there.
         arguments: of ``make``.
     """
 
     def __init__(self, make: Callable[..., Callable[[], object]], *arguments: object) -> None:
         context = multiprocessing.get_context("spawn")
-        self._here, there = context.Pipe()
-        self._process = context.Process(target=_work, args=(there, make, arguments), daemon=True)
+        self._connection, child_connection = context.Pipe()
+        self._process = context.Process(
+            target=_work, args=(child_connection, make, arguments), daemon=True
+        )
 
     def __enter__(self) -> Self:
         self._process.start()
@@ -34,27 +35,27 @@ class Elsewhere:
         self._process.join()
 
     def __call__(self) -> None:
-        self._here.send(None)
-        self._here.recv()
+        self._connection.send(None)
+        self._connection.recv()
 
 
-def seconds_elsewhere() -> float:
-    """Return what all processes that were started here have computed."""
+def child_seconds() -> float:
+    """Return the CPU seconds of all child processes."""
     ticks = 0
     for process in multiprocessing.active_children():
-        # behind the name, which may have spaces in it; user and system time
+        # The fields after the name, which may contain spaces; 11 and 12 are user and system time
         fields = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2]
         ticks += sum(map(int, fields.split()[11:13]))
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _work(
-    there: Connection,
+    connection: Connection,
     make: Callable[..., Callable[[], object]],
     arguments: tuple[object, ...],
 ) -> None:
     call = make(*arguments)
     while True:
-        there.recv()
+        connection.recv()
         call()
-        there.send(None)
+        connection.send(None)

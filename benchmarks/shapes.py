@@ -1,4 +1,4 @@
-"""The shapes everything is measured on: the bird configuration's, at one image and at a batch."""
+"""The shapes that are measured: those of the bird configurations, for one image and for a batch."""
 
 from typing import NamedTuple
 
@@ -19,11 +19,11 @@ class MapShape(NamedTuple):
     """A feature map in training."""
 
     batch: int  # N
-    channels: int  # 2C, of what batch_norm_glu takes
+    channels: int  # 2C, of the input of batch_norm_glu
     size: int  # H = W
 
 
-# Of birds-painted: its last up-block, a residual block of each stage, its first up-block
+# From birds-painted: its last up-block, a residual block of each stage, its first up-block
 BATCH_NORM_GLU = [
     MapShape(16, 64, 128),
     MapShape(16, 128, 64),
@@ -32,7 +32,7 @@ BATCH_NORM_GLU = [
 ]
 
 
-# Of birds-painted: its up-blocks with maps large enough for the sub-pixel form
+# From birds-painted: its up-blocks with maps large enough for the sub-pixel form
 UP_CONV = [MapShape(16, 64, 64), MapShape(16, 64, 32)]
 
 
@@ -53,9 +53,9 @@ class StageShape(NamedTuple):
     """A stage of a generator."""
 
     channels: int  # C
-    size: int  # H = W of what comes in
+    size: int  # H = W of the input
     words: int  # T
 
 
-# Of cub, from 128 to 256 px
+# From cub, from 128 to 256 px
 LAST_STAGE = StageShape(32, 128, 18)

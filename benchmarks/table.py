@@ -21,7 +21,7 @@ HEADER = (
 
 
 def rows(benchmarks: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Return a row of cells a benchmark, from its ``name`` and ``extra_info``."""
+    """Return a row of cells per benchmark, from its ``name`` and ``extra_info``."""
     return [
         (
             str(benchmark["name"]).removeprefix("test_").replace("[", ": ").removesuffix("]"),
@@ -52,7 +52,7 @@ def markdown(table: list[tuple[str, ...]]) -> str:
 
 
 def of_file(path: Path, part: str = "") -> str:
-    """Return the table of a file's benchmarks that have ``part`` in their names."""
+    """Return the table of the benchmarks in a file whose names contain ``part``."""
     benchmarks = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
     return markdown(rows(one for one in benchmarks if part in one["name"]))
 

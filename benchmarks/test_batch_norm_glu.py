@@ -1,4 +1,4 @@
-"""batch_norm_glu on the CPU, forward and backward: two passes over memory each."""
+"""batch_norm_glu on the CPU, forward and backward, each in two passes over memory."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.gpu_cases import backward
-from benchmarks.harness import Contest, Work
+from benchmarks.harness import Comparison, Work
 from benchmarks.shapes import BATCH_NORM_GLU, MapShape
 from mirrorgan_fast.ops import batch_norm_glu
 
@@ -26,7 +26,7 @@ class Plain(nn.Module):
 @pytest.mark.parametrize(
     "shape", BATCH_NORM_GLU, ids=lambda shape: f"{shape.channels}x{shape.size}"
 )
-def test_batch_norm_glu(contest: Contest, shape: MapShape, dtype: torch.dtype) -> None:
+def test_batch_norm_glu(comparison: Comparison, shape: MapShape, dtype: torch.dtype) -> None:
     batch, channels, size = shape
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(batch, channels, size, size, generator=rng)
@@ -44,12 +44,12 @@ def test_batch_norm_glu(contest: Contest, shape: MapShape, dtype: torch.dtype) -
     plain, compiled = Plain(channels), torch.compile(Plain(channels))
     wide, last = torch.contiguous_format, torch.channels_last
     element = torch.finfo(dtype).bits // 8
-    contest.run(
+    comparison.run(
         trains(lambda x: batch_norm_glu(x, weight, bias)[0], (weight, bias), dtype, last),
         {
             "eager": trains(plain, tuple(plain.parameters()), torch.float32, wide),
             "compiled": trains(compiled, tuple(compiled.parameters()), torch.bfloat16, last),
         },
-        # statistics need all of x before anything is normalised, forward and backward
+        # Statistics need all of x before anything is normalized, forward and backward
         Work(0, (5 * x.numel() + 3 * x.numel() // 2) * element, dtype),
     )

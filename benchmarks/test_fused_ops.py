@@ -1,4 +1,4 @@
-"""The ops for inference at the sizes of the last stage of `cub`; it and all of GLAM as one op."""
+"""Ops for inference at the sizes of `cub`'s last stage; that stage, and all of GLAM, as one op."""
 
 import copy
 from typing import NamedTuple
@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.alternatives import as_map, rivals, work
-from benchmarks.harness import Contest
+from benchmarks.alternatives import alternatives, as_map, work
+from benchmarks.harness import Comparison
 from benchmarks.shapes import LAST_STAGE
 from mirrorgan_fast.inference.fused_glam import FusedGLAM
 from mirrorgan_fast.models.glam import GLAM
@@ -38,7 +38,7 @@ class Residual(nn.Module):
         return added
 
 
-class Grey(nn.Module):
+class GrayLevels(nn.Module):
     def __init__(self, G_i: nn.Module) -> None:  # noqa: N803
         super().__init__()
         self.G_i = G_i
@@ -48,19 +48,19 @@ class Grey(nn.Module):
 
 
 class Stage(nn.Module):
-    """The last stage: attention, F_i, and the image that G_i makes."""
+    """The last stage: attention, F_i, and G_i, which makes the image."""
 
     def __init__(self, F_att_i: nn.Module, F_i: nn.Module, G_i: nn.Module) -> None:  # noqa: N803
         super().__init__()
-        self.F_att_i, self.F_i, self.grey = F_att_i, F_i, Grey(G_i)
+        self.F_att_i, self.F_i, self.gray_levels = F_att_i, F_i, GrayLevels(G_i)
 
     def forward(self, features: Tensor, words: Tensor, mask: Tensor, s_ca: Tensor) -> Tensor:
-        image: Tensor = self.grey(self.F_i(self.F_att_i(features, words, mask, s_ca)))
+        image: Tensor = self.gray_levels(self.F_i(self.F_att_i(features, words, mask, s_ca)))
         return image
 
 
 class Generator(nn.Module):
-    """All of GLAM, to the last image."""
+    """All of GLAM, up to the last image."""
 
     def __init__(self, generator: GLAM) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Generator(nn.Module):
 
 
 class Parts(NamedTuple):
-    """An op's arguments, and the module of the model that it stands for, with its inputs."""
+    """An op and its arguments, and the module that computes the same, with its inputs."""
 
     op: object
     arguments: tuple[object, ...]
@@ -113,7 +113,7 @@ def parts_of(name: str, model: MirrorGAN, dtype: torch.dtype, batch: int) -> Par
         "conv_glu": Parts(conv_glu, (x, *layers[0]), block.block[:2], (wide,)),
         "conv_glu_upsampled": Parts(conv_glu, (x, *layers[-1]), F_i[-1], (wide,)),
         "conv_add": Parts(conv_add, (x, *layers[1], x), Residual(block), (wide, wide)),
-        "image_head": Parts(image_head, (as_map(grown, dtype), *head), Grey(G_i), (grown,)),
+        "image_head": Parts(image_head, (as_map(grown, dtype), *head), GrayLevels(G_i), (grown,)),
         "glam_stage": Parts(
             glam_stage,
             (*attention, weights, biases, *head),
@@ -149,12 +149,14 @@ NAMES = (
     [(torch.bfloat16, 8), (torch.bfloat16, 1), (torch.float32, 8)],
 )
 @pytest.mark.parametrize("name", NAMES)
-def test_op(contest: Contest, model: MirrorGAN, name: str, dtype: torch.dtype, batch: int) -> None:
+def test_op(
+    comparison: Comparison, model: MirrorGAN, name: str, dtype: torch.dtype, batch: int
+) -> None:
     op, arguments, module, inputs = parts_of(name, model, dtype, batch)
     out = op(*arguments)
     read = [*tensors_of(arguments), out]
-    contest.run(
+    comparison.run(
         lambda: op(*arguments, out=out),
-        rivals(module, *inputs),
+        alternatives(module, *inputs),
         work(module, dtype, read, *inputs),
     )

@@ -1,4 +1,4 @@
-"""From tokens to grey levels: the generator of `cub`, 256 px, on the CPU."""
+"""From tokens to gray levels: the generator of `cub`, 256 px, on the CPU."""
 
 import copy
 
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from benchmarks.alternatives import work
 from benchmarks.cub_model import inputs_of, plain_call
-from benchmarks.harness import Contest
-from benchmarks.separate_process import Elsewhere
+from benchmarks.harness import Comparison
+from benchmarks.separate_process import SeparateProcess
 from mirrorgan_fast.inference.renderer import fuse
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.ops import use
@@ -35,13 +35,13 @@ CASES = [
     ],
 )
 def test_generator(
-    contest: Contest, model: MirrorGAN, batch: int, words: int, dtype: torch.dtype
+    comparison: Comparison, model: MirrorGAN, batch: int, words: int, dtype: torch.dtype
 ) -> None:
     inputs = inputs_of(model, batch, words)
     tokens, lengths, noise, condition_noise = inputs
     fused, plain = fuse(model, dtype), Renders(model)
     narrow = copy.copy(model)
-    narrow._modules = dict(model._modules)  # STEM's LSTM is not compiled, nor does it take long
+    narrow._modules = dict(model._modules)  # STEM's LSTM takes little time and is not compiled
     narrow.glam = copy.deepcopy(model.glam).to(BF16, memory_format=torch.channels_last)  # type: ignore[call-overload]
     narrow.stem = copy.deepcopy(model.stem).to(BF16)
     narrow.glam.compile()
@@ -57,10 +57,10 @@ def test_generator(
 
     result = fused.render(*inputs)
     read = [*model.glam.parameters(), noise, condition_noise, result]
-    with Elsewhere(plain_call, batch, words) as as_it_comes:
-        contest.run(
+    with SeparateProcess(plain_call, batch, words) as separate:
+        comparison.run(
             lambda: fused.render(*inputs),
-            {"eager": eager, "compiled": compiled, "eager_as_it_comes": as_it_comes},
+            {"eager": eager, "compiled": compiled, "eager_as_it_comes": separate},
             work(plain, dtype, read, *inputs),
             images=batch,
         )

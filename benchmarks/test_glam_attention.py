@@ -1,11 +1,11 @@
-"""glam_attention on the CPU, at the stages of `birds` in training and for attention maps."""
+"""glam_attention on the CPU, at the sizes of `birds`, as in training and for attention maps."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.alternatives import as_map, rivals, work
-from benchmarks.harness import Contest
+from benchmarks.alternatives import alternatives, as_map, work
+from benchmarks.harness import Comparison
 from benchmarks.shapes import GLAM_ATTENTION, AttentionShape
 from mirrorgan_fast.ops import glam_attention
 
@@ -17,7 +17,7 @@ class Attends(nn.Module):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shape", GLAM_ATTENTION, ids=lambda shape: f"{shape.batch}x{shape.size}")
-def test_glam_attention(contest: Contest, shape: AttentionShape, dtype: torch.dtype) -> None:
+def test_glam_attention(comparison: Comparison, shape: AttentionShape, dtype: torch.dtype) -> None:
     batch, size, channels, words = shape
     rng = torch.Generator().manual_seed(0)
     inputs = (
@@ -29,8 +29,8 @@ def test_glam_attention(contest: Contest, shape: AttentionShape, dtype: torch.dt
     )
     ours = [as_map(tensor, dtype) for tensor in inputs]
     module = Attends()
-    contest.run(
+    comparison.run(
         lambda: glam_attention(*ours),
-        rivals(module, *inputs),
+        alternatives(module, *inputs),
         work(module, dtype, [*ours, glam_attention(*ours)], *inputs),
     )

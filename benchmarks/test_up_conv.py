@@ -1,4 +1,4 @@
-"""The up-blocks' convolution as it trains: in sub-pixel form, no upsampled map exists."""
+"""The up-blocks' convolution in training: the sub-pixel form, without an upsampled feature map."""
 
 import copy
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.gpu_cases import backward
-from benchmarks.harness import Contest, Work
+from benchmarks.harness import Comparison, Work
 from benchmarks.shapes import UP_CONV, MapShape
 from mirrorgan_fast.models.layers import UpConv2d
 
@@ -21,7 +21,7 @@ class Plain(nn.Conv2d):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shape", UP_CONV, ids=lambda shape: f"{shape.channels}x{shape.size}")
-def test_up_conv(contest: Contest, shape: MapShape, dtype: torch.dtype) -> None:
+def test_up_conv(comparison: Comparison, shape: MapShape, dtype: torch.dtype) -> None:
     batch, channels, size = shape
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(batch, channels, size, size, generator=rng)
@@ -37,13 +37,13 @@ def test_up_conv(contest: Contest, shape: MapShape, dtype: torch.dtype) -> None:
     ours = UpConv2d(channels, channels, 3, padding=1, bias=False)
     plain = Plain(channels, channels, 3, padding=1, bias=False)
     last = torch.channels_last
-    contest.run(
+    comparison.run(
         trains(ours, dtype, last, compiled=False),
         {
             "eager": trains(plain, torch.float32, torch.contiguous_format, compiled=False),
             "compiled": trains(plain, torch.bfloat16, last, compiled=True),
         },
-        # of each result four products a channel, and twice as many for the gradients
+        # Four products per channel for each result, and twice as many for the gradients
         Work(
             3 * 2 * 4 * channels * 4 * x.numel(),
             3 * (x.numel() + 4 * x.numel()) * dtype.itemsize,

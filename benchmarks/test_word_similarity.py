@@ -1,17 +1,17 @@
-"""word_similarity in plain PyTorch, forward and backward: DAMSM's training."""
+"""word_similarity in plain PyTorch, forward and backward, as in DAMSM's training."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from benchmarks.gpu_cases import GAMMA1, GAMMA2, backward, similarity_by_loop
-from benchmarks.harness import Contest, Work
+from benchmarks.harness import Comparison, Work
 from benchmarks.shapes import WORD_SIMILARITY
 from mirrorgan_fast.ops import word_similarity
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_word_similarity(contest: Contest, dtype: torch.dtype) -> None:
+def test_word_similarity(comparison: Comparison, dtype: torch.dtype) -> None:
     pairs, words, regions, depth = WORD_SIMILARITY
     rng = torch.Generator().manual_seed(0)
     w, v = (
@@ -25,9 +25,9 @@ def test_word_similarity(contest: Contest, dtype: torch.dtype) -> None:
     def by_loop(words: Tensor, regions: Tensor) -> Tensor:
         return similarity_by_loop(words, mask, regions)
 
-    contest.run(
+    comparison.run(
         backward(at_once, (w.to(dtype), v.to(dtype))),
         {"eager": backward(by_loop, (w, v))},
-        # scores and what is seen, and twice two for their gradients
+        # Two products, for scores and context vectors, and twice as many for their gradients
         Work(6 * 2 * pairs**2 * words * regions * depth, w.nbytes + v.nbytes, dtype),
     )

@@ -1,10 +1,10 @@
-"""What every Triton kernel takes of a multiprocessor, compiled ahead of time: no GPU is needed.
+"""The registers and shared memory that every Triton kernel takes; no GPU is needed.
 
     python -m benchmarks.triton_resources              # prints the table
-    python -m benchmarks.triton_resources --write      # and keeps it for the tests to compare
+    python -m benchmarks.triton_resources --write      # also records it for the tests to compare
 
-Each op is called once at the shapes and in the data types it is used with. What would be launched
-is compiled instead, for each of `ARCHITECTURES`.
+Each op is called once, with the shapes and data types it is used with. Its kernels are not launched
+but compiled ahead of time, for each of `ARCHITECTURES`.
 """
 
 import argparse
@@ -49,10 +49,10 @@ BF16 = torch.bfloat16
 
 ARCHITECTURES = (80, 90, 100)
 RECORDED = Path(__file__).parent / "results" / "triton-resources.json"
-MOST_SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-"""Bytes of shared memory that a block may have (CUDA C++ Programming Guide)."""
-MOST_REGISTERS_OF_ALL = 64 * 1024
-"""That the threads of a block may have together."""
+MAX_SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+"""The most bytes of shared memory per block (CUDA C++ Programming Guide)."""
+MAX_BLOCK_REGISTERS = 64 * 1024
+"""The most registers of all threads of a block together."""
 
 _TYPES = {
     torch.bfloat16: "*bf16",
@@ -66,19 +66,19 @@ _OBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobj
 
 
 class Launch(NamedTuple):
-    """A kernel, and all that decides what it is compiled to."""
+    """A kernel, and everything that determines how it is compiled."""
 
     kernel: JITFunction
     signature: dict[str, str]
     constants: dict[str, Any]
     divisible: tuple[str, ...]
-    """Arguments that are multiples of 16, as pointers are."""
+    """Arguments that are multiples of 16; pointers always are."""
     warps: int
     stages: int
 
 
 def launches(call: Callable[[], object]) -> list[Launch]:
-    """Return what a call launches, in order; nothing is launched."""
+    """Record the kernels that a call would launch, in order, without launching them."""
     found: list[Launch] = []
 
     def record(kernel: JITFunction, *args: Any, **options: Any) -> None:
@@ -110,7 +110,7 @@ def launches(call: Callable[[], object]) -> list[Launch]:
 
 
 def resources(launch: Launch, architecture: int) -> dict[str, int]:
-    """Compile a launch; return registers of a thread, bytes of shared memory, bytes spilled."""
+    """Compile a launch; return registers per thread, bytes of shared memory, bytes spilled."""
     names = launch.kernel.arg_names
     source = ASTSource(
         fn=launch.kernel,
@@ -138,7 +138,7 @@ def resources(launch: Launch, architecture: int) -> dict[str, int]:
 
 
 def calls() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Every op in bfloat16 at the shapes of `cub`, batch norms in float32 too, by name."""
+    """Yield the name and a call of each op: bfloat16, shapes of `cub`; some ops in float32 too."""
     for channels, size in ((1024, 4), (64, 64), (64, 128)):
         yield f"conv_glu, up from {channels} x {size}", _conv_glu(channels, size, up=True)
     for channels in (64, 96):
@@ -247,7 +247,9 @@ def _bidirectional_lstm(units: int) -> None:
 def table() -> dict[str, dict[str, int]]:
     """Return the resources of every kernel of every call, by call, kernel and architecture."""
     found = {}
-    triton.knobs.language.default_fp_fusion = True  # whatever a version of Triton does by default
+    triton.knobs.language.default_fp_fusion = (
+        True  # independent of the default of the Triton version
+    )
     for about, call in calls():
         kernels: list[str] = []
         for launch in launches(call):
@@ -261,11 +263,11 @@ def table() -> dict[str, dict[str, int]]:
 
 
 def main() -> None:
-    """Print the table, and keep it if asked to."""
+    """Print the table, and record it with ``--write``."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--write", action="store_true", help=f"keep the table in {RECORDED.name}")
+    parser.add_argument("--write", action="store_true", help=f"record the table in {RECORDED.name}")
     options = parser.parse_args()
     found = table()
     for name, used in found.items():

@@ -1,4 +1,4 @@
-"""What the tests of the benchmarks share with the package's tests."""
+"""Fixtures that the benchmarks' tests share with the package's tests."""
 
 from collections.abc import Iterator
 
@@ -12,6 +12,6 @@ __all__ = ["assert_matches"]
 
 @pytest.fixture(autouse=True)
 def inference() -> Iterator[None]:
-    """Compute gradients, which the benchmarks themselves do not."""
+    """Enable gradients, which the benchmarks themselves disable."""
     with torch.enable_grad():
         yield

@@ -1,4 +1,4 @@
-"""The benchmark for GPUs, as far as it runs without one: its cases on the CPU, small."""
+"""The GPU benchmark, tested without a GPU: small cases run on the CPU."""
 
 import json
 import math
@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu import COMPILE_SECONDS, ROUNDS, check, contest, main, measure, table
+from benchmarks.gpu import COMPILE_SECONDS, ROUNDS, check, compare, main, measure, table
 from benchmarks.gpu_cases import SMALL, Case, backward, cases
 from benchmarks.gpu_settings import (
     FIELDS,
-    asked_by,
     cost_of,
     descend,
-    instead,
-    neighbours,
+    neighbors,
+    replaced,
+    setting_function,
     setting_of,
 )
 from benchmarks.triton_resources import calls, launches
@@ -31,7 +31,7 @@ ALL = list(cases("cpu", SMALL))
 def test_ours_and_plain_pytorch_give_the_same(case, assert_matches) -> None:
     ours, eager = case.ours(), case.eager()
     if case.name.startswith("training step"):
-        return  # it trains, and gives nothing
+        return  # it returns nothing
     one, other = (got if isinstance(got, tuple) else (got,) for got in (ours, eager))
     for a, b in zip(one, other, strict=True):
         assert a.shape == b.shape
@@ -43,7 +43,7 @@ def test_ours_and_plain_pytorch_give_the_same(case, assert_matches) -> None:
 
 
 def test_a_backward_begins_with_a_gradient_in_the_layout_of_the_result() -> None:
-    """Or it would be copied first, and that timed."""
+    """Otherwise the gradient is copied first, and the copy is timed too."""
     layouts: list[tuple[int, ...]] = []
 
     def run(x: torch.Tensor) -> torch.Tensor:
@@ -56,11 +56,11 @@ def test_a_backward_begins_with_a_gradient_in_the_layout_of_the_result() -> None
     assert layouts == [x.stride()]
 
 
-def test_a_contest_takes_turns_and_its_table_says_who_won(monkeypatch) -> None:
+def test_a_comparison_takes_turns_and_its_table_has_the_ratios(monkeypatch) -> None:
     taken = iter([1.0, 3.0] * ROUNDS)
     monkeypatch.setattr("benchmarks.gpu.seconds", lambda call: next(taken))
     case = ALL[0]._replace(operations=6.0, nbytes=1.0, images=4)
-    found = contest(case, None, {"copied": 10.0, "multiplied": 12.0})
+    found = compare(case, None, {"copied": 10.0, "multiplied": 12.0})
     assert found["seconds"] == {"ours": 1.0, "eager": 3.0}
     assert found["of_limit"] == 0.5
     report = {
@@ -78,7 +78,7 @@ def test_a_contest_takes_turns_and_its_table_says_who_won(monkeypatch) -> None:
 
 @pytest.mark.parametrize("seconds", [COMPILE_SECONDS + 1, COMPILE_SECONDS - 1, 10])
 def test_what_was_not_timed_is_named(monkeypatch, seconds) -> None:
-    """All cases come first without torch.compile; that is for the time that is left."""
+    """All cases run first without torch.compile, then with it in the time that is left."""
     turns: list[tuple[str, bool]] = []
 
     def found(case: Case, compiled: object, limits: object) -> dict[str, object]:
@@ -94,7 +94,7 @@ def test_what_was_not_timed_is_named(monkeypatch, seconds) -> None:
     monkeypatch.setattr("benchmarks.gpu.copied", lambda: 1.0)
     monkeypatch.setattr("benchmarks.gpu.multiplied", lambda: 1.0)
     monkeypatch.setattr("benchmarks.gpu.compile_", lambda case: "its")
-    monkeypatch.setattr("benchmarks.gpu.contest", found)
+    monkeypatch.setattr("benchmarks.gpu.compare", found)
     monkeypatch.setattr("benchmarks.gpu.cases", made)
     report: dict[str, list] = {"cases": [], "not_measured": []}
     kept: list[list[str]] = []
@@ -165,9 +165,9 @@ def test_without_a_gpu_it_says_so(module) -> None:
 
 
 def test_every_op_on_triton_has_settings_to_be_found() -> None:
-    asked = {asked_by(case.name) for case in ALL}
+    asked = {setting_function(case.name) for case in ALL}
     assert asked == {None, *FIELDS}
-    without = [case.name for case in ALL if asked_by(case.name) is None]
+    without = [case.name for case in ALL if setting_function(case.name) is None]
     for name in without:
         assert name.startswith(("the same in CUDA C++", "training step", "tokens to grey levels"))
 
@@ -189,7 +189,7 @@ def test_kernels_are_launched_with_the_setting_that_is_tried(function, about) ->
     call = dict(calls())[about]
     answer = Setting(rows=32, columns=64, depth=32, warps=2, stages=7)
     before = launches(call)
-    with instead(function, lambda *_: answer):
+    with replaced(function, lambda *_: answer):
         tried = launches(call)
     assert any((launch.warps, launch.stages) == (2, 7) for launch in tried)
     assert launches(call) == before
@@ -218,7 +218,7 @@ def test_the_fastest_setting_is_found_step_by_step() -> None:
 
     def cost(setting: Setting) -> float:
         if setting.stages == 2:
-            return math.inf  # no way there
+            return math.inf  # stages 3 cannot be left
         return 1 + abs(setting.rows - 256) + abs(setting.warps - 2) + setting.stages
 
     timed = descend(start, values, cost, lambda: False)
@@ -227,5 +227,5 @@ def test_the_fastest_setting_is_found_step_by_step() -> None:
     assert descend(start, values, cost, lambda: True) == {start: cost(start)}
     assert descend(start, values, lambda _: 1.0, lambda: False).keys() == {
         start,
-        *neighbours(start, values),
+        *neighbors(start, values),
     }

@@ -1,4 +1,4 @@
-"""The README quotes what was measured, and nothing else."""
+"""The tables in the README are those of the recorded results."""
 
 from pathlib import Path
 
