@@ -1,4 +1,4 @@
-"""A painted bird: a value for each of its attributes."""
+"""The attributes of painted birds and their values."""
 
 from __future__ import annotations
 
@@ -46,8 +46,9 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 SPLITS = ("train", "test")
 
 
-# Every color is the crown of a held-out pair and the belly of one, so that neither word is new in
-# the test split: each color with the third after it, and two pairs more.
+# The pairs of crown and belly color of the test split: each color with the third one after it, and
+# two more pairs. Each color is the crown of one pair and the belly of another, and all colors occur
+# in the training split as both, so only the pairs are new in the test split.
 _NAMES = tuple(COLORS)
 
 
@@ -59,7 +60,11 @@ HELD_OUT_PAIRS: frozenset[tuple[str, str]] = frozenset(
 
 @dataclass(frozen=True)
 class Bird:
-    """One value of `ATTRIBUTES` for each attribute; any other value raises `InputError`."""
+    """A bird, with one of the values in `ATTRIBUTES` for each attribute.
+
+    Raises:
+        InputError: an attribute has another value.
+    """
 
     crown: str
     back: str
@@ -88,10 +93,11 @@ class Bird:
 
     @staticmethod
     def random(rng: np.random.Generator, split: str) -> Bird:
-        """A bird of the split ("train" or "test").
+        """Return a random bird of a split ("train" or "test").
 
-        Attributes are independent and uniform, but a third of the birds have a main color, and bars
-        and rings are drawn among the colors that stand out from the wing and the crown.
+        Attributes are independent and uniform, with two exceptions: a third of the birds have a
+        main color, and the colors of wing bars and eye rings are chosen from those that stand out
+        from the wing and the crown.
         """
         check_split(split)
         if split == "test":
@@ -122,17 +128,20 @@ class Bird:
 
 
 def held_out(bird: Bird) -> bool:
-    """Whether the bird's (crown, belly) pair is one that only the test split shows."""
+    """Whether the bird's (crown, belly) pair occurs only in the test split."""
     return (bird.crown, bird.belly) in HELD_OUT_PAIRS
 
 
 def pick(rng: np.random.Generator, values: Sequence[str]) -> str:
-    """One of the values, all as likely."""
+    """Return one of the values, chosen uniformly at random."""
     return values[int(rng.integers(len(values)))]
 
 
 def stands_out(mark: str, ground: str) -> bool:
-    """Whether a thin mark is seen on the ground: thin things are read by lightness, not by hue."""
+    """Whether a thin mark is visible on a ground color.
+
+    Thin shapes are recognized by their lightness, not by their hue.
+    """
     return mark == "none" or abs(_lightness(mark) - _lightness(ground)) > 60
 
 
@@ -142,6 +151,6 @@ def _lightness(color: str) -> float:
 
 
 def check_split(split: str) -> None:
-    """Raise `InputError` for a split that there is not."""
+    """Raise `InputError` if there is no such split."""
     if split not in SPLITS:
         raise InputError(f"painted birds have no split {split!r}: choose from {', '.join(SPLITS)}")

@@ -1,4 +1,4 @@
-"""The data set of painted birds, painted when asked for, or written as an image folder."""
+"""The data set of painted birds, which are painted on demand or written as an image folder."""
 
 from __future__ import annotations
 
@@ -27,38 +27,44 @@ from mirrorgan_fast.files import check_free, open_lock, parse_json, read_file, r
 from mirrorgan_fast.pictures import read_picture
 
 MOST_BIRDS = 500_000
-"""Of a split: their `metadata.jsonl`, 2 kB a bird, can still be read."""
+"""Maximum number of birds per split. With 2 kB per bird, `metadata.jsonl` can still be read."""
 
 
 _SEEDS = 2**128
 
 
-_MOST_WORKERS = 1024
+_MAX_WORKERS = 1024
 
 
-def _is_within(value: object, least: int, most: int) -> bool:
-    return type(value) is int and least <= value <= most
+def _is_within(value: object, minimum: int, maximum: int) -> bool:
+    return type(value) is int and minimum <= value <= maximum
 
 
 class PaintedBirds:
-    """`count` painted birds of a split, painted when asked for; a `CaptionedImages`.
+    """Painted birds of a split, painted on demand; a `CaptionedImages`.
 
-    Picture i is a function of (seed, split, i) only: a longer data set begins with the shorter one,
-    and another size shows the same birds. An unknown split, a count below 1 or above `MOST_BIRDS`,
-    a size out of range or a seed below 0 or from 2**128 on raises `InputError`; an index out of
-    range `IndexError`.
+    Picture i depends only on (seed, split, i). So a longer data set begins with the shorter one,
+    and another size shows the same birds. The methods raise `IndexError` for an index that is out
+    of range.
+
+    Args:
+        split: "train" or "test".
+        count: number of birds, 1 to `MOST_BIRDS`.
+        size: side length of the pictures in pixels.
+        seed: at least 0 and below 2**128.
+
+    Raises:
+        InputError: an argument is out of range.
     """
 
     def __init__(self, split: str, count: int, size: int = 128, seed: int = 0) -> None:
         check_split(split)
         check_size(size)
         if not _is_within(count, 1, MOST_BIRDS):
-            raise InputError(
-                f"painted birds: count must be at least 1, not {count!r}, at most {MOST_BIRDS:,}"
-            )
+            raise InputError(f"painted birds: count must be 1 to {MOST_BIRDS:,}, not {count!r}")
         if not _is_within(seed, 0, _SEEDS - 1):
             raise InputError(
-                f"painted birds: seed must not be negative, and below 2**128; it is {seed!r}"
+                f"painted birds: seed must be at least 0 and below 2**128, not {seed!r}"
             )
         self.split, self.count, self.size, self.seed = split, count, size, seed
 
@@ -66,31 +72,31 @@ class PaintedBirds:
         return self.count
 
     def bird(self, index: int) -> Bird:
-        """What bird it is."""
+        """Return the bird with its attributes."""
         return Bird.random(self._rng(index, 0), self.split)
 
     def painting(self, index: int) -> Painting:
-        """The picture and the masks of its parts."""
+        """Return the picture and the masks of its parts."""
         return paint(self.bird(index), self._rng(index, 1), self.size)
 
     def bird_captions(self, index: int) -> list[BirdCaption]:
-        """Ten captions with the attributes each one asserts."""
+        """Return ten captions, each with the attributes that it asserts."""
         return describe(self.bird(index), self._rng(index, 2))
 
     def image(self, index: int) -> Image.Image:
-        """The picture, RGB."""
+        """Return the picture, RGB."""
         return Image.fromarray(self.painting(index).image)
 
     def captions(self, index: int) -> list[str]:
-        """Ten captions."""
+        """Return ten captions."""
         return [caption.text for caption in self.bird_captions(index)]
 
     def name(self, index: int) -> str:
-        """Like "train/00012"."""
+        """Return the name of the picture, such as "train/00012"."""
         return f"{self.split}/{self._checked(index):05d}"
 
     def label(self, index: int) -> int:
-        """Every bird is a class of its own."""
+        """Return the index: each bird is its own class."""
         return self._checked(index)
 
     def _checked(self, index: int) -> int:
@@ -104,12 +110,12 @@ class PaintedBirds:
         )
 
 
-# Raised when a picture, a caption or a row becomes another one: a painting that an older version
-# has begun cannot go on.
-_DRAWING = 1
+# This number is increased whenever any picture, caption or row changes. A run that was started with
+# another number cannot be resumed.
+_DRAWING_VERSION = 1
 
 
-_BEGUN = ".paint.json"
+_STATE_FILE = ".paint.json"
 
 
 def export_image_folder(
@@ -124,23 +130,33 @@ def export_image_folder(
 ) -> None:
     """Write painted birds as an image folder: `images/<split>/<number>.png`, then `metadata.jsonl`.
 
-    Stopped at any time, even killed, the same call goes on from there. Until it is done, a file
-    `.paint.json` in the folder has the arguments.
+    The run can be stopped or killed at any moment, and the same call resumes it. Until it is
+    finished, the folder has a file `.paint.json` with the arguments.
 
-    train, test: number of birds of each split, at most `MOST_BIRDS` (0 leaves it out). workers:
-    processes, at most 1,024 (default: one a core); the files do not depend on it. masks: also write
-    `masks/<split>/<number>.png`, indexed: 0 is nothing, i is the i-th name of the "parts" of the
-    row. Every row has file_name, captions, split, attributes, and `named`: what each caption
-    asserts.
+    Each row has file_name, captions, split, attributes, and `named`: the attributes that each
+    caption asserts.
 
-    A folder that has other files in it or cannot be written, a bad size or count raises
-    `InputError`.
+    Args:
+        root: the folder to write.
+        train: number of birds in the training split, at most `MOST_BIRDS`; 0 omits the split.
+        test: number of birds in the test split, likewise.
+        size: side length of the pictures in pixels.
+        seed: at least 0 and below 2**128.
+        workers: number of processes, at most 1,024 (default: one per core). The files do not
+            depend on it.
+        progress: whether to show a progress bar on stderr.
+        masks: whether to also write `masks/<split>/<number>.png`. These are indexed: 0 is nothing,
+            and i is the i-th name in the "parts" of the row.
+
+    Raises:
+        InputError: the folder has other files in it or cannot be written, or an argument is out of
+            range.
     """
     root = Path(root)
     if workers is None:
         workers = os.cpu_count() or 1
-    if not _is_within(workers, 1, _MOST_WORKERS):
-        raise InputError(f"workers must be 1 to {_MOST_WORKERS:,}, not {workers!r}")
+    if not _is_within(workers, 1, _MAX_WORKERS):
+        raise InputError(f"workers must be 1 to {_MAX_WORKERS:,}, not {workers!r}")
     if (train, test) == (0, 0):
         raise InputError("cannot export 0 train and 0 test birds: ask for at least one")
     sets = [
@@ -149,8 +165,8 @@ def export_image_folder(
         if count != 0
     ]
     total = sum(map(len, sets))
-    asked = {"train": train, "test": test, "size": size, "seed": seed, "masks": masks}
-    with _begun(root, asked | {"drawing": _DRAWING}):
+    arguments = {"train": train, "test": test, "size": size, "seed": seed, "masks": masks}
+    with _unfinished(root, arguments | {"drawing": _DRAWING_VERSION}):
         for kind in ("images", "masks") if masks else ("images",):
             for folder in (root / kind, *(root / kind / birds.split for birds in sets)):
                 _make_folder(folder)
@@ -161,8 +177,8 @@ def export_image_folder(
         )
         with (
             closing(rows),
-            whole_file(root / "metadata.jsonl", of_process=False) as unfinished,
-            unfinished.open("w", encoding="utf-8") as metadata,
+            whole_file(root / "metadata.jsonl", of_process=False) as partial,
+            partial.open("w", encoding="utf-8") as metadata,
             tqdm(total=total, desc="painting birds", unit="image", disable=not progress) as bar,
         ):
             for row in rows:
@@ -171,74 +187,77 @@ def export_image_folder(
 
 
 @contextmanager
-def _begun(root: Path, asked: dict[str, int]) -> Iterator[None]:
-    """Make a folder and note in it what is painted there, until the block ends without an error.
+def _unfinished(root: Path, arguments: dict[str, int]) -> Iterator[None]:
+    """Create a folder with a file of the arguments, which is removed if the block succeeds.
 
-    If something was begun there, it must be the same. Raises `InputError` if it is not, if the
-    folder has anything else in it, or if another process paints there.
+    If the folder already has such a file, its arguments must be the same.
+
+    Raises:
+        InputError: the arguments differ, the folder contains anything else, or another process is
+            painting there.
     """
-    begun = root / _BEGUN
-    if not os.path.lexists(begun):
+    state_file = root / _STATE_FILE
+    if not os.path.lexists(state_file):
         check_free(root)
         try:
             root.mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError) as error:
             raise InputError(f"{root}: cannot be written ({reason(error)})") from error
-        with whole_file(begun, of_process=False) as partial:
-            partial.write_text(json.dumps(asked))
-    with _lock(begun):
+        with whole_file(state_file, of_process=False) as partial:
+            partial.write_text(json.dumps(arguments))
+    with _lock(state_file):
         try:
-            found = parse_json(read_file(begun, 4096))
+            found = parse_json(read_file(state_file, 4096))
             if not isinstance(found, dict) or not {*map(type, found.values())} <= {int, bool}:
-                raise ValueError("it has other contents")
+                raise ValueError("its contents are not valid")
         except ValueError as error:
-            raise InputError(f"{begun}: is damaged ({error}); remove the folder") from error
-        if found != asked:
+            raise InputError(f"{state_file}: is damaged ({error}); remove the folder") from error
+        if found != arguments:
             others = ", ".join(f"{name} {value}" for name, value in found.items())
             raise InputError(
-                f"{root}: another painting was begun there ({others}); go on with its arguments, "
-                "choose a new folder, or remove this one"
+                f"{root}: has an unfinished run with other arguments ({others}); use these "
+                "arguments to resume it, choose a new folder, or remove this one"
             )
         yield
-        begun.unlink()
+        state_file.unlink()
 
 
-def _lock(begun: Path) -> io.FileIO:
-    """Lock it; the processes of a painter that was killed end a moment later than it."""
-    refusal = f"{begun.parent}: another process is painting there; wait for it"
+def _lock(state_file: Path) -> io.FileIO:
+    """Lock the file. Wait a little, as the workers of a killed process end shortly after it."""
+    refusal = f"{state_file.parent}: another process is painting there; wait for it"
     for _ in range(50):
         try:
-            return open_lock(begun, refusal)
+            return open_lock(state_file, refusal)
         except InputError as error:
             if not isinstance(error.__cause__, BlockingIOError):
                 raise
             time.sleep(0.1)
-    return open_lock(begun, refusal)
+    return open_lock(state_file, refusal)
 
 
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({reason(error)})") from error
+        raise InputError(f"{folder}: cannot be created ({reason(error)})") from error
     if folder.is_symlink():
         raise InputError(f"{folder}: is a link, which leads out of the folder; remove it")
 
 
 @dataclass(frozen=True)
 class _Export:
-    """Where pictures are written, and what of them."""
+    """Writes single pictures, and their masks if ``masks`` is set, to a folder."""
 
     root: Path
     masks: bool
 
     def write(self, job: tuple[PaintedBirds, int]) -> dict[str, Any]:
-        """Write a picture, unless it is there, and return its row of `metadata.jsonl`."""
+        """Write a picture unless it is already there, and return its row of `metadata.jsonl`."""
         birds, index = job
         name = f"{birds.name(index)}.png"
         picture, mask = self.root / "images" / name, self.root / "masks" / name
-        wanted = [picture, mask] if self.masks else [picture]
-        if not all(_is_whole(path, birds.size) for path in wanted):
+        paths = [picture, mask] if self.masks else [picture]
+        if not all(_is_whole(path, birds.size) for path in paths):
             painting = birds.painting(index)
             _save(painting.image, picture)
             if self.masks:
@@ -265,7 +284,7 @@ def _save(pixels: NDArray[np.uint8], path: Path) -> None:
 
 
 def _is_whole(path: Path, size: int) -> bool:
-    """Whether a picture is there already; one that was written as the power failed is damaged."""
+    """Whether a picture is there and not damaged, which it may be after a power failure."""
     if path.is_symlink() or not path.exists():
         return False
     try:
@@ -275,10 +294,10 @@ def _is_whole(path: Path, size: int) -> bool:
 
 
 def true_attributes(images: ImageFolder, indices: Iterable[int]) -> list[dict[str, str]]:
-    """Return what the pictures show, from the "attributes" of their rows.
+    """Return the attributes of the birds in the pictures, from the "attributes" of their rows.
 
     Raises:
-        InputError: a row has none, or not those of a painted bird.
+        InputError: a row has no attributes, or not those of a painted bird.
     """
     found = []
     for index in indices:

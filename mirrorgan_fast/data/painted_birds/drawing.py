@@ -1,4 +1,4 @@
-"""The drawing of a painted bird: a small illustration with the mask of every part."""
+"""Drawing a painted bird: a small illustration with a mask of every part."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ from mirrorgan_fast.errors import InputError
 
 Points = NDArray[np.float64]
 Plane = NDArray[np.float32]
-Shapes = Iterator[tuple[Points, int]]  # outlines in the picture, and their tones
+Shapes = Iterator[tuple[Points, int]]  # outlines in the picture, and indices of their tones
 
 
 PARTS = (*COLORED_PARTS, "wing_bars", "eye_ring", "bill", "perch", "background")
-"""What a painting has masks of."""
+"""The parts that have masks."""
 
-_MOSTLY = 0.51  # of a pixel; at exactly a half, two parts would both have it
+# A pixel belongs to a part that covers more than this share of it. With exactly a half, a pixel
+# could belong to two parts.
+_MIN_COVER = 0.51
 SMALLEST_SIZE, LARGEST_SIZE = 64, 512
 
 
 def check_size(size: int) -> None:
-    """Raise `InputError` for a size that no picture is painted in."""
+    """Raise `InputError` if the size of a picture is out of range."""
     if type(size) is not int or not SMALLEST_SIZE <= size <= LARGEST_SIZE:
         raise InputError(
             f"painted birds are {SMALLEST_SIZE} to {LARGEST_SIZE} pixels wide, not {size!r}"
@@ -39,19 +41,21 @@ def check_size(size: int) -> None:
 
 @dataclass(frozen=True)
 class Painting:
-    """A picture and where its parts are.
+    """A picture and the masks of its parts.
 
-    image: uint8 (S, S, 3), RGB.
-    masks: for each of `PARTS`, bool (S, S): the pixels that show mostly this part. Masks do not
-        overlap; eye and legs are in none. A part the bird lacks has an empty mask.
+    Attributes:
+        image: uint8 (S, S, 3), RGB.
+        masks: for each of `PARTS`, bool (S, S): the pixels that mostly show this part. Masks do not
+            overlap. Eye and legs are in no mask. If the bird lacks a part, its mask is empty.
     """
 
     image: NDArray[np.uint8]
     masks: dict[str, NDArray[np.bool_]]
 
 
-# What a pixel of the label image shows. The bird is drawn as flat labels on a finer grid and
-# averaged down, which gives antialiased colors and exact masks from one drawing.
+# The labels of pixels in the label image. The bird is drawn as flat labels on a finer grid, which
+# are then averaged to the size of the picture. This gives antialiased colors and exact masks from
+# one drawing.
 _LABELS = ("nothing", *COLORED_PARTS, "wing_bars", "eye_ring", "bill", "leg", "eye", "glint")
 _LABEL = {name: i for i, name in enumerate(_LABELS)}
 _FIXED_COLORS: dict[str, RGB] = {
@@ -61,10 +65,10 @@ _FIXED_COLORS: dict[str, RGB] = {
     "glint": (250, 250, 250),
 }
 
-_LENGTH = {"small": 0.58, "medium": 0.715, "large": 0.85}  # picture widths; jitter: 2.5 %
+_LENGTH = {"small": 0.58, "medium": 0.715, "large": 0.85}  # in picture widths, with 2.5 % jitter
 _AXIS = {"upright": 60.0, "level": 12.0}  # degrees
-# In bird lengths, from the middle of the body: the head along and across the body's axis, the feet
-# right and up.
+# Positions in bird lengths from the middle of the body: the head along and across the body's axis,
+# the feet to the right and up.
 _HEAD = {"upright": (0.300, 0.045), "level": (0.245, 0.160)}
 _FEET = {"upright": (0.085, -0.335), "level": (0.030, -0.335)}
 _MIDDLE = {"upright": (0.485, 0.485), "level": (0.495, 0.480)}  # of the body, in picture widths
@@ -73,9 +77,10 @@ _HEAD_RADIUS = 0.122
 
 @dataclass(frozen=True)
 class _Jitter:
-    """All the chance in a painting.
+    """All random numbers of a painting.
 
-    It is drawn in one order whatever the bird is, so that changing one attribute changes only it.
+    They are drawn in the same order for every bird, so that a change of one attribute changes
+    nothing else in the picture.
     """
 
     pose: Points  # (12,) in [-1, 1]
@@ -97,11 +102,19 @@ class _Jitter:
 
 
 def paint(bird: Bird, rng: np.random.Generator, size: int) -> Painting:
-    """Paint the bird, `size` pixels square (64 to 512); other sizes raise `InputError`.
+    """Paint a bird.
 
-    The generator only places things (tilt, leaves, texture): with the same state, two birds that
-    differ in one attribute give pictures that differ only there, and one bird at two sizes is the
-    same picture at two resolutions.
+    The generator only determines details (tilt, leaves, texture). With the same generator state,
+    two birds that differ in one attribute give pictures that differ only in this attribute, and one
+    bird at two sizes gives the same picture at two resolutions.
+
+    Args:
+        bird: the bird.
+        rng: the generator of random numbers.
+        size: side length of the picture in pixels, 64 to 512.
+
+    Raises:
+        InputError: the size is out of range.
     """
     check_size(size)
     jitter = _Jitter.draw(rng)
@@ -140,23 +153,23 @@ def paint(bird: Bird, rng: np.random.Generator, size: int) -> Painting:
     )
 
     masks = {
-        name: _average(labels.point(_table(name)), fine) > _MOSTLY
+        name: _average(labels.point(_table(name)), fine) > _MIN_COVER
         for name in (*COLORED_PARTS, "wing_bars", "eye_ring", "bill")
     }
-    masks["perch"] = (perch_cover * (1 - cover)) > _MOSTLY
-    masks["background"] = ((1 - perch_cover) * (1 - cover)) > _MOSTLY
+    masks["perch"] = (perch_cover * (1 - cover)) > _MIN_COVER
+    masks["background"] = ((1 - perch_cover) * (1 - cover)) > _MIN_COVER
     return Painting(np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8), masks)
 
 
 def _color_of(bird: Bird, label: str) -> str:
     value: str = getattr(bird, "bill_color" if label == "bill" else label)
-    return "black" if value == "none" else value  # what the bird lacks is not drawn: any color does
+    return "black" if value == "none" else value  # a missing part is not drawn, so any color works
 
 
 class _Anatomy:
-    """Where things are: turns points of the body and the head into points of the picture.
+    """The pose of a bird: converts points of its body and head to points of the picture.
 
-    The picture is the unit square, y down.
+    The picture is the unit square, with y pointing down.
     """
 
     def __init__(self, bird: Bird, jitter: Points) -> None:
@@ -165,7 +178,7 @@ class _Anatomy:
         self.axis = np.radians(_AXIS[bird.pose] + 3.0 * jitter[1])
         self.gaze = np.radians(2.0 + 5.0 * jitter[2])
         middle_x, middle_y = _MIDDLE[bird.pose]
-        # A small bird has room to wander, a large one would leave the picture.
+        # A small bird has room to move; a large one would leave the picture.
         room = 0.012 + 0.10 * (0.85 - _LENGTH[bird.size])
         self.middle = (
             0.5 + self.faces * (middle_x - 0.5) + room * jitter[3],
@@ -180,23 +193,35 @@ class _Anatomy:
         self.feet = np.array(_FEET[bird.pose])
 
     def body(self, points: Sequence[tuple[float, float]] | Points) -> Points:
-        """(P, 2) along and across the body's axis, in bird lengths -> (P, 2) in the picture."""
+        """Convert points of the body to points of the picture.
+
+        Args:
+            points: (P, 2), along and across the axis of the body, in bird lengths.
+        """
         return self.world(_turn(np.asarray(points, dtype=np.float64), self.axis))
 
     def of_head(self, points: Sequence[tuple[float, float]] | Points) -> Points:
-        """(P, 2) forward and up from the head's middle, in head radii -> (P, 2) in the picture."""
+        """Convert points of the head to points of the picture.
+
+        Args:
+            points: (P, 2), forward and up from the middle of the head, in head radii.
+        """
         return self.world(
             self.head + _turn(np.asarray(points, dtype=np.float64) * _HEAD_RADIUS, self.gaze)
         )
 
     def world(self, points: Points) -> Points:
-        """(P, 2) forward and up from the body's middle, in bird lengths -> (P, 2) there."""
+        """Convert horizontal and vertical distances from the body to points of the picture.
+
+        Args:
+            points: (P, 2), forward and up from the middle of the body, in bird lengths.
+        """
         scale = np.array([self.faces * self.length, -self.length])
         placed: Points = np.asarray(self.middle) + points * scale
         return placed
 
     def outline(self) -> Points:
-        """(P, 2): head, neck and body in one smooth line, in the picture."""
+        """Return the outline of head, neck and body as a smooth line in the picture, (P, 2)."""
         plump = np.array([1.0, self.plumpness])
         neck = np.arctan2(self.head[1], self.head[0])
         head = self.head + _HEAD_RADIUS * _arc(neck + np.radians(118), neck - np.radians(104), 9)
@@ -211,13 +236,13 @@ def _turn(points: Points, angle: float) -> Points:
 
 
 def _arc(start: float, end: float, count: int) -> Points:
-    """(count, 2): points of the unit circle, from one angle to another."""
+    """Return points of the unit circle from one angle to another, (count, 2)."""
     angles = np.linspace(start, end, count)
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
 def _smooth(points: Points, steps: int = 8) -> Points:
-    """(P, 2) -> (P * steps, 2): the closed Catmull-Rom curve through the points."""
+    """Return the closed Catmull-Rom curve through points: (P, 2) -> (P * steps, 2)."""
     before, after, next_after = (np.roll(points, k, axis=0)[:, None] for k in (1, -1, -2))
     here = points[:, None]
     t = (np.arange(steps) / steps)[None, :, None]
@@ -245,7 +270,7 @@ _LOWER_BODY = np.array([
     (0.240, -0.112), (0.17, -0.182), (0.05, -0.224), (-0.09, -0.210), (-0.21, -0.150),
     (-0.31, -0.065),
 ])
-# The regions reach beyond the body: its outline cuts them out.
+# These regions extend beyond the body and are clipped to its outline.
 _BREAST = np.array([
     (0.085, 0.10), (0.115, -0.02), (0.085, -0.13), (0.035, -0.30), (0.60, -0.30),
     (0.60, 0.40), (0.10, 0.30),
@@ -267,7 +292,7 @@ _BILLS = {  # in head radii, from the middle of the head
         (2.08, -0.86), (1.82, -0.44), (1.48, -0.14), (1.15, -0.08), (0.80, -0.18),
     ],
 }
-_BARS = [  # two bands across the wing, bent a little
+_BARS = [  # two slightly bent bands across the wing
     [
         (0.092, 0.074), (0.066, -0.02), (0.072, -0.118),
         (0.114, -0.118), (0.108, -0.02), (0.134, 0.074),
@@ -278,7 +303,7 @@ _BARS = [  # two bands across the wing, bent a little
     ],
 ]
 _SCALLOP = np.array([(0.0, -0.02), (-0.026, -0.01), (-0.026, 0.012), (0.0, 0.022)])
-_QUILLS = [  # where the lines of the flight feathers start and bend; all end at the wing's tip
+_QUILLS = [  # start and bend of the lines of the flight feathers, which end at the wing's tip
     [(-0.05, -0.085), (-0.19, -0.030)], [(-0.06, -0.045), (-0.20, -0.008)],
     [(-0.07, 0.0), (-0.20, 0.018)], [(-0.06, 0.045), (-0.19, 0.042)],
 ]
@@ -286,7 +311,11 @@ _QUILLS = [  # where the lines of the flight feathers start and bend; all end at
 
 
 def _draw_bird(bird: Bird, at: _Anatomy, width: int) -> tuple[Image.Image, Image.Image]:
-    """The bird on a fine grid: labels ("L", 0: none), strokes ("L", 128: none, less: dark)."""
+    """Draw the bird on a fine grid.
+
+    Returns:
+        the labels ("L", 0 is nothing) and the strokes ("L", 128 is no stroke, less is darker).
+    """
     labels, detail = Image.new("L", (width, width)), Image.new("L", (width, width), 128)
     pen, stroke = ImageDraw.Draw(labels), ImageDraw.Draw(detail)
     unit = at.length * width
@@ -331,7 +360,7 @@ def _draw_bird(bird: Bird, at: _Anatomy, width: int) -> tuple[Image.Image, Image
     fill(bill, "bill")
     line(np.concatenate([bill, bill[:1]]), 84, 0.010)
 
-    # The regions of the body, larger than the body; then cut out along its outline.
+    # The regions of the body are drawn larger than the body and then clipped to its outline.
     regions = Image.new("L", labels.size, _LABEL["belly"])
     region = ImageDraw.Draw(regions)
     fill(at.body(_BREAST), "breast", region)
@@ -370,7 +399,7 @@ def _draw_bird(bird: Bird, at: _Anatomy, width: int) -> tuple[Image.Image, Image
 
 
 def _legs(bird: Bird, at: _Anatomy) -> Iterator[tuple[Points, Points]]:
-    """Hip and foot of both legs, in the picture."""
+    """Yield the hip and the foot of each leg, in the picture."""
     along = -0.03 if bird.pose == "level" else -0.06
     for shift in (-0.035, 0.035):
         hip = at.body([(along + shift, -0.17)])[0]
@@ -385,17 +414,20 @@ def _flat(points: Points, width: int) -> list[float]:
 
 
 def _table(*names: str) -> list[int]:
-    """The lookup table that is 255 at the labels named and 0 elsewhere."""
+    """Return a lookup table that is 255 for the given labels and 0 for all others."""
     return [255 if i < len(_LABELS) and _LABELS[i] in names else 0 for i in range(256)]
 
 
 def _average(fine: Image.Image, factor: int) -> Plane:
-    """A fine "L" image -> float32 (S, S) in [0, 1]."""
+    """Average a fine "L" image to the size of the picture: float32 (S, S) in [0, 1]."""
     return np.asarray(fine.reduce(factor), dtype=np.float32) / np.float32(255)
 
 
 def _average_colors(labels: Image.Image, colors: Sequence[RGB], factor: int) -> Plane:
-    """A fine label image -> float32 (S, S, 3): its colors, averaged down; label 0 is black."""
+    """Average the colors of a fine label image to the size of the picture: float32 (S, S, 3).
+
+    Label 0 must be black.
+    """
     indexed = labels.copy()
     indexed.putpalette([channel for color in colors for channel in color])
     return np.asarray(indexed.convert("RGB").reduce(factor), dtype=np.float32) / np.float32(255)
@@ -407,22 +439,33 @@ def _blur(plane: Plane, radius: float) -> Plane:
 
 
 def _relief(cover: Plane, radius: float, strength: float) -> Plane:
-    """(S, S): light from above on a shape that swells over `radius` pixels: the top is lighter."""
+    """Return the shading of a rounded shape that is lit from above, (S, S): its top is lighter.
+
+    Args:
+        cover: how much of each pixel the shape covers, (S, S).
+        radius: width of the rounding at the edge, in pixels.
+        strength: factor of the shading.
+    """
     step = max(1, round(radius))
     padded = np.pad(_blur(cover, radius), ((step, step), (0, 0)), mode="edge")
     return np.asarray((padded[2 * step :] - padded[: -2 * step]) * strength)
 
 
 def _lay_over(below: Plane, cover: Plane, colors: Plane, shade: Plane, shadow: float) -> Plane:
-    """Composite a shape over a picture (S, S, 3), with a soft dark rim.
+    """Composite a shape over a picture, with a soft dark rim.
 
-    The shape has a cover (S, S), colors (S, S, 3) already weighted by it, and a shade (S, S).
+    The rim lies outside the shape. So a white bird is visible against a cloud, and the colors
+    inside the shape do not change.
 
-    The rim lies outside the shape: a white bird stays visible against a cloud and the colors inside
-    stay what they are.
+    Args:
+        below: the picture, (S, S, 3).
+        cover: how much of each pixel the shape covers, (S, S).
+        colors: colors of the shape, already weighted by the cover, (S, S, 3).
+        shade: shading of the shape, (S, S).
+        shadow: darkness of the rim.
     """
     rim = 1 - shadow * _blur(cover, below.shape[0] * 0.009)
-    # Part of the light is added, not multiplied, or black feathers would have no form.
+    # Part of the light is added rather than multiplied; otherwise black feathers would look flat.
     lit = colors + shade[..., None] * (0.75 * colors + 0.26 * cover[..., None])
     return np.asarray(below * (rim * (1 - cover))[..., None] + np.clip(lit, 0, 1))
 
@@ -431,7 +474,7 @@ def _enlarge(noise: Plane, size: int) -> Plane:
     return np.asarray(Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC))
 
 
-_PERCH_TONES: dict[str, list[RGB]] = {  # of labels 1, 2, ...
+_PERCH_TONES: dict[str, list[RGB]] = {  # colors of labels 1, 2, ...
     "branch": [(104, 82, 66), (82, 62, 50), (112, 136, 84), (90, 116, 74)],
     "rock": [(134, 130, 126), (112, 108, 106), (152, 148, 142)],
     "ground": [(146, 122, 92), (124, 102, 76), (116, 130, 78), (96, 112, 68)],
@@ -440,7 +483,7 @@ _PERCH_TONES: dict[str, list[RGB]] = {  # of labels 1, 2, ...
 
 
 def _draw_perch(perch: str, jitter: Points, at: _Anatomy, width: int) -> Image.Image:
-    """What the bird stands on, as labels ("L"; 0 is nothing, then the tones of `_PERCH_TONES`)."""
+    """Draw the perch as labels ("L"): 0 is nothing, 1, 2, ... are tones of `_PERCH_TONES`."""
     labels = Image.new("L", (width, width))
     pen = ImageDraw.Draw(labels)
     x, y = at.world(at.feet)
@@ -506,7 +549,7 @@ def _reed(x: float, y: float, jitter: Points) -> Shapes:
 
 
 _SUNLIT = np.array([(-0.12, 0.025), (0.16, 0.022), (0.24, 0.05), (0.02, 0.06)])
-_RIDGE = np.array(  # of the rock, from the feet
+_RIDGE = np.array(  # ridge of the rock, relative to the feet
     [
         (-0.42, 0.09),
         (-0.30, 0.02),
@@ -521,7 +564,7 @@ _PERCHES = {"branch": _branch, "rock": _rock, "ground": _ground, "reed": _reed}
 
 
 def _leaf(root: Points, angle: float, reach: float, breadth: float) -> Points:
-    """(P, 2): a leaf that grows from `root` at `angle` (up is pi / 2), in the picture."""
+    """Return a leaf that grows from `root` at `angle` (pi / 2 is up), in the picture, (P, 2)."""
     along = np.array([0.0, 0.30, 0.60, 1.0, 0.60, 0.30])
     across = breadth * np.array([0.0, 0.8, 0.75, 0.0, -0.75, -0.8])
     shape = reach * np.stack([along, across], axis=1)
@@ -530,7 +573,7 @@ def _leaf(root: Points, angle: float, reach: float, breadth: float) -> Points:
 
 @dataclass(frozen=True)
 class _Scene:
-    """A view out of focus: colors from top to bottom, and blobs between `top` and `bottom`."""
+    """An out-of-focus scene: colors from top to bottom, and blobs between `top` and `bottom`."""
 
     sky: tuple[RGB, ...]
     blobs: tuple[RGB, ...]
@@ -586,11 +629,14 @@ _SCENES = {
         2.0,
     ),
 }
-_SCENE_WIDTH = 64  # blurred anyway
+_SCENE_WIDTH = 64  # pixels; more are not needed because the scene is blurred
 
 
 def _paint_background(background: str, jitter: Points, size: int) -> Plane:
-    """float32 (S, S, 3) in [0, 1]: muted and out of focus, so that the bird is what one sees."""
+    """Paint a background, float32 (S, S, 3) in [0, 1].
+
+    It is muted and out of focus, so that the bird stands out.
+    """
     scene, width = _SCENES[background], _SCENE_WIDTH
     stops = np.array(scene.sky, dtype=np.float64)
     heights = np.linspace(0, len(stops) - 1, width)

@@ -1,4 +1,4 @@
-"""The captions of painted birds: a small grammar, which is written and read here."""
+"""The captions of painted birds: generating and parsing the sentences of a small grammar."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mirrorgan_fast.data.painted_birds.bird import (
 
 @dataclass(frozen=True)
 class BirdCaption:
-    """A caption and the attributes it asserts, no more and no fewer."""
+    """A caption and exactly the attributes that it asserts."""
 
     text: str
     named: dict[str, str]
@@ -79,8 +79,8 @@ _WORDS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 
-# How often an attribute is said, relative to the others; "body" is the color of back and wings
-# where they share one.
+# How often each attribute is mentioned, relative to the others. "body" is the color of back and
+# wings if they have the same color.
 _WEIGHTS = {
     "crown": 10.0, "back": 8.0, "breast": 9.0, "belly": 10.0, "wing": 9.0, "tail": 8.0,
     "body": 12.0, "wing_bars": 6.0, "eye_ring": 5.0, "bill": 7.0, "bill_color": 6.0, "size": 8.0,
@@ -88,38 +88,38 @@ _WEIGHTS = {
 }  # fmt: skip
 
 
-# How many topics a caption has. People say about three things of a bird; captions that say two fit
-# many birds, so that matching them teaches little.
+# The share of captions with each number of topics. People mention about three attributes of a bird.
+# Captions with two attributes fit many birds, so matching them teaches little.
 _TOPIC_SHARES = {2: 0.10, 3: 0.25, 4: 0.35, 5: 0.22, 6: 0.08}
 
 
-_ABSENT = 0.8  # the weight of bars or a ring that are not there: few people say "no wing bars"
+_ABSENT_WEIGHT = 0.8  # of missing wing bars or a missing eye ring: few people say "no wing bars"
 
 
 def describe(bird: Bird, rng: np.random.Generator, count: int = 10) -> list[BirdCaption]:
-    """`count` captions of the bird: 2 to 7 attributes and at most 18 lower-case words each.
+    """Return `count` captions of a bird, with 2 to 7 attributes and at most 18 words each.
 
-    Attributes that earlier captions of this bird named are named less, so that the captions
-    complement each other.
+    They are in lower case. An attribute that earlier captions of the bird mention is less likely in
+    later ones, so that the captions complement each other.
     """
-    said = dict.fromkeys(_WEIGHTS, 0)
+    mentions = dict.fromkeys(_WEIGHTS, 0)
     captions = []
     for _ in range(count):
-        topics = _choose_topics(bird, said, rng)
+        topics = _choose_topics(bird, mentions, rng)
         for topic in topics:
-            said[topic] += 1
+            mentions[topic] += 1
         captions.append(_phrase(bird, topics, rng))
     return captions
 
 
-def _choose_topics(bird: Bird, said: dict[str, int], rng: np.random.Generator) -> list[str]:
-    """Keys of `_WEIGHTS` that one caption speaks of; the first is the color of a large part."""
-    weights = {topic: weight / (1 + said[topic]) for topic, weight in _WEIGHTS.items()}
+def _choose_topics(bird: Bird, mentions: dict[str, int], rng: np.random.Generator) -> list[str]:
+    """Return a caption's topics, keys of `_WEIGHTS`; the first is the color of a large part."""
+    weights = {topic: weight / (1 + mentions[topic]) for topic, weight in _WEIGHTS.items()}
     if bird.back != bird.wing:
         del weights["body"]
     for part in ("wing_bars", "eye_ring"):
         if getattr(bird, part) == "none":
-            weights[part] *= _ABSENT / _WEIGHTS[part]
+            weights[part] *= _ABSENT_WEIGHT / _WEIGHTS[part]
     count = int(rng.choice(list(_TOPIC_SHARES), p=list(_TOPIC_SHARES.values())))
     topics: list[str] = []
     while len(topics) < count:
@@ -127,16 +127,16 @@ def _choose_topics(bird: Bird, said: dict[str, int], rng: np.random.Generator) -
         share = np.array([weights[t] for t in pool])
         topic = pool[int(rng.choice(len(pool), p=share / share.sum()))]
         topics.append(topic)
-        for gone in (
+        for excluded in (
             topic,
             *{"body": ("back", "wing"), "back": ("body",), "wing": ("body",)}.get(topic, ()),
         ):
-            weights.pop(gone, None)
+            weights.pop(excluded, None)
     return topics
 
 
 def _phrase(bird: Bird, topics: Sequence[str], rng: np.random.Generator) -> BirdCaption:
-    """The topics as one sentence; the last topics are left out while it is too long."""
+    """Return the topics as one sentence. If it is too long, the last topics are omitted."""
 
     def word(attribute: str) -> str:
         value: str = getattr(bird, attribute)
@@ -181,7 +181,7 @@ def _phrase(bird: Bird, topics: Sequence[str], rng: np.random.Generator) -> Bird
 
 
 def _features(bird: Bird, topics: Sequence[str], rng: np.random.Generator) -> list[str]:
-    """What the bird "has": "a red crown and tail", "black wings", "a short yellow bill" ..."""
+    """Return what the bird "has": "a red crown and tail", "black wings", "a short yellow bill"."""
     features: list[str] = []
     parts = [topic for topic in topics if topic in COLORED_PARTS]
     while parts:
@@ -223,7 +223,7 @@ def _mark_word(color: str, rng: np.random.Generator) -> str:
 
 
 class Statement(NamedTuple):
-    """That an attribute has a value, said by the word at this place of the text."""
+    """A statement that an attribute has a value, with the index of the word that says so."""
 
     attribute: str
     value: str
@@ -231,10 +231,10 @@ class Statement(NamedTuple):
 
 
 def _phrases() -> dict[tuple[str, ...], tuple[str, str]]:
-    """Return what each phrase of the grammar means.
+    """Return the meaning of each phrase of the grammar.
 
     A meaning is ("color" | "part" | "mark", its name), ("bird" | "bill noun", ""), or an attribute
-    and its value.
+    with its value.
     """
     meanings = {
         ("no",): ("color", "none"),
@@ -270,55 +270,55 @@ def split_words(text: str) -> list[str]:
 
 
 def read_statements(text: str) -> list[Statement]:
-    """Return what a description says, in its order; a word may say it of several parts.
+    """Return the statements of a description in order. A word may state the color of several parts.
 
-    A part or mark without a color, and words that are not of the grammar, state nothing. Values are
-    as said: a bird with "green wing bars" has them, though no painted bird does.
+    A part or mark without a color, and words that are not in the grammar, give no statement. Values
+    are not checked: "green wing bars" is a statement, although no painted bird has them.
     """
     words = split_words(text)
     statements: list[Statement] = []
     color: tuple[str, int] | None = None
-    shape: tuple[str, int] | None = None  # of a bill
-    place = 0
-    while place < len(words):
-        length, (kind, name) = _meaning(words, place)
-        spoken_of: tuple[str, ...] = ()
-        ends = True  # "crown and tail" share a color, anything else ends its reach
+    shape: tuple[str, int] | None = None  # shape of the bill
+    position = 0
+    while position < len(words):
+        length, (kind, name) = _meaning(words, position)
+        attributes: tuple[str, ...] = ()  # the attributes to which the color applies
+        ends = True  # whether the color ends here; "crown and tail" share a color
         if kind == "color":
-            color, ends = (name, place), False
+            color, ends = (name, position), False
         elif kind == "bill":
-            shape, ends = (name, place), False
+            shape, ends = (name, position), False
         elif kind == "part":
-            spoken_of, ends = (name,), False
+            attributes, ends = (name,), False
         elif kind == "mark":
-            spoken_of = (name,)
+            attributes = (name,)
         elif kind == "bird":
-            spoken_of = ("back", "wing")
+            attributes = ("back", "wing")
         elif kind == "bill noun":
-            spoken_of = ("bill_color",)
+            attributes = ("bill_color",)
             if shape:
                 statements.append(Statement("bill", *shape))
         elif kind == "and":
             ends = False
         elif kind:
-            statements.append(Statement(kind, name, place))
+            statements.append(Statement(kind, name, position))
         if color:
-            statements += [Statement(attribute, *color) for attribute in spoken_of]
+            statements += [Statement(attribute, *color) for attribute in attributes]
         if ends:
             color = shape = None
-        place += length
+        position += length
     return statements
 
 
 def read_attributes(text: str) -> dict[str, str]:
-    """Return what a description says of each attribute; of two contradicting values, the last."""
+    """Return the value of each attribute in a description; of contradicting values, the last."""
     return {statement.attribute: statement.value for statement in read_statements(text)}
 
 
-def _meaning(words: Sequence[str], place: int) -> tuple[int, tuple[str, str]]:
-    """Return the length and the meaning of the longest phrase that begins at a place."""
+def _meaning(words: Sequence[str], position: int) -> tuple[int, tuple[str, str]]:
+    """Return the length and the meaning of the longest phrase that begins at a position."""
     for length in range(_LONGEST, 0, -1):
-        phrase = tuple(words[place : place + length])
+        phrase = tuple(words[position : position + length])
         if phrase in _MEANINGS:
             return len(phrase), _MEANINGS[phrase]
-    return 1, ("and" if words[place] == "and" else "", "")
+    return 1, ("and" if words[position] == "and" else "", "")
