@@ -166,7 +166,9 @@ class CubFolder(CaptionedImages):
             if not isinstance(labels, list) or not all(map(is_integer_of_64_bits, labels)):
                 raise InputError(f"{pickled}: must be a list of integers of 64 bits")
             if len(labels) != len(numbers):
-                raise InputError(f"{pickled}: has {len(labels)} classes of {len(numbers)} pictures")
+                raise InputError(
+                    f"{pickled}: has {len(labels)} classes for {len(numbers)} pictures"
+                )
             return labels
         path = self._published / "image_class_labels.txt"
         if os.path.lexists(path):

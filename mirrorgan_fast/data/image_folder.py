@@ -143,7 +143,7 @@ class ImageFolder(CaptionedImages):
             file = open_file(self._metadata)
         except InputError as error:
             raise InputError(
-                f"{error}; an image folder needs this file, a line a picture: "
+                f"{error}; an image folder needs this file, with one line per picture: "
                 '{"file_name": "a.jpg", "captions": ["a red bird"]}'
             ) from error
         with file:

@@ -155,7 +155,7 @@ class _Machine:
                 raise ValueError(f"byte {place} is {opcode!r}, which plain data never has")
             operation(self)
         if self.file.read(1):
-            raise ValueError("it goes on after its end")
+            raise ValueError("it continues after its end")
         if self.marked or len(self.stack) != 1:
             raise ValueError("it leaves more or less than one value")
         _check_plain(self.stack)
@@ -264,7 +264,7 @@ class _Machine:
         """Add items to the last dictionary. Keys and values alternate."""
         keys, values = items[::2], items[1::2]
         if not {*map(type, keys)} <= {int, str}:
-            raise ValueError("a key is neither a whole number nor a text")
+            raise ValueError("a key is neither a whole number nor text")
         self.spend(_ENTRY * len(keys))
         self.last(dict).update(zip(keys, values, strict=True))
 
@@ -372,7 +372,7 @@ class _Machine:
         # A bool whose byte is neither 0 nor 1 would break NumPy.
         stored = np.dtype(dtype.order + ("u1" if dtype.code == "b1" else dtype.code))
         if not {*map(type, shape)} <= {int} or min(shape, default=0) < 0:
-            raise ValueError("an array has a wrong shape")
+            raise ValueError("an array has an invalid shape")
         if math.prod(shape) * stored.itemsize != len(data):
             raise ValueError("an array has more or less data than its shape says")
         self.spend(_ENTRY)

@@ -112,7 +112,7 @@ def _is_json_lines(text: Peekable, name: str) -> bool:
     larger = f"larger than a line of at most {LONGEST_RECORD:,} bytes"
     what = f"with {_listed(found)}" if isinstance(found, dict) else larger
     raise InputError(
-        f"{name}: is a JSON object, {what}; give objects with {_KEY_NAMES}, one a line or in an "
+        f"{name}: is a JSON object, {what}; give objects with {_KEY_NAMES}, one per line or in an "
         "array (of COCO's annotations: jq -c '.annotations[]')"
     )
 
@@ -220,7 +220,7 @@ def _of_json(data: bytes | None) -> Iterator[Record]:
         return
     several = found[key] if key == "captions" and isinstance(found[key], list) else [found[key]]
     if not several:
-        yield Record(None, beginning, 'has none in "captions"')
+        yield Record(None, beginning, 'has an empty list of "captions"')
     others = {name: found[name] for name in ("seed", "index") if name in found}
     for position, caption in enumerate(several):
         if isinstance(caption, str):

@@ -267,7 +267,7 @@ class Journal:
         for entry in _entries(self._hidden):
             why = ""
             if not _IN_PROGRESS.fullmatch(entry.name):
-                why = "is not of this program"
+                why = "does not belong to this program"
             elif not entry.is_file(follow_symlinks=False):
                 why = "is not a regular file"
             elif entry.stat(follow_symlinks=False).st_nlink > 1:

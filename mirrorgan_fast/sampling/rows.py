@@ -26,9 +26,12 @@ IS_REFUSED = b'{"error": '
 _Field = tuple[Callable[[Any], bool], str]  # a check of the value, and its description
 
 
-def _whole(least: int, most: int) -> _Field:
+def _whole(minimum: int, maximum: int) -> _Field:
     # bool is a subclass of int
-    return lambda value: type(value) is int and least <= value <= most, "a whole number in range"
+    return (
+        lambda value: type(value) is int and minimum <= value <= maximum,
+        "a whole number in range",
+    )
 
 
 def _is_texts(value: Any) -> bool:
@@ -79,7 +82,7 @@ def check_run(run: Any) -> None:
         raise ValueError("is not a JSON object")
     _check_fields(run, _RUN, optional="quality")
     if run.keys() - _RUN.keys() or ("quality" in run) != run["format"].endswith(LOSSY):
-        raise ValueError("has other fields than those of a run")
+        raise ValueError("has fields that a run does not have")
 
 
 def captions_of_shard(run: Mapping[str, Any]) -> int:
@@ -200,12 +203,12 @@ class Rows:
 
 
 def _check_fields(row: Mapping[str, Any], fields: Mapping[str, _Field], optional: str = "") -> None:
-    for name, (fits, wanted) in fields.items():
+    for name, (fits, expected) in fields.items():
         if name not in row:
             if name != optional:
                 raise ValueError(f'has no "{name}"')
         elif not fits(row[name]):
-            raise ValueError(f'has the "{name}" {row[name]!r:.100}, expected {wanted}')
+            raise ValueError(f'has the "{name}" {row[name]!r:.100}, expected {expected}')
 
 
 def _check_same(row: Row, fields: Iterable[str], place: Row, data: bytes) -> None:

@@ -151,7 +151,9 @@ def sample_to_folder(
             except (InputError, OSError) as error:  # the other processes must learn of it
                 refusal = error
         if processes.total(int(refusal is not None)) != [0]:
-            raise refusal or InputError(f"process {processes.rank}: stops, as process 0 does")
+            raise refusal or InputError(
+                f"process {processes.rank}: stops because process 0 has stopped"
+            )
         if processes.rank > 0:
             journal.join(run, processes.rank)
         begun = True

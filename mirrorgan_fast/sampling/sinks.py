@@ -249,8 +249,8 @@ class _Growing(OwnSink):
         if whole < self._count:
             file.close()
             raise InputError(
-                f"{final}: is damaged: {whole} of {self._count} images are whole; the same command "
-                "makes the others again"
+                f"{final}: is damaged: {whole} of {self._count} images are complete; run the "
+                "same command to make the others again"
             )
         file.truncate(end)
         file.seek(end)

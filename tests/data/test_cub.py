@@ -234,7 +234,7 @@ def test_a_box_may_reach_far_out_of_the_picture(cub: Path) -> None:
         ([1, 2], None, "list of names"),
         ([], None, "no pictures"),
         (["003.Crow/Crow_1"], None, "'003.Crow/Crow_1' is not in"),
-        (NAMES[:2], [1], "has 1 classes of 2 pictures"),
+        (NAMES[:2], [1], "has 1 classes for 2 pictures"),
         (NAMES[:2], [1, "x"], "list of integers"),
         (NAMES[:2], [1, True], "list of integers"),
         (NAMES[:2], [1, 2.0], "list of integers"),

@@ -218,7 +218,7 @@ def test_metadata_that_is_no_file_is_refused_in_one_line(kind: str, tmp_path: Pa
     else:
         root = tmp_path / ("x" * 300 if kind == "long" else "a\0b\n")
     for read in (ImageFolder, lambda path: open_images(path, "train")):
-        with pytest.raises(InputError, match=r"an image folder needs this file, a line") as caught:
+        with pytest.raises(InputError, match=r"an image folder needs this file, with") as caught:
             read(root)
         assert str(caught.value).isprintable()
 

@@ -70,7 +70,7 @@ def test_captions_that_share_an_index_have_the_next_ones() -> None:
         (b"7", True, 'has no "caption" that is text'),
         (b'{"captions": 7}', True, 'has no "captions" that is text'),
         (b'{"captions": [7]}', True, 'has no "captions" that is text'),
-        (b'{"captions": []}', True, 'has none in "captions"'),
+        (b'{"captions": []}', True, 'has an empty list of "captions"'),
         (
             b'{"image": 1, "title": "a bird"}',
             True,

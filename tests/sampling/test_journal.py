@@ -483,7 +483,7 @@ def test_what_is_not_ours_in_progress_is_named(
     folder = shutil.copytree(undisturbed(format="png"), tmp_path / "out")
     (folder / ".progress" / name).write_bytes(b"{}\n")
     for how in MODES:
-        assert f"{name}: is not of this program".replace("\n", "\\n") in refused(
+        assert f"{name}: does not belong to this program".replace("\n", "\\n") in refused(
             sampler, folder, **how
         )
 
@@ -695,7 +695,7 @@ def test_a_complete_tar_that_is_damaged_is_not_written_behind(
     data = bytearray(path.read_bytes())
     data[data.index(b"00000014.txt")] ^= 1
     path.write_bytes(data)
-    with pytest.raises(InputError, match=r"00002.tar: is damaged: 2 of 4 images are whole"):
+    with pytest.raises(InputError, match=r"00002.tar: is damaged: 2 of 4 images are complete"):
         sample(sampler, folder, format="tar")
     sample(sampler, folder, format="tar")
     assert files(folder) == files(undisturbed(format="tar"))
