@@ -173,8 +173,8 @@ def sample_to_folder(
         raise
     except OSError as error:
         raise InputError(
-            f"{error.filename or folder}: cannot be written ({reason(error)}); once it can, the "
-            "same command goes on from here"
+            f"{error.filename or folder}: cannot be written ({reason(error)}); once it can, run "
+            "the same command again to resume"
         ) from error
     finally:
         journal.unlock()
