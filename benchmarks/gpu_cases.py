@@ -397,7 +397,7 @@ def _generator(device: str, sizes: Sizes) -> Iterator[Case]:
                 return _levels(narrow(*inputs, sentence.to(BF16)).images[-1])
 
         yield Case(
-            f"tokens to grey levels, {sizes.preset}, batch {batch}",
+            f"tokens to gray levels, {sizes.preset}, batch {batch}",
             ours,
             eager,
             compiles=batch == sizes.batch,

@@ -95,4 +95,4 @@ def _is_within(value: Any, kind: type, bounds: Any) -> bool:
 def _range(bounds: Any) -> str:
     least, most, below = (bounds.get(name) for name in ("least", "most", "below"))
     end = f" to {most:,}" if most is not None else f" to below {below:,}" if below else ""
-    return f"from {least:,}{end}" if end else f"from {least:,} on"
+    return f"from {least:,}{end}" if end else f"from {least:,} up"

@@ -87,7 +87,7 @@ def load_config(folder: StrPath) -> tuple[str, dict[str, Any]]:
     if not isinstance(system, str):
         raise InputError(f"{path}: system is {system!r:.80}, expected a name")
     if type(format) is not int or format < 1:
-        raise InputError(f"{path}: format is {format!r:.80}, expected a whole number from 1")
+        raise InputError(f"{path}: format is {format!r:.80}, expected a whole number from 1 up")
     if format > FORMAT:
         raise InputError(
             f"{path}: has the format {format:,}, newer than {FORMAT}, the newest that this version "

@@ -1,1 +1,1 @@
-"""The tests, which mirror the package."""
+"""The tests; their folders mirror those of the package."""

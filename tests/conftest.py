@@ -1,4 +1,4 @@
-"""What every test may use: how close two tensors must be, by data type, in one place."""
+"""Shared by all tests: how close two tensors must be, by data type."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,8 @@ from torch import Tensor
 
 AssertMatches = Callable[[Tensor, Tensor], None]
 
-# Relative to the largest value of what float64 gives: from the data type, not from a machine.
+# Relative to the largest value of the float64 result. They depend on the data type only, not on the
+# machine.
 TOLERANCE = {
     torch.float64: 1e-12,
     torch.float32: 1e-5,
@@ -19,7 +20,7 @@ TOLERANCE = {
 
 @pytest.fixture
 def assert_matches() -> AssertMatches:
-    """Assert that a tensor is the float64 one within its own data type's tolerance."""
+    """Assert that a tensor equals a float64 tensor within the tolerance of its data type."""
 
     def check(actual: Tensor, expected: Tensor) -> None:
         assert expected.dtype == torch.float64

@@ -1,4 +1,4 @@
-"""A small untrained model whose images take no time, captions for it, and what it has written."""
+"""A small untrained model that generates images quickly, captions for it, and its output files."""
 
 import random
 from pathlib import Path
@@ -36,7 +36,7 @@ def captions(count: int, randomly: random.Random) -> list[str]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Return what is in a folder, hidden files too, except how far the run is."""
+    """Return the content of all files in a folder, also hidden ones, except the run's progress."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
@@ -45,5 +45,5 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def written(folder: Path) -> int:
-    """Return how many images a run that may be going on has written."""
+    """Return how many images a run, possibly still running, has written."""
     return sum(path.read_bytes().count(b"\n") for path in folder.glob(".progress/*.jsonl"))

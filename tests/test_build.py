@@ -1,4 +1,4 @@
-"""The build: the extension is there where it can be, and its absence is said and survived."""
+"""The build: the extension is built where possible; otherwise the package works and says why."""
 
 import json
 import os
@@ -22,9 +22,9 @@ def test_extension_is_built_where_there_is_a_compiler():
     compiler = os.environ.get("CXX", "c++")
     header = Path(sysconfig.get_path("include")) / "Python.h"
     if shutil.which(compiler) is None or not header.is_file():
-        pytest.skip("no compiler, or no header files of Python")
+        pytest.skip("no compiler, or no Python header files")
     assert why_not_compiled() is None
-    # And in a process in which nothing else has loaded torch yet.
+    # Also in a process in which nothing has loaded torch yet.
     script = "from mirrorgan_fast.ops import why_not_compiled as why; print(why())"
     output = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True)
     assert output.stdout == "None\n"
@@ -74,7 +74,7 @@ choice = ops.report()["glam_attention", "cpu", "float32"]
 facts = ops.__file__, ops.why_not_compiled(), ops.build_info(), out.sum().item(), choice
 print(json.dumps(facts))
 """
-    # -S: without the .pth file of an editable install, which would lend its extension.
+    # -S: without the .pth file of an editable install, whose extension would be found.
     paths = [str(library), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     output = subprocess.run(
         [sys.executable, "-S", "-c", script],
@@ -93,19 +93,19 @@ print(json.dumps(facts))
     assert reason in because
 
 
-# Writes nothing into whatever is asked for, but has no part in CUDA.
+# A compiler that writes empty output files, but fails for CUDA.
 COMPILER = """#!/bin/sh
 case "$*" in *.cu*) echo "no CUDA here" >&2; exit 1;; esac
 while [ $# -gt 0 ]; do [ "$1" = -o ] && : > "$2"; shift; done
 """
-# As with a PyTorch for CUDA, which this one need not be.
+# Runs setup.py as if PyTorch were built for CUDA.
 SETUP = """
 import runpy, sys
 import torch
 from torch.utils import cpp_extension
 torch.version.cuda, cpp_extension.CUDA_HOME, of_nvcc = "13.0", *sys.argv[1:3]
 
-def check(*compiler):  # tells as PyTorch's does
+def check(*compiler):  # raises the same error as PyTorch's
     if of_nvcc != torch.version.cuda:
         raise RuntimeError("nvcc is of\\nCUDA %s, PyTorch of %s", of_nvcc, torch.version.cuda)
 

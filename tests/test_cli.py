@@ -1,4 +1,4 @@
-"""The command as people run it: its exit status, its files and its one line."""
+"""The command as users run it: exit status, files and one-line errors."""
 
 import argparse
 import json
@@ -29,7 +29,7 @@ COMMAND = Path(sys.executable).with_name("mirrorgan-fast")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Untrained, in a folder."""
+    """The folder of an untrained model."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("model")
     MirrorGAN(SMALL, Vocabulary(WORDS)).save_pretrained(folder)
@@ -51,13 +51,13 @@ def run(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def files(folder: Path) -> list[str]:
-    """What a user sees there."""
+    """The visible files of a folder."""
     there = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     return sorted(str(path) for path in there if not path.parts[0].startswith("."))
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run a command that has to fail; return its one line."""
+    """Run a command that must fail; return its one-line error."""
     capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == 2
     printed = capsys.readouterr()
@@ -67,7 +67,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return printed.err
 
 
-# --- sample, describe and info in processes of their own ------------------------------------------
+# --- sample, describe and info in separate processes ----------------------------------------------
 
 
 def test_sample_writes_images_and_a_sheet_and_describe_reads_them(
@@ -91,15 +91,15 @@ def test_sample_writes_images_and_a_sheet_and_describe_reads_them(
         assert np.array_equal(np.asarray(image), np.asarray(expected))
 
     pictures = ("describe", "out/0000.png", "out/0002.png", "--json")
-    told = run(*pictures, "--model", model, folder=tmp_path)
-    assert told.returncode == 0
-    assert [json.loads(row)["image"] for row in told.stdout.splitlines()] == [
+    result = run(*pictures, "--model", model, folder=tmp_path)
+    assert result.returncode == 0
+    assert [json.loads(row)["image"] for row in result.stdout.splitlines()] == [
         "out/0000.png",
         "out/0002.png",
     ]
 
 
-def test_a_bad_caption_in_a_process_of_its_own(model: Path, tmp_path: Path) -> None:
+def test_a_bad_caption_in_a_separate_process(model: Path, tmp_path: Path) -> None:
     refused = run("sample", "zzz", "-o", "out", "--model", model, folder=tmp_path)
     assert refused.returncode == 2
     assert refused.stdout == ""
@@ -108,10 +108,10 @@ def test_a_bad_caption_in_a_process_of_its_own(model: Path, tmp_path: Path) -> N
     assert files(tmp_path) == []
 
 
-def test_info_tells_versions_and_implementations(model: Path, tmp_path: Path) -> None:
-    told = run("info", "--json", folder=tmp_path)
-    assert told.returncode == 0
-    facts = json.loads(told.stdout)
+def test_info_shows_versions_and_implementations(model: Path, tmp_path: Path) -> None:
+    result = run("info", "--json", folder=tmp_path)
+    assert result.returncode == 0
+    facts = json.loads(result.stdout)
     assert facts["torch"] == torch.__version__
     assert facts["ops"]
     words = run("info", "--words", "--model", model, folder=tmp_path)
@@ -177,7 +177,7 @@ def test_unknown_words_are_named_and_skipped(
 def test_a_caption_without_a_known_word_is_refused(
     caption: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # with a good one before it: nothing of either is written
+    # after a good caption: nothing is written for either
     line = refusal(capsys, "sample", "a red bird", caption, "-o", tmp_path, "--model", model)
     assert "no word of the caption" in line
     assert files(tmp_path) == []
@@ -189,7 +189,7 @@ def test_very_long_captions_work(model: Path, tmp_path: Path) -> None:
     assert files(tmp_path) == ["0000.png", "manifest.jsonl", "sheet/sheet.png"]
 
 
-def test_images_that_are_there_stay(
+def test_existing_images_are_not_overwritten(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "0001.png").write_bytes(b"mine")
@@ -279,12 +279,12 @@ def test_json_lines_come_through_any_pipe(model: Path, tmp_path: Path) -> None:
     arguments = ["--captions", pipe, "-o", "out", "--model", model]
     process = subprocess.Popen([COMMAND, "sample", *arguments], cwd=tmp_path)
     pipe.write_bytes(b'\xef\xbb\xbf\n{"caption": "a red bird"}\n')
-    assert process.wait() == 3  # of the empty line
+    assert process.wait() == 3  # because of the empty line
     (line,) = (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()
     assert json.loads(line)["caption"] == "a red bird"
 
 
-def test_captions_that_are_no_text_make_no_sheet(
+def test_without_an_image_there_is_no_sheet(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["sample", "\udcff bird", "-o", str(tmp_path), "--model", str(model)]
@@ -303,7 +303,7 @@ def test_the_same_command_again_has_nothing_to_do(model: Path, tmp_path: Path) -
 # --- export ---------------------------------------------------------------------------------------
 
 
-def test_export_refuses_other_names_and_files_that_are_there(
+def test_export_refuses_other_suffixes_and_existing_files(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     there = tmp_path / "there.onnx"
@@ -319,7 +319,7 @@ def test_export_refuses_other_names_and_files_that_are_there(
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no picture", b"\x89PNG\r\n\x1a\n\x00\x00"])
-def test_a_picture_that_is_none_is_refused(
+def test_a_file_that_is_not_a_picture_is_refused(
     content: bytes | None, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
@@ -327,17 +327,17 @@ def test_a_picture_that_is_none_is_refused(
     if content is not None:
         bad.write_bytes(content)
     assert "bad.png" in refusal(capsys, "describe", bad, "--model", model)
-    # among others it stops nothing
+    # a bad picture does not stop the others
     assert main(["describe", *map(str, (good, bad, good)), "--model", str(model)]) == 3
     printed = capsys.readouterr()
     assert [line.partition(": ")[0] for line in printed.out.splitlines()] == [str(good)] * 2
-    told, count = printed.err.splitlines()
-    assert told.startswith("mirrorgan-fast: describe: ") or "bad.png: cannot be read" in told
-    assert "bad.png" in told
+    error, count = printed.err.splitlines()
+    assert error.startswith("mirrorgan-fast: describe: ") or "bad.png: cannot be read" in error
+    assert "bad.png" in error
     assert count == "1 of 3 pictures could not be described"
 
 
-def test_pictures_may_be_larger_if_said(
+def test_max_pixels_sets_the_limit(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "picture.png"
@@ -369,7 +369,7 @@ def test_any_kind_of_picture_is_described(
 # --- paint, train and evaluate --------------------------------------------------------------------
 
 
-def test_paint_does_not_touch_what_is_there(
+def test_paint_does_not_change_existing_files(
     birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = files(birds)
@@ -381,7 +381,7 @@ def test_paint_does_not_touch_what_is_there(
     assert not (tmp_path / "new").exists()
 
 
-def test_the_chain_from_nothing_to_a_report(
+def test_all_stages_from_training_to_a_report(
     birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sizes = {
@@ -447,14 +447,14 @@ def test_bad_settings_are_refused(
     assert files(tmp_path) == []
 
 
-def test_an_unknown_preset_is_refused_with_those_there_are(
+def test_the_error_for_an_unknown_preset_lists_the_presets(
     birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refusal(capsys, "train", "cnn", "--data", birds, "--run", tmp_path, "--preset", "bats")
     assert "birds-painted" in line
 
 
-def test_only_what_goes_on_says_so_when_stopped(
+def test_only_commands_that_resume_say_so_when_stopped(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stopped(options: argparse.Namespace) -> None:
@@ -501,7 +501,7 @@ def test_without_compiled_kernels_sample_says_why(
     assert "compiled" not in capsys.readouterr().err
 
 
-def test_output_that_nobody_reads_is_no_error() -> None:
+def test_a_closed_standard_output_is_not_an_error() -> None:
     end, other = os.pipe()
     os.close(end)
     command = [sys.executable, "-m", "mirrorgan_fast", "info", "--words"]
@@ -510,48 +510,48 @@ def test_output_that_nobody_reads_is_no_error() -> None:
     assert (run.returncode, run.stderr) == (141, "")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="without /dev/full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 @pytest.mark.parametrize("how", [["info"], ["info", "--words"], ["info", "--json"]])
-def test_a_full_disk_below_standard_output_is_one_line(how: list[str]) -> None:
+def test_a_full_disk_at_standard_output_is_reported_in_one_line(how: list[str]) -> None:
     with open("/dev/full", "wb") as full:
-        told = subprocess.run([COMMAND, *how], stdout=full, stderr=subprocess.PIPE, check=False)
-    assert told.returncode == 2
-    assert told.stderr.startswith(b"mirrorgan-fast: standard output: cannot be written (")
-    assert told.stderr.count(b"\n") == 1
+        result = subprocess.run([COMMAND, *how], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith(b"mirrorgan-fast: standard output: cannot be written (")
+    assert result.stderr.count(b"\n") == 1
 
 
 def test_characters_that_cannot_be_shown_are_escaped(model: Path, tmp_path: Path) -> None:
-    """By a terminal or a pipe that has ASCII alone, after the work was done."""
+    """Text outside ASCII must not raise an error after the work is done, on an ASCII terminal."""
     path = tmp_path / "v\u00f6gel\n\x1b[31m.png"
     Image.new("RGB", (8, 8)).save(path)
     undecodable = os.fsencode(tmp_path) + b"/\xff.png"
     os.link(path, undecodable)
-    told = subprocess.run(
+    result = subprocess.run(
         [COMMAND, "describe", path, undecodable, "--model", model],
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
         capture_output=True,
         check=False,
     )
-    assert (told.returncode, told.stderr) == (0, b"")
-    first, second = told.stdout.splitlines()
+    assert (result.returncode, result.stderr) == (0, b"")
+    first, second = result.stdout.splitlines()
     assert b"v\\xf6gel\\n\\x1b[31m.png: " in first
     assert b"\\udcff.png: " in second
 
 
-def test_no_memory_is_one_line(model: Path, tmp_path: Path) -> None:
-    """Wherever it ends: here while weights are read."""
+def test_out_of_memory_is_reported_in_one_line(model: Path, tmp_path: Path) -> None:
+    """Memory may run out anywhere; here it does while weights are read."""
     script = (
         "import resource, sys; from mirrorgan_fast.cli.main import main;"
         "from mirrorgan_fast.cli import describe;"
         "describe.model_of = lambda options: bytearray(2**44);"
         "sys.exit(main(['describe', 'x.png']))"
     )
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path
     )
-    assert told.returncode == 2
-    assert told.stderr.startswith("mirrorgan-fast: out of memory; ")
-    assert told.stderr.count("\n") == 1
+    assert result.returncode == 2
+    assert result.stderr.startswith("mirrorgan-fast: out of memory; ")
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -569,12 +569,12 @@ def test_an_odd_environment_is_refused(
     monkeypatch.setenv(name, value)
     line = refusal(capsys, "sample", "a bird", "-o", tmp_path / "o", "--model", model)
     assert f"{name} is '{value[:20]}" in line
-    monkeypatch.setenv(name, "")  # as unset
+    monkeypatch.setenv(name, "")  # the same as unset
     assert main(["sample", "a bird", "-o", str(tmp_path / "o"), "--model", str(model)]) == 0
 
 
 @pytest.mark.parametrize("part", ["glam", "stream", "image_encoder", "stem"])
-def test_weights_that_are_no_numbers_are_refused_by_every_command(
+def test_nan_weights_are_refused_by_every_command(
     part: str,
     model: Path,
     birds: Path,

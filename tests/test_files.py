@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, whatever happens while they are written."""
+"""Files are written atomically, whatever happens while they are written."""
 
 import os
 import resource
@@ -18,7 +18,7 @@ from mirrorgan_fast.weights import save_tensors
 
 @contextmanager
 def full_disk(free: int) -> Iterator[None]:
-    """Let no file grow beyond ``free`` bytes, for root too."""
+    """Keep files from growing beyond ``free`` bytes, also for root."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (free, hard))
@@ -34,7 +34,7 @@ def test_a_file_appears_at_the_end(tmp_path: Path) -> None:
     with whole_file(target) as partial:
         partial.write_text("new")
         assert not target.exists()
-        assert partial.parent == target.parent  # a move, not a copy
+        assert partial.parent == target.parent  # so that it is moved, not copied
         assert partial.suffix == ".jsonl"  # writers may choose the format by it
     assert target.read_text() == "new"
     assert list(target.parent.iterdir()) == [target]
@@ -90,28 +90,28 @@ def write_tensors(folder: Path) -> None:
         (write_tensors, "model.safetensors"),
     ],
 )
-def test_a_full_disk_is_told_and_leaves_the_old_file(
+def test_a_full_disk_is_reported_and_leaves_the_old_file(
     tmp_path: Path, write: Callable[[Path], None], name: str
 ) -> None:
     write(tmp_path)
     before = (tmp_path / name).read_bytes()
-    with full_disk(1000), pytest.raises(InputError, match="cannot be written") as told:
+    with full_disk(1000), pytest.raises(InputError, match="cannot be written") as caught:
         write(tmp_path)
-    assert str(told.value).startswith(str(tmp_path / name))
-    assert "\n" not in str(told.value)
+    assert str(caught.value).startswith(str(tmp_path / name))
+    assert "\n" not in str(caught.value)
     assert (tmp_path / name).read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for target in (tmp_path / "file" / "a", tmp_path / "file" / "b" / "c"):
-        with pytest.raises(InputError, match="cannot be written") as told, whole_file(target):
-            pytest.fail("there is nowhere to write to")
-        assert "\n" not in str(told.value)
+        with pytest.raises(InputError, match="cannot be written") as caught, whole_file(target):
+            pytest.fail("the folder cannot exist")
+        assert "\n" not in str(caught.value)
 
 
-def test_a_folder_in_the_files_place_is_told(tmp_path: Path) -> None:
+def test_a_folder_in_the_place_of_the_file_is_reported(tmp_path: Path) -> None:
     target = tmp_path / "target"
     (target / "inner").mkdir(parents=True)
     with pytest.raises(InputError, match="cannot be written"), whole_file(target) as partial:
@@ -120,7 +120,7 @@ def test_a_folder_in_the_files_place_is_told(tmp_path: Path) -> None:
     assert (target / "inner").is_dir()
 
 
-def test_a_block_that_writes_nothing_is_told(tmp_path: Path) -> None:
+def test_a_block_that_writes_nothing_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be written"), whole_file(tmp_path / "file"):
         pass
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""A hundred damaged or hostile files of each kind; ``python -m tests.fuzz`` gives thousands."""
+"""A hundred damaged or malicious files of each kind; ``python -m tests.fuzz`` tests thousands."""
 
 import re
 import subprocess
@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def told() -> str:
-    """What the fuzzer says of all kinds: in one process, which takes seconds to begin."""
+def printed() -> str:
+    """The fuzzer's output for all kinds, from one process, because it takes seconds to start."""
     command = [sys.executable, "-m", "tests.fuzz", "--seed=0", "--count=100"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return done.stdout + done.stderr
@@ -21,6 +21,6 @@ def told() -> str:
 @pytest.mark.parametrize(
     "kind", ["captions", "models", "checkpoints", "journals", "pickles", "pictures"]
 )
-def test_what_is_read_does_no_harm(told: str, kind: str) -> None:
-    assert f"FAILED --kind {kind}" not in told, told
-    assert re.search(rf"^{kind} +100 ", told, re.MULTILINE), told
+def test_what_is_read_does_no_harm(printed: str, kind: str) -> None:
+    assert f"FAILED --kind {kind}" not in printed, printed
+    assert re.search(rf"^{kind} +100 ", printed, re.MULTILINE), printed

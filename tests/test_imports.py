@@ -1,4 +1,4 @@
-"""Imports of the package point one way, and nobody imports another module's private names."""
+"""Modules import only from lower layers, and no module imports private names of another."""
 
 import ast
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mirrorgan_fast"
 
-# Each layer may import those after it. In a layer of several, one may import another,
-# except across a "|".
+# Each layer may import the layers after it. Members of a layer may import each other, except across
+# a "|".
 LAYERS = (
     "cli",
     "figures evaluation",
@@ -31,7 +31,7 @@ LAYER = {
 
 
 def imports(source: str) -> Iterator[tuple[str, str]]:
-    """Yield (module, name) of every import from the package, wherever it stands."""
+    """Yield (module, name) of every import from the package, also those in functions."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mirrorgan_fast"):
             for alias in node.names:
@@ -43,13 +43,13 @@ def imports(source: str) -> Iterator[tuple[str, str]]:
 
 
 def layer_of(module: str, name: str = "") -> str:
-    """Return the part of the package that a module, or a submodule imported by name, is in."""
+    """Return the layer member that contains a module, or a submodule imported by name."""
     parts = module.split(".")[1:]
     return parts[0] if parts else name
 
 
 def faults(module: str, source: str) -> list[str]:
-    """Return what is wrong with the imports of a module."""
+    """Return the errors in a module's imports."""
     found = []
     here = layer_of(module)
     for other, name in imports(source):
@@ -70,7 +70,7 @@ def modules() -> list[Path]:
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_one_way(path: Path) -> None:
+def test_modules_import_only_lower_layers(path: Path) -> None:
     module = "mirrorgan_fast." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
     assert faults(module, path.read_text(encoding="utf-8")) == []
 
@@ -86,7 +86,7 @@ def test_imports_point_one_way(path: Path) -> None:
         ("mirrorgan_fast.errors", "from mirrorgan_fast import files"),
     ],
 )
-def test_what_points_back_or_is_private_is_found(module: str, source: str) -> None:
+def test_wrong_imports_are_found(module: str, source: str) -> None:
     assert len(faults(module, source)) == 1
 
 

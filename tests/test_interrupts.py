@@ -1,4 +1,4 @@
-"""Ctrl-C is held back and comes later, and a run that it meets anywhere ends and goes on."""
+"""Ctrl-C can be delayed, and a run that is interrupted at any moment ends and can be resumed."""
 
 import random
 import signal
@@ -14,7 +14,7 @@ from mirrorgan_fast.interrupts import Interrupts, Terminated, sigterm_raises
 from tests.small import files, small_model, written
 
 
-def test_an_interrupt_that_is_held_back_comes_when_released() -> None:
+def test_a_delayed_interrupt_is_raised_on_release() -> None:
     before = signal.getsignal(signal.SIGINT)
     with Interrupts() as interrupts:
         interrupts.hold()
@@ -50,14 +50,14 @@ def test_the_first_of_two_is_raised(order: tuple[signal.Signals, signal.Signals]
     assert [signal.getsignal(number) for number in order] == before
 
 
-def test_sigterm_raises_within_the_block_alone() -> None:
+def test_sigterm_raises_only_within_the_block() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Terminated), sigterm_raises():
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_other_threads_leave_signals_alone() -> None:
+def test_other_threads_do_not_change_signal_handlers() -> None:
     before = signal.getsignal(signal.SIGINT)
     seen = []
 
@@ -74,7 +74,7 @@ def test_other_threads_leave_signals_alone() -> None:
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
 )
-def test_interrupted_runs_end_and_go_on(
+def test_interrupted_runs_end_and_can_be_resumed(
     number: signal.Signals, status: int, tmp_path: Path
 ) -> None:
     randomly = random.Random(0)
@@ -89,9 +89,9 @@ def test_interrupted_runs_end_and_go_on(
             time.sleep(0.001)
         time.sleep(randomly.uniform(0, 0.2))
         process.send_signal(number)
-        _, told = process.communicate(timeout=30)
+        _, printed = process.communicate(timeout=30)
         assert process.returncode == status
-        assert told == b"mirrorgan-fast: stopped; run the same command again to resume\n"
+        assert printed == b"mirrorgan-fast: stopped; run the same command again to resume\n"
         manifest = (tmp_path / "out" / "manifest.jsonl").read_bytes()
         assert manifest.count(b"\n") == written(tmp_path / "out")
     for name in ("out", "undisturbed"):

@@ -1,4 +1,4 @@
-"""Pictures that may be anything: what is read, what is refused, and what reading one may cost."""
+"""Untrusted pictures: what is read, what is refused, and how much memory reading may take."""
 
 import io
 import os
@@ -37,17 +37,17 @@ def saved(path: Path, format: str, mode: str = "RGB", **how: object) -> Path:
 
 
 def refusal(path: Path, max_pixels: int = MAX_PIXELS) -> str:
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as caught:
         read_picture(path, "here", max_pixels)
-    assert "\n" not in str(told.value)
-    return str(told.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF"])
-def test_the_formats_that_people_have_are_read(format: str, tmp_path: Path) -> None:
+def test_common_formats_are_read(format: str, tmp_path: Path) -> None:
     if format == "AVIF" and not features.check("avif"):
-        pytest.skip("Pillow without AVIF")
-    path = saved(tmp_path / "picture", format)  # by its content, not by its name
+        pytest.skip("Pillow has no AVIF")
+    path = saved(tmp_path / "picture", format)  # recognized by its content, not by its name
     with Image.open(path) as opened:
         expected = np.asarray(opened.convert("RGB"))
     picture = read_picture(path, "here")
@@ -56,13 +56,13 @@ def test_the_formats_that_people_have_are_read(format: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("format", ["EPS", "PDF", "ICO", "TGA", "SGI", "PCX", "DDS", "XBM"])
-def test_other_formats_are_not(format: str, tmp_path: Path) -> None:
+def test_other_formats_are_refused(format: str, tmp_path: Path) -> None:
     path = saved(tmp_path / "bird.png", format, "1" if format == "XBM" else "RGB")
     assert "not a picture that can be read" in refusal(path)
 
 
 def test_no_other_program_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PostScript would be given to Ghostscript, here a program that leaves a file."""
+    """Pillow would pass PostScript to Ghostscript, which here is a program that leaves a file."""
     program = tmp_path / "bin" / "gs"
     program.parent.mkdir()
     program.write_text(f"#!/bin/sh\ntouch {tmp_path}/STARTED\n")
@@ -73,7 +73,7 @@ def test_no_other_program_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def png(width: int, height: int, rows: bytes) -> bytes:
-    """A PNG of one bit a pixel, with the dimensions that its header claims."""
+    """A PNG with one bit per pixel, and with these dimensions in its header."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -112,7 +112,7 @@ def test_the_limit_is_the_callers_and_not_pillows(tmp_path: Path) -> None:
 
 
 def test_transparent_pixels_are_put_on_white_whatever_the_size(tmp_path: Path) -> None:
-    """In bands, with the pixels of the whole picture at once."""
+    """Compositing in bands gives the pixels of compositing the whole picture at once."""
     rng = np.random.default_rng(1)
     pixels = rng.integers(0, 256, (1500, 1100, 4), dtype=np.uint8)
     layer = Image.fromarray(pixels, "RGBA")
@@ -133,7 +133,7 @@ def test_a_transparency_that_does_not_fit_is_read_or_refused(mode: str, entry: o
         assert to_picture(picture, "here").mode == "RGB"
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_what_is_not_a_regular_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert "not a regular file" in refusal(tmp_path / "pipe")
     assert "directory" in refusal(tmp_path)
@@ -164,8 +164,8 @@ def test_any_damage_is_refused_or_read_without_a_warning(format: str, tmp_path: 
                 assert read_picture(path, "here").mode == "RGB"
 
 
-def test_nothing_is_printed_of_a_damaged_picture(tmp_path: Path) -> None:
-    """What Pillow logs, of too many samples for example, is no line of its own."""
+def test_nothing_is_printed_about_a_damaged_picture(tmp_path: Path) -> None:
+    """What Pillow logs, e.g. about too many samples, is not printed as an extra line."""
     stream = io.BytesIO()
     Image.new("RGB", (4, 4)).save(stream, "TIFF")
     content = stream.getvalue()
@@ -178,10 +178,10 @@ def test_nothing_is_printed_of_a_damaged_picture(tmp_path: Path) -> None:
         "try: read_picture('a.tiff', 'here')\n"
         "except ValueError: pass\n"
     )
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, check=True
     )
-    assert told.stderr == b""
+    assert result.stderr == b""
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_nothing_is_printed_of_a_damaged_picture(tmp_path: Path) -> None:
     ],
     ids=repr,
 )
-def test_what_stands_for_no_picture_is_refused(given: object) -> None:
+def test_other_types_are_refused(given: object) -> None:
     with pytest.raises(InputError, match=r"^here: found .*, wanted "):
         to_picture(given, "here")  # type: ignore[arg-type]
 
@@ -210,8 +210,8 @@ def test_arrays_paths_and_images_are_the_same_picture(tmp_path: Path) -> None:
         forms = [path, str(path), pixels, opened]
         for form in forms:
             assert np.array_equal(np.asarray(to_picture(form, "here")), pixels)
-    grey = to_picture(pixels[..., 0], "here")
-    assert np.array_equal(np.asarray(grey), pixels[..., :1].repeat(3, axis=2))
+    gray = to_picture(pixels[..., 0], "here")
+    assert np.array_equal(np.asarray(gray), pixels[..., :1].repeat(3, axis=2))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 300), (300, 7), (8_000_000, 1)])
@@ -239,7 +239,7 @@ def test_from_image_keeps_orientation_and_values() -> None:
     torch.testing.assert_close(tensor, expected)
 
 
-def test_pictures_survive_the_way_there_and_back() -> None:
+def test_pictures_survive_a_round_trip() -> None:
     levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(1, 16, 16, 3)
     tensor = from_image(Image.fromarray(levels[0].numpy()), 16)[None]
     assert torch.equal(to_uint8(tensor), levels)
@@ -247,10 +247,10 @@ def test_pictures_survive_the_way_there_and_back() -> None:
 
 def test_to_uint8_rounds_and_clamps() -> None:
     values = torch.tensor([-2.0, -1.0, -0.999, 0.0, 0.5, 0.999, 1.0, 7.0])
-    grey = to_uint8(values.view(1, 1, 1, 8).expand(1, 3, 1, 8))
-    assert grey.dtype == torch.uint8
-    assert grey.shape == (1, 1, 8, 3)
-    assert grey[0, 0, :, 0].tolist() == [0, 0, 0, 128, 191, 255, 255, 255]
+    gray = to_uint8(values.view(1, 1, 1, 8).expand(1, 3, 1, 8))
+    assert gray.dtype == torch.uint8
+    assert gray.shape == (1, 1, 8, 3)
+    assert gray[0, 0, :, 0].tolist() == [0, 0, 0, 128, 191, 255, 255, 255]
 
 
 def test_to_signed() -> None:

@@ -1,4 +1,4 @@
-"""The weights that come with the package: small, and as good as the figures beside them say."""
+"""The weights that come with the package: they are small, and as good as their recorded figures."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ def model() -> MirrorGAN:
 
 @pytest.fixture(scope="module")
 def captions() -> tuple[list[str], list[dict[str, str]]]:
-    """One of each bird of a test split that no figure and no training has seen, with its claims."""
+    """One caption per bird of a test split that was not used before, and what it claims."""
     birds = PaintedBirds("test", BIRDS, seed=20)
     chosen = [birds.bird_captions(i)[i % 10] for i in range(BIRDS)]
     return [caption.text for caption in chosen], [caption.named for caption in chosen]
@@ -46,7 +46,7 @@ def recorded(section: str) -> float:
 
 
 def least(share: float, claims: int) -> float:
-    """Three standard deviations below a share, for this many claims."""
+    """Return a share minus three of its standard deviations, for this many claims."""
     return share - 3 * math.sqrt(share * (1 - share) / claims)
 
 
@@ -73,7 +73,7 @@ def test_the_redescription_names_what_the_image_shows(
     assert len(set(descriptions)) > BIRDS / 2
 
 
-def test_the_judge_reads_real_birds_that_it_has_not_seen() -> None:
+def test_the_classifier_reads_unseen_real_birds() -> None:
     birds = PaintedBirds("test", BIRDS, seed=20)
     paintings = torch.stack([torch.from_numpy(birds.painting(i).image) for i in range(BIRDS)])
     readings = AttributeClassifier.from_pretrained(ATTRIBUTES).read(paintings.permute(0, 3, 1, 2))

@@ -1,4 +1,4 @@
-"""Files of tensors that may be anything: what they may not do, and how they are refused."""
+"""Untrusted tensor files: what they must not be able to do, and how they are refused."""
 
 import json
 import os
@@ -21,10 +21,10 @@ STATE = {"weight": torch.randn(3, 4), "bias": torch.zeros(0), "count": torch.ten
 
 
 def refusal(read: Any, path: Path) -> str:
-    with pytest.raises(InputError, match=f"^{path}: ") as told:
+    with pytest.raises(InputError, match=f"^{path}: ") as caught:
         read(path)
-    assert "\n" not in str(told.value)
-    return str(told.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 # --- safetensors ----------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ def test_shapes_are_those_of_the_tensors(tmp_path: Path) -> None:
     ],
     ids=repr,
 )
-def test_headers_of_no_such_file_are_refused(header: Any, tmp_path: Path) -> None:
+def test_invalid_headers_are_refused(header: Any, tmp_path: Path) -> None:
     assert "damaged" in refusal(read_safetensors, forged(tmp_path / "a.safetensors", header))
 
 
@@ -69,7 +69,7 @@ def test_a_header_that_claims_much_is_not_read(length: int, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("read", [read_safetensors, read_shapes, read_torch])
-def test_a_pipe_is_refused_and_not_waited_for(read: Any, tmp_path: Path) -> None:
+def test_a_pipe_is_refused_without_blocking(read: Any, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert "not a regular file" in refusal(read, tmp_path / "pipe")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
@@ -83,7 +83,7 @@ def test_a_pipe_is_refused_and_not_waited_for(read: Any, tmp_path: Path) -> None
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("place", [0, 500, 999])
-def test_one_number_that_is_none_is_found(value: float, dtype: torch.dtype, place: int) -> None:
+def test_a_single_nan_is_found(value: float, dtype: torch.dtype, place: int) -> None:
     tensor = torch.randn(1000).to(dtype)
     check_numbers({"a": tensor, "count": torch.tensor(3)}, "here")
     tensor[place] = value
@@ -91,7 +91,7 @@ def test_one_number_that_is_none_is_found(value: float, dtype: torch.dtype, plac
         check_numbers({"a": torch.zeros(2), "b": tensor}, "here")
 
 
-def test_small_floats_are_looked_at_too(tmp_path: Path) -> None:
+def test_float8_is_checked_too(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(3).to(torch.float8_e5m2)}, tmp_path / "a.safetensors")
     assert read_safetensors(tmp_path / "a.safetensors")["a"].shape == (3,)
     save_file({"a": torch.tensor([0, torch.inf]).to(torch.float8_e5m2)}, tmp_path / "a.safetensors")
@@ -137,11 +137,11 @@ class _Asks:
 @pytest.mark.parametrize(
     "asked", [_Asks(bytearray, 2**36), _Asks(set, [1]), _Asks(os.getcwd), _Asks(complex, 1)]
 )
-def test_no_other_name_is_let_through(asked: _Asks, tmp_path: Path) -> None:
-    told = refusal(
+def test_no_other_name_is_allowed(asked: _Asks, tmp_path: Path) -> None:
+    message = refusal(
         read_torch, with_pickle(tmp_path / "a.pt", pickle.dumps({"a": asked}, protocol=2))
     )
-    assert f"asks for {asked.asked[0].__module__.replace('builtins', '__builtin__')} " in told
+    assert f"asks for {asked.asked[0].__module__.replace('builtins', '__builtin__')} " in message
     refusal(read_torch, with_pickle(tmp_path / "a.pt", pickle.dumps({"a": asked}, protocol=4)))
 
 
@@ -158,7 +158,7 @@ def test_records_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
     content = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         size = max(entry.file_size for entry in archive.infolist())
-    # the size of a record, where the directory says it
+    # the size of a record, in the archive's directory
     forged = content.replace(struct.pack("<II", size, size), struct.pack("<II", 2**30, 2**30))
     assert forged != content
     path.write_bytes(forged)

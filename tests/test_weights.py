@@ -1,4 +1,4 @@
-"""Models on disk: what is written is read back, and what is damaged is told in one line."""
+"""Models on disk: what is written can be read, and damage is reported in one line."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ VOCABULARY = Vocabulary(["<end>", "a", "vögel", "鸟", "bird"])
 
 @pytest.fixture
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package that comes with the models "birds" and "flowers"."""
+    """A package with the pretrained models "birds" and "flowers"."""
     folder = tmp_path / "package" / "pretrained"
     for name in ("flowers", "birds"):
         save_description(folder / name, "mirrorgan", CONFIG, VOCABULARY)
@@ -54,10 +54,10 @@ def test_a_model_is_found_by_name_or_path(shipped: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["bird", "unfinished", "package/birds", "a\0b"])
-def test_an_unknown_model_is_told_those_there_are(shipped: Path, name: str) -> None:
-    with pytest.raises(InputError, match="birds, flowers") as told:
+def test_the_error_for_an_unknown_model_lists_the_models(shipped: Path, name: str) -> None:
+    with pytest.raises(InputError, match="birds, flowers") as caught:
         find_pretrained(name)
-    assert "unfinished," not in str(told.value)
+    assert "unfinished," not in str(caught.value)
 
 
 def test_a_package_without_models_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,31 +110,31 @@ def test_a_description_is_read_back(tmp_path: Path) -> None:
         pytest.param(b"[" * 100_000, id="deep"),
     ],
 )
-def test_a_damaged_config_is_told(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_config_is_reported(tmp_path: Path, content: bytes) -> None:
     save_description(tmp_path, "mirrorgan", CONFIG, VOCABULARY)
     (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(InputError, match=r"config\.json") as told:
+    with pytest.raises(InputError, match=r"config\.json") as caught:
         read_description(tmp_path)
-    assert str(tmp_path) in str(told.value)
-    assert "\n" not in str(told.value)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["config.json", "vocabulary.txt"])
-def test_a_missing_file_is_told(tmp_path: Path, name: str) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path, name: str) -> None:
     save_description(tmp_path, "mirrorgan", CONFIG, VOCABULARY)
     (tmp_path / name).unlink()
     with pytest.raises(InputError, match=name):
         read_description(tmp_path)
 
 
-def test_a_damaged_vocabulary_is_told(tmp_path: Path) -> None:
+def test_a_damaged_vocabulary_is_reported(tmp_path: Path) -> None:
     save_description(tmp_path, "mirrorgan", CONFIG, VOCABULARY)
     (tmp_path / "vocabulary.txt").write_text("a\nbird\n")
     with pytest.raises(InputError, match=r"vocabulary\.txt, line 1"):
         read_description(tmp_path)
 
 
-def test_an_unwritable_folder_is_told(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
         save_description(tmp_path / "file", "mirrorgan", CONFIG, VOCABULARY)
@@ -177,7 +177,7 @@ def test_saving_does_not_change_what_is_saved(tmp_path: Path) -> None:
         assert torch.equal(given[name], tensor)
 
 
-def test_all_files_of_a_model_may_be_read_by_the_same_people(tmp_path: Path) -> None:
+def test_all_files_of_a_model_have_the_same_permissions(tmp_path: Path) -> None:
     save_description(tmp_path, "mirrorgan", CONFIG, VOCABULARY)
     save_tensors(tmp_path, tensors())
     modes = {path.name: stat.filemode(path.stat().st_mode) for path in tmp_path.iterdir()}
@@ -190,7 +190,7 @@ def test_all_files_of_a_model_may_be_read_by_the_same_people(tmp_path: Path) -> 
     [None, b"", b"no weights", b"\xff" * 64, "half", "header"],
     ids=str,
 )
-def test_damaged_weights_are_told(tmp_path: Path, content: bytes | str | None) -> None:
+def test_damaged_weights_are_reported(tmp_path: Path, content: bytes | str | None) -> None:
     save_tensors(tmp_path, tensors())
     path = tmp_path / "model.safetensors"
     whole = path.read_bytes()
@@ -202,13 +202,13 @@ def test_damaged_weights_are_told(tmp_path: Path, content: bytes | str | None) -
         path.write_bytes(whole[:8] + b"!" + whole[9:])
     else:
         path.write_bytes(content)
-    told_of = "No such file" if content is None else "damaged"
-    with pytest.raises(InputError, match=rf"model\.safetensors.*{told_of}") as told:
+    reason = "No such file" if content is None else "damaged"
+    with pytest.raises(InputError, match=rf"model\.safetensors.*{reason}") as caught:
         load_tensors(tmp_path)
-    assert str(tmp_path) in str(told.value)
+    assert str(tmp_path) in str(caught.value)
 
 
-def test_a_folder_in_the_weights_place_is_told(tmp_path: Path) -> None:
+def test_a_folder_in_the_place_of_the_weights_is_reported(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").mkdir()
     with pytest.raises(InputError, match=r"model\.safetensors"):
         load_tensors(tmp_path)
@@ -265,14 +265,14 @@ def test_a_loaded_model_does_not_change_with_its_file(tmp_path: Path) -> None:
     model = MirrorGAN.from_pretrained(tmp_path)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     path = tmp_path / "model.safetensors"
-    with path.open("r+b") as file:  # in place: a file of the same name would be another one
+    with path.open("r+b") as file:  # in place: a new file of the same name would not be mapped
         file.seek(path.stat().st_size // 2)
         file.write(b"\xff" * (path.stat().st_size // 2))
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
 
 
-def test_a_training_that_has_not_ended_is_no_damaged_model(tmp_path: Path) -> None:
+def test_unfinished_training_is_not_reported_as_damage(tmp_path: Path) -> None:
     save_description(tmp_path, "mirrorgan", CONFIG, VOCABULARY)
     (tmp_path / "gan").mkdir()
     (tmp_path / "gan" / "checkpoint.pt").write_bytes(b"")
@@ -280,7 +280,7 @@ def test_a_training_that_has_not_ended_is_no_damaged_model(tmp_path: Path) -> No
         load_tensors(tmp_path)
 
 
-def test_weights_are_not_saved_as_whole_numbers(tmp_path: Path) -> None:
+def test_weights_are_not_saved_as_integers(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"torch\.int8; give a floating-point dtype"):
         save_tensors(tmp_path, {"weight": torch.ones(2)}, torch.int8)
     assert not any(tmp_path.iterdir())

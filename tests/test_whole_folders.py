@@ -1,4 +1,4 @@
-"""Folders appear whole or not at all; of what is there, only what was left by a kill is removed."""
+"""Folders are written atomically, and only the leftovers of killed processes are removed."""
 
 import multiprocessing
 import os
@@ -36,7 +36,7 @@ def test_it_appears_at_the_end(tmp_path: Path) -> None:
     with whole_folder(root) as partial:
         (partial / "file").write_text("new")
         assert not root.exists()
-        assert partial.parent == root.parent  # a move, not a copy
+        assert partial.parent == root.parent  # so that it is moved, not copied
     assert [path.name for path in root.iterdir()] == ["file"]
     assert list(root.parent.iterdir()) == [root]
 
@@ -71,7 +71,7 @@ def test_nothing_else_is_removed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"\.root\.partial: is in the way; remove it"):
         write(tmp_path / "root")
     assert (partial / "mine").exists()
-    # a link to what looks like our own
+    # a link to a folder that looks like ours
     other = leave_unfinished(tmp_path / "other")
     (partial / "mine").unlink()
     partial.rmdir()
@@ -100,7 +100,7 @@ def test_only_nothing_and_an_empty_folder_are_free(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     check_free(tmp_path / "empty")
     check_free(tmp_path / "nothing")
-    check_free(tmp_path / ("x" * 300))  # making it will say why not
+    check_free(tmp_path / ("x" * 300))  # creating it will raise the error
     for name, fault in (("file", "not an empty folder"), ("", "not an empty"), ("loop", "levels")):
         with pytest.raises(InputError, match=fault):
             check_free(tmp_path / name)

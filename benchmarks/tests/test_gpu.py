@@ -77,7 +77,7 @@ def test_a_comparison_takes_turns_and_its_table_has_the_ratios(monkeypatch) -> N
 
 
 @pytest.mark.parametrize("seconds", [COMPILE_SECONDS + 1, COMPILE_SECONDS - 1, 10])
-def test_what_was_not_timed_is_named(monkeypatch, seconds) -> None:
+def test_cases_that_were_not_timed_are_listed(monkeypatch, seconds) -> None:
     """All cases run first without torch.compile, then with it in the time that is left."""
     turns: list[tuple[str, bool]] = []
 
@@ -116,7 +116,7 @@ def test_what_was_not_timed_is_named(monkeypatch, seconds) -> None:
     assert kept[-1] == report["not_measured"]
 
 
-def test_a_check_tells_its_status_and_ends_when_no_time_is_left() -> None:
+def test_a_check_returns_its_status_and_ends_when_time_runs_out() -> None:
     code = "import sys, time; print('so far', flush=True); time.sleep({}); sys.exit(3)"
     found = check("tests", [sys.executable, "-c", code.format(0)], 60)
     assert (found["status"], found["printed"]) == (3, "so far\n")
@@ -169,7 +169,7 @@ def test_every_op_on_triton_has_settings_to_be_found() -> None:
     assert asked == {None, *FIELDS}
     without = [case.name for case in ALL if setting_function(case.name) is None]
     for name in without:
-        assert name.startswith(("the same in CUDA C++", "training step", "tokens to grey levels"))
+        assert name.startswith(("the same in CUDA C++", "training step", "tokens to gray levels"))
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_kernels_are_launched_with_the_setting_that_is_tried(function, about) ->
     assert not any((launch.warps, launch.stages) == (2, 7) for launch in before)
 
 
-def test_what_fails_or_gives_something_else_is_not_fast(monkeypatch) -> None:
+def test_a_setting_that_fails_or_is_wrong_is_never_fastest(monkeypatch) -> None:
     def ours() -> torch.Tensor:
         setting = convolution.convolution(64, 64, torch.bfloat16)
         if setting.warps == 16:

@@ -1,9 +1,9 @@
-"""Damaged and hostile files, given to the commands that read them.
+"""A fuzzer: the commands read damaged and malicious files.
 
-``python -m tests.fuzz --help``. Each kind of file is a module with
+See ``python -m tests.fuzz --help``. Each kind of file is a module with
 
-- ``prepare(folder)``, which makes once what all cases need, and returns it,
-- ``make(randomly, given, folder)``, which writes the files of a case and returns it.
+- ``prepare(folder)``, which creates what all cases need, once, and returns it,
+- ``make(randomly, given, folder)``, which writes the files of a case and returns the case.
 
-``cases.py`` has what must hold for every command, whatever it reads.
+``cases.py`` checks what must hold for every command, whatever it reads.
 """

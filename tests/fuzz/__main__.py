@@ -1,4 +1,4 @@
-"""Give damaged and hostile files to the commands that read them."""
+"""Test the commands that read files with damaged and malicious files."""
 
 import argparse
 import gc
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-# What commands import when they begin, and Adam at its first step: here once for all of them
+# What commands import at their start, and Adam at its first step, is imported once for all cases
 import torch._dynamo
 
 import mirrorgan_fast.evaluation.report
@@ -26,13 +26,13 @@ from tests.fuzz.cases import Case, Outcome, run
 
 _MODULES = (captions, models, checkpoints, journals, pickles, pictures)
 _KINDS = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
-_SHOWN = 1000  # characters of what is wrong
+_MAX_SHOWN = 1000  # characters of an error
 _TABLE = "{:12}{:>7}{:>10}  {:36}{:>7}{:>9}{:>9}{:>8}"
 _HEADING = ("kind", "cases", "captions", "exit status: cases", "failed", "slowest", "memory", "all")
 
 
 class _Kind:
-    """The cases of a kind, in a folder of their own."""
+    """The cases of a kind, in their own folder."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self._folder = name, folder / name
@@ -46,20 +46,21 @@ class _Kind:
         return _KINDS[self.name].make(random.Random(seed), self._given, folder), folder
 
     def run(self, seed: int) -> tuple[int, Outcome, list[str]]:
-        """Run a case; return its captions, what became of it, and what to tell if it failed."""
+        """Run a case; return its caption count, its outcome, and lines to print if it failed."""
         case, folder = self.make(seed)
         outcome, faults = run(case, folder)
         shutil.rmtree(folder.parent)
-        stderr = outcome.stderr[-_SHOWN:].decode("utf-8", "replace").splitlines()[-3:]
-        told = [f"FAILED --kind {self.name} --case {seed}: {case}", *faults]
-        return case.captions, outcome, [*told, *(f"| {line}" for line in stderr)] if faults else []
+        stderr = outcome.stderr[-_MAX_SHOWN:].decode("utf-8", "replace").splitlines()[-3:]
+        lines = [f"FAILED --kind {self.name} --case {seed}: {case}", *faults]
+        lines += [f"| {line}" for line in stderr]
+        return case.captions, outcome, lines if faults else []
 
 
 def main() -> int:
-    """Return 1 if anything is wrong."""
+    """Return 1 if a case failed."""
     options = _options()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    torch.set_num_threads(1)  # children of a process with threads of OpenMP wait for them forever
+    torch.set_num_threads(1)  # forked children would wait forever for the parent's OpenMP threads
     print(f"--seed {options.seed}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     if options.case is not None:
@@ -76,13 +77,17 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="default: random")
-    parser.add_argument("--kind", choices=_KINDS, action="append", help="or several (default: all)")
+    parser.add_argument(
+        "--kind", choices=_KINDS, action="append", help="may be repeated (default: all)"
+    )
     parser.add_argument("--count", type=int, default=1000, help="cases of each kind")
     parser.add_argument("--jobs", type=int, default=2, help="cases at a time (default: 2)")
-    parser.add_argument("--case", type=int, metavar="SEED", help="only this one; its files stay")
+    parser.add_argument(
+        "--case", type=int, metavar="SEED", help="run only this case and keep its files"
+    )
     options = parser.parse_args()
     if options.case is not None and len(options.kind or []) != 1:
-        parser.error("--case: give its --kind too")
+        parser.error("--case: give the case's --kind too")
     return options
 
 
@@ -98,16 +103,16 @@ def _run_one(kind: _Kind, seed: int) -> int:
 
 
 def _run_many(kind: _Kind, options: argparse.Namespace) -> tuple[Any, ...]:
-    """Run cases, tell of those that fail, and return the kind's row of the table."""
+    """Run cases, print those that fail, and return the kind's row of the table."""
     names = (f"{options.seed} {kind.name} {number}" for number in range(options.count))
     seeds = (random.Random(name).getrandbits(32) for name in names)
     start, done = time.monotonic(), []
-    gc.freeze()  # children need not look at what is here already
+    gc.freeze()  # children need not collect what exists already
     with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("fork")) as pool:
         for each in pool.map(kind.run, seeds):
             done.append(each)
             for line in each[2]:
-                print(f"{ascii(line)[1:-1]:.{_SHOWN}}", flush=True)
+                print(f"{ascii(line)[1:-1]:.{_MAX_SHOWN}}", flush=True)
     counts, outcomes, failed = zip(*done, strict=True)
     statuses = Counter(str(outcome.status) for outcome in outcomes)
     return (

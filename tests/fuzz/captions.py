@@ -1,4 +1,4 @@
-"""Files of captions: of every format and none."""
+"""Caption files in every supported format, damaged ones, and files in other formats."""
 
 import csv
 import gzip
@@ -15,7 +15,8 @@ from tests.fuzz.damage import mutated, odd_json
 _KEYS = ("caption", "captions", "text", "prompt")
 # fmt: off
 _MAGIC = (b"", b"PK\x03\x04", b"\x89PNG\r\n\x1a\n", b"%PDF-1.7", b"\x1f\x8b\x08", b"\xff\xfe\0\0")
-# Ends of lines to some readers only, letters of which UTF-16 has the bytes of line ends, and others
+# Characters that only some readers take for line ends, letters whose UTF-16 bytes are those of line
+# ends, and other odd characters
 _ODD = (
     "\0", "\r", "\n", "\x0b", "\x0c", "\x1b[31m", "\x1c", "\x85", "\u2028", "\ufeff", "\u0a0d",
     "\u0d0a", "\ud83d", "\udc26", "é", "鸟", "طائر", "🐦", "\U0010ffff", ",", ";", "\t", '"', "{}",
@@ -28,16 +29,16 @@ class _File(NamedTuple):
     name: str
     data: bytes
     captions: list[str] | None
-    """Of its records, if it is of a format that is read."""
+    """The captions of its records; None if the file is damaged or its format is not supported."""
 
 
 def prepare(folder: Path) -> Path:
-    """Make the model that paints."""
+    """Create the model that generates images."""
     return given.model(folder / "model")
 
 
 def make(randomly: random.Random, model: Path, folder: Path) -> Case:
-    """Write a file of captions."""
+    """Write a caption file."""
     captions = [_caption(randomly) for _ in range(randomly.choice([1, 3, 10, 30]))]
     file = randomly.choice([_text, _text, _json_lines, _json_array, _table])(captions, randomly)
     if randomly.random() < 0.4:
@@ -63,9 +64,9 @@ def make(randomly: random.Random, model: Path, folder: Path) -> Case:
 
 
 def _check(out: Path, status: int, images: int, captions: list[str] | None) -> None:
-    """Assert that each record is accounted for, once, and is what was written."""
+    """Assert that each record is counted exactly once, and that its caption is unchanged."""
     if status == 2:
-        assert captions is None, "this is a format that is read"
+        assert captions is None, "this format is supported"
         assert not (out / "manifest.jsonl").exists(), "there is a manifest"
         return
     made, refused = (
@@ -94,15 +95,15 @@ def _caption(randomly: random.Random) -> str:
                 place = randomly.randint(0, len(text))
                 text = text[:place] + randomly.choice(_ODD) + text[place:]
         case 5:
-            most = randomly.choice([256, 0x110000])
-            text += "".join(chr(randomly.randrange(most)) for _ in range(20))
+            end = randomly.choice([256, 0x110000])
+            text += "".join(chr(randomly.randrange(end)) for _ in range(20))
         case 6 if randomly.random() < 0.2:
             text += " qq" * randomly.choice([1000, 21_800, 40_000])
-    return json.loads(json.dumps(text))  # two halves of a pair are one letter
+    return json.loads(json.dumps(text))  # joins the two halves of a surrogate pair
 
 
 def _text(captions: list[str], randomly: random.Random) -> _File:
-    """A caption a line."""
+    """Text with one caption per line."""
     captions = [_without(caption, "\r\n\0") for caption in captions]
     if not captions[0][:1].isalpha():
         captions[0] = f"a{captions[0]}"
@@ -138,7 +139,7 @@ def _table(captions: list[str], randomly: random.Random) -> _File:
 
 
 def _rows(captions: list[str], randomly: random.Random) -> list[dict[str, object]]:
-    """Return objects with a caption each, or with a list of them."""
+    """Return objects that each have a caption or a list of captions."""
     key, rows, rest = randomly.choice(_KEYS), [], captions
     together = randomly.randint(1, 3) if key == "captions" else 0
     while rest:
@@ -150,7 +151,7 @@ def _rows(captions: list[str], randomly: random.Random) -> list[dict[str, object
 
 
 def _dumped(value: object, randomly: random.Random, indent: int | None = None) -> str:
-    """Return JSON in ASCII, or with all letters as they are if they can be encoded."""
+    """Return JSON in ASCII, or with unescaped letters if they can be encoded."""
     text = json.dumps(value, ensure_ascii=False, indent=indent)
     if randomly.random() < 0.5 or any("\ud800" <= letter <= "\udfff" for letter in text):
         return json.dumps(value, indent=indent)
@@ -163,7 +164,7 @@ def _encoded(text: str, randomly: random.Random) -> bytes:
 
 
 def _without(text: str, letters: str) -> str:
-    """Leave out letters, and half surrogate pairs, which only JSON can have."""
+    """Remove letters, and single halves of surrogate pairs, which only JSON can contain."""
     return "".join(c for c in text if c not in letters and not "\ud800" <= c <= "\udfff")
 
 
@@ -173,7 +174,7 @@ def _mutated(file: _File, randomly: random.Random) -> _File:
 
 
 def _packed(file: _File, randomly: random.Random) -> _File:
-    """Damaged gzip, gzip in gzip, and what is much larger unpacked."""
+    """Damaged gzip, gzip in gzip, and files that are much larger when unpacked."""
     data = gzip.compress(file.data)
     match randomly.randrange(4):
         case 0:
@@ -193,7 +194,7 @@ def _noise(file: _File, randomly: random.Random) -> _File:
 
 
 def _odd_rows(file: _File, randomly: random.Random) -> _File:
-    """JSON in which anything may be anything."""
+    """JSON with odd values in any place."""
     rows = _rows(["a red bird", "a bird"], randomly)
     if randomly.random() < 0.5:
         return _File("captions.json", odd_json(rows, randomly), None)

@@ -1,4 +1,4 @@
-"""A case: a command that reads something odd, run in a child process, and what must hold."""
+"""A case: a command that reads odd files and runs in a child process, and the checks on it."""
 
 import gc
 import multiprocessing.util
@@ -22,10 +22,10 @@ from typing import Any, NamedTuple, NoReturn
 from mirrorgan_fast.cli.main import main
 
 SECONDS = 30
-MEMORY = 2**30  # bytes beside those of an idle process
+MEMORY = 2**30  # bytes more than an idle process
 LINES = 10  # on stderr
-OUTPUTS = ("out", "run")  # how the names begin of all that a command may make or change
-_GRACE = 1.0  # seconds until processes that were started must be gone
+OUTPUTS = ("out", "run")  # prefixes of the names that a command may create or change
+_GRACE = 1.0  # seconds until child processes must have ended
 _PAGE = resource.getpagesize()
 _PYTHON = re.compile(r"^Traceback|Exception ignored|\.py:\d+: |Warning: ", re.MULTILINE)
 
@@ -36,11 +36,11 @@ class Case:
 
     arguments: list[str]
     check: Callable[[int], None] = lambda status: None
-    """Raises AssertionError if something is wrong; takes the exit status."""
+    """Takes the exit status and raises AssertionError if something is wrong."""
     piped: str | None = None
-    """A file that comes through a pipe as standard input."""
+    """A file that is piped to standard input."""
     captions: int = 0
-    """How many are in its file."""
+    """The number of captions in its file."""
 
     def __str__(self) -> str:
         text = shlex.join(["mirrorgan-fast", *self.arguments])
@@ -49,21 +49,21 @@ class Case:
 
 
 class Outcome(NamedTuple):
-    """What became of a command."""
+    """How a command ended."""
 
     status: int | str
     """The exit status, or why there is none."""
     seconds: float
     memory: int
-    """The most that it took, in bytes beside those of an idle process."""
+    """Its peak, in bytes more than an idle process."""
     left: bool
-    """Whether processes of it were left."""
+    """Whether it left processes behind."""
     stdout: bytes
     stderr: bytes
 
 
 def run(case: Case, folder: Path) -> tuple[Outcome, list[str]]:
-    """Run a case, whose files are in a folder; return what is wrong."""
+    """Run a case, whose files are in a folder; return its outcome and its faults."""
     before = _state(folder)
     outcome = call(case.arguments, folder, piped=case.piped)
     found = list(_faults(outcome))
@@ -74,12 +74,12 @@ def run(case: Case, folder: Path) -> tuple[Outcome, list[str]]:
         try:
             case.check(outcome.status)
         except AssertionError as error:
-            found.append(f"exit status {outcome.status}, but {error}")
+            found.append(f"exit status {outcome.status}: {error}")
     return outcome, found
 
 
 def call(arguments: list[str], folder: Path, *, piped: str | None = None) -> Outcome:
-    """Run a command in a child process; what it prints is kept beside the folder."""
+    """Run a command in a child process; its output is kept in files next to the folder."""
     logs = [folder.with_name(f"{name}.log") for name in ("stdout", "stderr")]
     feeder = None
     if piped is not None:
@@ -90,14 +90,14 @@ def call(arguments: list[str], folder: Path, *, piped: str | None = None) -> Out
         _be_the_command(arguments, folder, feeder.stdout.fileno() if feeder else None, logs)
     if feeder:
         feeder.stdout.close()
-    idle = most = _resident(child)
+    idle = peak = _resident(child)
     why = ""
     while True:
         ended, status, usage = os.wait4(child, os.WNOHANG)
         if ended:
             break
-        most = max(most, _resident(child))
-        if not why and most - idle > MEMORY:
+        peak = max(peak, _resident(child))
+        if not why and peak - idle > MEMORY:
             why = "too much memory"
         elif not why and time.monotonic() - start > SECONDS:
             why = "too long"
@@ -105,14 +105,14 @@ def call(arguments: list[str], folder: Path, *, piped: str | None = None) -> Out
             os.kill(child, signal.SIGKILL)
         time.sleep(0.003)
     seconds = time.monotonic() - start
-    left = _end_what_is_left(child)
+    left = _end_group(child)
     if feeder:
         feeder.wait()
     code = os.waitstatus_to_exitcode(status)
     return Outcome(
         why or (code if code >= 0 else signal.Signals(-code).name),
         seconds,
-        max(most, usage.ru_maxrss * 1024) - idle,
+        max(peak, usage.ru_maxrss * 1024) - idle,
         left,
         *(log.read_bytes() for log in logs),
     )
@@ -121,12 +121,12 @@ def call(arguments: list[str], folder: Path, *, piped: str | None = None) -> Out
 def _be_the_command(
     arguments: list[str], folder: Path, stdin: int | None, logs: list[Path]
 ) -> NoReturn:
-    """Do what ``python -m mirrorgan_fast`` does, from the standard streams to the end."""
+    """Do what ``python -m mirrorgan_fast`` does, with its own standard streams, and exit."""
     status: Any = 1
     try:
         os.setsid()
         os.chdir(folder)
-        sys.path.insert(0, str(folder))  # so modules in it can be imported
+        sys.path.insert(0, str(folder))  # so that modules in it can be imported
         os.dup2(os.open(os.devnull, os.O_RDONLY) if stdin is None else stdin, 0)
         for number, log in enumerate(logs, start=1):
             os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
@@ -149,7 +149,7 @@ def _be_the_command(
 
 
 def _faults(outcome: Outcome) -> Iterator[str]:
-    """Yield what is wrong with any command's end."""
+    """Yield the faults in how a command ended."""
     if outcome.status not in (0, 2, 3):
         yield f"ended with {outcome.status}"
     if outcome.memory > MEMORY:
@@ -159,7 +159,7 @@ def _faults(outcome: Outcome) -> Iterator[str]:
     try:
         stdout, stderr = outcome.stdout.decode(), outcome.stderr.decode()
     except UnicodeDecodeError as error:
-        yield f"printed what is not UTF-8: {error.object[error.start - 20 : error.end]!r}"
+        yield f"printed text that is not UTF-8: {error.object[error.start - 20 : error.end]!r}"
         return
     for text in (stdout, stderr):
         if not text.replace("\n", "").isprintable():
@@ -168,13 +168,13 @@ def _faults(outcome: Outcome) -> Iterator[str]:
     if stderr.count("\n") > LINES or len(stderr) > 1000 * LINES:
         yield f"{len(stderr)} characters in {len(stderr.splitlines())} lines on stderr"
     if _PYTHON.search(stderr):
-        yield "a traceback or a warning of Python on stderr"
+        yield "a Python traceback or warning on stderr"
     if outcome.status in (2, 3) and not stderr.strip():
         yield "stderr does not say what is wrong"
 
 
 def _state(folder: Path) -> set[tuple[str, tuple[int, ...]]]:
-    """Return what tells whether something in a folder was changed, without reading a file."""
+    """Return the state of a folder, which shows changes without reading the files."""
     found = set()
     for path in folder.rglob("*"):
         place = str(path.relative_to(folder))
@@ -192,8 +192,8 @@ def _resident(process: int) -> int:
     return 0
 
 
-def _end_what_is_left(group: int) -> bool:
-    """End the processes of a group; return whether there were any after a while."""
+def _end_group(group: int) -> bool:
+    """End a process group; return whether it still had processes after ``_GRACE`` seconds."""
     end = time.monotonic() + _GRACE
     with suppress(ProcessLookupError):
         while time.monotonic() < end:

@@ -25,11 +25,11 @@ class _Given(NamedTuple):
     data: Path
     run: Path
     resumed: Path
-    """For each stage, the run with another step of it."""
+    """For each stage, a folder with the run after another step of that stage."""
 
 
 def prepare(folder: Path) -> _Given:
-    """Train all stages for a step."""
+    """Train all stages for one step."""
     there = _Given(given.data_set(folder / "data", 4), folder / "run", folder / "resumed")
     given.made(given.train("all", there.data, 1), folder)
     for stage in _STAGES:
@@ -54,7 +54,7 @@ def make(randomly: random.Random, there: _Given, folder: Path) -> Case:
             damage(part / _CURVES, randomly)
         case 8:
             damage(part / randomly.choice(["lock", *_OF_RUN]), randomly)
-        case 9:  # leads what is written elsewhere
+        case 9:  # redirects a file that is written
             path = part / randomly.choice(_WRITTEN)
             path.parent.mkdir(exist_ok=True)
             path.unlink(missing_ok=True)
@@ -67,26 +67,26 @@ def make(randomly: random.Random, there: _Given, folder: Path) -> Case:
         assert status == 0 or refusable, "curves must not stop a run"
         if status == 0 and not 2 <= kind <= 5:
             same = _model(part) == _model(there.resumed / stage / "run" / stage)
-            assert same, "what is trained is something else"
+            assert same, "the trained weights differ"
 
     return Case(given.train(stage, there.data, 2), check)
 
 
 def _model(part: Path) -> list[tuple[str, bytes]]:
-    """Return what a stage trained."""
+    """Return the weights that a stage trained."""
     content = torch.load(part / _CHECKPOINT, weights_only=True)
     state = content["average" if "average" in content else "model"]
     return [(name, tensor.numpy().tobytes()) for name, tensor in state.items()]
 
 
 def _change(path: Path, randomly: random.Random) -> None:
-    """Save other contents, of a wrong type, shape or value, mostly with a checksum that fits."""
+    """Save content with a wrong type, shape or value, mostly with a matching checksum."""
     content = torch.load(path, weights_only=True)
     checksum = content.pop("checksum")
     content = _changed(content, randomly)
     if isinstance(content, dict):
         sealed = {**content, "checksum": checksum}
-        with suppress(Exception):  # of some contents there is no checksum
+        with suppress(Exception):  # some content has no checksum
             sealed = seal(content) if randomly.random() < 0.8 else sealed
         content = sealed
     file = io.BytesIO()
@@ -120,7 +120,7 @@ def _odd_tensor(tensor: torch.Tensor, randomly: random.Random) -> Any:
             return torch.full_like(tensor, randomly.choice([0, -1, 2**30]))
         case 3 if tensor.is_floating_point():
             return torch.full_like(tensor, randomly.choice([float("nan"), 1e38, -float("inf")]))
-        case 4:  # one number in the file, more in memory than any machine has
+        case 4:  # one number in the file, but more memory than any machine has
             return torch.zeros(1).expand(1 << 50)
         case 5:
             return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)

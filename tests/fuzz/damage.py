@@ -1,4 +1,4 @@
-"""Damages that any file may have."""
+"""Damage that any file may have."""
 
 import json
 import os
@@ -20,7 +20,7 @@ ODD_VALUES: tuple[Any, ...] = (
 
 
 def damage(path: Path, randomly: random.Random) -> None:
-    """Change some bytes of a file, an entry if it is JSON, or what it is."""
+    """Change some bytes of a file, or an entry if it is JSON, or replace the file."""
     kind = randomly.random()
     if kind < 0.25:
         replace(path, randomly)
@@ -38,12 +38,14 @@ def damage(path: Path, randomly: random.Random) -> None:
     rewrite(path, data)
 
 
-def mutated(data: bytes, randomly: random.Random, most: int = 8) -> bytes:
-    """Return bytes with one to a few changes: bits, cuts, insertions, repetitions."""
+def mutated(data: bytes, randomly: random.Random, max_changes: int = 8) -> bytes:
+    """Return bytes with up to ``max_changes`` changes: bits, cuts, insertions, repetitions."""
     changed = bytearray(data)
-    for _ in range(randomly.randint(1, most)):
+    for _ in range(randomly.randint(1, max_changes)):
         start = randomly.randint(0, len(changed))
-        if randomly.random() < 0.5:  # near an end, where it mostly stands how all hangs together
+        if (
+            randomly.random() < 0.5
+        ):  # near the start or the end, where most formats have their structure
             start = randomly.choice([start % 64, max(0, len(changed) - start % 4000)])
         start = min(start, len(changed))
         end = start + int(randomly.expovariate(1 / 8)) + 1
@@ -65,7 +67,7 @@ def mutated(data: bytes, randomly: random.Random, most: int = 8) -> bytes:
 
 
 def odd_json(value: Any, randomly: random.Random) -> bytes:
-    """Return JSON of a value of which one or two entries are something else, or gone."""
+    """Return JSON of a value in which one or two entries are changed or removed."""
     value = json.loads(json.dumps(value))
     for _ in range(randomly.randint(1, 2)):
         value = _changed(value, randomly)
@@ -94,13 +96,13 @@ def _changed(value: Any, randomly: random.Random) -> Any:
 
 
 def rewrite(path: Path, data: bytes) -> None:
-    """Put other bytes in the place of a file, of which there may be hard links."""
+    """Replace a file's content without changing its hard links."""
     path.unlink()
     path.write_bytes(data)
 
 
 def replace(path: Path, randomly: random.Random) -> None:
-    """Put in the place of a file what is none, or not such a one."""
+    """Replace a file with nothing, a folder, a link, a pipe, or a file of zeros."""
     path.unlink()
     match randomly.randrange(8):
         case 0:

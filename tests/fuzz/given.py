@@ -1,4 +1,4 @@
-"""What the cases begin with: a small model, a data set and a training run, all made in no time."""
+"""What the cases start with: a small model, a data set and a training run, all quick to make."""
 
 import json
 import os
@@ -75,13 +75,13 @@ def train(stage: str, data: Path | str, steps: int, workers: int = 0) -> list[st
 
 
 def made(arguments: list[str], folder: Path) -> None:
-    """Run a command that must do what it says."""
+    """Run a command that must succeed."""
     outcome = call(arguments, folder)
     assert outcome.status in (0, 3), f"{arguments}: {outcome.stderr.decode()}"
 
 
 def copy(source: Path, target: Path, linked: Iterable[str] = ()) -> Path:
-    """Copy a folder; files of some names become hard links, which takes no time."""
+    """Copy a folder; files with the names ``linked`` become hard links, which is faster."""
 
     def copy_file(one: str, other: str) -> None:
         (os.link if os.path.basename(one) in linked else shutil.copy2)(one, other)

@@ -1,4 +1,4 @@
-"""Damaged output folders of sampling, which is resumed or begun anew in them."""
+"""Damaged output folders of sampling, in which it is resumed or started again."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from tests.fuzz.cases import Case
 from tests.fuzz.damage import ODD_VALUES, damage, odd_json, replace
 
 _FORMATS = ("png", "jpeg", "npy", "tar", "flat")
-_MINE = "mine.txt"  # in the folder, and not of the program
+_MINE = "mine.txt"  # a user's file in the output folder
 # fmt: off
 _FILE_NAMES = (
     "{}/precious.png", "{}/00000/precious.png", "{}/", "../canary/precious.png", "../canary/new",
@@ -37,7 +37,7 @@ class _Given(NamedTuple):
 
 
 def prepare(folder: Path) -> _Given:
-    """Sample in every format with two seeds, undisturbed."""
+    """Sample in every format with two seeds, without damage."""
     there = _Given(given.model(folder / "model"), folder / "outputs")
     for format in _FORMATS:
         for seed in range(2):
@@ -48,7 +48,7 @@ def prepare(folder: Path) -> _Given:
 
 
 def make(randomly: random.Random, there: _Given, folder: Path) -> Case:
-    """Write a damaged output folder, beside a tree that must stay as it is."""
+    """Write a damaged output folder, next to a folder that must not change."""
     format, seed = randomly.choice(_FORMATS), randomly.randrange(2)
     arguments = _command(format, seed, there.model, folder)
     begun = seed if randomly.random() < 0.7 else 1 - seed
@@ -69,17 +69,17 @@ def make(randomly: random.Random, there: _Given, folder: Path) -> Case:
         after = _tree(out)
         refused = begun != seed and not overwrite
         assert damages or refused == (status == 2), "nothing is damaged"
-        if status == 2:  # mostly at once; in a folder of an image's name, when it comes to it
+        if status == 2:  # mostly at once; late if a folder has the name of an image
             replaced = wanted if begun != seed and overwrite else {}
             right = {path: (before[path], wanted.get(path)) for path in before.keys() - replaced}
             lost = sorted(path for path in right if after.get(path) not in right[path])
             assert not lost, f"{', '.join(lost)} changed"
             return
         other = sorted(path for path in wanted if after.get(path) != wanted[path])
-        assert not other, f"{', '.join(other)} is not that of an undisturbed run"
+        assert not other, f"{', '.join(other)} differs from an undisturbed run"
         more = sorted(after.keys() - wanted.keys() - before.keys())
-        assert not more, f"{', '.join(more)} is there too"
-        assert after.get(_MINE) == before.get(_MINE), "it removed what it did not make"
+        assert not more, f"{', '.join(more)} should not exist"
+        assert after.get(_MINE) == before.get(_MINE), "it changed a user's file"
 
     return Case([*arguments, *["--overwrite"] * overwrite], check)
 
@@ -96,14 +96,14 @@ def _command(format: str, seed: int, model: Path, folder: Path) -> list[str]:
 
 
 def _tree(folder: Path) -> dict[str, bytes | str]:
-    """Return what is in all files of a folder but its journal, and where links lead."""
+    """Return the content of all files in a folder except its journal, and the targets of links."""
     found: dict[str, bytes | str] = {}
     for path in folder.rglob("*"):
         place = str(path.relative_to(folder))
         if path.is_symlink():
             found[place] = os.readlink(path)
         elif path.is_file():
-            with path.open("rb") as file:  # which may be of any size
+            with path.open("rb") as file:  # it may have any size
                 found[place] = file.read(2**20)
         elif not path.is_dir() or not any(path.iterdir()):
             found[place] = "no file"
@@ -141,7 +141,7 @@ def _damage(out: Path, randomly: random.Random) -> None:
 
 
 def _change_rows(out: Path, path: Path, randomly: random.Random) -> None:
-    """Change names of files, other entries, or the order; mostly with checksums that fit."""
+    """Change file names, other entries or the order, mostly with matching checksums."""
     lines = path.read_bytes().splitlines(keepends=True) or [b" {}\n"]
     rows = [line.partition(b" ")[2] for line in lines]
     place = randomly.randrange(len(rows))
@@ -175,9 +175,9 @@ def _change_rows(out: Path, path: Path, randomly: random.Random) -> None:
 
 
 def _replace(path: Path, randomly: random.Random) -> None:
-    """Put something else in the place of a file, which is shorter if it is of an image.
+    """Replace a file. If it has images, the new file is shorter.
 
-    Images are not read again, so a file of one may have any content.
+    Images are not read again, so a file of the same size may have any content.
     """
     size = path.stat().st_size
     replace(path, randomly)
@@ -187,7 +187,7 @@ def _replace(path: Path, randomly: random.Random) -> None:
 
 
 def _link_out(out: Path, randomly: random.Random) -> None:
-    """Put links to other places where files and folders are, or are to be."""
+    """Put a link to another place where a file or folder is or will be."""
     path = out / randomly.choice(_LINKS)
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)

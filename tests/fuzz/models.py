@@ -1,4 +1,4 @@
-"""Damaged folders of models."""
+"""Damaged model folders."""
 
 import json
 import os
@@ -17,7 +17,7 @@ _COMMANDS = (
     "describe ../../data/0.png --quiet",
     "evaluate --data ../../data --count 100 --quiet",
     "info --words",
-    "export --format onnx -o out.onnx --quiet",  # takes long where nothing is refused
+    "export --format onnx -o out.onnx --quiet",  # slow if nothing is refused
 )
 _ODD_WORDS = (
     "",
@@ -33,11 +33,11 @@ _ODD_WORDS = (
     "bird",
 )
 _NOT_NUMBERS = (float("nan"), float("inf"), -float("inf"))
-_ODD_NUMBERS = (3e38, -3e38, 0.0, 1e-30, -1.0)  # whose products are no numbers, or zero
+_ODD_NUMBERS = (3e38, -3e38, 0.0, 1e-30, -1.0)  # products are NaN, infinite or zero
 
 
 def prepare(folder: Path) -> Path:
-    """Make a model, and what it is measured on."""
+    """Create a model, and the data that it is evaluated on."""
     given.data_set(folder / "data", 1, 100)
     return given.model(folder / "model")
 
@@ -65,7 +65,7 @@ def make(randomly: random.Random, there: Path, folder: Path) -> Case:
     (command,) = randomly.choices(_COMMANDS, (6, 6, 6, 1, 2, int(kind == 9)))
 
     def check(status: int) -> None:
-        assert status == 2 or kind != 9 or "info" in command, "its weights are no numbers"
+        assert status == 2 or kind != 9 or "info" in command, "the weights are NaN or infinite"
 
     return Case([*command.split(), "--model", "model"], check)
 
@@ -81,7 +81,7 @@ def _change_words(path: Path, randomly: random.Random) -> None:
 
 
 def _forge(path: Path, randomly: random.Random) -> None:
-    """Change names, types, shapes and places of tensors, or how long it is said that these are."""
+    """Change the names, types, shapes and offsets of tensors, or the length of the header."""
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
@@ -110,7 +110,7 @@ def _forge(path: Path, randomly: random.Random) -> None:
 
 
 def _fill(path: Path, randomly: random.Random, values: tuple[float, ...]) -> None:
-    """Put a value into some tensors, at one place or everywhere."""
+    """Set one or all entries of some tensors to a value."""
     data = bytearray(path.read_bytes())
     behind = 8 + int.from_bytes(data[:8], "little")
     tensors = [entry for entry in json.loads(data[8:behind]).values() if entry["dtype"] == "F32"]

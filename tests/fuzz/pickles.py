@@ -29,7 +29,7 @@ _ODD_FIELDS = (
 )
 _ODD_NAMES = ("../" * 9 + "etc/passwd", "/etc/passwd", "001.Bird/0\0", "001.Bird/0\n", "")
 _ODD_CLASSES = (2**63, -(2**63) - 1, 2**64, True, None, 1.5, 1e300, "1", b"1", [1], 1j, print)
-# What a pickle could ask for. Importing the module canary, beside it, leaves a mark.
+# Names that a pickle could request. Importing the module canary creates a file.
 _GLOBALS = (
     ("canary", "touch"), ("os", "mkdir"), ("posix", "system"), ("builtins", "eval"),
     ("builtins", "getattr"), ("collections", "OrderedDict"), ("pathlib", "Path.touch"),
@@ -61,7 +61,7 @@ def prepare(folder: Path) -> Path:
 
 
 def make(randomly: random.Random, there: Path, folder: Path) -> Case:
-    """Write the data set with an odd file."""
+    """Write the data set, with one odd file."""
     cub = given.copy(there, folder / "cub")
     (folder / "canary.py").write_text(f"open({str(folder / 'MARKER')!r}, 'w')\ntouch = print\n")
     protocol = randomly.randrange(6)
@@ -87,7 +87,7 @@ def make(randomly: random.Random, there: Path, folder: Path) -> Case:
 
 
 def _table(text: str, randomly: random.Random) -> bytes:
-    """Return a table of text with other numbers and names in it."""
+    """Return a text table with some fields changed."""
     if randomly.random() < 0.4:
         return mutated(text.encode(), randomly)
     rows = [line.split(" ") for line in text.splitlines()]
@@ -98,7 +98,7 @@ def _table(text: str, randomly: random.Random) -> bytes:
 
 
 def _other(data: bytes, randomly: random.Random) -> bytes:
-    """A pickle of what such a file does not have."""
+    """A pickle with values that such a file never has."""
     values = [value for value in ODD_VALUES if value != "\ud800"]
     values += [{1, 2}, (1,), range(5), np.float32(5), np.arange(4), np.array("a"), np.int64(2**62)]
     found = randomly.choice([_NAMES, _CLASSES, []]) + randomly.choices(
@@ -109,13 +109,13 @@ def _other(data: bytes, randomly: random.Random) -> bytes:
 
 
 def _forged(data: bytes, randomly: random.Random) -> bytes:
-    """A pickle that asks for what is, or would be, run."""
+    """A pickle that tries to run code."""
     end = randomly.choice([b".", b"0" + data, b""])
     return b"\x80\x02](" + _asked(randomly, 3) + b"e" + end
 
 
 def _asked(randomly: random.Random, depth: int) -> bytes:
-    """Something by its name, called or built in one of all ways, with arguments such as it."""
+    """Opcodes that load a global by name and call it in one of all ways, with nested arguments."""
     module, name = randomly.choice(_GLOBALS)
     found = f"c{module}\n{name}\n".encode()
     if randomly.random() < 0.2:
@@ -132,7 +132,7 @@ def _asked(randomly: random.Random, depth: int) -> bytes:
 
 
 def _random_opcodes(data: bytes, randomly: random.Random) -> bytes:
-    """Any opcodes in any order, after some that are right."""
+    """Random opcodes after a valid beginning."""
     pieces = [data[: randomly.randint(0, len(data))]]
     for _ in range(randomly.randint(1, 30)):
         opcode = randomly.choice(pickletools.opcodes)
@@ -150,7 +150,7 @@ def _random_opcodes(data: bytes, randomly: random.Random) -> bytes:
 
 
 def _bomb(data: bytes, randomly: random.Random) -> bytes:
-    """A few bytes that ask for very much memory or time, or nest very deeply."""
+    """A few bytes that request a lot of memory or time, or are nested very deeply."""
     four = randomly.choice([2**28, 2**31 - 1, 2**32 - 1]).to_bytes(4, "little")
     eight = randomly.choice([2**33, 2**62, 2**63, 2**64 - 1]).to_bytes(8, "little")
     many = randomly.choice([10**4, 10**5, 10**6])

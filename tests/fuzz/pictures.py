@@ -1,4 +1,4 @@
-"""Pictures: of every format, mutated, forged, and much larger than they look."""
+"""Pictures in every format: mutated, forged, and much larger when decoded."""
 
 import io
 import os
@@ -26,7 +26,7 @@ _READ = {
 _NOT_READ = ("EPS", "EPS", "EPS", "ICO", "PCX", "TGA", "JPEG2000", "PDF", "IM", "PSD", "SVG")
 _TOOLS = ("gs", "djpeg", "cjpeg", "ppmtogif", "ppmquant", "inkscape", "convert", "xdg-open")
 _NAMES = ("bird.png", "bird.jpg", "bird", "a\nb.png", "é\x1b[31m.png", os.fsdecode(b"\xff.png"))
-_SIZE = (37, 41)  # which are easily found in a file
+_SIZE = (37, 41)  # numbers that are easy to find in a file
 # fmt: off
 _SIZES = (
     _SIZE, _SIZE, _SIZE, (60_000, 60_000), (1, 2**27), (2**31 - 1, 1), (2**16 - 1, 2**16 - 1),
@@ -46,7 +46,7 @@ _MAGIC = (
 
 
 def prepare(folder: Path) -> Path:
-    """Make the model that describes, and programs that leave a mark where they are started."""
+    """Create the model that describes, and programs that create a file when they are started."""
     (folder / "tools").mkdir()
     for name in _TOOLS:
         tool = folder / "tools" / name
@@ -58,7 +58,7 @@ def prepare(folder: Path) -> Path:
 
 
 def make(randomly: random.Random, model: Path, folder: Path) -> Case:
-    """Write a picture, which is described, or now and then trained on."""
+    """Write a picture that is described or, in some cases, trained on."""
     kind = randomly.choice(_KINDS)
     training = randomly.random() < 0.1
     name = "data/0.png" if training else randomly.choice(_NAMES)
@@ -96,7 +96,7 @@ def _of_a_format(randomly: random.Random) -> bytes:
 
 
 def _mutated(randomly: random.Random) -> bytes:
-    return mutated(_of_a_format(randomly), randomly, most=randomly.choice([1, 8, 100]))
+    return mutated(_of_a_format(randomly), randomly, max_changes=randomly.choice([1, 8, 100]))
 
 
 def _of_another_format(randomly: random.Random) -> bytes:
@@ -109,13 +109,13 @@ def _of_another_format(randomly: random.Random) -> bytes:
 
 
 def _of_another_size(randomly: random.Random) -> bytes:
-    """A file that says it has a size that it has not."""
+    """A file with a wrong size in its header."""
     data = _saved(randomly.choice([*_READ]), "RGB", randomly)
     sizes = randomly.choice(_SIZES)
     for code in (">I", "<I", ">H", "<H"):
-        most = 256 ** struct.calcsize(code) - 1
+        largest = 256 ** struct.calcsize(code) - 1
         for size, other in zip(_SIZE, sizes, strict=True):
-            data = data.replace(struct.pack(code, size), struct.pack(code, min(other, most)))
+            data = data.replace(struct.pack(code, size), struct.pack(code, min(other, largest)))
     return data.replace(b"37 41", b"%d %d" % sizes)  # PPM
 
 
