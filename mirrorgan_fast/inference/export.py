@@ -105,9 +105,9 @@ def _aoti(model: TextToImage) -> bytes:
             )
     except (exc.InductorError, exc.InvalidCxxCompiler, exc.CppCompileError) as error:
         lines = str(error).splitlines()
-        told = next((line for line in lines if "error:" in line), lines[0])
+        message = next((line for line in lines if "error:" in line), lines[0])
         raise InputError(
-            f"the format aoti needs a C++ compiler that works ({told}); install g++ or clang, "
+            f"the format aoti needs a C++ compiler that works ({message}); install g++ or clang, "
             f"or name one in the environment, CXX=..."
         ) from error
     return file.getvalue()

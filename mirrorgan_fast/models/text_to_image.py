@@ -216,8 +216,8 @@ def sample_with(
 ) -> list[Image.Image]:
     """Do what ``TextToImage.sample`` does, with another ``render``.
 
-    It is called by a function decorated with ``torch.no_grad``, in the name of whose caller it
-    warns.
+    It must be called by a function with the decorator ``torch.no_grad``: its warning points at the
+    line that called that function.
     """
     encoded = model.encode(captions)
     warn_of_unknown(encoded.unknown, stacklevel=5)

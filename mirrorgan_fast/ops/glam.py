@@ -136,7 +136,7 @@ def glam(
         out: Where to write the images. None: a new tensor is made.
 
     Returns:
-        ``out``, uint8. An image depends only on its own row of the arguments, to the bit.
+        ``out``, uint8. An image depends only on its own row of the arguments, bit for bit.
 
     Raises:
         InputError: Shapes, data types or devices do not match.

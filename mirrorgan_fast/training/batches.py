@@ -100,15 +100,15 @@ def load_batches(examples: TrainingExamples, workers: int, **options: Any) -> It
         yield from loader
     except RuntimeError as error:
         # PyTorch's message mentions shared memory, also from a worker that got a bus error.
-        told = str(error).strip()
-        if not workers or ("shared memory" not in told and "shm" not in told):
+        message = str(error).strip()
+        if not workers or ("shared memory" not in message and "shm" not in message):
             raise
-        raise _no_shared_memory(workers, told.splitlines()[-1]) from error
+        raise _no_shared_memory(workers, message.splitlines()[-1]) from error
 
 
-def _no_shared_memory(workers: int, told: str) -> InputError:
+def _no_shared_memory(workers: int, message: str) -> InputError:
     return InputError(
-        f"{workers} worker processes cannot send pictures through shared memory ({told}); make "
+        f"{workers} worker processes cannot send pictures through shared memory ({message}); make "
         f"/dev/shm larger and writable (docker run --shm-size=1g), or read in this process: "
         f"--workers 0"
     )

@@ -190,5 +190,5 @@ def _is_checkpoint(content: Mapping[str, Any]) -> bool:
     )
 
 
-def _misfit(source: str, told: str) -> InputError:
-    return InputError(f"{source} {told}; {_ADVICE}")
+def _misfit(source: str, fault: str) -> InputError:
+    return InputError(f"{source} {fault}; {_ADVICE}")

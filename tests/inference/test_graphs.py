@@ -120,6 +120,7 @@ def test_a_stream_waits_for_another_one_that_had_the_memory() -> None:
     assert (a.waited_for, b.waited_for) == ([b], [a])
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_captures_beside_other_streams_and_threads() -> None:
     model = MirrorGAN.from_pretrained().cuda()

@@ -11,6 +11,8 @@ from mirrorgan_fast.ops import choice, use
 from . import calls
 from .calls import WGMMA_CALLS, Shapes
 
+pytestmark = pytest.mark.gpu
+
 BF16 = torch.bfloat16
 CONVOLUTIONS = [
     Shapes(layout="rows", upsample=upsample)._replace(**sizes)

@@ -37,6 +37,7 @@ from .calls import Call, Shapes
 from .conftest import INTERPRETED
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
+pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
 NARROW = [torch.bfloat16, torch.float16]
 OPS = ["conv_add", "conv_glu", "glam_attention_mix", "glam_stage", "image_head"]
 SHAPES = [

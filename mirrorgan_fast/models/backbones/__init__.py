@@ -1,1 +1,1 @@
-"""The image networks that DAMSM and STREAM see with."""
+"""The CNNs that DAMSM and STREAM use."""
