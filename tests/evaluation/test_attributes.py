@@ -1,4 +1,4 @@
-"""The attribute classifier: learns, is saved and judges; and the count of what it sees."""
+"""The attribute classifier learns, is saved and loaded, and reads images; attribute accuracy."""
 
 import json
 import shutil

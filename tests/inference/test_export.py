@@ -267,7 +267,7 @@ def test_a_missing_package_is_named(
     assert "pip install 'mirrorgan-fast[onnx]'" in message
 
 
-def test_a_missing_compiler_is_told(model: MirrorGAN, tmp_path: Path) -> None:
+def test_a_missing_compiler_is_named(model: MirrorGAN, tmp_path: Path) -> None:
     with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}):
         message = refusal(model, tmp_path / "model.pt2", "aoti")
     assert "no-such-compiler" in message

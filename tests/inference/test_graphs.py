@@ -96,7 +96,7 @@ def test_a_copy_has_no_graphs_yet() -> None:
     renderer._graphs = CalledAgain(renderer._render)
     expected = renderer.sample(["a red bird"])
     for made in (copy.deepcopy(renderer), pickle.loads(pickle.dumps(renderer))):
-        assert made._graphs is None  # they are made anew on a GPU
+        assert made._graphs is None  # they are captured again on a GPU
         assert made.sample(["a red bird"]) == expected
     for graphs in (
         copy.deepcopy(renderer._graphs),

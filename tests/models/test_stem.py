@@ -1,4 +1,4 @@
-"""STEM against its formulas in float64, and that no caption sees another or its own padding."""
+"""STEM against its formulas in float64; a caption depends on no other and not on its padding."""
 
 from collections.abc import Callable
 

@@ -83,7 +83,7 @@ def test_predictions_are_those_of_the_formulas(
             x = stream.embedding.weight[tokens[n, t]]
 
 
-def test_a_prediction_sees_the_words_before_it_only(
+def test_a_prediction_depends_only_on_the_words_before_it(
     stream: STREAM, image: Tensor, tokens: Tensor
 ) -> None:
     logits = stream(image, tokens)
@@ -95,7 +95,7 @@ def test_a_prediction_sees_the_words_before_it_only(
         assert (difference[t + 1 :] > 1e-6).all()
 
 
-def test_a_prediction_sees_its_own_image_only(
+def test_a_prediction_depends_only_on_its_own_image(
     stream: STREAM, image: Tensor, tokens: Tensor
 ) -> None:
     logits = stream(image, tokens)

@@ -38,7 +38,7 @@ def sampler() -> Sampler:
 
 @pytest.fixture(scope="module")
 def undisturbed(sampler: Sampler, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Runs that nobody disturbed, each made once."""
+    """Undisturbed runs, each made once."""
     made: dict[str, Path] = {}
 
     def folder(**settings: Any) -> Path:
@@ -266,7 +266,7 @@ def test_a_damaged_journal_that_is_removed_is_made_again(
         assert files(folder) == files(undisturbed(format=format))
 
 
-def test_the_journal_of_an_older_version_is_told(
+def test_the_journal_of_an_older_version_is_refused(
     sampler: Sampler, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = shutil.copytree(undisturbed(format="png"), tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Runs of the command that are killed at random moments, against one that nobody disturbed."""
+"""Runs of the command that are killed at random moments, compared with an undisturbed run."""
 
 import random
 import subprocess

@@ -475,7 +475,7 @@ def test_what_is_not_of_a_run_stays(sampler: Sampler, tmp_path: Path) -> None:
     assert files(tmp_path).keys() == {"00000.npy", "00000/mine.png", "manifest.jsonl", "notes.txt"}
 
 
-def test_files_of_nobodys_run_are_only_replaced(sampler: Sampler, tmp_path: Path) -> None:
+def test_files_of_no_run_are_only_replaced(sampler: Sampler, tmp_path: Path) -> None:
     for name in ("sheet.png", "errors.jsonl", "manifest.jsonl"):
         written(b"mine", tmp_path, name)
     sample(sampler, ["a bird"], tmp_path, overwrite=True)
@@ -492,7 +492,7 @@ def test_a_ctrl_c_before_it_begins_writes_nothing(
     assert not files(tmp_path)
 
 
-def test_a_damaged_journal_and_empty_files_are_made_anew(
+def test_a_damaged_journal_and_empty_files_are_made_again(
     sampler: Sampler, texts: list[str], tmp_path: Path
 ) -> None:
     sample(sampler, texts, tmp_path)
@@ -581,7 +581,7 @@ def test_processes_divide_the_captions_and_give_the_output_of_one(
     loaded = Sampler(MirrorGAN.from_pretrained(tmp_path / "model"))
     sample(loaded, captions, tmp_path / "alone", settings)
     assert files(tmp_path / "out") == files(tmp_path / "alone")
-    # a single process goes on with what two have done
+    # a single process continues what two have begun
     shutil.rmtree(tmp_path / "out" / ".progress" / "00001.jsonl", ignore_errors=True)
     assert sample(loaded, captions, tmp_path / "out", settings).made == 0
 

@@ -83,7 +83,7 @@ def test_threads_may_share_a_sampler(sampler: Sampler, texts: list[str]) -> None
         assert [result.image.tobytes() for result in run.result()] == expected
 
 
-def test_words_are_told(sampler: Sampler) -> None:
+def test_results_name_known_and_unknown_words(sampler: Sampler) -> None:
     with pytest.warns(UnknownWordsWarning, match="skipped: purple") as told:  # once a call
         result, _ = sampler(["A purple bird, with red wings!", "a green bird"])
     assert [warning.filename for warning in told] == [__file__]

@@ -49,7 +49,7 @@ def run(
     return train_stages
 
 
-def test_makes_a_model_that_sees_with_the_cnn(tmp_path: Path, run: Callable[..., None]) -> None:
+def test_the_model_has_the_trained_cnn_twice(tmp_path: Path, run: Callable[..., None]) -> None:
     run(*STAGES)
     model = MirrorGAN.from_pretrained(tmp_path)
     trained = load_checkpoint(tmp_path / "cnn")["model"]
@@ -102,7 +102,7 @@ class Changed(CaptionedImages):
 def test_a_stage_on_top_of_another_network_is_refused(
     tmp_path: Path, settings: MirrorGANTrainingSettings, run: Callable[..., None]
 ) -> None:
-    """A longer STEM under a GAN that never saw it, a longer CNN that nothing sees with."""
+    """A STEM or CNN that was trained on after the stages that use it."""
 
     def longer(stage: Stage) -> dict[str, Any]:
         return {stage: dataclasses.replace(getattr(settings, stage), steps=8)}

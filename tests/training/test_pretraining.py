@@ -224,7 +224,7 @@ def test_the_cnn_learns_to_see_phrases_and_stem_which_caption_is_whose(
 
 
 @pytest.mark.parametrize("stage", ["stem", "stream"])
-def test_sees_with_a_cnn_that_stays_as_it_is(
+def test_a_small_cnn_that_is_given_stays_frozen(
     tmp_path: Path,
     stage: str,
     config: MirrorGANConfig,
@@ -253,7 +253,7 @@ def test_sees_with_a_cnn_that_stays_as_it_is(
 
 
 @pytest.mark.parametrize("stage", ["stem", "stream"])
-def test_what_a_cnn_that_stays_has_seen_is_remembered(
+def test_features_of_a_frozen_cnn_are_computed_once(
     tmp_path: Path,
     stage: str,
     config: MirrorGANConfig,

@@ -1,4 +1,4 @@
-"""A training run: what a step sees, checkpoints, curves, and how a run ends and goes on."""
+"""A training run: the batches of its steps, checkpoints, curves, and how it ends and resumes."""
 
 import json
 import multiprocessing
@@ -42,7 +42,7 @@ def seen(run: Run, examples: TrainingExamples, *, seed: int = 0, workers: int = 
 
 
 def stopped_at(step: int, folder: Path) -> Run:
-    """Return a run in ``folder`` that goes on after ``step`` steps."""
+    """Return a run in ``folder`` that resumes after ``step`` steps."""
     with Run(folder, 100, SETTINGS, quiet=True) as run:
         run.save(step - 1, {})
     return Run(folder, 7, SETTINGS, quiet=True)
@@ -56,7 +56,7 @@ def points(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("done", [1, 2, 3, 6])
-def test_a_resumed_run_sees_what_it_had_seen(
+def test_a_resumed_run_has_the_same_batches(
     tmp_path: Path, examples: TrainingExamples, assert_same: Any, done: int
 ) -> None:
     whole = seen(Run(tmp_path / "whole", 7, SETTINGS, quiet=True), examples)
@@ -335,7 +335,7 @@ def test_a_pipe_among_the_files_is_refused(tmp_path: Path) -> None:
         (tmp_path / name).unlink()
 
 
-def test_what_nobody_said_is_taken_from_the_checkpoint(tmp_path: Path) -> None:
+def test_settings_that_are_not_given_are_those_of_the_checkpoint(tmp_path: Path) -> None:
     def run(**said: Any) -> Run:
         return Run(tmp_path, 7, {**SETTINGS, "weights": Unsaid(None), **said}, quiet=True)
 
@@ -539,7 +539,7 @@ def test_a_run_that_was_stopped_between_two_points_has_the_same_curves(tmp_path:
     assert points(tmp_path / "parts") == points(tmp_path / "whole")
 
 
-def test_a_run_without_checkpoint_begins_its_curves_anew(tmp_path: Path) -> None:
+def test_a_run_without_checkpoint_starts_new_curves(tmp_path: Path) -> None:
     for value in (1.0, 2.0):
         with Run(tmp_path, 3, SETTINGS, log_every=1, quiet=True) as run:
             run.log(0, {"loss": value})
