@@ -73,6 +73,19 @@ def test_a_finished_training_is_not_done_again(birds: Path, tmp_path: Path) -> N
         torch.testing.assert_close(tensor, again.state_dict()[name], rtol=1e-3, atol=1e-3)
 
 
+def test_other_attributes_are_other_data(birds: Path, tmp_path: Path) -> None:
+    """Also where the names and the captions of the pictures are the same."""
+    shutil.copytree(birds, tmp_path / "birds")
+    train(tmp_path / "birds", tmp_path / "run", steps=1)
+    metadata = tmp_path / "birds" / "metadata.jsonl"
+    rows = [json.loads(line) for line in metadata.read_text().splitlines()]
+    attributes = next(row["attributes"] for row in rows if row["split"] == "train")
+    attributes["size"] = "large" if attributes["size"] == "small" else "small"
+    metadata.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match="was made with attributes"):
+        train(tmp_path / "birds", tmp_path / "run", steps=2)
+
+
 @pytest.mark.parametrize("size", [(64, 64), (97, 130), (256, 256)])
 def test_reads_every_size_and_type(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
