@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from mirrorgan_fast.inference.fused_glam import FusedGLAM
@@ -19,7 +19,7 @@ _BATCH_SIZE = 64  # images of a larger batch go in parts, so that memory does no
 
 
 def fuse(model: TextToImage, dtype: torch.dtype | None = None) -> "Renderer":
-    """Make a renderer of a model, whose mode does not matter.
+    """Make a renderer of a model, which may be in training mode.
 
     The renderer has weights of its own: batch norms folded into the layers before them, packed for
     the kernels, in ``dtype``. The model is not changed.
@@ -56,12 +56,16 @@ class Renderer:
     def _make(self) -> None:
         model = self.model
         model.check_weights("stem", "glam")
-        self._places = [
-            (tensors, name)
+        self._places: list[tuple[dict[str, Any], str]] = [
+            (model._modules, "stem"),
+            (model._modules, "glam"),
+        ]
+        self._places += [
+            (entries, name)
             for network in (model.stem, model.glam)
             for module in network.modules()
-            for tensors in (module._parameters, module._buffers)
-            for name in tensors
+            for entries in (module._modules, module._parameters, module._buffers)
+            for name in entries
         ]
         self._made_of = self._weights()
         self._glam = FusedGLAM(model.glam, self._wanted_dtype)
@@ -71,7 +75,7 @@ class Renderer:
 
     def _weights(self) -> list[tuple[int, int, int] | None]:
         """Return what changes with any of the model's weights."""
-        return [_state(tensors[name]) for tensors, name in self._places]
+        return [_state(entries.get(name)) for entries, name in self._places]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"model": self.model, "_wanted_dtype": self._wanted_dtype}
@@ -128,10 +132,12 @@ class Renderer:
         return images
 
 
-def _state(tensor: Tensor | None) -> tuple[int, int, int] | None:
-    """Return what changes when a tensor is replaced, moved or written to."""
-    if tensor is None:
+def _state(entry: nn.Module | Tensor | None) -> tuple[int, int, int] | None:
+    """Return what changes when a module is replaced, or a tensor is replaced, moved or written."""
+    if entry is None:
         return None
+    if isinstance(entry, nn.Module):
+        return id(entry), 0, 0
     # tensors of inference mode do not count what is written to them
-    written = -1 if tensor.is_inference() else tensor._version
-    return id(tensor), tensor.data_ptr(), written
+    written = -1 if entry.is_inference() else entry._version
+    return id(entry), entry.data_ptr(), written

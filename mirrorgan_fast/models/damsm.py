@@ -13,7 +13,7 @@ class DAMSMImageEncoder(nn.Module):
     """Embeds image regions and whole images in the space of STEM's words and sentences.
 
     ``backbone_weights`` is a file of ImageNet weights for Inception-v3, which stays frozen as in
-    AttnGAN. The small CNN is trained with the other layers.
+    AttnGAN. The small CNN is trained before, and then stays frozen too (``training.matcher``).
     """
 
     def __init__(self, config: CascadeConfig, backbone_weights: str | Path | None = None) -> None:

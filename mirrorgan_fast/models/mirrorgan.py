@@ -21,7 +21,13 @@ _DESCRIBED_TOGETHER = 64  # images, so that memory does not grow with their numb
 
 
 class MirrorGAN(TextToImage):
-    """STEM, GLAM and STREAM, with DAMSM's image encoder beside them for evaluation."""
+    """STEM, GLAM and STREAM, with DAMSM's image encoder beside them.
+
+    STEM encodes a caption into word and sentence features. GLAM generates images from them and from
+    noise, coarse to fine. STREAM describes an image in words. The image encoder measures how well
+    images match captions, and can be part of the generator's loss. The discriminators exist only in
+    training.
+    """
 
     SYSTEM = "mirrorgan"
     CONFIG = MirrorGANConfig
@@ -34,7 +40,7 @@ class MirrorGAN(TextToImage):
 
     @torch.no_grad()
     def describe(self, images: Picture | Sequence[Picture]) -> list[str]:
-        """Say what is in each image, with STREAM. The mode does not matter.
+        """Say what is in each image, with STREAM. The model may be in training mode.
 
         Args:
             images: of any size: images of Pillow, paths, or arrays, uint8 (H, W), (H, W, 3) or
@@ -45,7 +51,8 @@ class MirrorGAN(TextToImage):
             a caption for each.
 
         Raises:
-            InputError: one is none of these or cannot be read; or the weights give NaN.
+            InputError: an item is not an image of these kinds or cannot be read, or the weights
+                give NaN.
         """
         if isinstance(images, Image.Image | str | os.PathLike) or (
             isinstance(images, np.ndarray) and images.ndim < 4

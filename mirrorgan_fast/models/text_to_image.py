@@ -30,7 +30,7 @@ from mirrorgan_fast.weights import (
 )
 
 SEEDS = 2**128
-"""How many seeds there are, and how many indices of each."""
+"""Seeds and indices are whole numbers below this."""
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -72,7 +72,7 @@ class TextToImage(nn.Module):
     def sample(
         self, captions: Sequence[str], seed: int = 0, indices: Sequence[int] | None = None
     ) -> list[Image.Image]:
-        """Generate one image for each caption, all in one batch. The mode does not matter.
+        """Generate one image for each caption, all in one batch. The model may be in training mode.
 
         An image is a function of its caption, ``seed`` and its index alone. The same caption
         several times gives several images of it. For many captions, use a ``Sampler``.
@@ -147,7 +147,7 @@ class TextToImage(nn.Module):
         noise: Tensor,  # (N, noise)
         condition_noise: Tensor,  # (N, condition)
     ) -> Tensor:
-        """Return the last stage's images, uint8 (N, S, S, 3). The mode does not matter.
+        """Return the last stage's images, uint8 (N, S, S, 3). The model may be in training mode.
 
         ``inference.renderer.fuse`` makes an object that does the same faster.
 

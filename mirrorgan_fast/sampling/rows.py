@@ -43,6 +43,7 @@ def _is_share(value: Any) -> bool:
 
 
 _TEXT: _Field = lambda value: isinstance(value, str), "text"
+_REASON: _Field = lambda value: isinstance(value, str) and value != "", "a reason"
 _POSITIVE, _NUMBER = _whole(1, 2**63 - 1), _whole(0, 2**128 - 1)
 _RUN: dict[str, _Field] = {
     "model": _TEXT,
@@ -64,7 +65,7 @@ _IMAGE: dict[str, _Field] = {
     "unknown": (_is_texts, "a list of words"),
     "line": _POSITIVE,
 }
-_REFUSED: dict[str, _Field] = {"error": _TEXT, "line": _POSITIVE, "text": _TEXT}
+_REFUSED: dict[str, _Field] = {"error": _REASON, "line": _POSITIVE, "text": _TEXT}
 _OUR_FILE = re.compile(r"([0-9]{5,}/[0-9]{8,}|[0-9]{4,})\.(png|jpg|webp)|[0-9]{5,}\.(tar|npy)")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ from mirrorgan_fast.training.batches import Batch, Batches
 from mirrorgan_fast.training.checkpoint import digest
 from mirrorgan_fast.training.learner import Learner
 from mirrorgan_fast.training.loop import Part, fit
-from mirrorgan_fast.training.precision import Precision, autocast
-from mirrorgan_fast.training.run import VERSION, Run
+from mirrorgan_fast.training.precision import Precision, autocast, computes_in_bf16
+from mirrorgan_fast.training.run import VERSION, Run, Unsaid
 from mirrorgan_fast.vocabulary import Vocabulary
 
 
@@ -106,24 +107,29 @@ def train_attribute_classifier(
     examples = TrainingExamples(images, vocabulary, INPUT_SIZE, seed=seed)
     batches = Batches(examples, batch_size, seed, workers, device)
     attributes = _as_numbers(true_attributes(images, range(len(images))))
-    settings = {
+    settings: dict[str, Any] = {
         "version": VERSION,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "seed": seed,
         "data": examples.digest(),
         "attributes": digest(attributes),
+        "precision": precision,
     }
+    if precision == "auto":
+        settings["precision"] = Unsaid("bf16" if computes_in_bf16(device) else "fp32")
     with Run(folder, steps, settings, quiet=quiet) as run:
         torch.manual_seed(seed)
-        task = AttributesTraining(attributes, steps, learning_rate, device, precision)
+        task = AttributesTraining(
+            attributes, steps, learning_rate, device, run.settings["precision"]
+        )
         fit(task, run, batches)
     task.classifier.save_pretrained(folder)
     return task.classifier.eval()
 
 
 def _disturb(images: Tensor) -> Tensor:
-    """Blur, light, tint and noise, each image by its own amount.
+    """Change blur, brightness, tint and noise, each image by a random amount.
 
     A color moves by at most a fifth of the distance to the next one. The blur has a standard
     deviation of up to 0.8 pixels, and the noise of up to 8 gray levels.

@@ -28,11 +28,11 @@ class Batches:
         batch_size: of each batch.
         seed: of the order and of the random numbers.
         workers: processes that read images.
-        device: where the batches go. For a GPU they are in pinned memory, from which they are
-            copied while the host goes on.
+        device: where the batches go. For a GPU they are in pinned memory, so that copying them
+            does not block the CPU.
 
     Raises:
-        InputError: there are fewer examples than a batch holds.
+        InputError: there are fewer than two examples, or fewer than a batch has.
     """
 
     def __init__(

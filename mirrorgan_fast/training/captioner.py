@@ -59,7 +59,7 @@ class CaptionerTraining:
         return {"STREAM": self.learner}
 
     def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:
-        """Lower the mean cross-entropy of the captions' words."""
+        """Lower L_stream as a mean over words (and ends): the image is the LSTM's first input."""
         tokens, lengths = (
             batch[name].to(self.device, non_blocking=True) for name in ("tokens", "length")
         )
@@ -67,7 +67,7 @@ class CaptionerTraining:
             (pooled,) = self.features(batch)
             logits = self.stream.predict(pooled, tokens)
             loss = stream_loss(logits, tokens, lengths, "authors", self.settings.ends)
-        # The learning rate falls to zero in a straight line: the last steps settle the rare words.
+        # The learning rate falls linearly to zero: small final steps improve rare words.
         self.learner.lower(loss, pace=1 - step / self.settings.steps)
         return {"cross_entropy": loss.detach()}
 

@@ -32,7 +32,9 @@ from mirrorgan_fast.training.run import Unsaid, dependencies, open_run
 from mirrorgan_fast.training.settings import CascadeSettings, TrainingSettings
 from mirrorgan_fast.training.sheets import SampleSheets
 
-_R1_EVERY = 4  # steps; as good as in each of them (Karras et al., "Analyzing StyleGAN", sec. 3.1)
+# R1 is computed in every fourth step, which works as well as in every step ("lazy regularization",
+# Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", sec. 3.1).
+_R1_EVERY = 4
 
 
 class Captioned(NamedTuple):
@@ -55,7 +57,7 @@ class Captioned(NamedTuple):
 
 
 class CascadeTraining:
-    """A cascade of generators G_i with an average, and a discriminator D_i for each stage.
+    """A generator of m stages, its moving average, and a discriminator D_i for each stage.
 
     Args:
         config: the sizes of the networks.
@@ -147,7 +149,11 @@ class CascadeTraining:
         return generated
 
     def discriminator_losses(self, given: Captioned, fakes: list[Tensor]) -> list[Tensor]:
-        """Return L_Di of each stage: tell real from generated, fitting from wrong sentences."""
+        """Return L_Di of each stage: tell real from generated, matching from wrong sentences.
+
+        Only the form of the authors' code has wrong sentences (see ``discriminator_loss``). While
+        the last stage does not train yet, there are fewer images than discriminators.
+        """
         losses = []
         with self.autocast():
             for D_i, real_i, fake_i in zip(self.D, given.reals, fakes, strict=False):
@@ -155,7 +161,7 @@ class CascadeTraining:
                 real_logits = D_i.judge(real_features, given.sentence)
                 fake_logits = D_i.judge(fake_features, given.sentence)
                 wrong = None
-                if self.settings.form == "authors":  # the next caption of the batch
+                if self.settings.form == "authors":  # each image with another caption of the batch
                     logits = D_i.conditional(real_features, given.sentence.roll(1, dims=0))
                     wrong = WrongPairs(logits, given.labels != given.labels.roll(1))
                 losses.append(discriminator_loss(real_logits, fake_logits, wrong))
@@ -220,14 +226,14 @@ def train_cascade(
         config: the sizes of the networks.
         settings: of the whole chain.
         examples: what to train on.
-        networks: those that were trained before, by name.
+        networks: those that were trained before, by name. A checkpoint made with others is refused.
         folder: of the run.
         also: what else the result depends on.
         device: where to train.
         workers: processes that read images.
         sheet_every: steps between two sheets of samples.
         compiled: use ``torch.compile`` on the generator: a minute or two at the start. None: as
-            the run began, which is without.
+            in the checkpoint; a new run does not compile.
         quiet: no progress bar.
 
     Returns:
@@ -258,7 +264,7 @@ def train_cascade(
 
 
 def check_last_stage(config: CascadeConfig, options: CascadeSettings) -> None:
-    """Raise InputError if the last stage would never be trained."""
+    """Raise InputError if the last stage would never be trained, or is the only one and waits."""
     if options.last_stage_from >= options.steps or (options.last_stage_from and config.stages == 1):
         raise InputError(
             f"gan.last_stage_from is {options.last_stage_from} of {options.steps} steps with "

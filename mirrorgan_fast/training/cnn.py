@@ -19,8 +19,9 @@ from mirrorgan_fast.training.settings import CNNSettings, TrainingSettings
 
 
 class CNNTraining:
-    """The visual n-grams of Li et al. (2017): what ImageNet's weights are to the large CNNs.
+    """The visual n-grams of Li et al. (2017), which pretrain the small CNN as ImageNet does others.
 
+    A phrase is one to three words in a row that some pictures' captions have and others' do not.
     Neither a captioner nor a matcher of whole captions teaches a new CNN to see in reasonable time,
     because one caption says little about its image. All phrases of all its captions say nearly
     everything that is known about it.
@@ -38,7 +39,7 @@ class CNNTraining:
         self.settings, self.device, self.precision = settings, device, precision
         self.phrases = phrases
         self.cnn = SmallImageEncoder().to(device)
-        # The grid is asked too: with the last layer alone, the CNN learns later and less.
+        # The feature grid gets a loss too: with one on the last layer only, the CNN learns less.
         self.heads = nn.ModuleDict(
             {
                 "grid": nn.Linear(self.cnn.grid_size, phrases.shape[1]),
@@ -57,7 +58,10 @@ class CNNTraining:
         return {"the CNN": self.learner}
 
     def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:
-        """Lower the cross-entropy of every phrase, summed over the phrases of an image."""
+        """Lower the binary cross-entropy of every phrase, summed over phrases and over both heads.
+
+        ``found`` is the share of the phrases of the images that the last layer predicts.
+        """
         target = self.phrases[batch["index"]].to(self.device).float()
         with autocast(self.device, self.precision):
             grid = self.cnn.grid(self.cnn.regions(to_signed(batch["image"], self.device)))

@@ -17,9 +17,9 @@ _BATCH_SIZE = 64
 class ImageFeatures:
     """The features of the images of a batch.
 
-    A frozen CNN computes the same features of the same image every time. Unless the images are
-    augmented, it then computes those of every image once, before the first step, and a step takes a
-    fraction of the time.
+    A frozen CNN computes the same features of the same image every time. If the images are not
+    augmented, the features of every image can be computed once, before the first step, and a step
+    takes a fraction of the time.
 
     Args:
         cnn: images (N, 3, S, S) in [-1, 1] to one or more tensors (N, ...).
@@ -47,7 +47,7 @@ class ImageFeatures:
         self._once, self._workers, self._quiet = once, workers, quiet
         self._computed: list[Tensor] = []
         self.examples = all_examples.without_images() if once else all_examples
-        """Those to make batches of."""
+        """The examples to make ``Batches`` of; without images if ``once``."""
 
     def __call__(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return the features of the batch's images."""
@@ -64,7 +64,7 @@ class ImageFeatures:
             self._all_examples,
             self._workers,
             batch_size=_BATCH_SIZE,
-            generator=torch.Generator(),  # of its own: a step's random numbers stay the same
+            generator=torch.Generator(),  # leaves a step's random numbers as they are
         )
         total = -(-count // _BATCH_SIZE)
         for batch in tqdm(loader, total=total, desc="image features", disable=self._quiet):

@@ -8,17 +8,17 @@ from torch import Tensor, nn
 
 
 class Learner:
-    """Networks that learn together with one Adam.
+    """Networks that learn together with one AdamW optimizer.
 
     A training step only states its loss; ``lower`` does the rest: gradients, clipping, the learning
-    rate of the step, and Adam's step. A step whose gradients are not finite changes nothing and is
-    counted, without the host waiting for a GPU.
+    rate of the step, and AdamW's step. A step whose gradients are not finite changes neither the
+    parameters nor AdamW's state, and is counted, without the host waiting for a GPU.
 
     Args:
         module: the networks. Parameters that do not require gradients now are never changed.
         learning_rate: at the start.
-        betas: of Adam.
-        clip: the largest norm that all gradients together may have; None: any.
+        betas: of AdamW.
+        clip: the largest norm that all gradients together may have; None or 0: any.
         weight_decay: of AdamW.
     """
 
@@ -42,7 +42,7 @@ class Learner:
         """How many steps were skipped."""
 
     def lower(self, loss: Tensor, pace: float = 1.0) -> None:
-        """Take one step of Adam down the gradient of a loss.
+        """Take one step of AdamW down the gradient of a loss.
 
         Args:
             loss: a scalar.
@@ -55,13 +55,13 @@ class Learner:
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip or torch.inf)
         skip = ~norm.isfinite()
         self.skipped += skip
-        # what a GradScaler tells a fused Adam: not to step
+        # A fused AdamW skips its step if found_inf is 1; GradScaler uses the same flag.
         self.adam.found_inf = skip.float()  # type: ignore[attr-defined]
         self.adam.step()
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Compute no gradients of these networks inside the block, only gradients through them."""
+        """Inside the block, gradients flow through these networks, but not to their parameters."""
         for parameter in self.parameters:
             parameter.requires_grad_(False)
         try:

@@ -53,7 +53,8 @@ def fit(
 
     Args:
         task: what to train.
-        run: the folder of checkpoints and curves, and the number of steps; it was entered.
+        run: the folder of checkpoints and curves, and the number of steps. It must be entered
+            already (inside ``with run``).
         batches: what to train on.
         validate: called with the number of steps taken; what it returns goes to the curves.
         validate_every: steps between two calls; it is also called after the last step.

@@ -66,7 +66,11 @@ class MatcherTraining:
         return {"STEM and DAMSM": self.learner}
 
     def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:
-        """Lower L_DAMSM."""
+        """Lower L_DAMSM: match images and captions by words and by sentence, in both directions.
+
+        Images of the same class (``label``) do not compete. ``retrieval`` is the share of images
+        for which the best sentence of the batch is of their class.
+        """
         tokens, lengths, labels = (
             batch[name].to(self.device, non_blocking=True) for name in ("tokens", "length", "label")
         )

@@ -19,9 +19,10 @@ from mirrorgan_fast.training.settings import MirrorGANSettings, MirrorGANTrainin
 
 
 class MirrorGANTraining(CascadeTraining):
-    """L_G = sum_i L_Gi + lambda L_stream + lambda_damsm L_DAMSM + KL (MirrorGAN, eq. 8).
+    """L_G = sum_i L_Gi + lambda L_stream, with the KL of the authors' code.
 
-    STREAM is pretrained and stays as it is. The other arguments are those of ``CascadeTraining``.
+    AttnGAN's L_DAMSM is an option. STREAM is pretrained and stays as it is. The other arguments are
+    those of ``CascadeTraining``.
 
     Args:
         stream: the captioner.
@@ -48,8 +49,9 @@ class MirrorGANTraining(CascadeTraining):
         )
         self.stream = stream.to(device).eval().requires_grad_(False)
         self.ends = ends
-        # The LSTM passes gradients to STREAM's image only in training mode on CUDA.
+        # On CUDA, an LSTM must be in training mode for gradients to reach the image.
         stream.lstm.train()
+        # If both have the same frozen CNN, its features of an image are computed once.
         self._same_cnn = _same(image_encoder.cnn, stream.cnn)
 
     def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:

@@ -17,15 +17,19 @@ from tests.small import small_model
 CAPTIONS = ["a red bird", "a blue bird with green wings"]
 
 
-def other_weights(model: MirrorGAN) -> dict[str, torch.Tensor]:
-    """Weights of another model of these sizes, with batch norms as after some training."""
+def other_model(model: MirrorGAN) -> MirrorGAN:
+    """Another model of these sizes, with batch norms as after some training."""
     torch.manual_seed(7)
     other = MirrorGAN(model.config, model.vocabulary)
     with torch.no_grad():
         for name, buffer in other.named_buffers():
             if name.endswith("running_var"):
                 buffer.uniform_(0.5, 2)
-    return other.state_dict()
+    return other.eval()
+
+
+def other_weights(model: MirrorGAN) -> dict[str, torch.Tensor]:
+    return other_model(model).state_dict()
 
 
 def assign(model: MirrorGAN) -> None:
@@ -56,8 +60,10 @@ def train_a_step(model: MirrorGAN) -> None:
         write_in_place,
         train_a_step,
         lambda model: model.half().float(),
+        lambda model: setattr(model, "glam", other_model(model).glam),
+        lambda model: setattr(model.glam, "F", other_model(model).glam.F),
     ],
-    ids=["load_state_dict", "assign", "in place", "step", "half"],
+    ids=["load_state_dict", "assign", "in place", "step", "half", "generator", "transformers"],
 )
 def test_it_follows_the_weights_of_its_model(change: Callable[[MirrorGAN], object]) -> None:
     model = small_model()

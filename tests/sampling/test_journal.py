@@ -355,6 +355,7 @@ def test_a_forged_row_is_refused_or_says_what_is_so(
         b'{"line": 1}',
         b'{"line": 1' + b"0" * 5000 + b"}",
         b'{"error": 5, "line": 1, "text": "a"}',
+        b'{"error": "", "line": 1, "text": "a"}',
         b'{"error": "a", "line": 4, "text": "a"}',
         b'{"error": "a", "line": 1, "text": "\\ud800"}',
         b'{"error": "a", "line": 1, "text": "a", "file": "../precious.png"}',
