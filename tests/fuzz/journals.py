@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mirrorgan_fast.files import parse_json
 from mirrorgan_fast.sampling.journal import Journal
 from tests.fuzz import given
 from tests.fuzz.cases import Case
@@ -182,7 +183,7 @@ def _differs_in_reason_only(row: dict[str, Any], changed: bytes) -> bool:
     With a matching checksum, nothing shows this.
     """
     try:
-        other = json.loads(changed)
+        other = parse_json(changed)
     except ValueError:
         return False
     if not isinstance(other, dict) or not (isinstance(other.get("error"), str) and other["error"]):
