@@ -1,5 +1,6 @@
 """What the trainings of MirrorGAN and AttnGAN share: a generator cascade against discriminators."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -56,7 +57,7 @@ class Captioned(NamedTuple):
     """The images at the size of each stage that trains, (N, 3, S_i, S_i) in [-1, 1]."""
 
 
-class CascadeTraining:
+class CascadeTraining(ABC):
     """A generator of m stages, its moving average, and a discriminator D_i for each stage.
 
     Args:
@@ -180,9 +181,9 @@ class CascadeTraining:
             penalties.append(_R1_EVERY * weight * penalty)
         return penalties
 
+    @abstractmethod
     def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:
         """Train on one batch (see ``loop.Task``)."""
-        raise NotImplementedError
 
     def generator_losses(self, given: Captioned, fakes: list[Tensor]) -> list[Tensor]:
         """Return L_Gi of each stage: be believed by D_i."""
