@@ -48,7 +48,7 @@ CHECK_SECONDS = 180
 """The time limit of a check, so that a kernel that never ends leaves time for the other checks."""
 COPIED = 1 << 30
 SIDE = 8192
-HEADER = "| | median | images/s | x eager | x compiled | of the limit |"
+HEADER = "| | median | images/s | x eager | x compiled | of the hardware limit |"
 
 
 def main() -> int:

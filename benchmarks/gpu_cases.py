@@ -65,7 +65,7 @@ class Sizes(NamedTuple):
     regions: int = 289
     depth: int = 256
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-    preset: str = "cub-paper"
+    recipe: str = "cub-paper"
 
 
 SMALL = Sizes(2, 2, 32, 8, 3, 2, 5, 16, (1, 2), "birds-painted")
@@ -314,7 +314,7 @@ def _similarity(device: str, sizes: Sizes) -> Iterator[Case]:
 
 def _training_step(device: str, sizes: Sizes) -> Iterator[Case]:
     """The core of a training step: G and all D, without the frozen networks."""
-    config = find_recipe(sizes.preset).config  # type: ignore[arg-type]
+    config = find_recipe(sizes.recipe).config  # type: ignore[arg-type]
     batch = sizes.training_batch
     given = (
         torch.randn(batch, config.noise_size, device=device),
@@ -361,7 +361,7 @@ def _training_step(device: str, sizes: Sizes) -> Iterator[Case]:
         return step
 
     yield Case(
-        f"training step of {sizes.preset} without frozen networks, batch {batch}",
+        f"training step of {sizes.recipe} without frozen networks, batch {batch}",
         stepping("triton"),
         stepping("reference"),
         compiles=True,
@@ -370,7 +370,7 @@ def _training_step(device: str, sizes: Sizes) -> Iterator[Case]:
 
 
 def _generator(device: str, sizes: Sizes) -> Iterator[Case]:
-    config = find_recipe(sizes.preset).config  # type: ignore[arg-type]
+    config = find_recipe(sizes.recipe).config  # type: ignore[arg-type]
     vocabulary = Vocabulary([END, *(f"w{i}" for i in range(5000))])
     model = MirrorGAN(config, vocabulary).eval().to(device)
     fused = fuse(model, BF16)
@@ -397,7 +397,7 @@ def _generator(device: str, sizes: Sizes) -> Iterator[Case]:
                 return _levels(narrow(*inputs, sentence.to(BF16)).images[-1])
 
         yield Case(
-            f"tokens to gray levels, {sizes.preset}, batch {batch}",
+            f"tokens to gray levels, {sizes.recipe}, batch {batch}",
             ours,
             eager,
             compiles=batch == sizes.batch,

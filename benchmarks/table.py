@@ -14,9 +14,9 @@ HEADER = (
     "median",
     "images/s",
     "x eager fp32",
-    "… memory kept",
+    "x eager, memory kept",
     "x compiled bf16",
-    "of the limit",
+    "of the hardware limit",
 )
 
 

@@ -27,7 +27,8 @@ def load(name_or_path: StrPath = "birds-painted") -> TextToImage:
     """Load a model of any system for inference, from the package by name or from a folder.
 
     Raises:
-        InputError: there is no such model, or one of its files is damaged.
+        InputError: there is no such model, its system is unknown, or one of its files is missing,
+            damaged or from a newer version.
     """
     folder = find_pretrained(name_or_path)
     return SYSTEMS[load_description(folder).system].from_pretrained(folder)
@@ -166,5 +167,5 @@ def find_recipe(name: str) -> Recipe:
         InputError: there is no such recipe; the message lists the names.
     """
     if name not in RECIPES:
-        raise InputError(f"no preset {name!r}; there are: {', '.join(RECIPES)}")
+        raise InputError(f"no recipe {name!r}; there are: {', '.join(RECIPES)}")
     return RECIPES[name]

@@ -17,7 +17,7 @@ from torch import Tensor
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import StrPath, open_file, parse_json, reason
 
-_MAX_HEADER_BYTES = 16 * 2**20  # the header for 1,600 tensors of the largest preset takes 0.2 MB
+_MAX_HEADER_BYTES = 16 * 2**20  # the header for 1,600 tensors of the largest recipe takes 0.2 MB
 _MAX_PICKLE_BYTES = 64 * 2**20  # torch.save's pickle for 1,600 tensors takes 0.2 MB
 _GET_ANOTHER = "download or create it again"
 # The names that a state dict's pickle in a file of torch.save needs. PyTorch's own reader, which

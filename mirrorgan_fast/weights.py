@@ -255,9 +255,7 @@ def load_state(module: torch.nn.Module, state: Mapping[str, Tensor], source: Str
     expected = module.state_dict()
     for name, tensor in state.items():
         if tensor.is_floating_point() != expected[name].is_floating_point():
-            raise InputError(
-                f"{source}: {name} has {tensor.dtype}, not numbers like {expected[name].dtype}"
-            )
+            raise InputError(f"{source}: {name} is {tensor.dtype}, expected {expected[name].dtype}")
     if not any(tensor.is_meta for tensor in expected.values()):
         module.load_state_dict(state)
         return

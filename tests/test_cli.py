@@ -447,10 +447,10 @@ def test_bad_settings_are_refused(
     assert files(tmp_path) == []
 
 
-def test_the_error_for_an_unknown_preset_lists_the_presets(
+def test_the_error_for_an_unknown_recipe_lists_the_recipes(
     birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = refusal(capsys, "train", "cnn", "--data", birds, "--run", tmp_path, "--preset", "bats")
+    line = refusal(capsys, "train", "cnn", "--data", birds, "--run", tmp_path, "--recipe", "bats")
     assert "birds-painted" in line
 
 
@@ -603,7 +603,7 @@ def test_nan_weights_are_refused_by_every_command(
 def test_large_networks_need_weights_to_begin_with(
     birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    training = ["train", "stem", "--data", birds, "--run", tmp_path / "run", "--preset", "cub"]
+    training = ["train", "stem", "--data", birds, "--run", tmp_path / "run", "--recipe", "cub"]
     line = refusal(capsys, *training, "--set", "stem.batch_size=2")
     assert "inception_v3 has no weights to begin with" in line
     assert "--stem-weights FILE" in line

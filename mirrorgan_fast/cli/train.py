@@ -21,6 +21,7 @@ from mirrorgan_fast.memory import keep_memory
 from mirrorgan_fast.models.config import CascadeConfig
 from mirrorgan_fast.recipes import find_recipe
 from mirrorgan_fast.training.backbones import BackboneWeights
+from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.settings import STAGES, Stage, TrainingSettings
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
@@ -46,13 +47,18 @@ def add_to(commands: Commands) -> None:
         "--split-field", help="the field of metadata.jsonl that names the split (default: split)"
     )
     parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", dest="folder")
-    parser.add_argument("--preset", default="birds-painted", help="sizes and training settings")
+    parser.add_argument(
+        "--recipe",
+        default="birds-painted",
+        metavar="NAME",
+        help="sizes of the networks and training settings (default: birds-painted)",
+    )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="change the preset: image_size=64, gan.steps=5000, precision=fp32, ...",
+        help="change the recipe: image_size=64, gan.steps=5000, precision=fp32, ...",
     )
     for stage, encoder in (("stem", "Inception-v3"), ("stream", "ResNet-152")):
         parser.add_argument(
@@ -82,7 +88,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.stage == "attributes":
         _train_attributes(options)
         return
-    config, settings = find_recipe(options.preset)
+    config, settings = find_recipe(options.recipe)
     model_fields = {field.name for field in dataclasses.fields(config)}
     for assignment in options.set:
         name, equals, value = assignment.partition("=")
@@ -104,11 +110,8 @@ def _run(options: argparse.Namespace) -> None:
         settings,
         open_images(options.data, "train", options.split_field, options.max_pixels),
         options.folder,
-        device=device_of(options),
+        _execution(options),
         backbone_weights=backbone_weights,
-        workers=options.workers,
-        compiled=options.compile,
-        quiet=options.quiet,
     )
 
 
@@ -121,11 +124,18 @@ def _train_attributes(options: argparse.Namespace) -> None:
     classifier = train_attribute_classifier(
         ImageFolder(options.data, "train", options.split_field or "split", options.max_pixels),
         options.folder / "attributes",
-        device=device_of(options),
-        workers=options.workers,
-        quiet=options.quiet,
+        _execution(options),
     )
     classifier.save_pretrained(options.folder)
+
+
+def _execution(options: argparse.Namespace) -> Execution:
+    return Execution(
+        device_of(options),
+        workers=options.workers,
+        compiled=options.compile,
+        quiet=options.quiet,
+    )
 
 
 def _changed(record: Record, name: str, value: str, within: str = "") -> Record:

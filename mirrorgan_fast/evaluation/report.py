@@ -73,7 +73,7 @@ def evaluate(
             painted birds.
     """
     if not isinstance(seed, int) or not 0 <= seed < SEEDS:
-        raise InputError(f"seed is {seed!r:.60}, expected a whole number from 0 to 2^128")
+        raise InputError(f"seed is {seed!r:.60}, expected a whole number from 0 to 2^128 - 1")
     model.check_weights(*dict(model.named_children()))
     size = model.config.image_size
     rng = np.random.default_rng(seed)

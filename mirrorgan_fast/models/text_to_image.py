@@ -88,8 +88,8 @@ class TextToImage(nn.Module):
             RGB images of ``config.image_size`` pixels a side.
 
         Raises:
-            InputError: a caption has no known word, the seed or an index is out of range, or there
-                are not as many indices as captions.
+            InputError: a caption is not a string or has no known word, the seed or an index is not
+                a whole number from 0 to 2^128 - 1, or there are not as many indices as captions.
 
         Warns:
             UnknownWordsWarning: a caption has words that the vocabulary lacks.
@@ -100,7 +100,7 @@ class TextToImage(nn.Module):
         """Turn captions into tokens.
 
         Raises:
-            InputError: a caption has no known word.
+            InputError: a caption is not a string or has no known word.
         """
         encoded = self.vocabulary.encode(captions, self.config.caption_length)
         for caption, length in zip(captions, encoded.lengths.tolist(), strict=True):
@@ -121,22 +121,23 @@ class TextToImage(nn.Module):
             indices: of the images, N.
 
         Raises:
-            InputError: a seed or an index is not a whole number from 0 to 2^128.
+            InputError: a seed or an index is not a whole number from 0 to 2^128 - 1, or there are
+                not as many seeds as indices.
         """
         seeds = seed if isinstance(seed, Sequence) else [seed] * len(indices)
+        if len(seeds) != len(indices):
+            raise InputError(f"{len(seeds)} seeds but {len(indices)} indices, expected one each")
         for name, values in (("seed", seeds), ("index", indices)):
             for value in values:
                 if not isinstance(value, int | np.integer) or not 0 <= value < SEEDS:
                     raise InputError(
-                        f"{name} is {value!r:.60}, expected a whole number from 0 to 2^128"
+                        f"{name} is {value!r:.60}, expected a whole number from 0 to 2^128 - 1"
                     )
         size = self.config.noise_size + self.config.condition_size
-        rows = [
-            np.random.Generator(np.random.Philox(_seed_sequence(*both)))
-            .standard_normal(size, dtype=np.float32)
-            for both in zip(seeds, indices, strict=True)
-        ]  # fmt: skip
-        both = torch.from_numpy(np.stack(rows))
+        both = torch.empty(len(indices), size)
+        for row, seed_and_index in zip(both.numpy(), zip(seeds, indices, strict=True), strict=True):
+            bits = np.random.Philox(_seed_sequence(*seed_and_index))
+            np.random.Generator(bits).standard_normal(dtype=np.float32, out=row)
         return both[:, : self.config.noise_size], both[:, self.config.noise_size :]
 
     @torch.no_grad()
@@ -164,8 +165,8 @@ class TextToImage(nn.Module):
             for name, tensor in getattr(self, part).state_dict().items():
                 if not tensor.isfinite().all():
                     raise InputError(
-                        f"weights {part}.{name}: found NaN or infinity, wanted numbers, as of a "
-                        f"training that did not diverge"
+                        f"weights {part}.{name}: found NaN or infinity, expected finite numbers; "
+                        f"did the training diverge?"
                     )
 
     def save_pretrained(
@@ -190,8 +191,8 @@ class TextToImage(nn.Module):
         ``mirrorgan_fast.load`` does this for a folder of any system.
 
         Raises:
-            InputError: there is no such model, it is one of another system, or a file of it is
-                damaged.
+            InputError: there is no such model, its system is another, or one of its files is
+                missing, damaged or from a newer version.
         """
         folder = find_pretrained(name_or_path)
         system, sizes = load_config(folder)
@@ -236,7 +237,7 @@ def check_noise(noise: Tensor, condition_noise: Tensor) -> None:
     """Raise InputError if a noise on the CPU is NaN or infinite."""
     for name, given in (("noise", noise), ("condition_noise", condition_noise)):
         if at_hand(given) and not given.isfinite().all():
-            raise InputError(f"{name}: found NaN or infinity, wanted numbers")
+            raise InputError(f"{name}: found NaN or infinity, expected finite numbers")
 
 
 def in_evaluation(network: Network) -> Network:

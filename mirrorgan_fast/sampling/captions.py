@@ -112,7 +112,7 @@ def request_of(
         return Refused(line, f"is longer than {LONGEST_CAPTION:,} bytes", beginning)
     for name in ("seed", "index"):
         if type(fields[name]) is not int or not 0 <= fields[name] < _NUMBERS:
-            return Refused(line, f'"{name}" is not a whole number from 0 to 2^128', beginning)
+            return Refused(line, f'"{name}" is not a whole number from 0 to 2^128 - 1', beginning)
     if not caption:
         return Refused(line, "is empty", beginning)
     return Request(line, number, caption, fields["seed"], fields["index"])

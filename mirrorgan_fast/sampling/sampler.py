@@ -99,7 +99,8 @@ class Sampler:
             is halved and a warning is logged.
 
     Raises:
-        InputError: the batch size is out of range, or the generator does not support the data type.
+        InputError: the batch size is out of range, the generator does not support the data type,
+            or a weight is NaN or infinite.
     """
 
     def __init__(
@@ -152,7 +153,8 @@ class Sampler:
 
         Raises:
             InputError: a caption has no word that the model knows (images of earlier captions are
-                yielded first) or is not a string, or ``psi`` or the seed is out of range.
+                yielded first) or is not a string; ``per_caption``, ``psi`` or the seed is out of
+                range; or there is not enough memory for a single image.
 
         Warns:
             UnknownWordsWarning: a caption has words that the model does not know. Only the first
@@ -187,7 +189,8 @@ class Sampler:
             attention: whether the results have attention maps.
 
         Raises:
-            InputError: ``psi`` is out of range, or there is not enough memory for a single image.
+            InputError: ``psi``, a seed or an index is out of range, or there is not enough memory
+                for a single image.
         """
         check_psi(psi)
         unread = iter(requests)

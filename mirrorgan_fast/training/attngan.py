@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from mirrorgan_fast.data.examples import TrainingExamples
@@ -12,6 +11,7 @@ from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.stem import STEM
 from mirrorgan_fast.training.batches import Batch
 from mirrorgan_fast.training.cascade import CascadeTraining, figures_of, sum_of, train_cascade
+from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.objectives import damsm_loss, kl_loss
 from mirrorgan_fast.training.precision import Precision
 from mirrorgan_fast.training.settings import TrainingSettings
@@ -52,12 +52,7 @@ def train_attngan(
     stem: STEM,
     image_encoder: DAMSMImageEncoder,
     folder: Path,
-    *,
-    device: torch.device,
-    workers: int = 1,
-    sheet_every: int = 1000,
-    compiled: bool | None = None,
-    quiet: bool = False,
+    execution: Execution,
 ) -> GLAM:
     """Train AttnGAN's generator.
 
@@ -68,11 +63,7 @@ def train_attngan(
         stem: pretrained text encoder.
         image_encoder: pretrained with ``stem``.
         folder: of the run.
-        device: where to train.
-        workers: see ``train_cascade``.
-        sheet_every: see ``train_cascade``.
-        compiled: see ``train_cascade``.
-        quiet: see ``train_cascade``.
+        execution: where and how to train.
 
     Returns:
         the moving average of the generator.
@@ -83,7 +74,13 @@ def train_attngan(
 
     def make(precision: Precision, compiled: bool) -> AttnGANTraining:
         return AttnGANTraining(
-            config, settings.gan, stem, image_encoder, device, precision, compiled=compiled
+            config,
+            settings.gan,
+            stem,
+            image_encoder,
+            execution.device,
+            precision,
+            compiled=compiled,
         )
 
     return train_cascade(
@@ -93,9 +90,5 @@ def train_attngan(
         examples,
         {"stem": stem, "image_encoder": image_encoder},
         folder,
-        device=device,
-        workers=workers,
-        sheet_every=sheet_every,
-        compiled=compiled,
-        quiet=quiet,
+        execution,
     )

@@ -16,6 +16,7 @@ from mirrorgan_fast.models.attribute_classifier import INPUT_SIZE, AttributeClas
 from mirrorgan_fast.pictures import to_signed
 from mirrorgan_fast.training.batches import Batch, Batches
 from mirrorgan_fast.training.checkpoint import digest
+from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.learner import Learner
 from mirrorgan_fast.training.loop import Part, fit
 from mirrorgan_fast.training.precision import Precision, autocast, computes_in_bf16
@@ -76,36 +77,32 @@ class AttributesTraining:
 def train_attribute_classifier(
     images: ImageFolder,
     folder: Path,
+    execution: Execution,
     *,
     steps: int = 1200,
     batch_size: int = 64,
     learning_rate: float = 3e-3,
     seed: int = 0,
     precision: Precision = "auto",
-    device: torch.device,
-    workers: int = 1,
-    quiet: bool = False,
 ) -> AttributeClassifier:
     """Train the classifier on exported painted birds, and write it into ``folder``.
 
     Args:
         images: the training split of an exported folder, whose rows have "attributes".
         folder: gets checkpoints, curves and attributes.safetensors; resumes from its checkpoint.
+        execution: where and how to train.
         steps: of the optimizer.
         batch_size: pictures a step.
         learning_rate: at the start.
         seed: of the weights, the order and the disturbances.
         precision: see ``autocast``.
-        device: where to train.
-        workers: processes that read pictures.
-        quiet: no progress bar.
 
     Raises:
-        InputError: a row has no such attributes, or see ``Run`` and ``Batches``.
+        InputError: a row has no such attributes; see also ``Run``, ``Batches`` and ``fit``.
     """
     vocabulary = Vocabulary.build(c for i in range(len(images)) for c in images.captions(i))
     examples = TrainingExamples(images, vocabulary, INPUT_SIZE, seed=seed)
-    batches = Batches(examples, batch_size, seed, workers, device)
+    batches = Batches(examples, batch_size, seed, execution)
     attributes = _as_numbers(true_attributes(images, range(len(images))))
     settings: dict[str, Any] = {
         "version": VERSION,
@@ -117,11 +114,11 @@ def train_attribute_classifier(
         "precision": precision,
     }
     if precision == "auto":
-        settings["precision"] = Unsaid("bf16" if computes_in_bf16(device) else "fp32")
-    with Run(folder, steps, settings, quiet=quiet) as run:
+        settings["precision"] = Unsaid("bf16" if computes_in_bf16(execution.device) else "fp32")
+    with Run(folder, steps, settings, quiet=execution.quiet) as run:
         torch.manual_seed(seed)
         task = AttributesTraining(
-            attributes, steps, learning_rate, device, run.settings["precision"]
+            attributes, steps, learning_rate, execution.device, run.settings["precision"]
         )
         fit(task, run, batches)
     task.classifier.save_pretrained(folder)

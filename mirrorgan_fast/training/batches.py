@@ -12,6 +12,7 @@ from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import reason
 from mirrorgan_fast.interrupts import leave_interrupts_to_parent
+from mirrorgan_fast.training.execution import Execution
 
 Batch = dict[str, Tensor]
 
@@ -27,9 +28,8 @@ class Batches:
         examples: what to train on.
         batch_size: of each batch.
         seed: of the order and of the random numbers.
-        workers: processes that read images.
-        device: where the batches go. For a GPU they are in pinned memory, so that copying them
-            does not block the CPU.
+        execution: how many processes read images, and the device where the batches go. For a GPU
+            they are in pinned memory, so that copying them does not block the CPU.
 
     Raises:
         InputError: there are fewer than two examples, or fewer than a batch has.
@@ -40,13 +40,12 @@ class Batches:
         examples: TrainingExamples,
         batch_size: int,
         seed: int,
-        workers: int = 1,
-        device: torch.device | None = None,
+        execution: Execution,
     ) -> None:
         check_batch(len(examples), batch_size)
         self.examples, self.batch_size = examples, batch_size
-        self.seed, self.workers = seed, workers
-        self.pinned = device is not None and device.type == "cuda"
+        self.seed, self.workers = seed, execution.workers
+        self.pinned = execution.device.type == "cuda"
 
     def between(self, first: int, last: int) -> Iterator[tuple[int, int, Batch]]:
         """Yield (step, epoch, batch) of the steps from ``first`` to before ``last``.
@@ -118,7 +117,7 @@ def check_batch(images: int, batch_size: int, setting: str = "batch_size") -> No
     """Raise InputError if there are fewer images than a batch has, as the setting says."""
     if images < 2:
         raise InputError(
-            f"{images} training image: there is nothing to tell it apart from; use 2 or more"
+            f"{images} training images, expected 2 or more: training compares each with others"
         )
     if batch_size > images:
         raise InputError(

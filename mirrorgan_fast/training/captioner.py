@@ -18,6 +18,7 @@ from mirrorgan_fast.training.backbones import (
     origin,
 )
 from mirrorgan_fast.training.batches import Batch, Batches
+from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.features import ImageFeatures
 from mirrorgan_fast.training.learner import Learner
 from mirrorgan_fast.training.loop import Part, fit
@@ -78,12 +79,10 @@ def train_stream(
     examples: TrainingExamples,
     vocabulary_size: int,
     folder: Path,
+    execution: Execution,
     *,
-    device: torch.device,
     backbone_weights: BackboneWeights | None = None,
     small_cnn: Mapping[str, Tensor] | None = None,
-    workers: int = 1,
-    quiet: bool = False,
 ) -> STREAM:
     """Train STREAM. Writes checkpoints and curves; resumes from the folder's checkpoint.
 
@@ -93,16 +92,15 @@ def train_stream(
         examples: what to train on.
         vocabulary_size: how many words there are.
         folder: of the run.
-        device: where to train.
+        execution: where and how to train.
         backbone_weights: what a large CNN starts from; the checkpoint remembers it.
         small_cnn: weights of the small CNN, which stays as it is.
-        workers: processes that read images.
-        quiet: no progress bar.
 
     Raises:
-        InputError: see ``Run``, ``Batches`` and ``check_backbone``.
+        InputError: the CNN is large and has no weights to start from, or the file of weights
+            cannot be used; see also ``Run``, ``Batches`` and ``fit``.
     """
-    options = settings.stream
+    options, device = settings.stream, execution.device
     check_backbone("stream", config.stream_encoder, backbone_weights, folder)
     torch.manual_seed(settings.seed)
     stream = STREAM(config, vocabulary_size, file_of(backbone_weights)).to(device)
@@ -110,19 +108,17 @@ def train_stream(
         load_small_cnn(stream.cnn, small_cnn)
     needs = dependencies(config, settings, options, examples, device, cnn=small_cnn)
     needs |= origin(stream.cnn, backbone_weights)
-    with open_run(folder, options, settings, needs, quiet=quiet) as run:
+    with open_run(folder, options, settings, needs, execution) as run:
         precision = run.settings["precision"]
         freeze_backbone(stream.cnn, run)
         features = ImageFeatures(
             lambda image: (stream.see(image),),
             examples,
-            device,
+            execution,
             precision,
             once=small_cnn is not None and not settings.augment,
-            workers=workers,
-            quiet=quiet,
         )
-        batches = Batches(features.examples, options.batch_size, settings.seed, workers, device)
+        batches = Batches(features.examples, options.batch_size, settings.seed, execution)
         task = CaptionerTraining(options, stream, features, device, precision)
         fit(task, run, batches)
     return stream.eval()

@@ -20,6 +20,7 @@ from mirrorgan_fast.models.stem import STEM, word_mask
 from mirrorgan_fast.pictures import to_signed
 from mirrorgan_fast.training.average import MovingAverage
 from mirrorgan_fast.training.batches import Batch, Batches
+from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.learner import Learner
 from mirrorgan_fast.training.loop import Part, fit
 from mirrorgan_fast.training.objectives import (
@@ -111,7 +112,11 @@ class CascadeTraining(ABC):
         return {"D": self.D_learner, "G": self.G_learner}
 
     def stages(self, step: int) -> int:
-        """Return how many stages train in a step."""
+        """Return how many stages train in a step.
+
+        All but the last at first: the meaning of captions is learned at half the image size, where
+        a step takes less than half the time.
+        """
         return self.config.stages - (step < self.settings.last_stage_from)
 
     def pace(self, step: int) -> float:
@@ -210,13 +215,9 @@ def train_cascade(
     examples: TrainingExamples,
     networks: Mapping[str, nn.Module],
     folder: Path,
+    execution: Execution,
     *,
     also: Mapping[str, Any] | None = None,
-    device: torch.device,
-    workers: int,
-    sheet_every: int,
-    compiled: bool | None,
-    quiet: bool,
 ) -> GLAM:
     """Train a generator cascade against its discriminators.
 
@@ -229,28 +230,25 @@ def train_cascade(
         examples: what to train on.
         networks: those that were trained before, by name. A checkpoint made with others is refused.
         folder: of the run.
+        execution: where and how to train.
         also: what else the result depends on.
-        device: where to train.
-        workers: processes that read images.
-        sheet_every: steps between two sheets of samples.
-        compiled: use ``torch.compile`` on the generator: a minute or two at the start. None: as
-            in the checkpoint; a new run does not compile.
-        quiet: no progress bar.
 
     Returns:
         the moving average of the generator.
 
     Raises:
-        InputError: the last stage would never be trained; see also ``Run`` and ``Batches``.
+        InputError: the last stage would never be trained, or it is the only one and would not
+            train from the start; see also ``Run``, ``Batches`` and ``fit``.
     """
-    options = settings.gan
+    options, device = settings.gan, execution.device
     check_last_stage(config, options)
-    batches = Batches(examples, options.batch_size, settings.seed, workers, device)
+    batches = Batches(examples, options.batch_size, settings.seed, execution)
     states = {name: network.state_dict() for name, network in networks.items()}
     needs = dependencies(config, settings, options, examples, device, **states)
     needs |= also or {}
+    compiled = execution.compiled
     needs["compiled"] = Unsaid(False) if compiled is None else compiled
-    with open_run(folder, options, settings, needs, quiet=quiet) as run:
+    with open_run(folder, options, settings, needs, execution) as run:
         torch.manual_seed(settings.seed)
         task = make(run.settings["precision"], run.settings["compiled"])
         average = task.average.network
@@ -260,15 +258,20 @@ def train_cascade(
             with task.autocast():
                 sheets.write(steps, task.stages(steps - 1))
 
-        fit(task, run, batches, sheet=draw, sheet_every=sheet_every)
+        fit(task, run, batches, sheet=draw, sheet_every=execution.sheet_every)
     return average
 
 
 def check_last_stage(config: CascadeConfig, options: CascadeSettings) -> None:
-    """Raise InputError if the last stage would never be trained, or is the only one and waits."""
-    if options.last_stage_from >= options.steps or (options.last_stage_from and config.stages == 1):
+    """Raise InputError if the last stage would never train, or is the only one and would wait."""
+    first = options.last_stage_from
+    if first >= options.steps:
         raise InputError(
-            f"gan.last_stage_from is {options.last_stage_from} of {options.steps} steps with "
-            f"{config.stages} stages: the last stage would never be trained, or is the only one; "
-            f"set it lower (0: all stages from the start)"
+            f"gan.last_stage_from is {first} of {options.steps} steps: the last stage would never "
+            f"be trained; set it lower (0: all stages train from the start)"
+        )
+    if first and config.stages == 1:
+        raise InputError(
+            f"gan.last_stage_from is {first}, but the model has only one stage, so nothing would "
+            f"train before it; set it to 0"
         )

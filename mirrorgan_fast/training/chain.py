@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +23,7 @@ from mirrorgan_fast.training.captioner import train_stream
 from mirrorgan_fast.training.cascade import check_last_stage
 from mirrorgan_fast.training.checkpoint import find_checkpoint, load_weights_of
 from mirrorgan_fast.training.cnn import train_cnn
+from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.matcher import train_stem
 from mirrorgan_fast.training.mirrorgan import train_mirrorgan
 from mirrorgan_fast.training.settings import (
@@ -42,12 +42,9 @@ def train(
     settings: TrainingSettings,
     images: CaptionedImages,
     folder: Path,
+    execution: Execution,
     *,
-    device: torch.device,
     backbone_weights: Mapping[Stage, BackboneWeights] | None = None,
-    workers: int = 1,
-    compiled: bool | None = None,
-    quiet: bool = False,
 ) -> None:
     """Train stages of the chain. Each resumes from its checkpoint if there is one.
 
@@ -62,17 +59,14 @@ def train(
         settings: the recipes.
         images: what to train on.
         folder: of the run; created if it does not exist.
-        device: where to train.
+        execution: where and how to train.
         backbone_weights: ImageNet weights of DAMSM's (``stem``) and STREAM's (``stream``) CNN, if
             these are large; "random" trains one from nothing. A stage that has begun remembers its.
-        workers: processes that read images.
-        compiled: use ``torch.compile`` for the GAN; None: as the run began, which is without.
-        quiet: no progress bars.
 
     Raises:
-        InputError: the folder holds a run with another model or data set, or a stage that is
-            needed has not been trained, or was trained on since; the data cannot be trained on
-            with these settings; see also ``Run``.
+        InputError: the folder holds a run with another model or data set; a stage that is needed
+            has not been trained, or has been trained further since; the data cannot be trained on
+            with these settings; see also ``Run``, ``Batches`` and ``fit``.
     """
     there = stages_of(config)
     for stage in stages:
@@ -117,15 +111,7 @@ def train(
         seed=settings.seed,
     )
     if "cnn" in stages:
-        train_cnn(
-            config,
-            settings,
-            examples,
-            folder / "cnn",
-            device=device,
-            workers=workers,
-            quiet=quiet,
-        )
+        train_cnn(config, settings, examples, folder / "cnn", execution)
     if "stem" in stages:
         train_stem(
             config,
@@ -133,11 +119,9 @@ def train(
             examples,
             len(vocabulary),
             folder / "stem",
-            device=device,
+            execution,
             backbone_weights=backbone_weights.get("stem"),
             small_cnn=_small_cnn(config.image_encoder, folder),
-            workers=workers,
-            quiet=quiet,
         )
     if "stream" in stages and isinstance(config, MirrorGANConfig):
         assert isinstance(settings, MirrorGANTrainingSettings)
@@ -147,15 +131,13 @@ def train(
             examples,
             len(vocabulary),
             folder / "stream",
-            device=device,
+            execution,
             backbone_weights=backbone_weights.get("stream"),
             small_cnn=_small_cnn(config.stream_encoder, folder),
-            workers=workers,
-            quiet=quiet,
         )
     if "gan" in stages:
-        how = {"device": device, "workers": workers, "compiled": compiled, "quiet": quiet}
-        _train_gan(config, settings, examples, folder, vocabulary, **how).save_pretrained(folder)
+        model = _train_gan(config, settings, examples, folder, vocabulary, execution)
+        model.save_pretrained(folder)
 
 
 def stages_of(config: CascadeConfig) -> tuple[Stage, ...]:
@@ -171,7 +153,7 @@ def _train_gan(
     examples: TrainingExamples,
     folder: Path,
     vocabulary: Vocabulary,
-    **how: Any,
+    execution: Execution,
 ) -> TextToImage:
     """Train the generator of the system, whose other networks are trained; return the model."""
 
@@ -179,19 +161,20 @@ def _train_gan(
         matching = {"stem": model.stem, "image_encoder": model.image_encoder}
         load_weights_of(folder / "stem", torch.nn.ModuleDict(matching))
 
+    run = folder / "gan"
     if isinstance(config, MirrorGANConfig):
         assert isinstance(settings, MirrorGANTrainingSettings)
         model = MirrorGAN(config, vocabulary)
         load(model)
         load_weights_of(folder / "stream", model.stream)
         networks = (model.stem, model.image_encoder, model.stream)
-        model.glam = train_mirrorgan(config, settings, examples, *networks, folder / "gan", **how)
+        model.glam = train_mirrorgan(config, settings, examples, *networks, run, execution)
         return model
     assert isinstance(config, AttnGANConfig)
     attngan = AttnGAN(config, vocabulary)
     load(attngan)
     pretrained = (attngan.stem, attngan.image_encoder)
-    attngan.glam = train_attngan(config, settings, examples, *pretrained, folder / "gan", **how)
+    attngan.glam = train_attngan(config, settings, examples, *pretrained, run, execution)
     return attngan
 
 

@@ -16,7 +16,7 @@ from mirrorgan_fast.weights import load_state
 
 CHECKPOINT = "checkpoint.pt"
 _ADVICE = "restore a copy of it, or move it away to start that part again"
-_MOST_ENTRIES = 1_000_000  # of all containers; the largest preset's GAN has 12,000
+_MOST_ENTRIES = 1_000_000  # of all containers; the largest recipe's GAN has 12,000
 _MOST_STEPS = 10**12  # what TensorBoard and a float can still count
 _ADAM = {"step", "exp_avg", "exp_avg_sq"}
 

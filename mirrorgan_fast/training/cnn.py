@@ -11,6 +11,7 @@ from mirrorgan_fast.models.backbones.small import SmallImageEncoder
 from mirrorgan_fast.models.config import CascadeConfig
 from mirrorgan_fast.pictures import to_signed
 from mirrorgan_fast.training.batches import Batch, Batches
+from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.learner import Learner
 from mirrorgan_fast.training.loop import Part, fit
 from mirrorgan_fast.training.precision import Precision, autocast
@@ -81,10 +82,7 @@ def train_cnn(
     settings: TrainingSettings,
     examples: TrainingExamples,
     folder: Path,
-    *,
-    device: torch.device,
-    workers: int = 1,
-    quiet: bool = False,
+    execution: Execution,
 ) -> SmallImageEncoder:
     """Train the small CNN. Writes checkpoints and curves; resumes from the folder's checkpoint.
 
@@ -93,19 +91,18 @@ def train_cnn(
         settings: of the whole chain.
         examples: what to train on.
         folder: of the run.
-        device: where to train.
-        workers: processes that read images.
-        quiet: no progress bar.
+        execution: where and how to train.
 
     Raises:
-        InputError: see ``Run`` and ``Batches``.
+        InputError: the captions of all pictures say the same; see also ``Run``, ``Batches`` and
+            ``fit``.
     """
     options = settings.cnn
-    batches = Batches(examples, options.batch_size, settings.seed, workers, device)
-    needs = dependencies(config, settings, options, examples, device)
-    with open_run(folder, options, settings, needs, quiet=quiet) as run:
+    batches = Batches(examples, options.batch_size, settings.seed, execution)
+    needs = dependencies(config, settings, options, examples, execution.device)
+    with open_run(folder, options, settings, needs, execution) as run:
         torch.manual_seed(settings.seed)
         phrases = examples.phrases(options.phrases)
-        task = CNNTraining(options, phrases, device, run.settings["precision"])
+        task = CNNTraining(options, phrases, execution.device, run.settings["precision"])
         fit(task, run, batches)
     return task.cnn.eval()

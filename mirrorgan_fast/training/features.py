@@ -9,6 +9,7 @@ from tqdm import tqdm
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.pictures import to_signed
 from mirrorgan_fast.training.batches import Batch, load_batches
+from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.precision import Precision, autocast
 
 _BATCH_SIZE = 64
@@ -24,27 +25,22 @@ class ImageFeatures:
     Args:
         cnn: images (N, 3, S, S) in [-1, 1] to one or more tensors (N, ...).
         all_examples: the training examples.
-        device: where to compute.
+        execution: where and how to compute.
         precision: of the CNN.
         once: whether to compute the features of every image once.
-        workers: processes that read images.
-        quiet: no progress bar.
     """
 
     def __init__(
         self,
         cnn: Callable[[Tensor], tuple[Tensor, ...]],
         all_examples: TrainingExamples,
-        device: torch.device,
+        execution: Execution,
         precision: Precision,
         *,
         once: bool,
-        workers: int,
-        quiet: bool,
     ) -> None:
         self._cnn, self._all_examples = cnn, all_examples
-        self._device, self._precision = device, precision
-        self._once, self._workers, self._quiet = once, workers, quiet
+        self._execution, self._precision, self._once = execution, precision, once
         self._computed: list[Tensor] = []
         self.examples = all_examples.without_images() if once else all_examples
         """The examples to make ``Batches`` of; without images if ``once``."""
@@ -52,24 +48,28 @@ class ImageFeatures:
     def __call__(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return the features of the batch's images."""
         if not self._once:
-            return self._cnn(to_signed(batch["image"], self._device))
+            return self._cnn(to_signed(batch["image"], self._execution.device))
         if not self._computed:
             self._compute_all()
-        return tuple(part[batch["index"]].to(self._device).float() for part in self._computed)
+        return tuple(
+            part[batch["index"]].to(self._execution.device).float() for part in self._computed
+        )
 
     @torch.no_grad()
     def _compute_all(self) -> None:
-        count = len(self._all_examples)
+        count, device = len(self._all_examples), self._execution.device
         loader = load_batches(
             self._all_examples,
-            self._workers,
+            self._execution.workers,
             batch_size=_BATCH_SIZE,
             generator=torch.Generator(),  # leaves a step's random numbers as they are
         )
         total = -(-count // _BATCH_SIZE)
-        for batch in tqdm(loader, total=total, desc="image features", disable=self._quiet):
-            with autocast(self._device, self._precision):
-                features = self._cnn(to_signed(batch["image"], self._device))
+        for batch in tqdm(
+            loader, total=total, desc="image features", disable=self._execution.quiet
+        ):
+            with autocast(device, self._precision):
+                features = self._cnn(to_signed(batch["image"], device))
             if not self._computed:
                 # half of float32's memory: 0.7 GB for 20,000 images of the small CNN
                 self._computed = [torch.empty(count, *part.shape[1:]).half() for part in features]

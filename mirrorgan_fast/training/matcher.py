@@ -20,6 +20,7 @@ from mirrorgan_fast.training.backbones import (
     origin,
 )
 from mirrorgan_fast.training.batches import Batch, Batches
+from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.features import ImageFeatures
 from mirrorgan_fast.training.learner import Learner
 from mirrorgan_fast.training.loop import Part, fit
@@ -91,12 +92,10 @@ def train_stem(
     examples: TrainingExamples,
     vocabulary_size: int,
     folder: Path,
+    execution: Execution,
     *,
-    device: torch.device,
     backbone_weights: BackboneWeights | None = None,
     small_cnn: Mapping[str, Tensor] | None = None,
-    workers: int = 1,
-    quiet: bool = False,
 ) -> tuple[STEM, DAMSMImageEncoder]:
     """Train STEM and DAMSM's image encoder.
 
@@ -108,16 +107,15 @@ def train_stem(
         examples: what to train on.
         vocabulary_size: how many words there are.
         folder: of the run.
-        device: where to train.
+        execution: where and how to train.
         backbone_weights: what a large CNN starts from; the checkpoint remembers it.
         small_cnn: weights of the small CNN, which stays as it is.
-        workers: processes that read images.
-        quiet: no progress bar.
 
     Raises:
-        InputError: see ``Run``, ``Batches`` and ``check_backbone``.
+        InputError: the CNN is large and has no weights to start from, or the file of weights
+            cannot be used; see also ``Run``, ``Batches`` and ``fit``.
     """
-    options = settings.stem
+    options, device = settings.stem, execution.device
     check_backbone("stem", config.image_encoder, backbone_weights, folder)
     torch.manual_seed(settings.seed)
     stem = STEM(config, vocabulary_size).to(device)
@@ -127,19 +125,17 @@ def train_stem(
         load_small_cnn(cnn, small_cnn)
     needs = dependencies(config, settings, options, examples, device, cnn=small_cnn)
     needs |= origin(cnn, backbone_weights)
-    with open_run(folder, options, settings, needs, quiet=quiet) as run:
+    with open_run(folder, options, settings, needs, execution) as run:
         precision = run.settings["precision"]
         freeze_backbone(cnn, run)
         features = ImageFeatures(
             cnn,
             examples,
-            device,
+            execution,
             precision,
             once=small_cnn is not None and not settings.augment,
-            workers=workers,
-            quiet=quiet,
         )
-        batches = Batches(features.examples, options.batch_size, settings.seed, workers, device)
+        batches = Batches(features.examples, options.batch_size, settings.seed, execution)
         task = MatcherTraining(options, stem, image_encoder, features, device, precision)
         fit(task, run, batches)
     return stem.eval(), image_encoder.eval()

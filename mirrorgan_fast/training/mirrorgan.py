@@ -13,6 +13,7 @@ from mirrorgan_fast.models.stem import STEM
 from mirrorgan_fast.models.stream import STREAM
 from mirrorgan_fast.training.batches import Batch
 from mirrorgan_fast.training.cascade import CascadeTraining, figures_of, sum_of, train_cascade
+from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.objectives import damsm_loss, kl_loss, stream_loss
 from mirrorgan_fast.training.precision import Precision
 from mirrorgan_fast.training.settings import MirrorGANSettings, MirrorGANTrainingSettings
@@ -100,12 +101,7 @@ def train_mirrorgan(
     image_encoder: DAMSMImageEncoder,
     stream: STREAM,
     folder: Path,
-    *,
-    device: torch.device,
-    workers: int = 1,
-    sheet_every: int = 1000,
-    compiled: bool | None = None,
-    quiet: bool = False,
+    execution: Execution,
 ) -> GLAM:
     """Train MirrorGAN's generator.
 
@@ -117,11 +113,7 @@ def train_mirrorgan(
         image_encoder: pretrained with ``stem``.
         stream: pretrained captioner.
         folder: of the run.
-        device: where to train.
-        workers: see ``train_cascade``.
-        sheet_every: see ``train_cascade``.
-        compiled: see ``train_cascade``.
-        quiet: see ``train_cascade``.
+        execution: where and how to train.
 
     Returns:
         the moving average of the generator.
@@ -137,7 +129,7 @@ def train_mirrorgan(
             stem,
             image_encoder,
             stream,
-            device,
+            execution.device,
             precision,
             ends=settings.stream.ends,
             compiled=compiled,
@@ -150,12 +142,8 @@ def train_mirrorgan(
         examples,
         {"stem": stem, "image_encoder": image_encoder, "stream": stream},
         folder,
+        execution,
         also={} if settings.stream.ends else {"stream.ends": False},
-        device=device,
-        workers=workers,
-        sheet_every=sheet_every,
-        compiled=compiled,
-        quiet=quiet,
     )
 
 

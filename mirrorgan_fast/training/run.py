@@ -31,6 +31,7 @@ from mirrorgan_fast.training.checkpoint import (
     restore,
     seal,
 )
+from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.precision import computes_in_bf16
 from mirrorgan_fast.training.settings import StageSettings, TrainingSettings
 
@@ -308,8 +309,7 @@ def open_run(
     options: StageSettings,
     settings: TrainingSettings,
     needs: dict[str, Any],
-    *,
-    quiet: bool,
+    execution: Execution,
 ) -> Run:
     """Return the run of a stage. It starts or resumes when it is entered.
 
@@ -318,7 +318,7 @@ def open_run(
         options: the stage's settings.
         settings: those of all stages.
         needs: everything that its result depends on.
-        quiet: no progress bar.
+        execution: whether to show a progress bar.
     """
     return Run(
         folder,
@@ -326,7 +326,7 @@ def open_run(
         needs,
         log_every=settings.log_every,
         save_every=settings.save_every,
-        quiet=quiet,
+        quiet=execution.quiet,
     )
 
 

@@ -48,7 +48,7 @@ def test_rows_that_no_image_can_be_made_of_stop_nothing(model: MirrorGAN, tmp_pa
         "",
         'has no "caption" that is text',
         "is empty",
-        '"index" is not a whole number from 0 to 2^128',
+        '"index" is not a whole number from 0 to 2^128 - 1',
     ]
     none = rows({"caption": captions[:0], "index": np.arange(0)})
     assert none["image"].shape == (0, 32, 32, 3)

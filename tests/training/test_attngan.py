@@ -24,11 +24,14 @@ from mirrorgan_fast.models.config import AttnGANConfig, MirrorGANConfig
 from mirrorgan_fast.recipes import find_recipe
 from mirrorgan_fast.training.attngan import AttnGANTraining, train_attngan
 from mirrorgan_fast.training.chain import stages_of, train
+from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.settings import (
     CascadeSettings,
     MirrorGANTrainingSettings,
     TrainingSettings,
 )
+
+from .runs import HERE
 
 # Half of the smallest gain of three seeds: 27.9, 28.6 and 28.4 points over the beginning, 26.4,
 # 27.6 and 27.9 over other captions.
@@ -47,7 +50,6 @@ def test_the_chain_needs_no_captioner(
     config: MirrorGANConfig,
     settings: MirrorGANTrainingSettings,
     birds: CaptionedImages,
-    device: torch.device,
 ) -> None:
     attngan = attngan_config(config)
     chain = TrainingSettings(
@@ -57,10 +59,9 @@ def test_the_chain_needs_no_captioner(
         precision="fp32",
     )
     assert stages_of(attngan) == ("cnn", "stem", "gan")
-    how = {"device": device, "workers": 0, "quiet": True}
     with pytest.raises(InputError, match="train stream: this system has no such part"):
-        train(("stream",), attngan, chain, birds, tmp_path, **how)
-    train(stages_of(attngan), attngan, chain, birds, tmp_path, **how)
+        train(("stream",), attngan, chain, birds, tmp_path, HERE)
+    train(stages_of(attngan), attngan, chain, birds, tmp_path, HERE)
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [
         "cnn", "gan", "stem",
     ]  # fmt: skip
@@ -68,7 +69,7 @@ def test_the_chain_needs_no_captioner(
     assert type(model) is AttnGAN
     assert model.config == attngan
     with pytest.raises(InputError, match="holds a run of the system 'attngan', now it is"):
-        train(("cnn",), config, settings, birds, tmp_path, **how)
+        train(("cnn",), config, settings, birds, tmp_path, HERE)
 
 
 def test_an_evaluation_has_no_redescription(tmp_path: Path) -> None:
@@ -123,9 +124,8 @@ def test_it_learns_what_captions_say_in_minutes(tmp_path: Path, device: torch.de
     )
     before = judged.share(start.glam, judged.named)
     networks = (full.stem, full.image_encoder)
-    glam = train_attngan(
-        config, settings, examples, *networks, tmp_path / "run", device=device, quiet=True
-    )
+    run = Execution(device, quiet=True)
+    glam = train_attngan(config, settings, examples, *networks, tmp_path / "run", run)
     after = judged.share(glam, judged.named)
     shuffled = judged.share(glam, judged.named[1:] + judged.named[:1])
     print(f"{before:.1%} before, {after:.1%} after, {shuffled:.1%} with other captions")

@@ -17,6 +17,8 @@ from mirrorgan_fast.training.chain import train
 from mirrorgan_fast.training.checkpoint import load_checkpoint
 from mirrorgan_fast.training.settings import STAGES, MirrorGANTrainingSettings, Stage
 
+from .runs import HERE
+
 
 @pytest.fixture
 def run(
@@ -24,7 +26,6 @@ def run(
     config: MirrorGANConfig,
     settings: MirrorGANTrainingSettings,
     birds: CaptionedImages,
-    device: torch.device,
 ) -> Callable[..., None]:
     """Train stages in ``tmp_path``, with other settings or images if they are given."""
 
@@ -40,10 +41,8 @@ def run(
             dataclasses.replace(settings, **changed),
             images,
             tmp_path,
-            device=device,
+            HERE,
             backbone_weights=weights,
-            workers=0,
-            quiet=True,
         )
 
     return train_stages
@@ -63,15 +62,14 @@ def test_a_stage_that_is_missing_is_named(
     config: MirrorGANConfig,
     settings: MirrorGANTrainingSettings,
     birds: CaptionedImages,
-    device: torch.device,
 ) -> None:
     for stage, needed in (("stem", "cnn"), ("stream", "cnn"), ("gan", "stem")):
         with pytest.raises(InputError, match=rf"{needed}.*train that part first"):
-            train((stage,), config, settings, birds, tmp_path, device=device, quiet=True)
+            train((stage,), config, settings, birds, tmp_path, HERE)
     assert not list(tmp_path.iterdir()), "what is refused must not claim the folder"
     large = dataclasses.replace(config, image_encoder="inception_v3", stream_encoder="resnet152")
     with pytest.raises(InputError, match="no small CNN"):
-        train(("cnn",), large, settings, birds, tmp_path, device=device, quiet=True)
+        train(("cnn",), large, settings, birds, tmp_path, HERE)
 
 
 class Changed(CaptionedImages):

@@ -12,6 +12,8 @@ from mirrorgan_fast.training.learner import Learner
 from mirrorgan_fast.training.loop import Part, fit
 from mirrorgan_fast.training.run import Run
 
+from .runs import HERE
+
 
 class Line:
     """Learns one number."""
@@ -47,7 +49,7 @@ def test_what_is_called_when(tmp_path: Path, examples: TrainingExamples) -> None
             fit(
                 task,
                 run,
-                Batches(examples, 5, 0, 0),
+                Batches(examples, 5, 0, HERE),
                 validate=validate,
                 validate_every=3,
                 sheet=drawn.append,

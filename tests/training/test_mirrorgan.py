@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import functools
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +28,8 @@ from mirrorgan_fast.training.mirrorgan import train_mirrorgan
 from mirrorgan_fast.training.run import Run
 from mirrorgan_fast.training.settings import MirrorGANTrainingSettings
 from mirrorgan_fast.vocabulary import Vocabulary
+
+from .runs import HERE, curves, interrupt, kill, stop
 
 
 class Pretrained(NamedTuple):
@@ -62,7 +63,6 @@ def train(
     settings: MirrorGANTrainingSettings,
     examples: TrainingExamples,
     pretrained: Pretrained,
-    device: torch.device,
 ) -> Train:
     """Train the GAN in a folder, with other settings where they are given."""
 
@@ -86,33 +86,10 @@ def train(
             examples,
             *pretrained,
             folder,
-            device=device,
-            workers=0,
-            sheet_every=sheet_every,
-            quiet=True,
+            dataclasses.replace(HERE, sheet_every=sheet_every),
         )
 
     return run
-
-
-def stop(monkeypatch: pytest.MonkeyPatch, step: int, how: Callable[[], Any]) -> None:
-    """Make every run stop in ``step``."""
-    log = Run.log
-
-    def log_and_stop(self: Run, at: int, figures: dict[str, Any]) -> None:
-        log(self, at, figures)
-        if at == step:
-            how()
-
-    monkeypatch.setattr(Run, "log", log_and_stop)
-
-
-def interrupt() -> None:
-    signal.raise_signal(signal.SIGINT)
-
-
-def kill() -> None:
-    raise RuntimeError("killed")
 
 
 @pytest.fixture
@@ -124,10 +101,6 @@ def states(
     saved: list[dict[str, Any]] = []
     monkeypatch.setattr(Run, "save", lambda self, step, state: saved.append(copy.deepcopy(state)))
     return saved
-
-
-def curves(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(row) for row in (folder / "curves.jsonl").read_text().splitlines()]
 
 
 # --- resuming -------------------------------------------------------------------------------------
@@ -318,7 +291,6 @@ def test_the_ablation_without_global_attention_trains(
     settings: MirrorGANTrainingSettings,
     examples: TrainingExamples,
     pretrained: Pretrained,
-    device: torch.device,
 ) -> None:
     for attention in ("none", "authors"):
         glam = train_mirrorgan(
@@ -327,9 +299,7 @@ def test_the_ablation_without_global_attention_trains(
             examples,
             *pretrained,
             tmp_path / attention,
-            device=device,
-            workers=0,
-            quiet=True,
+            HERE,
         )
         assert (glam.F_att[0].V is None) == (attention == "none")
 
@@ -341,10 +311,8 @@ def test_whether_ends_count_is_a_setting_of_both_trainings(
     birds: CaptionedImages,
     vocabulary: Vocabulary,
     pretrained: Pretrained,
-    device: torch.device,
 ) -> None:
     examples = TrainingExamples(birds, vocabulary, 32, caption_length=18)  # so that ends fit
-    how = {"device": device, "workers": 0, "quiet": True}
     for ends in (True, False):
         changed = dataclasses.replace(
             settings,
@@ -352,13 +320,13 @@ def test_whether_ends_count_is_a_setting_of_both_trainings(
             gan=dataclasses.replace(settings.gan, steps=1, last_stage_from=0),
         )
         words = len(pretrained.stem.embedding.weight)
-        train_stream(config, changed, examples, words, tmp_path / f"stream {ends}", **how)
-        train_mirrorgan(config, changed, examples, *pretrained, tmp_path / f"gan {ends}", **how)
+        train_stream(config, changed, examples, words, tmp_path / f"stream {ends}", HERE)
+        train_mirrorgan(config, changed, examples, *pretrained, tmp_path / f"gan {ends}", HERE)
     for stage, figure in (("stream", "cross_entropy"), ("gan", "stream")):
         (without,), (given,) = (curves(tmp_path / f"{stage} {ends}") for ends in (False, True))
         assert without[figure] != given[figure]
     with pytest.raises(InputError, match=r"stream\.ends False, now it is its default"):
-        train_mirrorgan(config, settings, examples, *pretrained, tmp_path / "gan False", **how)
+        train_mirrorgan(config, settings, examples, *pretrained, tmp_path / "gan False", HERE)
 
 
 # --- stage by stage ------------------------------------------------------------------------------

@@ -2,34 +2,27 @@
 
 import dataclasses
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.models.backbones.inception_v3 import InceptionV3
-from mirrorgan_fast.models.backbones.small import SmallImageEncoder
 from mirrorgan_fast.models.config import MirrorGANConfig
-from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.training.captioner import train_stream
 from mirrorgan_fast.training.checkpoint import load_checkpoint
 from mirrorgan_fast.training.cnn import train_cnn
 from mirrorgan_fast.training.matcher import train_stem
-from mirrorgan_fast.training.run import Run
 from mirrorgan_fast.training.settings import (
-    CNNSettings,
     MirrorGANTrainingSettings,
-    STEMSettings,
-    STREAMSettings,
 )
 from mirrorgan_fast.vocabulary import Vocabulary
+
+from .runs import HERE, interrupt, kill, stop
 
 Train = Callable[..., list[nn.Module]]
 
@@ -46,12 +39,11 @@ def train(
     settings: MirrorGANTrainingSettings,
     examples: TrainingExamples,
     vocabulary: Vocabulary,
-    device: torch.device,
 ) -> Train:
     """Train the stage in a folder, with other settings of the stage where they are given."""
     function = {
-        "cnn": lambda config, settings, examples, _, folder, **how: train_cnn(
-            config, settings, examples, folder, **how
+        "cnn": lambda config, settings, examples, _, *rest: train_cnn(
+            config, settings, examples, *rest
         ),
         "stem": train_stem,
         "stream": train_stream,
@@ -65,33 +57,11 @@ def train(
             examples,
             len(vocabulary),
             folder,
-            device=device,
-            workers=0,
-            quiet=True,
+            HERE,
         )
         return list(trained) if isinstance(trained, tuple) else [trained]
 
     return run
-
-
-def stop(monkeypatch: pytest.MonkeyPatch, step: int, how: Callable[[], Any]) -> None:
-    """Make every run stop in ``step``."""
-    log = Run.log
-
-    def log_and_stop(self: Run, at: int, figures: dict[str, Any]) -> None:
-        log(self, at, figures)
-        if at == step:
-            how()
-
-    monkeypatch.setattr(Run, "log", log_and_stop)
-
-
-def interrupt() -> None:
-    signal.raise_signal(signal.SIGINT)
-
-
-def kill() -> None:
-    raise RuntimeError("killed")
 
 
 def test_ctrl_c_and_resume_end_as_without(
@@ -182,164 +152,3 @@ def test_other_settings_are_refused(tmp_path: Path, train: Train, changed: dict[
 def test_too_few_images_are_refused(tmp_path: Path, train: Train) -> None:
     with pytest.raises(InputError, match="12 training images"):
         train(tmp_path, batch_size=13)
-
-
-# --- does it learn? -------------------------------------------------------------------------------
-
-LEARNING = MirrorGANConfig(
-    image_size=64,
-    stages=2,
-    embedding_size=64,
-    word_embedding_size=64,
-    text_dropout=0.0,
-    image_encoder="small",
-    stream_encoder="small",
-    stream_hidden_size=128,
-)
-
-
-def curves(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(row) for row in (folder / "curves.jsonl").read_text().splitlines()]
-
-
-def test_the_cnn_learns_to_see_phrases_and_stem_which_caption_is_whose(
-    tmp_path: Path, two_hundred: tuple[TrainingExamples, int], device: torch.device
-) -> None:
-    settings = MirrorGANTrainingSettings(
-        cnn=CNNSettings(steps=100, batch_size=16, phrases=200),
-        stem=STEMSettings(steps=150, batch_size=16, gradient_clip=1.0),
-        precision="fp32",
-        augment=False,
-    )
-    how: dict[str, Any] = {"device": device, "workers": 0, "quiet": True}
-    cnn = train_cnn(LEARNING, settings, two_hundred[0], tmp_path / "cnn", **how)
-    first, *_, last = curves(tmp_path / "cnn")
-    assert last["cross_entropy"] < first["cross_entropy"] - 2
-    train_stem(
-        LEARNING, settings, *two_hundred, tmp_path / "stem", small_cnn=cnn.state_dict(), **how
-    )
-    first, *_, last = curves(tmp_path / "stem")
-    assert last["damsm"] < first["damsm"] - 1
-    assert last["retrieval"] > 3 / 16  # three times what chance gives
-
-
-@pytest.mark.parametrize("stage", ["stem", "stream"])
-def test_a_small_cnn_that_is_given_stays_frozen(
-    tmp_path: Path,
-    stage: str,
-    config: MirrorGANConfig,
-    settings: MirrorGANTrainingSettings,
-    examples: TrainingExamples,
-    vocabulary: Vocabulary,
-    device: torch.device,
-    assert_same: Any,
-) -> None:
-    cnn = SmallImageEncoder()
-    options = dataclasses.replace(getattr(settings, stage), steps=2)
-    arguments = (
-        config,
-        dataclasses.replace(settings, **{stage: options}),
-        examples,
-        len(vocabulary),
-        tmp_path,
-    )
-    how = {"device": device, "small_cnn": cnn.state_dict(), "workers": 0, "quiet": True}
-    trained = (
-        train_stem(*arguments, **how)[1].cnn
-        if stage == "stem"
-        else train_stream(*arguments, **how).cnn
-    )
-    assert_same(dict(trained.state_dict()), dict(cnn.state_dict()))  # batch statistics too
-
-
-@pytest.mark.parametrize("stage", ["stem", "stream"])
-def test_features_of_a_frozen_cnn_are_computed_once(
-    tmp_path: Path,
-    stage: str,
-    config: MirrorGANConfig,
-    settings: MirrorGANTrainingSettings,
-    two_hundred: tuple[TrainingExamples, int],
-    device: torch.device,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    read: list[int] = []
-    image_of = TrainingExamples._image
-    monkeypatch.setattr(
-        TrainingExamples,
-        "_image",
-        lambda self, index, *rest: (read.append(index), image_of(self, index, *rest))[1],
-    )
-    # Nothing is learned, so that the losses differ by rounding alone
-    options = dataclasses.replace(getattr(settings, stage), steps=3, learning_rate=0.0)
-    small_cnn = SmallImageEncoder().state_dict()
-    losses = []
-    for augment in (True, False):  # the examples themselves are not augmented
-        train_stem_or_stream = train_stem if stage == "stem" else train_stream
-        read.clear()
-        train_stem_or_stream(
-            config,
-            dataclasses.replace(settings, augment=augment, precision="fp32", **{stage: options}),
-            *two_hundred,
-            tmp_path / str(augment),
-            device=device,
-            small_cnn=small_cnn,
-            workers=0,
-            quiet=True,
-        )
-        point = curves(tmp_path / str(augment))[-1]
-        losses.append(point["damsm" if stage == "stem" else "cross_entropy"])
-    assert sorted(read) == list(range(200))
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
-
-
-def test_stream_learns_to_describe(
-    tmp_path: Path, two_hundred: tuple[TrainingExamples, int], device: torch.device
-) -> None:
-    options = STREAMSettings(steps=200, batch_size=16)
-    settings = MirrorGANTrainingSettings(stream=options, precision="fp32", augment=False)
-    train_stream(LEARNING, settings, *two_hundred, tmp_path, device=device, workers=0, quiet=True)
-    first, *_, last = curves(tmp_path)
-    assert last["cross_entropy"] < first["cross_entropy"] - 1
-
-
-def test_a_large_network_remembers_the_weights_that_it_began_with(
-    tmp_path: Path,
-    config: MirrorGANConfig,
-    settings: MirrorGANTrainingSettings,
-    examples: TrainingExamples,
-    vocabulary: Vocabulary,
-    device: torch.device,
-) -> None:
-    large = dataclasses.replace(config, image_encoder="inception_v3")
-    torch.manual_seed(3)
-    state = InceptionV3(classifier=True).state_dict()
-    save_file(state, tmp_path / "imagenet.safetensors")
-
-    def train(folder: str, steps: int, weights: Path | str | None) -> DAMSMImageEncoder:
-        options = dataclasses.replace(settings.stem, steps=steps, batch_size=2)
-        _, encoder = train_stem(
-            large,
-            dataclasses.replace(settings, stem=options),
-            examples,
-            len(vocabulary),
-            tmp_path / folder,
-            device=device,
-            backbone_weights=weights,  # type: ignore[arg-type]
-            workers=0,
-            quiet=True,
-        )
-        return encoder
-
-    with pytest.raises(InputError, match=r"inception_v3 has no weights to begin with.*random"):
-        train("run", 1, None)
-    assert not (tmp_path / "run").exists()
-    train("run", 1, tmp_path / "imagenet.safetensors")
-    resumed = train("run", 2, None)
-    for name, parameter in resumed.cnn.named_parameters():
-        assert torch.equal(parameter, state[name]), name
-    with pytest.raises(InputError, match=r"was made with weights .*, now it is 'random'"):
-        train("run", 3, "random")
-    trained = train("other", 1, "random")
-    assert all(parameter.requires_grad for parameter in trained.cnn.parameters())
-    with pytest.raises(InputError, match=r"was made with weights .* 'random', now it is "):
-        train("other", 2, tmp_path / "imagenet.safetensors")

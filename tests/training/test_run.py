@@ -27,14 +27,16 @@ from mirrorgan_fast.training.checkpoint import load_checkpoint
 from mirrorgan_fast.training.run import Run, Unsaid, dependencies
 from mirrorgan_fast.training.settings import MirrorGANSettings, MirrorGANTrainingSettings
 
+from .runs import HERE
+
 SETTINGS = {"learning_rate": 0.5, "betas": (0.5, 0.999), "form": "paper"}
 
 
 def seen(run: Run, examples: TrainingExamples, *, seed: int = 0, workers: int = 0) -> list[Any]:
     """Return all that depends on chance in each of the run's steps."""
-    steps = []
+    steps, execution = [], replace(HERE, workers=workers)
     with run:
-        for step, epoch, batch in run.batches(Batches(examples, 5, seed, workers)):
+        for step, epoch, batch in run.batches(Batches(examples, 5, seed, execution)):
             noise = torch.rand(3)
             torch.rand(step + 1)  # what a step draws must not reach the next one
             steps.append((step, epoch, batch, noise))
@@ -98,8 +100,8 @@ def test_a_batch_has_what_training_needs(tmp_path: Path, examples: TrainingExamp
 
 def test_fewer_images_than_a_batch_are_refused(examples: TrainingExamples) -> None:
     with pytest.raises(InputError, match=r"12 .* 13"):
-        Batches(examples, 13, 0, 0)
-    ((_, _, batch),) = Batches(examples, 12, 0, 0).between(0, 1)
+        Batches(examples, 13, 0, HERE)
+    ((_, _, batch),) = Batches(examples, 12, 0, HERE).between(0, 1)
     assert len(batch["index"]) == 12
 
 
@@ -352,7 +354,7 @@ def test_settings_that_are_not_given_are_those_of_the_checkpoint(tmp_path: Path)
 def test_how_often_it_saves_and_logs_may_change(tmp_path: Path, examples: TrainingExamples) -> None:
     def run(folder: str, steps: int, **often: int) -> None:
         with Run(tmp_path / folder, steps, SETTINGS, quiet=True, **often) as begun:
-            for step, _, _ in begun.batches(Batches(examples, 5, 0, 0)):
+            for step, _, _ in begun.batches(Batches(examples, 5, 0, HERE)):
                 begun.log(step, {"loss": float(step)})
                 if begun.saving(step):
                     begun.save(step, {})
@@ -582,7 +584,7 @@ def trained(
 ) -> None:
     """Run as the training loops do, with a signal in one step before or after its checkpoint."""
     with run:
-        for step, _, _ in run.batches(Batches(examples, 5, 0, 0)):
+        for step, _, _ in run.batches(Batches(examples, 5, 0, HERE)):
             if step == interrupt_in and not late:
                 signal.raise_signal(number)
             run.log(step, {"loss": 1.0})
@@ -638,6 +640,7 @@ import torch
 from torch.utils.data import Dataset
 from mirrorgan_fast.interrupts import Terminated
 from mirrorgan_fast.training.batches import Batches
+from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.run import Run
 
 class Numbers(Dataset):
@@ -647,7 +650,8 @@ class Numbers(Dataset):
 
 try:
     with Run(Path(sys.argv[1]), 100, {}, quiet=True) as run:
-        for step, _, _ in run.batches(Batches(Numbers(), 4, 0, 2)):
+        execution = Execution(torch.device("cpu"), workers=2)
+        for step, _, _ in run.batches(Batches(Numbers(), 4, 0, execution)):
             print("step", step, flush=True)
             time.sleep(0.05)
             if run.saving(step):

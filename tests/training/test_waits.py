@@ -21,6 +21,8 @@ from mirrorgan_fast.training.run import Run
 from mirrorgan_fast.training.settings import MirrorGANTrainingSettings
 from mirrorgan_fast.vocabulary import Vocabulary
 
+from .runs import HERE
+
 
 class Reads(TorchDispatchMode):
     """Counts how often a number is read from a tensor, as by ``float()``, ``item()`` or ``if``."""
@@ -58,7 +60,7 @@ def task(
 def test_only_steps_that_write_a_point_are_waited_for(
     tmp_path: Path, task: Task, examples: TrainingExamples
 ) -> None:
-    batches = Batches(examples, 5, 0, 0)
+    batches = Batches(examples, 5, 0, HERE)
     with Run(tmp_path, 3, {}, log_every=3, save_every=100, quiet=True) as run:
         for step, epoch, batch in batches.between(0, 3):
             with Reads() as reads:

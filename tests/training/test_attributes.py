@@ -1,34 +1,39 @@
-"""The attribute classifier learns, is saved and loaded, and reads images; attribute accuracy."""
+"""Training of the attribute classifier: it learns, resumes, and is saved."""
 
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from mirrorgan_fast.data.image_folder import ImageFolder
 from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
-from mirrorgan_fast.data.painted_birds.data_set import true_attributes
+from mirrorgan_fast.data.painted_birds.data_set import export_image_folder, true_attributes
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.metrics.attributes import AttributeAccuracy, attribute_accuracy
+from mirrorgan_fast.metrics.attributes import attribute_accuracy
 from mirrorgan_fast.models.attribute_classifier import FILE_NAME, AttributeClassifier
 from mirrorgan_fast.training.attributes import train_attribute_classifier
 
-from .conftest import pixels
+from .runs import HERE
 
-CPU = torch.device("cpu")
+
+@pytest.fixture(scope="module")
+def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image folder of 16 birds."""
+    root = tmp_path_factory.mktemp("birds") / "exported"
+    export_image_folder(root, train=16, test=0, size=64, seed=3, workers=1, progress=False)
+    return root
 
 
 def train(birds: Path, folder: Path, steps: int) -> AttributeClassifier:
     return train_attribute_classifier(
         ImageFolder(birds, "train"),
         folder,
+        HERE,
         steps=steps,
         batch_size=16,
-        device=CPU,
-        workers=0,
-        quiet=True,
     )
 
 
@@ -42,9 +47,9 @@ def trained(
 
 def test_learns_what_it_is_shown(birds: Path, trained: tuple[AttributeClassifier, Path]) -> None:
     folder = ImageFolder(birds, "train")
-    images = torch.stack([pixels(folder, i) for i in range(len(folder))])
+    images = torch.from_numpy(np.stack([folder.image(i) for i in range(len(folder))]))
     truth = true_attributes(folder, range(len(folder)))
-    readings = trained[0].read(images)
+    readings = trained[0].read(images.permute(0, 3, 1, 2))
     chance = sum(1 / len(values) for values in ATTRIBUTES.values()) / len(ATTRIBUTES)
     assert attribute_accuracy(readings, truth).overall > 0.8 > 2 * chance
     shifted = truth[1:] + truth[:1]  # and it is not right about other birds
@@ -84,37 +89,6 @@ def test_other_attributes_are_other_data(birds: Path, tmp_path: Path) -> None:
     metadata.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(InputError, match="was made with attributes"):
         train(tmp_path / "birds", tmp_path / "run", steps=2)
-
-
-@pytest.mark.parametrize("size", [(64, 64), (97, 130), (256, 256)])
-def test_reads_every_size_and_type(size: tuple[int, int]) -> None:
-    torch.manual_seed(0)
-    classifier = AttributeClassifier(ATTRIBUTES).eval()
-    bytes_ = torch.randint(0, 256, (5, 3, *size), dtype=torch.uint8)
-    readings = classifier.read(bytes_, batch_size=2)
-    assert readings == classifier.read(bytes_.float() / 127.5 - 1)
-    assert len(readings) == 5
-    for reading in readings:
-        assert all(reading[name] in values for name, values in ATTRIBUTES.items())
-        assert list(reading) == list(ATTRIBUTES)
-
-
-def test_counts_what_captions_name() -> None:
-    readings = [{"crown": "red", "tail": "blue"}, {"crown": "green", "tail": "blue"}]
-    accuracy = attribute_accuracy(readings, [{"crown": "red", "tail": "red"}, {"crown": "red"}])
-    assert accuracy.overall == 1 / 3
-    assert accuracy.by_attribute == {"crown": 0.5, "tail": 0.0}
-    assert AttributeAccuracy.count([]).overall == 0
-
-
-def test_damaged_or_missing_weights(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"attributes\.safetensors: there is no such .* train it"):
-        AttributeClassifier.from_pretrained(ATTRIBUTES, tmp_path)
-    AttributeClassifier(ATTRIBUTES).save_pretrained(tmp_path)
-    content = (tmp_path / FILE_NAME).read_bytes()
-    (tmp_path / FILE_NAME).write_bytes(content[:1000])
-    with pytest.raises(InputError, match=r"attributes\.safetensors: cannot be read as weights"):
-        AttributeClassifier.from_pretrained(ATTRIBUTES, tmp_path)
 
 
 def test_rows_without_attributes(birds: Path, tmp_path: Path) -> None:

@@ -1,0 +1,22 @@
+"""Where and how a training computes."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how a training computes; a resumed run may choose anew, except ``compiled``."""
+
+    device: torch.device
+    """Where to train."""
+    workers: int = 1
+    """Processes that read images; 0: this process reads them."""
+    compiled: bool | None = None
+    """Whether ``torch.compile`` compiles the generator of a GAN, which takes a minute or two at the
+    start. None: as in the checkpoint; a new run does not compile."""
+    sheet_every: int = 1000
+    """Steps of a GAN between two sheets of samples."""
+    quiet: bool = False
+    """Whether to show no progress bars."""

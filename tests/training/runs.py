@@ -1,0 +1,55 @@
+"""What the tests of trainings do with a run: stop it in the middle, and read its curves."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mirrorgan_fast.models.config import MirrorGANConfig
+from mirrorgan_fast.training.execution import Execution
+from mirrorgan_fast.training.run import Run
+
+HERE = Execution(torch.device("cpu"), workers=0, quiet=True)
+"""In this process, on the CPU."""
+LEARNING = MirrorGANConfig(
+    image_size=64,
+    stages=2,
+    embedding_size=64,
+    word_embedding_size=64,
+    text_dropout=0.0,
+    image_encoder="small",
+    stream_encoder="small",
+    stream_hidden_size=128,
+)
+"""Large enough to learn within a few hundred steps."""
+
+
+def stop(monkeypatch: pytest.MonkeyPatch, step: int, how: Callable[[], Any]) -> None:
+    """Make every run stop in ``step``."""
+    log = Run.log
+
+    def log_and_stop(self: Run, at: int, figures: dict[str, Any]) -> None:
+        log(self, at, figures)
+        if at == step:
+            how()
+
+    monkeypatch.setattr(Run, "log", log_and_stop)
+
+
+def interrupt() -> None:
+    """Press Ctrl-C."""
+    signal.raise_signal(signal.SIGINT)
+
+
+def kill() -> None:
+    """End at once, without a checkpoint."""
+    raise RuntimeError("killed")
+
+
+def curves(folder: Path) -> list[dict[str, float]]:
+    """Return the points of a run's curves."""
+    return [json.loads(row) for row in (folder / "curves.jsonl").read_text().splitlines()]
