@@ -183,8 +183,8 @@ def from_image(image: Picture, size: int, place: str = "an image") -> Tensor:
 
 
 def to_signed(image: Tensor, device: torch.device) -> Tensor:
-    """Convert uint8 images (N, 3, H, W) to floats in [-1, 1] on ``device``, channels last."""
-    signed = image.to(device, non_blocking=True).float().div(127.5).sub(1)
+    """Convert uint8 images (N, 3, H, W) to numbers in [-1, 1] on ``device``, channels last."""
+    signed = image.to(device, non_blocking=True).to(torch.get_default_dtype()).div(127.5).sub(1)
     return signed.contiguous(memory_format=torch.channels_last)
 
 

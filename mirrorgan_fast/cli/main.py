@@ -13,6 +13,7 @@ from mirrorgan_fast.cli.output import OutputError, flush, say
 from mirrorgan_fast.errors import InputError, printable
 from mirrorgan_fast.files import reason
 from mirrorgan_fast.interrupts import Terminated, sigterm_raises
+from mirrorgan_fast.processes import OtherProcessError
 from mirrorgan_fast.sampling.sampler import is_out_of_memory
 
 
@@ -30,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     resumes = False
     try:
         try:
+            arguments = list(sys.argv[1:] if arguments is None else arguments)
+            if arguments[:1] == ["--"]:  # torchrun ... -m mirrorgan_fast -- train ...
+                arguments.pop(0)
             options = _parser().parse_args(arguments)
         finally:
             flush()  # --help and --version print and then exit
@@ -40,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         with sigterm_raises():
             status: int | None = options.run(options)
+    except OtherProcessError:
+        return 2  # that process says why
     except InputError as error:
         return _fail(str(error))
     except KeyboardInterrupt as error:

@@ -2,6 +2,8 @@
 
 import argparse
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -19,6 +21,7 @@ from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.fields import field_kinds
 from mirrorgan_fast.memory import keep_memory
 from mirrorgan_fast.models.config import CascadeConfig
+from mirrorgan_fast.processes import Processes
 from mirrorgan_fast.recipes import find_recipe
 from mirrorgan_fast.training.backbones import BackboneWeights
 from mirrorgan_fast.training.execution import Execution
@@ -104,15 +107,16 @@ def _run(options: argparse.Namespace) -> None:
     if options.stream_weights:
         backbone_weights["stream"] = options.stream_weights
     keep_memory()
-    train(
-        stages_of(config) if options.stage == "all" else (options.stage,),
-        config,
-        settings,
-        open_images(options.data, "train", options.split_field, options.max_pixels),
-        options.folder,
-        _execution(options),
-        backbone_weights=backbone_weights,
-    )
+    with _execution(options) as execution:
+        train(
+            stages_of(config) if options.stage == "all" else (options.stage,),
+            config,
+            settings,
+            open_images(options.data, "train", options.split_field, options.max_pixels),
+            options.folder,
+            execution,
+            backbone_weights=backbone_weights,
+        )
 
 
 def _train_attributes(options: argparse.Namespace) -> None:
@@ -121,21 +125,27 @@ def _train_attributes(options: argparse.Namespace) -> None:
     if options.set:
         raise InputError("train attributes: has no settings; leave out --set")
     keep_memory()
-    classifier = train_attribute_classifier(
-        ImageFolder(options.data, "train", options.split_field or "split", options.max_pixels),
-        options.folder / "attributes",
-        _execution(options),
-    )
-    classifier.save_pretrained(options.folder)
+    images = ImageFolder(options.data, "train", options.split_field or "split", options.max_pixels)
+    with _execution(options) as execution:
+        folder = options.folder / "attributes"
+        classifier = train_attribute_classifier(images, folder, execution)
+        execution.processes.once(lambda: classifier.save_pretrained(options.folder))
 
 
-def _execution(options: argparse.Namespace) -> Execution:
-    return Execution(
-        device_of(options),
-        workers=options.workers,
-        compiled=options.compile,
-        quiet=options.quiet,
-    )
+@contextmanager
+def _execution(options: argparse.Namespace) -> Iterator[Execution]:
+    """Join the processes of ``torchrun``, and leave them at the end."""
+    processes = Processes.join()
+    try:
+        yield Execution(
+            device_of(options),
+            workers=options.workers,
+            compiled=options.compile,
+            quiet=options.quiet or processes.rank > 0,
+            processes=processes,
+        )
+    finally:
+        processes.close()
 
 
 def _changed(record: Record, name: str, value: str, within: str = "") -> Record:

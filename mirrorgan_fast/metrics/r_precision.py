@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.ops.wide import wide
 
 
 class CaptionPool(NamedTuple):
@@ -74,5 +75,5 @@ def sentence_similarity(
 ) -> Tensor:
     """Return the cosine (N, M) of every image's code with every sentence (AttnGAN, eq. 13)."""
     with torch.autocast(codes.device.type, enabled=False):  # autocast would multiply in bfloat16
-        directions = functional.normalize(codes.float(), dim=1)
-        return directions @ functional.normalize(sentences.float(), dim=1).T
+        directions = functional.normalize(wide(codes), dim=1)
+        return directions @ functional.normalize(wide(sentences), dim=1).T

@@ -5,9 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence
 
 from mirrorgan_fast.models.config import CascadeConfig
 from mirrorgan_fast.ops import batch_norm_glu, batch_norm_leaky_relu
+from mirrorgan_fast.processes import ALONE, Processes
 
 
 class BatchNormActivation(nn.Module):
@@ -26,6 +28,8 @@ class BatchNormActivation(nn.Module):
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
+    processes: Processes = ALONE
+    """Those over which the statistics are taken (``share_batches``)."""
 
     def __init__(self, channels: int, *, momentum: float | None = 0.1) -> None:
         super().__init__()
@@ -56,14 +60,27 @@ class BatchNormActivation(nn.Module):
             mean: its mean, (channels,).
             variance: its biased variance, (channels,).
         """
-        count = x.numel() // x.shape[1]
-        self.num_batches_tracked += 1
-        pace = self.momentum
-        if pace is None:
-            pace = 1 / int(self.num_batches_tracked)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), pace)
-        unbiased = (variance * (count / (count - 1))).to(self.running_var.dtype)
-        self.running_var.lerp_(unbiased, pace)
+        _update_averages(self, x.numel() // x.shape[1] * self.processes.count, mean, variance)
+
+
+@torch.no_grad()
+def _update_averages(
+    norm: BatchNormActivation | nn.modules.batchnorm._BatchNorm,
+    count: int,
+    mean: Tensor,  # (C,)
+    variance: Tensor,  # (C,)
+) -> None:
+    """Move the running averages towards the statistics of ``count`` values a channel."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked += 1
+    pace = norm.momentum
+    if pace is None:
+        pace = 1 / int(norm.num_batches_tracked)
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), pace)
+    unbiased = (variance * (count / (count - 1))).to(norm.running_var.dtype)
+    norm.running_var.lerp_(unbiased, pace)
 
 
 class BatchNormGLU(BatchNormActivation):
@@ -74,7 +91,12 @@ class BatchNormGLU(BatchNormActivation):
         if not self.training:
             values, gates = self.normalize(x).chunk(2, dim=1)
             return values * gates.sigmoid()
-        out, mean, variance = batch_norm_glu(x, self.weight, self.bias, self.eps)
+        if self.processes.count > 1:
+            y, mean, variance = _synced_batch_norm(x, self)
+            values, gates = y.chunk(2, dim=1)
+            out = (values * gates.sigmoid()).to(x.dtype)
+        else:
+            out, mean, variance = batch_norm_glu(x, self.weight, self.bias, self.eps)
         self.update_averages(x, mean, variance)
         return out
 
@@ -88,9 +110,103 @@ class BatchNormLeakyReLU(BatchNormActivation):
         """Map (N, C, H, W) to the same shape."""
         if not self.training:
             return functional.leaky_relu(self.normalize(x), self.SLOPE)
-        out, mean, variance = batch_norm_leaky_relu(x, self.weight, self.bias, self.SLOPE, self.eps)
+        if self.processes.count > 1:
+            y, mean, variance = _synced_batch_norm(x, self)
+            out = functional.leaky_relu(y, self.SLOPE).to(x.dtype)
+        else:
+            weights = (self.weight, self.bias)
+            out, mean, variance = batch_norm_leaky_relu(x, *weights, self.SLOPE, self.eps)
         self.update_averages(x, mean, variance)
         return out
+
+
+class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """``nn.BatchNorm1d`` or ``2d`` with the statistics of the batch of all processes.
+
+    ``nn.SyncBatchNorm`` refuses tensors on the CPU and has no second-order gradient.
+    """
+
+    def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d, processes: Processes) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum)
+        self.processes = processes
+        self._parameters, self._buffers = norm._parameters, norm._buffers
+        self.training = norm.training
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (N, C) or (N, C, H, W) to the same shape."""
+        if not self.training:
+            return super().forward(input)
+        y, mean, variance = _synced_batch_norm(input, self)
+        count = input.numel() // input.shape[1] * self.processes.count
+        _update_averages(self, count, mean, variance)
+        return y.to(input.dtype)
+
+
+def _synced_batch_norm(
+    x: Tensor,  # (N, C) or (N, C, H, W)
+    norm: "BatchNormActivation | SyncedBatchNorm",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalize by the statistics of the batch of all processes.
+
+    Gradients of any order exist, through the statistics to the rows of all processes.
+
+    Returns:
+        y, and each channel's mean and biased variance without a gradient, float32 or wider.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        others = [dim for dim in range(x.dim()) if dim != 1]
+        per_channel = (slice(None), *[None] * (x.dim() - 2))
+        count = x.numel() // x.shape[1] * norm.processes.count
+        mean = norm.processes.summed(wide.sum(others)) / count
+        centered = wide - mean[per_channel]
+        variance = norm.processes.summed(centered.square().sum(others)) / count
+        normalized = centered * (variance + norm.eps).rsqrt()[per_channel]
+        y = normalized * norm.weight[per_channel] + norm.bias[per_channel]
+    return y, mean.detach(), variance.detach()
+
+
+class Dropout(nn.Dropout):
+    """``nn.Dropout`` whose mask is drawn for the batch of all processes."""
+
+    processes: Processes = ALONE
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (N, ...) to the same shape."""
+        if not self.training or not self.p:
+            return input
+        options = {"dtype": input.dtype, "device": input.device}
+        kept = self.processes.drawn(self._mask, len(input), *input.shape[1:], **options)
+        return input * (kept / (1 - self.p))
+
+    def _mask(self, *shape: int, **options: Any) -> Tensor:
+        return torch.empty(shape, **options).bernoulli_(1 - self.p)
+
+
+def share_batches(network: nn.Module, processes: Processes, *, sync_batch_norm: bool) -> None:
+    """Have a network compute its part of a batch as if it saw the batch of all processes.
+
+    Args:
+        network: is changed in place; its parameters, buffers and their names stay.
+        processes: the processes that share each batch.
+        sync_batch_norm: whether batch norms take the statistics of the whole batch. Otherwise each
+            process takes those of its own rows.
+    """
+    if processes.count == 1:
+        return
+    for module in list(network.modules()):
+        if isinstance(module, Dropout):
+            module.processes = processes
+        if not sync_batch_norm:
+            continue
+        if isinstance(module, BatchNormActivation):
+            module.processes = processes
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+                setattr(module, name, SyncedBatchNorm(child, processes))
 
 
 _CPU = torch.cpu.get_capabilities()
@@ -100,14 +216,18 @@ _WITHOUT_BFLOAT16 = _CPU.get("architecture") == "x86_64" and not _CPU.get("avx51
 
 
 class LSTM(nn.LSTM):
-    """``nn.LSTM`` that stays in float32 under autocast where PyTorch has no bfloat16 LSTM.
+    """``nn.LSTM`` that stays in float32 under autocast on CPUs where oneDNN has no narrower one.
 
-    On x86-64 without AVX-512, oneDNN has no LSTM in bfloat16, and PyTorch fails.
+    On x86-64 without AVX-512, oneDNN has no LSTM in bfloat16, and most processors have none in
+    float16; PyTorch fails there.
     """
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Do what ``nn.LSTM`` does, for a tensor or a packed sequence."""
-        if not (_WITHOUT_BFLOAT16 and torch.is_autocast_enabled("cpu")):
+        device = (input.data if isinstance(input, PackedSequence) else input).device.type
+        if device != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return super().forward(input, hx)
+        if torch.get_autocast_dtype("cpu") == torch.bfloat16 and not _WITHOUT_BFLOAT16:
             return super().forward(input, hx)
         with torch.autocast("cpu", enabled=False):
             return super().forward(input.float(), hx)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mirrorgan_fast.models.config import CascadeConfig
-from mirrorgan_fast.models.layers import LSTM
+from mirrorgan_fast.models.layers import LSTM, Dropout
 
 
 class STEM(nn.Module):
@@ -17,7 +17,7 @@ class STEM(nn.Module):
     def __init__(self, config: CascadeConfig, vocabulary_size: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary_size, config.word_embedding_size)
-        self.dropout = nn.Dropout(config.text_dropout)
+        self.dropout = Dropout(config.text_dropout)
         self.lstm = LSTM(
             config.word_embedding_size,
             config.embedding_size // 2,

@@ -136,7 +136,7 @@ def sample_to_folder(
         quality=settings.quality,
         image_size=sampler.model.config.image_size,
     )
-    processes = Processes()
+    processes = Processes.join()
     if processes.count > 1 and not captions.repeatable:
         raise InputError(f"{captions.name}: several processes cannot read it; give them a file")
     captions.prepare()
@@ -144,16 +144,7 @@ def sample_to_folder(
     start = time.perf_counter()
     begun = False
     try:
-        refusal: InputError | OSError | None = None
-        if processes.rank == 0:
-            try:
-                journal.begin(run, overwrite)
-            except (InputError, OSError) as error:  # the other processes must learn of it
-                refusal = error
-        if processes.total(int(refusal is not None)) != [0]:
-            raise refusal or InputError(
-                f"process {processes.rank}: stops because process 0 has stopped"
-            )
+        processes.once(lambda: journal.begin(run, overwrite))
         if processes.rank > 0:
             journal.join(run, processes.rank)
         begun = True

@@ -11,9 +11,9 @@ from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.stem import STEM
 from mirrorgan_fast.training.batches import Batch
 from mirrorgan_fast.training.cascade import CascadeTraining, figures_of, sum_of, train_cascade
+from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.objectives import damsm_loss, kl_loss
-from mirrorgan_fast.training.precision import Precision
 from mirrorgan_fast.training.settings import TrainingSettings
 
 
@@ -22,26 +22,26 @@ class AttnGANTraining(CascadeTraining):
 
     def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:
         """Lower sum_i L_Di, then L_G; then average the generator."""
-        settings, pace = self.settings, self.pace(step)
+        settings, pace, processes = self.settings, self.pace(step), self.computation.processes
         given = self.encode(step, batch)
         fakes, mu, log_var = self.generate(given)
 
-        D_losses = self.discriminator_losses(given, fakes)
+        D_losses, figures = self.discriminator_losses(given, fakes)
         self.D_learner.lower(sum_of(D_losses + self.r1_penalties(step, given)), pace)
 
         # G: be believed by every D_i, match the caption
         with self.D_learner.frozen():
-            with self.autocast():
+            with self.computation.autocast():
                 KL = kl_loss(mu, log_var)
                 G_losses = self.generator_losses(given, fakes)
                 regions, codes = self.image_encoder(fakes[-1])
-                damsm = damsm_loss(
-                    given.words, given.mask, given.sentence, regions, codes, given.labels
-                )
+                captions = (given.words, given.mask, given.sentence)
+                damsm = damsm_loss(*captions, regions, codes, given.labels, processes=processes)
                 loss_G = sum_of(G_losses) + settings.damsm_weight * damsm + settings.kl_weight * KL
-            self.G_learner.lower(loss_G, pace)
-        self.average.update(self.glam, step)
-        figures = {**figures_of("D", D_losses), "KL": KL.detach(), **figures_of("G", G_losses)}
+            lowered = self.G_learner.lower(loss_G, pace)
+        if lowered:
+            self.average.update(self.glam, step)
+        figures |= {**figures_of("D", D_losses), "KL": KL.detach(), **figures_of("G", G_losses)}
         return figures | {"damsm": damsm.detach()}
 
 
@@ -72,14 +72,13 @@ def train_attngan(
         InputError: see ``train_cascade``.
     """
 
-    def make(precision: Precision, compiled: bool) -> AttnGANTraining:
+    def make(computation: Computation, compiled: bool) -> AttnGANTraining:
         return AttnGANTraining(
             config,
             settings.gan,
             stem,
             image_encoder,
-            execution.device,
-            precision,
+            computation,
             compiled=compiled,
         )
 

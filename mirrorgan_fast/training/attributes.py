@@ -13,13 +13,16 @@ from mirrorgan_fast.data.image_folder import ImageFolder
 from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
 from mirrorgan_fast.data.painted_birds.data_set import true_attributes
 from mirrorgan_fast.models.attribute_classifier import INPUT_SIZE, AttributeClassifier
+from mirrorgan_fast.ops.wide import wide
 from mirrorgan_fast.pictures import to_signed
+from mirrorgan_fast.processes import Processes
 from mirrorgan_fast.training.batches import Batch, Batches
 from mirrorgan_fast.training.checkpoint import digest
+from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.learner import Learner
 from mirrorgan_fast.training.loop import Part, fit
-from mirrorgan_fast.training.precision import Precision, autocast, computes_in_bf16
+from mirrorgan_fast.training.precision import Precision, fastest_precision
 from mirrorgan_fast.training.run import VERSION, Run, Unsaid
 from mirrorgan_fast.vocabulary import Vocabulary
 
@@ -34,8 +37,7 @@ class AttributesTraining:
         attributes: int64 (examples, attributes), the number of each picture's value.
         steps: of the run; the learning rate falls to 0 in a straight line.
         learning_rate: at the start.
-        device: where to train.
-        precision: of the steps.
+        computation: how a step computes.
     """
 
     def __init__(
@@ -43,13 +45,14 @@ class AttributesTraining:
         attributes: Tensor,
         steps: int,
         learning_rate: float,
-        device: torch.device,
-        precision: Precision,
+        computation: Computation,
     ) -> None:
-        self.attributes, self.steps = attributes, steps
-        self.device, self.precision = device, precision
-        self.classifier = AttributeClassifier(ATTRIBUTES).to(device)
-        self.learner = Learner(self.classifier, learning_rate, weight_decay=0.01)
+        self.attributes, self.steps, self.computation = attributes, steps, computation
+        self.classifier = AttributeClassifier(ATTRIBUTES).to(computation.device)
+        computation.share(self.classifier)
+        self.learner = Learner(
+            self.classifier, learning_rate, weight_decay=0.01, computation=computation
+        )
 
     def parts(self) -> dict[str, Part]:
         """Return what a checkpoint holds."""
@@ -61,11 +64,12 @@ class AttributesTraining:
 
     def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:
         """Lower the cross-entropy of every attribute, summed over the attributes."""
-        values = self.attributes[batch["index"]].to(self.device)
-        with autocast(self.device, self.precision):
-            logits = self.classifier(_disturb(to_signed(batch["image"], self.device)))
+        device, processes = self.computation.device, self.computation.processes
+        values = self.attributes[batch["index"]].to(device)
+        with self.computation.autocast():
+            logits = self.classifier(_disturb(to_signed(batch["image"], device), processes))
         losses = [
-            functional.cross_entropy(attribute.float(), values[:, i])
+            functional.cross_entropy(wide(attribute), values[:, i])
             for i, attribute in enumerate(logits.values())
         ]
         loss = torch.stack(losses).sum()
@@ -114,18 +118,17 @@ def train_attribute_classifier(
         "precision": precision,
     }
     if precision == "auto":
-        settings["precision"] = Unsaid("bf16" if computes_in_bf16(execution.device) else "fp32")
-    with Run(folder, steps, settings, quiet=execution.quiet) as run:
+        settings["precision"] = Unsaid(fastest_precision(execution.device))
+    processes = execution.processes
+    with Run(folder, steps, settings, quiet=execution.quiet, processes=processes) as run:
         torch.manual_seed(seed)
-        task = AttributesTraining(
-            attributes, steps, learning_rate, execution.device, run.settings["precision"]
-        )
+        task = AttributesTraining(attributes, steps, learning_rate, run.computation(execution))
         fit(task, run, batches)
-    task.classifier.save_pretrained(folder)
+    execution.processes.once(lambda: task.classifier.save_pretrained(folder))
     return task.classifier.eval()
 
 
-def _disturb(images: Tensor) -> Tensor:
+def _disturb(images: Tensor, processes: Processes) -> Tensor:
     """Change blur, brightness, tint and noise, each image by a random amount.
 
     A color moves by at most a fifth of the distance to the next one. The blur has a standard
@@ -133,14 +136,15 @@ def _disturb(images: Tensor) -> Tensor:
     """
 
     def amount(*shape: int) -> Tensor:
-        return torch.rand(len(images), *shape, device=images.device)
+        return processes.drawn(torch.rand, len(images), *shape, device=images.device)
 
     blurred = functional.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
     images = torch.lerp(images, blurred, amount(1, 1, 1))
     gain = 1 + 0.08 * (2 * amount(1, 1, 1) - 1)
     shift = 0.06 * (2 * amount(1, 1, 1) - 1) + 0.03 * (2 * amount(3, 1, 1) - 1)
-    noise = 0.06 * amount(1, 1, 1) * torch.randn_like(images)
-    return (images * gain + shift + noise).clamp(-1, 1)
+    strength = 0.06 * amount(1, 1, 1)
+    noise = processes.drawn(torch.randn, *images.shape, device=images.device)
+    return (images * gain + shift + strength * noise).clamp(-1, 1)
 
 
 def _as_numbers(attributes: Sequence[Mapping[str, str]]) -> Tensor:

@@ -28,17 +28,25 @@ class MovingAverage(Generic[Network]):
     def __init__(self, network: Network, decay: float) -> None:
         self.network: Network = copy.deepcopy(network).eval().requires_grad_(False)
         self.decay = decay
+        self._statistics = {name for name, _ in network.named_buffers()}
 
     @torch.no_grad()
     def update(self, network: Network, step: int) -> None:
-        """Move the average towards a network, after its step ``step``."""
+        """Move the average towards a network, after its step ``step``.
+
+        Statistics of the network that are not finite, which a step that overflowed in fp16 can
+        leave, are set back to the average.
+        """
         weight = 1 - min(self.decay, (1 + step) / (10 + step)) if step else 1.0
         averages, currents = [], []
         current_state = network.state_dict()
         for name, average in self.network.state_dict().items():
-            if average.is_floating_point():
-                averages.append(average)
-                currents.append(current_state[name])
-            else:
-                average.copy_(current_state[name])
+            current = current_state[name]
+            if not average.is_floating_point():
+                average.copy_(current)
+                continue
+            if name in self._statistics:
+                current.copy_(torch.where(current.isfinite(), current, average))
+            averages.append(average)
+            currents.append(current)
         torch._foreach_lerp_(averages, currents, weight)

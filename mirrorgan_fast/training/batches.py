@@ -15,6 +15,7 @@ from mirrorgan_fast.interrupts import leave_interrupts_to_parent
 from mirrorgan_fast.training.execution import Execution
 
 Batch = dict[str, Tensor]
+_PART_SEEDS = 0x9E3779B97F4A7C15  # far apart modulo 2**64 (the golden ratio)
 
 
 class Batches:
@@ -24,15 +25,20 @@ class Batches:
     resumed run continues as if it had never stopped. Each epoch goes through all examples in random
     order; the examples that are left over at its end are dropped.
 
+    Several processes share each batch out in equal parts. If a batch is accumulated, each process
+    gets its share in several parts, one after the other.
+
     Args:
         examples: what to train on.
-        batch_size: of each batch.
+        batch_size: of each batch, in all processes and parts together.
         seed: of the order and of the random numbers.
         execution: how many processes read images, and the device where the batches go. For a GPU
             they are in pinned memory, so that copying them does not block the CPU.
+        accumulate: the number of parts of a batch.
 
     Raises:
-        InputError: there are fewer than two examples, or fewer than a batch has.
+        InputError: there are fewer than two examples, or fewer than a batch has, or a batch cannot
+            be shared out in equal parts.
     """
 
     def __init__(
@@ -41,14 +47,16 @@ class Batches:
         batch_size: int,
         seed: int,
         execution: Execution,
+        accumulate: int = 1,
     ) -> None:
-        check_batch(len(examples), batch_size)
+        self.processes, self.accumulate = execution.processes, accumulate
+        check_batch(len(examples), batch_size, self.processes.count, accumulate)
         self.examples, self.batch_size = examples, batch_size
         self.seed, self.workers = seed, execution.workers
         self.pinned = execution.device.type == "cuda"
 
     def between(self, first: int, last: int) -> Iterator[tuple[int, int, Batch]]:
-        """Yield (step, epoch, batch) of the steps from ``first`` to before ``last``.
+        """Yield (step, epoch, part of the batch) of the steps from ``first`` to before ``last``.
 
         Raises:
             InputError: an image cannot be read, or as ``load_batches``.
@@ -60,15 +68,25 @@ class Batches:
             epoch, done = divmod(step, per_epoch)
             self.examples.set_epoch(epoch)
             order = torch.randperm(count, generator=self._generator(epoch)).tolist()
-            batches = [
-                order[i * size : (i + 1) * size]
-                for i in range(done, min(per_epoch, done + last - step))
-            ]
-            options = {"batch_sampler": batches, "pin_memory": self.pinned}
+            steps = min(per_epoch - done, last - step)
+            rows = torch.tensor(order[done * size : (done + steps) * size]).view(steps, size)
+            shares = self.processes.own(rows, dim=1).tolist()
+            options = {"batch_sampler": shares, "pin_memory": self.pinned}
             for batch in load_batches(self.examples, self.workers, **options):
-                torch.manual_seed(self._generator(step).initial_seed())
-                yield step, epoch, batch
+                for number, part in enumerate(self._parts(batch)):
+                    seed = self._generator(step).initial_seed() + number * _PART_SEEDS
+                    torch.manual_seed(seed % 2**64)
+                    yield step, epoch, part
                 step += 1
+
+    def _parts(self, batch: Batch) -> Iterator[Batch]:
+        """Yield the parts of a process's share of a batch, each with the lengths of all captions.
+
+        A loss that is a mean over words divides by the words of all parts.
+        """
+        parts = [tensor.chunk(self.accumulate) for tensor in batch.values()]
+        for rows in zip(*parts, strict=True):
+            yield {**dict(zip(batch, rows, strict=True)), "lengths": batch["length"]}
 
     def _generator(self, number: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed * 1_000_003 + number)
@@ -113,14 +131,38 @@ def _no_shared_memory(workers: int, message: str) -> InputError:
     )
 
 
-def check_batch(images: int, batch_size: int, setting: str = "batch_size") -> None:
-    """Raise InputError if there are fewer images than a batch has, as the setting says."""
+def check_batch(
+    images: int,
+    batch_size: int,
+    processes: int = 1,
+    accumulate: int = 1,
+    setting: str = "batch_size",
+) -> None:
+    """Check that there are batches, and that each can be shared out.
+
+    Args:
+        images: how many there are.
+        batch_size: how many a batch has.
+        processes: how many share a batch.
+        accumulate: in how many parts each of them computes it.
+        setting: the name of the batch size in error messages.
+
+    Raises:
+        InputError: there are fewer images than a batch has, or its parts are not equal, or have
+            fewer than two images.
+    """
     if images < 2:
         raise InputError(
-            f"{images} training images, expected 2 or more: training compares each with others"
+            f"{images} training image: every image is compared with others; use 2 or more"
         )
     if batch_size > images:
         raise InputError(
             f"{images} training images are fewer than a batch of {batch_size}; use more images or "
             f"smaller batches ({setting}={images})"
+        )
+    shares = processes * accumulate
+    if batch_size % shares or batch_size < 2 * shares:
+        raise InputError(
+            f"{setting} is {batch_size}, expected a multiple of {shares} from {2 * shares} up: "
+            f"{processes} processes share a batch, each in {accumulate} parts of 2 images or more"
         )

@@ -18,12 +18,12 @@ from mirrorgan_fast.training.backbones import (
     origin,
 )
 from mirrorgan_fast.training.batches import Batch, Batches
+from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.features import ImageFeatures
 from mirrorgan_fast.training.learner import Learner
 from mirrorgan_fast.training.loop import Part, fit
 from mirrorgan_fast.training.objectives import stream_loss
-from mirrorgan_fast.training.precision import Precision, autocast
 from mirrorgan_fast.training.run import dependencies, open_run
 from mirrorgan_fast.training.settings import MirrorGANTrainingSettings, STREAMSettings
 
@@ -35,8 +35,7 @@ class CaptionerTraining:
         settings: of this training.
         stream: the captioner; its CNN may be frozen.
         features: the pooled features of the images of a batch.
-        device: where to train.
-        precision: of the steps.
+        computation: how a step computes.
     """
 
     def __init__(
@@ -44,12 +43,17 @@ class CaptionerTraining:
         settings: STREAMSettings,
         stream: STREAM,
         features: ImageFeatures,
-        device: torch.device,
-        precision: Precision,
+        computation: Computation,
     ) -> None:
-        self.settings, self.device, self.precision = settings, device, precision
+        self.settings, self.computation = settings, computation
         self.stream, self.features = stream, features
-        self.learner = Learner(stream, settings.learning_rate, clip=settings.gradient_clip)
+        computation.share(stream)
+        self.learner = Learner(
+            stream,
+            settings.learning_rate,
+            clip=settings.gradient_clip,
+            computation=computation,
+        )
 
     def parts(self) -> dict[str, Part]:
         """Return what a checkpoint holds."""
@@ -61,13 +65,14 @@ class CaptionerTraining:
 
     def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:
         """Lower L_stream as a mean over words (and ends): the image is the LSTM's first input."""
-        tokens, lengths = (
-            batch[name].to(self.device, non_blocking=True) for name in ("tokens", "length")
+        tokens, lengths, whole_lengths = self.computation.on_device(
+            batch, "tokens", "length", "lengths"
         )
-        with autocast(self.device, self.precision):
+        options = (self.settings.ends, whole_lengths, self.computation.processes)
+        with self.computation.autocast():
             (pooled,) = self.features(batch)
             logits = self.stream.predict(pooled, tokens)
-            loss = stream_loss(logits, tokens, lengths, "authors", self.settings.ends)
+            loss = stream_loss(logits, tokens, lengths, "authors", *options)
         # The learning rate falls linearly to zero: small final steps improve rare words.
         self.learner.lower(loss, pace=1 - step / self.settings.steps)
         return {"cross_entropy": loss.detach()}
@@ -109,16 +114,17 @@ def train_stream(
     needs = dependencies(config, settings, options, examples, device, cnn=small_cnn)
     needs |= origin(stream.cnn, backbone_weights)
     with open_run(folder, options, settings, needs, execution) as run:
-        precision = run.settings["precision"]
+        computation = run.computation(execution)
         freeze_backbone(stream.cnn, run)
         features = ImageFeatures(
             lambda image: (stream.see(image),),
             examples,
             execution,
-            precision,
+            computation,
             once=small_cnn is not None and not settings.augment,
         )
-        batches = Batches(features.examples, options.batch_size, settings.seed, execution)
-        task = CaptionerTraining(options, stream, features, device, precision)
+        size, parts = options.batch_size, options.accumulate
+        batches = Batches(features.examples, size, settings.seed, execution, parts)
+        task = CaptionerTraining(options, stream, features, computation)
         fit(task, run, batches)
     return stream.eval()

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +16,11 @@ from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.models.discriminator import Discriminator
 from mirrorgan_fast.models.glam import GLAM, Generated
 from mirrorgan_fast.models.stem import STEM, word_mask
+from mirrorgan_fast.ops.wide import wide
 from mirrorgan_fast.pictures import to_signed
 from mirrorgan_fast.training.average import MovingAverage
 from mirrorgan_fast.training.batches import Batch, Batches
+from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.learner import Learner
 from mirrorgan_fast.training.loop import Part, fit
@@ -29,7 +30,6 @@ from mirrorgan_fast.training.objectives import (
     generator_loss,
     r1_penalty,
 )
-from mirrorgan_fast.training.precision import Precision, autocast
 from mirrorgan_fast.training.run import Unsaid, dependencies, open_run
 from mirrorgan_fast.training.settings import CascadeSettings, TrainingSettings
 from mirrorgan_fast.training.sheets import SampleSheets
@@ -46,6 +46,8 @@ class Captioned(NamedTuple):
     """int64 (N, T)."""
     lengths: Tensor
     """int64 (N,)."""
+    whole_lengths: Tensor
+    """int64 (M,), of all captions, if these are one of several parts of a batch."""
     labels: Tensor
     """int64 (N,), the class of each image."""
     mask: Tensor
@@ -66,8 +68,7 @@ class CascadeTraining(ABC):
         settings: of this training.
         stem: the text encoder, which stays as it is.
         image_encoder: DAMSM's, trained with ``stem``, which stays as it is.
-        device: where to train.
-        precision: of the steps.
+        computation: how a step computes.
         compiled: whether ``torch.compile`` compiles the generator.
     """
 
@@ -77,13 +78,12 @@ class CascadeTraining(ABC):
         settings: CascadeSettings,
         stem: STEM,
         image_encoder: DAMSMImageEncoder,
-        device: torch.device,
-        precision: Precision,
+        computation: Computation,
         *,
         compiled: bool,
     ) -> None:
-        self.config, self.settings = config, settings
-        self.device, self.precision = device, precision
+        self.config, self.settings, self.computation = config, settings, computation
+        device = computation.device
         self.stem, self.image_encoder = stem, image_encoder
         for frozen in (stem, image_encoder):
             frozen.to(device).eval().requires_grad_(False)
@@ -92,9 +92,16 @@ class CascadeTraining(ABC):
         all_D = nn.ModuleList(D)
         all_D.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average: MovingAverage[GLAM] = MovingAverage(glam, settings.average_decay)
+        for network in (glam, all_D):
+            computation.share(network)
         self.glam, self.D, self.all_D = glam, D, all_D
-        self.G_learner = Learner(glam, settings.learning_rate, settings.betas)
-        self.D_learner = Learner(all_D, settings.discriminator_learning_rate, settings.betas)
+        self.G_learner, self.D_learner = (
+            Learner(network, learning_rate, settings.betas, computation=computation)
+            for network, learning_rate in (
+                (glam, settings.learning_rate),
+                (all_D, settings.discriminator_learning_rate),
+            )
+        )
         self._generate = torch.compile(glam) if compiled else glam
 
     def parts(self) -> dict[str, Part]:
@@ -124,54 +131,64 @@ class CascadeTraining(ABC):
         decay_steps = max(1, min(self.settings.decay_steps, self.settings.steps))
         return min(1.0, (self.settings.steps - step) / decay_steps)
 
-    def autocast(self) -> AbstractContextManager[None]:
-        """Return the context in which losses are computed."""
-        return autocast(self.device, self.precision)
-
     def encode(self, step: int, batch: Batch) -> Captioned:
         """Encode the captions of a batch, and scale its images to the size of each stage."""
-        tokens, lengths, labels = (
-            batch[name].to(self.device, non_blocking=True) for name in ("tokens", "length", "label")
+        tokens, lengths, whole_lengths, labels = self.computation.on_device(
+            batch, "tokens", "length", "lengths", "label"
         )
-        real = to_signed(batch["image"], self.device)
+        real = to_signed(batch["image"], self.computation.device)
         reals = [
             real if size == self.config.image_size else functional.adaptive_avg_pool2d(real, size)
             for size in self.config.stage_sizes[: self.stages(step)]
         ]
-        with torch.no_grad(), self.autocast():
+        with torch.no_grad(), self.computation.autocast():
             words, sentence = self.stem(tokens, batch["length"])
         mask = word_mask(lengths, tokens.shape[1])
-        return Captioned(tokens, lengths, labels, mask, words, sentence, reals)
+        return Captioned(tokens, lengths, whole_lengths, labels, mask, words, sentence, reals)
 
     def generate(self, given: Captioned) -> Generated:
         """Generate images of captions, at every size that ``given`` has real images of."""
-        count = len(given.tokens)
-        z = torch.randn(count, self.config.noise_size, device=self.device)
-        eps = torch.randn(count, self.config.condition_size, device=self.device)
-        with self.autocast():
+        count, config = len(given.tokens), self.config
+        drawn, device = self.computation.processes.drawn, self.computation.device
+        z = drawn(torch.randn, count, config.noise_size, device=device)
+        eps = drawn(torch.randn, count, config.condition_size, device=device)
+        with self.computation.autocast():
             generated: Generated = self._generate(
                 z, eps, given.words, given.mask, given.sentence, len(given.reals)
             )
         return generated
 
-    def discriminator_losses(self, given: Captioned, fakes: list[Tensor]) -> list[Tensor]:
+    def discriminator_losses(
+        self, given: Captioned, fakes: list[Tensor]
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Return L_Di of each stage: tell real from generated, matching from wrong sentences.
 
         Only the form of the authors' code has wrong sentences (see ``discriminator_loss``). While
         the last stage does not train yet, there are fewer images than discriminators.
+
+        Returns:
+            the losses, and how real D_i finds real and generated images, from 0 to 1, as figures.
         """
-        losses = []
-        with self.autocast():
+        losses, found = [], {}
+        processes = self.computation.processes
+        with self.computation.autocast():
             for D_i, real_i, fake_i in zip(self.D, given.reals, fakes, strict=False):
                 real_features, fake_features = D_i(real_i), D_i(fake_i.detach())
                 real_logits = D_i.judge(real_features, given.sentence)
                 fake_logits = D_i.judge(fake_features, given.sentence)
                 wrong = None
                 if self.settings.form == "authors":  # each image with another caption of the batch
-                    logits = D_i.conditional(real_features, given.sentence.roll(1, dims=0))
-                    wrong = WrongPairs(logits, given.labels != given.labels.roll(1))
-                losses.append(discriminator_loss(real_logits, fake_logits, wrong))
-        return losses
+                    other_sentence, other_label = (
+                        processes.own(processes.gathered(part).roll(1, dims=0))
+                        for part in (given.sentence, given.labels)
+                    )
+                    wrong_logits = D_i.conditional(real_features, other_sentence)
+                    wrong = WrongPairs(wrong_logits, given.labels != other_label)
+                losses.append(discriminator_loss(real_logits, fake_logits, wrong, processes))
+                for name, logits in (("real", real_logits), ("generated", fake_logits)):
+                    share = wide(logits.unconditional.detach()).sigmoid().mean()
+                    found[f"D_{len(losses) - 1}({name})"] = share
+        return losses, found
 
     def r1_penalties(self, step: int, given: Captioned) -> list[Tensor]:
         """Return the weighted R1 penalty of each stage, in the steps that have it."""
@@ -181,8 +198,8 @@ class CascadeTraining(ABC):
         penalties = []
         for D_i, real_i in zip(self.D, given.reals, strict=False):
             # second derivatives in float32, which costs little in every fourth step
-            x = real_i.float().detach().requires_grad_()
-            penalty = r1_penalty(D_i.judge(D_i(x), given.sentence.float()), x)
+            x = wide(real_i).detach().requires_grad_()
+            penalty = r1_penalty(D_i.judge(D_i(x), wide(given.sentence)), x)
             penalties.append(_R1_EVERY * weight * penalty)
         return penalties
 
@@ -209,7 +226,7 @@ def figures_of(name: str, losses: list[Tensor]) -> dict[str, Tensor]:
 
 
 def train_cascade(
-    make: Callable[[Precision, bool], CascadeTraining],
+    make: Callable[[Computation, bool], CascadeTraining],
     config: CascadeConfig,
     settings: TrainingSettings,
     examples: TrainingExamples,
@@ -224,7 +241,7 @@ def train_cascade(
     Writes checkpoints, curves and sheets of samples; resumes from the folder's checkpoint.
 
     Args:
-        make: the task, given its precision and whether the generator is compiled.
+        make: the task, given how a step computes and whether the generator is compiled.
         config: the sizes of the networks.
         settings: of the whole chain.
         examples: what to train on.
@@ -242,7 +259,7 @@ def train_cascade(
     """
     options, device = settings.gan, execution.device
     check_last_stage(config, options)
-    batches = Batches(examples, options.batch_size, settings.seed, execution)
+    batches = Batches(examples, options.batch_size, settings.seed, execution, options.accumulate)
     states = {name: network.state_dict() for name, network in networks.items()}
     needs = dependencies(config, settings, options, examples, device, **states)
     needs |= also or {}
@@ -250,13 +267,14 @@ def train_cascade(
     needs["compiled"] = Unsaid(False) if compiled is None else compiled
     with open_run(folder, options, settings, needs, execution) as run:
         torch.manual_seed(settings.seed)
-        task = make(run.settings["precision"], run.settings["compiled"])
+        task = make(run.computation(execution), run.settings["compiled"])
         average = task.average.network
         sheets = SampleSheets(average, task.stem, examples, config, folder / "samples", device)
 
         def draw(steps: int) -> None:
-            with task.autocast():
-                sheets.write(steps, task.stages(steps - 1))
+            if execution.processes.rank == 0:
+                with task.computation.autocast():
+                    sheets.write(steps, task.stages(steps - 1))
 
         fit(task, run, batches, sheet=draw, sheet_every=execution.sheet_every)
     return average

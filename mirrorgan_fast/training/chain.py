@@ -16,6 +16,7 @@ from mirrorgan_fast.models.backbones.small import SmallImageEncoder
 from mirrorgan_fast.models.config import AttnGANConfig, CascadeConfig, MirrorGANConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.models.text_to_image import TextToImage
+from mirrorgan_fast.processes import Processes
 from mirrorgan_fast.training.attngan import train_attngan
 from mirrorgan_fast.training.backbones import BackboneWeights, check_backbone
 from mirrorgan_fast.training.batches import check_batch
@@ -92,7 +93,7 @@ def train(
         caption for index in range(len(images)) for caption in images.captions(index)
     )
     stages = [stage for stage in stages if stage != "cnn" or small]
-    _check(stages, config, settings, images, vocabulary)
+    _check(stages, config, settings, images, vocabulary, execution.processes)
     for stage, encoder in encoders.items():
         if stage in stages:
             check_backbone(stage, encoder, backbone_weights.get(stage), folder / stage)
@@ -101,7 +102,7 @@ def train(
     for stage in stages:
         for needed in sorted(before.get(stage, set()) - set(stages)):
             find_checkpoint(folder / needed)
-    _claim(folder, config, vocabulary)
+    execution.processes.once(lambda: _claim(folder, config, vocabulary))
     examples = TrainingExamples(
         images,
         vocabulary,
@@ -137,7 +138,7 @@ def train(
         )
     if "gan" in stages:
         model = _train_gan(config, settings, examples, folder, vocabulary, execution)
-        model.save_pretrained(folder)
+        execution.processes.once(lambda: model.save_pretrained(folder))
 
 
 def stages_of(config: CascadeConfig) -> tuple[Stage, ...]:
@@ -184,11 +185,19 @@ def _check(
     settings: TrainingSettings,
     images: CaptionedImages,
     vocabulary: Vocabulary,
+    processes: Processes,
 ) -> None:
     """Raise InputError now for anything that a later stage would refuse after hours."""
     count = len(images)
     for stage in stages:
-        check_batch(count, getattr(settings, stage).batch_size, f"--set {stage}.batch_size")
+        options = getattr(settings, stage)
+        check_batch(
+            count,
+            options.batch_size,
+            processes.count,
+            options.accumulate,
+            setting=f"--set {stage}.batch_size",
+        )
     if "gan" in stages:
         check_last_stage(config, settings.gan)
     for i in range(count):

@@ -9,12 +9,13 @@ from torch.nn import functional
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.models.backbones.small import SmallImageEncoder
 from mirrorgan_fast.models.config import CascadeConfig
+from mirrorgan_fast.ops.wide import wide
 from mirrorgan_fast.pictures import to_signed
 from mirrorgan_fast.training.batches import Batch, Batches
+from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.learner import Learner
 from mirrorgan_fast.training.loop import Part, fit
-from mirrorgan_fast.training.precision import Precision, autocast
 from mirrorgan_fast.training.run import dependencies, open_run
 from mirrorgan_fast.training.settings import CNNSettings, TrainingSettings
 
@@ -30,25 +31,22 @@ class CNNTraining:
     Args:
         settings: of this training.
         phrases: bool (examples, P), which phrases each image has.
-        device: where to train.
-        precision: of the steps.
+        computation: how a step computes.
     """
 
-    def __init__(
-        self, settings: CNNSettings, phrases: Tensor, device: torch.device, precision: Precision
-    ) -> None:
-        self.settings, self.device, self.precision = settings, device, precision
-        self.phrases = phrases
-        self.cnn = SmallImageEncoder().to(device)
+    def __init__(self, settings: CNNSettings, phrases: Tensor, computation: Computation) -> None:
+        self.settings, self.computation, self.phrases = settings, computation, phrases
+        self.cnn = SmallImageEncoder().to(computation.device)
         # The feature grid gets a loss too: with one on the last layer only, the CNN learns less.
         self.heads = nn.ModuleDict(
             {
                 "grid": nn.Linear(self.cnn.grid_size, phrases.shape[1]),
                 "pooled": nn.Linear(self.cnn.pooled_size, phrases.shape[1]),
             }
-        ).to(device)
+        ).to(computation.device)
         both = nn.ModuleDict({"cnn": self.cnn, "heads": self.heads})
-        self.learner = Learner(both, settings.learning_rate)
+        computation.share(both)
+        self.learner = Learner(both, settings.learning_rate, computation=computation)
 
     def parts(self) -> dict[str, Part]:
         """Return what a checkpoint holds."""
@@ -63,18 +61,20 @@ class CNNTraining:
 
         ``found`` is the share of the phrases of the images that the last layer predicts.
         """
-        target = self.phrases[batch["index"]].to(self.device).float()
-        with autocast(self.device, self.precision):
-            grid = self.cnn.grid(self.cnn.regions(to_signed(batch["image"], self.device)))
+        device, processes = self.computation.device, self.computation.processes
+        target = self.phrases[batch["index"]].to(device, torch.get_default_dtype())
+        with self.computation.autocast():
+            grid = self.cnn.grid(self.cnn.regions(to_signed(batch["image"], device)))
             early, logits = self.heads["grid"](grid), self.heads["pooled"](self.cnn.pooled(grid))
         early_loss, loss = (
-            functional.binary_cross_entropy_with_logits(each.float(), target, reduction="sum")
+            functional.binary_cross_entropy_with_logits(wide(each), target, reduction="sum")
             / len(target)
             for each in (early, logits)
         )
         self.learner.lower(early_loss + loss, pace=1 - step / self.settings.steps)
-        found = ((logits > 0) * target).sum() / target.sum().clamp(min=1)
-        return {"cross_entropy": loss.detach(), "found": found.detach()}
+        right, there = ((logits > 0) * target).sum(), target.sum()
+        found = processes.summed(right) / processes.summed(there).clamp(min=1)
+        return {"cross_entropy": loss.detach(), "found": found}
 
 
 def train_cnn(
@@ -98,11 +98,10 @@ def train_cnn(
             ``fit``.
     """
     options = settings.cnn
-    batches = Batches(examples, options.batch_size, settings.seed, execution)
+    batches = Batches(examples, options.batch_size, settings.seed, execution, options.accumulate)
     needs = dependencies(config, settings, options, examples, execution.device)
     with open_run(folder, options, settings, needs, execution) as run:
         torch.manual_seed(settings.seed)
-        phrases = examples.phrases(options.phrases)
-        task = CNNTraining(options, phrases, execution.device, run.settings["precision"])
+        task = CNNTraining(options, examples.phrases(options.phrases), run.computation(execution))
         fit(task, run, batches)
     return task.cnn.eval()

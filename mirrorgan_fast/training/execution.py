@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from mirrorgan_fast.processes import ALONE, Processes
+
 
 @dataclass(frozen=True)
 class Execution:
@@ -20,3 +22,5 @@ class Execution:
     """Steps of a GAN between two sheets of samples."""
     quiet: bool = False
     """Whether to show no progress bars."""
+    processes: Processes = ALONE
+    """The processes that train together. A resumed run may have another number."""

@@ -9,8 +9,8 @@ from tqdm import tqdm
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.pictures import to_signed
 from mirrorgan_fast.training.batches import Batch, load_batches
+from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
-from mirrorgan_fast.training.precision import Precision, autocast
 
 _BATCH_SIZE = 64
 
@@ -26,7 +26,7 @@ class ImageFeatures:
         cnn: images (N, 3, S, S) in [-1, 1] to one or more tensors (N, ...).
         all_examples: the training examples.
         execution: where and how to compute.
-        precision: of the CNN.
+        computation: how the CNN computes.
         once: whether to compute the features of every image once.
     """
 
@@ -35,12 +35,12 @@ class ImageFeatures:
         cnn: Callable[[Tensor], tuple[Tensor, ...]],
         all_examples: TrainingExamples,
         execution: Execution,
-        precision: Precision,
+        computation: Computation,
         *,
         once: bool,
     ) -> None:
         self._cnn, self._all_examples = cnn, all_examples
-        self._execution, self._precision, self._once = execution, precision, once
+        self._execution, self._computation, self._once = execution, computation, once
         self._computed: list[Tensor] = []
         self.examples = all_examples.without_images() if once else all_examples
         """The examples to make ``Batches`` of; without images if ``once``."""
@@ -51,27 +51,29 @@ class ImageFeatures:
             return self._cnn(to_signed(batch["image"], self._execution.device))
         if not self._computed:
             self._compute_all()
-        return tuple(
-            part[batch["index"]].to(self._execution.device).float() for part in self._computed
-        )
+        device, dtype = self._execution.device, torch.get_default_dtype()
+        return tuple(part[batch["index"]].to(device).to(dtype) for part in self._computed)
 
     @torch.no_grad()
     def _compute_all(self) -> None:
-        count, device = len(self._all_examples), self._execution.device
+        """Compute the features of all images; each process does a part of them."""
+        execution, count = self._execution, len(self._all_examples)
+        processes = execution.processes
+        own = torch.arange(count).tensor_split(processes.count)[processes.rank]
+        batches = [batch.tolist() for batch in own.split(_BATCH_SIZE)]
         loader = load_batches(
             self._all_examples,
-            self._execution.workers,
-            batch_size=_BATCH_SIZE,
+            execution.workers,
+            batch_sampler=batches,
             generator=torch.Generator(),  # leaves a step's random numbers as they are
         )
-        total = -(-count // _BATCH_SIZE)
-        for batch in tqdm(
-            loader, total=total, desc="image features", disable=self._execution.quiet
-        ):
-            with autocast(device, self._precision):
-                features = self._cnn(to_signed(batch["image"], device))
+        quiet = execution.quiet or processes.rank > 0
+        for batch in tqdm(loader, total=len(batches), desc="image features", disable=quiet):
+            with self._computation.autocast():
+                features = self._cnn(to_signed(batch["image"], execution.device))
             if not self._computed:
                 # half of float32's memory: 0.7 GB for 20,000 images of the small CNN
-                self._computed = [torch.empty(count, *part.shape[1:]).half() for part in features]
+                self._computed = [torch.zeros(count, *part.shape[1:]).half() for part in features]
             for whole, part in zip(self._computed, features, strict=True):
                 whole[batch["index"]] = part.half().cpu()
+        processes.add_up(self._computed)

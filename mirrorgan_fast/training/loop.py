@@ -26,7 +26,7 @@ class Task(Protocol):
         ...
 
     def step(self, step: int, epoch: int, batch: Batch) -> Mapping[str, Tensor]:
-        """Train on one batch.
+        """Train on one batch, or on one part of it.
 
         Args:
             step: counted from 0 over the whole run.
@@ -65,14 +65,24 @@ def fit(
         InputError: a network's gradients were not finite; see also ``Run`` and ``Batches``.
         KeyboardInterrupt: Ctrl-C was pressed or SIGTERM came; the last step is in the checkpoint.
     """
-    parts = task.parts()
+    learners = task.learners()
+    scales = {
+        f"loss scale of {name}": learner.loss_scale
+        for name, learner in learners.items()
+        if learner.loss_scale is not None
+    }
+    parts = {**task.parts(), **scales}
     run.restore(parts)
-    for step, epoch, batch in run.batches(batches):
+    for number, (step, epoch, batch) in enumerate(run.batches(batches), start=1):
         figures = task.step(step, epoch, batch)
-        if run.due(step, run.log_every) or run.saving(step):
-            _check_gradients(task, run, step)
+        if number % batches.accumulate:
+            run.add(figures)
+            continue
+        if run.due(step, run.log_every):
+            _check_gradients(learners, run, step)
         run.log(step, figures)
         if run.saving(step):
+            _check_gradients(learners, run, step)
             run.save(step, {name: part.state_dict() for name, part in parts.items()})
         if validate is not None and run.due(step, validate_every):
             run.record(step, validate(step + 1))
@@ -80,12 +90,11 @@ def fit(
             sheet(step + 1)
 
 
-def _check_gradients(task: Task, run: Run, step: int) -> None:
-    """Raise InputError if a step was skipped. On a GPU, this waits for all steps so far."""
-    for name, learner in task.learners().items():
-        if skipped := int(learner.skipped):
+def _check_gradients(learners: Mapping[str, Learner], run: Run, step: int) -> None:
+    """Raise InputError if a learner has failed. On a GPU, this waits for all steps so far."""
+    for name, learner in learners.items():
+        if failure := learner.failure():
             raise InputError(
-                f"{run.folder}: the gradients of {name} were not finite in {skipped} steps up to "
-                f"step {step + 1}: the training has diverged; start it in another folder with a "
-                f"lower learning rate"
+                f"{run.folder}: the gradients of {name} {failure} up to step {step + 1}: the "
+                f"training has diverged; start it in another folder with a lower learning rate"
             )

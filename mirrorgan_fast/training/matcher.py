@@ -20,12 +20,12 @@ from mirrorgan_fast.training.backbones import (
     origin,
 )
 from mirrorgan_fast.training.batches import Batch, Batches
+from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.features import ImageFeatures
 from mirrorgan_fast.training.learner import Learner
 from mirrorgan_fast.training.loop import Part, fit
 from mirrorgan_fast.training.objectives import damsm_loss
-from mirrorgan_fast.training.precision import Precision, autocast
 from mirrorgan_fast.training.run import dependencies, open_run
 from mirrorgan_fast.training.settings import STEMSettings, TrainingSettings
 
@@ -38,8 +38,7 @@ class MatcherTraining:
         stem: the text encoder.
         image_encoder: the image encoder; its CNN may be frozen.
         features: what its CNN makes of the images of a batch.
-        device: where to train.
-        precision: of the steps.
+        computation: how a step computes.
     """
 
     def __init__(
@@ -48,14 +47,18 @@ class MatcherTraining:
         stem: STEM,
         image_encoder: DAMSMImageEncoder,
         features: ImageFeatures,
-        device: torch.device,
-        precision: Precision,
+        computation: Computation,
     ) -> None:
-        self.settings, self.device, self.precision = settings, device, precision
+        self.settings, self.computation = settings, computation
         self.stem, self.image_encoder, self.features = stem, image_encoder, features
         both = nn.ModuleDict({"stem": stem, "image_encoder": image_encoder})
+        computation.share(both)
         self.learner = Learner(
-            both, settings.learning_rate, (0.5, 0.999), clip=settings.gradient_clip
+            both,
+            settings.learning_rate,
+            (0.5, 0.999),
+            clip=settings.gradient_clip,
+            computation=computation,
         )
 
     def parts(self) -> dict[str, Part]:
@@ -72,17 +75,17 @@ class MatcherTraining:
         Images of the same class (``label``) do not compete. ``retrieval`` is the share of images
         for which the best sentence of the batch is of their class.
         """
-        tokens, lengths, labels = (
-            batch[name].to(self.device, non_blocking=True) for name in ("tokens", "length", "label")
-        )
-        with autocast(self.device, self.precision):
+        tokens, lengths, labels = self.computation.on_device(batch, "tokens", "length", "label")
+        processes = self.computation.processes
+        with self.computation.autocast():
             words, sentences = self.stem(tokens, batch["length"])
             mask = word_mask(lengths, words.shape[1])
             regions, codes = self.image_encoder.embed(*self.features(batch))
-            loss = damsm_loss(words, mask, sentences, regions, codes, labels)
+            loss = damsm_loss(words, mask, sentences, regions, codes, labels, processes=processes)
         self.learner.lower(loss, pace=self.settings.decay**epoch)
-        found = sentence_similarity(sentences, codes).argmax(dim=1)
-        retrieval = (labels[found] == labels).float().mean()
+        with torch.no_grad():
+            found = sentence_similarity(processes.gathered(sentences), codes).argmax(dim=1)
+        retrieval = (processes.gathered(labels)[found] == labels).float().mean()
         return {"damsm": loss.detach(), "retrieval": retrieval}
 
 
@@ -126,16 +129,17 @@ def train_stem(
     needs = dependencies(config, settings, options, examples, device, cnn=small_cnn)
     needs |= origin(cnn, backbone_weights)
     with open_run(folder, options, settings, needs, execution) as run:
-        precision = run.settings["precision"]
+        computation = run.computation(execution)
         freeze_backbone(cnn, run)
         features = ImageFeatures(
             cnn,
             examples,
             execution,
-            precision,
+            computation,
             once=small_cnn is not None and not settings.augment,
         )
-        batches = Batches(features.examples, options.batch_size, settings.seed, execution)
-        task = MatcherTraining(options, stem, image_encoder, features, device, precision)
+        size, parts = options.batch_size, options.accumulate
+        batches = Batches(features.examples, size, settings.seed, execution, parts)
+        task = MatcherTraining(options, stem, image_encoder, features, computation)
         fit(task, run, batches)
     return stem.eval(), image_encoder.eval()

@@ -13,9 +13,9 @@ from mirrorgan_fast.models.stem import STEM
 from mirrorgan_fast.models.stream import STREAM
 from mirrorgan_fast.training.batches import Batch
 from mirrorgan_fast.training.cascade import CascadeTraining, figures_of, sum_of, train_cascade
+from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.objectives import damsm_loss, kl_loss, stream_loss
-from mirrorgan_fast.training.precision import Precision
 from mirrorgan_fast.training.settings import MirrorGANSettings, MirrorGANTrainingSettings
 
 
@@ -39,16 +39,13 @@ class MirrorGANTraining(CascadeTraining):
         stem: STEM,
         image_encoder: DAMSMImageEncoder,
         stream: STREAM,
-        device: torch.device,
-        precision: Precision,
+        computation: Computation,
         *,
         ends: bool = True,
         compiled: bool,
     ) -> None:
-        super().__init__(
-            config, settings, stem, image_encoder, device, precision, compiled=compiled
-        )
-        self.stream = stream.to(device).eval().requires_grad_(False)
+        super().__init__(config, settings, stem, image_encoder, computation, compiled=compiled)
+        self.stream = stream.to(computation.device).eval().requires_grad_(False)
         self.ends = ends
         # On CUDA, an LSTM must be in training mode for gradients to reach the image.
         stream.lstm.train()
@@ -57,26 +54,27 @@ class MirrorGANTraining(CascadeTraining):
 
     def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:
         """Lower sum_i L_Di, then L_G; then average the generator."""
-        settings, pace = self.settings, self.pace(step)
+        settings, pace, processes = self.settings, self.pace(step), self.computation.processes
         given = self.encode(step, batch)
         fakes, mu, log_var = self.generate(given)
 
-        D_losses = self.discriminator_losses(given, fakes)
+        D_losses, figures = self.discriminator_losses(given, fakes)
         self.D_learner.lower(sum_of(D_losses + self.r1_penalties(step, given)), pace)
 
         # G: be believed by every D_i, be described back as the caption
         with self.D_learner.frozen():
-            with self.autocast():
+            with self.computation.autocast():
                 KL = kl_loss(mu, log_var)
                 G_losses = self.generator_losses(given, fakes)
                 loss_G = sum_of([settings.kl_weight * KL, *G_losses])
-                figures = {**figures_of("D", D_losses), "KL": KL.detach()}
+                figures |= {**figures_of("D", D_losses), "KL": KL.detach()}
                 figures |= figures_of("G", G_losses)
                 pooled: Tensor | None = None
                 if settings.damsm_weight:
                     regions, seen = self.image_encoder.cnn(fakes[-1])
                     v = self.image_encoder.embed(regions, seen)
-                    loss = damsm_loss(given.words, given.mask, given.sentence, *v, given.labels)
+                    words = (given.words, given.mask, given.sentence)
+                    loss = damsm_loss(*words, *v, given.labels, processes=processes)
                     loss_G = loss_G + settings.damsm_weight * loss
                     figures["damsm"] = loss.detach()
                     pooled = seen if self._same_cnn else None
@@ -84,12 +82,19 @@ class MirrorGANTraining(CascadeTraining):
                     pooled = self.stream.see(fakes[-1]) if pooled is None else pooled
                     logits = self.stream.predict(pooled, given.tokens)
                     loss = stream_loss(
-                        logits, given.tokens, given.lengths, settings.form, self.ends
+                        logits,
+                        given.tokens,
+                        given.lengths,
+                        settings.form,
+                        self.ends,
+                        given.whole_lengths,
+                        processes,
                     )
                     loss_G = loss_G + settings.stream_weight * loss
                     figures["stream"] = loss.detach()
-            self.G_learner.lower(loss_G, pace)
-        self.average.update(self.glam, step)
+            lowered = self.G_learner.lower(loss_G, pace)
+        if lowered:
+            self.average.update(self.glam, step)
         return figures
 
 
@@ -122,15 +127,14 @@ def train_mirrorgan(
         InputError: see ``train_cascade``.
     """
 
-    def make(precision: Precision, compiled: bool) -> MirrorGANTraining:
+    def make(computation: Computation, compiled: bool) -> MirrorGANTraining:
         return MirrorGANTraining(
             config,
             settings.gan,
             stem,
             image_encoder,
             stream,
-            execution.device,
-            precision,
+            computation,
             ends=settings.stream.ends,
             compiled=compiled,
         )

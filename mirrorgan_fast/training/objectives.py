@@ -1,4 +1,9 @@
-"""The losses, as functions of logits and features; with variants where code and paper differ."""
+"""The losses, as functions of logits and features; with variants where code and paper differ.
+
+If several processes share a batch, the mean of their losses is the loss of the whole batch. Losses
+that are more than a mean over equal parts take the processes as an argument. Everything is computed
+in float32 or wider, also under autocast.
+"""
 
 from typing import Literal, NamedTuple
 
@@ -9,6 +14,8 @@ from torch.nn import functional
 from mirrorgan_fast.metrics.r_precision import sentence_similarity
 from mirrorgan_fast.models.discriminator import Logits
 from mirrorgan_fast.ops import word_similarity
+from mirrorgan_fast.ops.wide import wide
+from mirrorgan_fast.processes import ALONE, Processes
 
 Form = Literal["paper", "authors"]
 
@@ -26,6 +33,7 @@ def discriminator_loss(
     real: Logits,  # (N,) each
     fake: Logits,  # (N,) each
     wrong: WrongPairs | None = None,
+    processes: Processes = ALONE,
 ) -> Tensor:
     """Return L_Di, the loss of a discriminator.
 
@@ -37,14 +45,16 @@ def discriminator_loss(
         real: D_i's logits for images of the data set and for them with their captions.
         fake: those for I_i, detached from the generator.
         wrong: those for images of the data set with captions of others.
+        processes: that share the batch.
     """
     real_loss, real_pair = _bce(real.unconditional, 1.0), _bce(real.conditional, 1.0)
     fake_loss, fake_pair = _bce(fake.unconditional, 0.0), _bce(fake.conditional, 0.0)
     if wrong is None:
         return (real_loss + real_pair + fake_loss + fake_pair) / 2
-    is_wrong = wrong.is_wrong.float()
-    wrong_terms = functional.softplus(wrong.logits.float()) * is_wrong
-    wrong_pair = wrong_terms.sum() / is_wrong.sum().clamp(min=1)
+    logits = wide(wrong.logits)
+    is_wrong = wrong.is_wrong.to(logits.dtype)
+    count = processes.summed(is_wrong.sum()).clamp(min=1)
+    wrong_pair = (functional.softplus(logits) * is_wrong).sum() / count * processes.count
     return (real_loss + real_pair) / 2 + (fake_loss + fake_pair + wrong_pair) / 3
 
 
@@ -85,6 +95,8 @@ def stream_loss(
     lengths: Tensor,  # (N,)
     form: Form = "paper",
     ends: bool = True,
+    whole_lengths: Tensor | None = None,  # (M,)
+    processes: Processes = ALONE,
 ) -> Tensor:
     """Return L_stream = - sum_t log p_t(T_t) over a caption's words and its end (eq. 7).
 
@@ -98,19 +110,25 @@ def stream_loss(
         form: the paper's loss or the authors'.
         ends: whether the end token after the words counts too, if it fits in T. In the authors'
             code it does not. Without it, a captioner does not learn where to stop.
+        whole_lengths: the words of all captions of the batch, if these captions are one of several
+            equal parts of it. The mean of the parts' losses is then the batch's loss.
+        processes: that share the batch.
     """
-    terms = functional.cross_entropy(
-        logits.float().flatten(0, 1), tokens.flatten(), reduction="none"
-    )
+    terms = functional.cross_entropy(wide(logits).flatten(0, 1), tokens.flatten(), reduction="none")
     places = torch.arange(tokens.shape[1], device=tokens.device)
-    counted = (places < lengths[:, None] + ends).float()
+    counted = (places < lengths[:, None] + ends).to(terms.dtype)
     total = (terms.view_as(counted) * counted).sum()
-    return total / (len(tokens) if form == "paper" else counted.sum())
+    if form == "paper":
+        return total / len(tokens)
+    whole_lengths = lengths if whole_lengths is None else whole_lengths
+    count = processes.summed((whole_lengths + ends).clamp(max=len(places)).sum().to(terms.dtype))
+    return total / count * processes.count * (len(whole_lengths) / len(lengths))
 
 
 def kl_loss(mu: Tensor, log_var: Tensor) -> Tensor:
     """Return the mean of KL(N(mu, sigma^2) || N(0, 1)) over all elements (StackGAN, eq. 2)."""
-    return 0.5 * (mu.float() ** 2 + log_var.float().exp() - 1 - log_var.float()).mean()
+    mu, log_var = wide(mu), wide(log_var)
+    return 0.5 * (mu**2 + log_var.exp() - 1 - log_var).mean()
 
 
 def damsm_loss(
@@ -124,27 +142,32 @@ def damsm_loss(
     gamma1: float = 4.0,
     gamma2: float = 5.0,
     gamma3: float = 10.0,
+    processes: Processes = ALONE,
 ) -> Tensor:
     """Return L_DAMSM = L^w_1 + L^w_2 + L^s_1 + L^s_2 (AttnGAN, eq. 11 to 13).
 
     Each image must be matched with its caption among the captions of the batch, and each caption
     with its image, by words and by sentence. Other images of the same class (equal ``labels``) are
-    not candidates.
+    not candidates. The candidates are those of the whole batch, also if processes share it.
     """
+    words, mask = processes.gathered(words), processes.gathered(mask.int()).bool()
+    sentences, labels = processes.gathered(sentences), processes.gathered(labels)
     same_class = labels[:, None] == labels
     excluded = same_class & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     target = torch.arange(len(labels), device=labels.device)
+    own_target = processes.own(target)
     total = torch.zeros((), device=labels.device)
     for similarity in (
         word_similarity(words, mask, regions, gamma1=gamma1, gamma2=gamma2),
         sentence_similarity(sentences, codes),
     ):
-        logits = (gamma3 * similarity).masked_fill(excluded, -torch.inf)
-        total = total + functional.cross_entropy(logits, target)
-        total = total + functional.cross_entropy(logits.T, target)
+        # of this process's images and all captions: what the other images have is gathered
+        whole = processes.gathered(gamma3 * similarity).masked_fill(excluded, -torch.inf)
+        total = total + functional.cross_entropy(processes.own(whole), own_target)
+        total = total + functional.cross_entropy(processes.own(whole.T), own_target)
     return total
 
 
 def _bce(logits: Tensor, target: float) -> Tensor:
     # In softplus form: autocast forbids the cross-entropy of probabilities, which also underflows.
-    return functional.softplus(logits.float() * (1 - 2 * target)).mean()
+    return functional.softplus(wide(logits) * (1 - 2 * target)).mean()

@@ -4,7 +4,9 @@ from typing import Literal
 
 import torch
 
-Precision = Literal["auto", "bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
@@ -12,13 +14,17 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
     ``auto`` is bf16 where the processor computes in it, else fp32.
     """
-    enabled = precision == "bf16" or (precision == "auto" and computes_in_bf16(device))
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+    if precision == "auto":
+        precision = fastest_precision(device)
+    dtype = _DTYPES.get(precision)
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
-def computes_in_bf16(device: torch.device) -> bool:
-    """Return whether bf16 products are faster than fp32 ones on this device."""
+def fastest_precision(device: torch.device) -> Precision:
+    """Return "bf16" if its products are faster than fp32's on this device, else "fp32"."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        fast = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
+    return "bf16" if fast else "fp32"

@@ -23,6 +23,7 @@ from mirrorgan_fast.fields import changed_fields
 from mirrorgan_fast.files import open_file, open_lock, parse_json, reason, whole_file
 from mirrorgan_fast.interrupts import Interrupts
 from mirrorgan_fast.models.config import CascadeConfig
+from mirrorgan_fast.processes import ALONE, Processes
 from mirrorgan_fast.training.batches import Batch, Batches
 from mirrorgan_fast.training.checkpoint import (
     CHECKPOINT,
@@ -31,8 +32,9 @@ from mirrorgan_fast.training.checkpoint import (
     restore,
     seal,
 )
+from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
-from mirrorgan_fast.training.precision import computes_in_bf16
+from mirrorgan_fast.training.precision import fastest_precision
 from mirrorgan_fast.training.settings import StageSettings, TrainingSettings
 
 CURVES = "curves.jsonl"
@@ -65,6 +67,7 @@ class Run:
         log_every: steps between two points of the curves; a point is the mean over these steps.
         save_every: steps between two checkpoints.
         quiet: no progress bar.
+        processes: that train together. Only process 0 writes.
 
     Raises:
         InputError: (when it is entered) another process trains in the folder, or its checkpoint is
@@ -80,6 +83,7 @@ class Run:
         log_every: int = 50,
         save_every: int = 500,
         quiet: bool = False,
+        processes: Processes = ALONE,
     ) -> None:
         self.folder = folder
         self.steps = steps
@@ -88,25 +92,23 @@ class Run:
         self.save_every = save_every
         self.checkpoint: dict[str, Any] | None = None
         self.first_step = 0
-        self._quiet = quiet
+        self.processes = processes
+        self._quiet = quiet or processes.rank > 0
+        self._lock: io.FileIO | None = None
+        self._writer: SummaryWriter | None = None
+        self._stopping = False
         self._interrupts = Interrupts(insisting=True)
         self._saved_step = -1
         self._sums: dict[str, float | Tensor] = {}
         self._summed_steps = 0
 
     def __enter__(self) -> Self:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{self.folder}: cannot be written ({reason(error)})") from error
-        refusal = f"{self.folder}: another process trains there; wait for it, or stop it"
-        self._lock = open_lock(self.folder / "lock", refusal)
-        # Forked DataLoader workers outlive a killed run by seconds, and must not hold the lock.
-        os.register_at_fork(after_in_child=partial(_close, weakref.ref(self._lock)))
+        self.processes.once(self._lock_folder)
         try:
             self._resume()
+            self.processes.once(lambda: self._forget_curves_after(self.first_step))
         except BaseException:
-            self._lock.close()
+            self._unlock()
             raise
         self._bar = tqdm(
             total=self.steps,
@@ -115,7 +117,8 @@ class Run:
             unit="step",
             disable=self._quiet,
         )
-        self._writer = SummaryWriter(str(self.folder), purge_step=self.first_step + 1)
+        if self.processes.rank == 0:
+            self._writer = SummaryWriter(str(self.folder), purge_step=self.first_step + 1)
         self._interrupts.__enter__()
         self._interrupts.hold()
         return self
@@ -127,9 +130,36 @@ class Run:
         traceback: TracebackType | None,
     ) -> None:
         self._interrupts.__exit__()
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
         self._bar.close()
-        self._lock.close()
+        self._unlock()
+        if error is None:  # the others may read the checkpoint from now on
+            self.processes.total(0)
+
+    def _lock_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.folder}: cannot be written ({reason(error)})") from error
+        refusal = f"{self.folder}: another process trains there; wait for it, or stop it"
+        self._lock = open_lock(self.folder / "lock", refusal)
+        # Forked DataLoader workers outlive a killed run by seconds, and must not hold the lock.
+        os.register_at_fork(after_in_child=partial(_close, weakref.ref(self._lock)))
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def computation(self, execution: Execution) -> Computation:
+        """Return how the steps compute, by the run's settings; it must be entered already."""
+        return Computation(
+            execution.device,
+            self.settings["precision"],
+            execution.processes,
+            sync_batch_norm=self.settings.get("sync_batch_norm", False),
+            accumulate=self.settings.get("accumulate", 1),
+        )
 
     def batches(self, batches: Batches) -> Iterator[tuple[int, int, Batch]]:
         """Yield (step, epoch, batch) from the first step that is missing to the last.
@@ -139,27 +169,37 @@ class Run:
             KeyboardInterrupt: Ctrl-C was pressed or SIGTERM came, and the last step is in the
                 checkpoint.
         """
-        for step, epoch, batch in batches.between(self.first_step, self.steps):
+        parts = batches.between(self.first_step, self.steps)
+        for number, (step, epoch, batch) in enumerate(parts, start=1):
             yield step, epoch, batch
+            if number % batches.accumulate:
+                continue
             if self._saved_step == step:
                 self._interrupts.release()
+                if self._stopping:  # another process was interrupted
+                    raise KeyboardInterrupt
                 self._interrupts.hold()
             self._bar.update()
 
-    def log(self, step: int, figures: Mapping[str, float | Tensor]) -> None:
-        """Add a step's figures to the curves.
+    def add(self, figures: Mapping[str, float | Tensor]) -> None:
+        """Add figures to the next point of the curves, which is the mean of all that are added.
 
-        The figures are summed on their device: only a step that writes a point waits for a GPU.
-
-        Raises:
-            InputError: (in a step that writes a point) one is NaN or infinite; the last checkpoint
-                stays.
+        They are summed on their device: only a step that writes a point waits for a GPU.
         """
         for name, value in figures.items():
             if isinstance(value, Tensor):
                 value = value.detach().double()
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._summed_steps += 1
+
+    def log(self, step: int, figures: Mapping[str, float | Tensor]) -> None:
+        """Add a step's figures to the curves.
+
+        Raises:
+            InputError: (in a step that writes a point) one is NaN or infinite; the last checkpoint
+                stays.
+        """
+        self.add(figures)
         if self.due(step, self.log_every):
             sums = self._read_sums(step)
             means = {name: total / self._summed_steps for name, total in sums.items()}
@@ -168,12 +208,13 @@ class Run:
             self.record(step, means)
 
     def _read_sums(self, step: int) -> dict[str, float]:
-        """Return the sums of the figures since the last point.
+        """Return the sums of the figures since the last point, as means over the processes.
 
         Raises:
             InputError: one is NaN or infinite.
         """
-        sums = {name: float(total) for name, total in self._sums.items()}
+        totals = self.processes.means(*map(float, self._sums.values()))
+        sums = dict(zip(self._sums, totals, strict=True))
         for name, total in sums.items():
             if not isfinite(total):
                 raise InputError(
@@ -184,11 +225,13 @@ class Run:
         return sums
 
     def record(self, step: int, figures: Mapping[str, float]) -> None:
-        """Write a point of the curves: the figures after ``step``.
+        """Write a point of the curves, in process 0: the figures after ``step``.
 
         Raises:
             InputError: it cannot be written.
         """
+        if self._writer is None:
+            return
         rounded = {name: round(value, 5) for name, value in figures.items()}
         curves = self.folder / CURVES
         try:
@@ -204,27 +247,30 @@ class Run:
         return (step + 1) % every == 0 or step + 1 == self.steps
 
     def saving(self, step: int) -> bool:
-        """Return whether a checkpoint is due after ``step``."""
-        return self.due(step, self.save_every) or self._interrupts.waiting
+        """Return whether a checkpoint is due after ``step``, also because one was interrupted.
+
+        All processes get the same answer, so call it once in a step.
+        """
+        self._stopping = self.processes.any(self._interrupts.waiting)
+        return self.due(step, self.save_every) or self._stopping
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write the state after ``step`` as the checkpoint.
+        """Write the state after ``step`` as the checkpoint, in process 0.
 
         Raises:
             InputError: it cannot be written.
         """
+        not_logged = (self._read_sums(step), self._summed_steps)
+        self._saved_step = step
+        if self.processes.rank > 0:
+            return
         path = self.folder / CHECKPOINT
-        about = {
-            "step": step + 1,
-            "settings": self.settings,
-            "not_logged": (self._read_sums(step), self._summed_steps),
-        }
+        about = {"step": step + 1, "settings": self.settings, "not_logged": not_logged}
         with whole_file(path, of_process=False) as unfinished:  # only the lock's owner writes it
             try:
                 torch.save(seal({**about, **state}), unfinished)
             except RuntimeError as error:  # torch.save raises it when the disk is full
                 raise InputError(f"{path}: cannot be written; is the disk full?") from error
-        self._saved_step = step
 
     def _resume(self) -> None:
         """Resume from the checkpoint, if there is one."""
@@ -232,7 +278,6 @@ class Run:
         if self.checkpoint is not None:
             self.first_step = self.checkpoint["step"]
             self._sums, self._summed_steps = self.checkpoint["not_logged"]
-        self._forget_curves_after(self.first_step)
 
     def _load_checkpoint(self) -> dict[str, Any] | None:
         """Return the checkpoint, if there is one, and take the ``Unsaid`` settings from it."""
@@ -318,7 +363,7 @@ def open_run(
         options: the stage's settings.
         settings: those of all stages.
         needs: everything that its result depends on.
-        execution: whether to show a progress bar.
+        execution: whether to show a progress bar, and the processes that train together.
     """
     return Run(
         folder,
@@ -327,6 +372,7 @@ def open_run(
         log_every=settings.log_every,
         save_every=settings.save_every,
         quiet=execution.quiet,
+        processes=execution.processes,
     )
 
 
@@ -359,7 +405,9 @@ def dependencies(
         "data": examples.digest(),
     }
     if settings.precision == "auto":
-        values["precision"] = Unsaid("bf16" if computes_in_bf16(device) else "fp32")
+        values["precision"] = Unsaid(fastest_precision(device))
+    if settings.sync_batch_norm:
+        values["sync_batch_norm"] = True
     for name, weights in networks.items():
         values[f"weights of {name}"] = None if weights is None else fingerprint(weights)
     return values

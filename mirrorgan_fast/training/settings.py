@@ -23,7 +23,18 @@ class _Settings:
 
 
 @dataclass(frozen=True)
-class CNNSettings(_Settings):
+class _StageSettings(_Settings):
+    """What every stage has."""
+
+    accumulate: int = bounded(1, 1, 1024)
+    """The number of parts of a batch that are computed one after the other, with a single step of
+    the optimizer for all, so that a large batch fits in memory. Batch statistics and the candidates
+    of DAMSM are those of a part, and the generator learns against the discriminators of the step
+    before."""
+
+
+@dataclass(frozen=True)
+class CNNSettings(_StageSettings):
     """Training of the small CNN on the phrases of captions, before DAMSM and STREAM use it.
 
     The large CNNs start from ImageNet's weights instead.
@@ -38,7 +49,7 @@ class CNNSettings(_Settings):
 
 
 @dataclass(frozen=True)
-class STEMSettings(_Settings):
+class STEMSettings(_StageSettings):
     """Pretraining of STEM with DAMSM; the defaults are AttnGAN's for birds."""
 
     steps: int = bounded(36_000, 1, _MOST_STEPS)
@@ -50,7 +61,7 @@ class STEMSettings(_Settings):
 
 
 @dataclass(frozen=True)
-class STREAMSettings(_Settings):
+class STREAMSettings(_StageSettings):
     """Pretraining of STREAM as a captioner."""
 
     steps: int = bounded(36_000, 1, _MOST_STEPS)
@@ -63,7 +74,7 @@ class STREAMSettings(_Settings):
 
 
 @dataclass(frozen=True)
-class CascadeSettings(_Settings):
+class CascadeSettings(_StageSettings):
     """Training of a generator cascade against its discriminators.
 
     The defaults are AttnGAN's for birds.
@@ -115,7 +126,11 @@ class TrainingSettings(_Settings):
     gan: CascadeSettings = field(default_factory=CascadeSettings)
     precision: Precision = "auto"
     """``auto`` is the checkpoint's. Without a checkpoint, it is bf16 autocast if the processor has
-    bf16 instructions, else fp32."""
+    bf16 instructions, else fp32. ``fp16`` scales the loss; it is for GPUs without bf16."""
+    sync_batch_norm: bool = False
+    """Whether batch norms take the statistics of the batch of all processes, so that several
+    processes train as one does, apart from rounding. Otherwise each process takes those of its own
+    part of the batch, which is faster."""
     augment: bool = True
     """Random crops and flips. A picture whose caption mentions left or right is not flipped."""
     seed: int = bounded(0, 0, 2**40 - 1)

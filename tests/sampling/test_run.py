@@ -592,7 +592,7 @@ def test_processes_that_are_joined_already_stay_so(tmp_path: Path) -> None:
         "from torch import distributed\n"
         "from mirrorgan_fast.processes import Processes\n"
         "distributed.init_process_group('gloo')\n"
-        "processes = Processes()\n"
+        "processes = Processes.join()\n"
         "assert processes.total(1, processes.rank) == [2, 1]\n"
         "processes.close()\n"
         "distributed.barrier()\n"

@@ -24,6 +24,7 @@ from mirrorgan_fast.models.config import AttnGANConfig, MirrorGANConfig
 from mirrorgan_fast.recipes import find_recipe
 from mirrorgan_fast.training.attngan import AttnGANTraining, train_attngan
 from mirrorgan_fast.training.chain import stages_of, train
+from mirrorgan_fast.training.computation import FP32
 from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.settings import (
     CascadeSettings,
@@ -119,9 +120,7 @@ def test_it_learns_what_captions_say_in_minutes(tmp_path: Path, device: torch.de
     examples = TrainingExamples(images, full.vocabulary, 32, seed=settings.seed)
     judged = Judged(config, full)
     torch.manual_seed(settings.seed)
-    start = AttnGANTraining(
-        config, gan, full.stem, full.image_encoder, device, "fp32", compiled=False
-    )
+    start = AttnGANTraining(config, gan, full.stem, full.image_encoder, FP32, compiled=False)
     before = judged.share(start.glam, judged.named)
     networks = (full.stem, full.image_encoder)
     run = Execution(device, quiet=True)

@@ -267,6 +267,35 @@ def test_twenty_steps_stay_finite(tmp_path: Path, train: Train, form: str, preci
     assert all(abs(value) < 1e3 for value in point.values())
 
 
+def test_hundreds_of_steps_are_alike_in_every_precision(tmp_path: Path, train: Train) -> None:
+    """fp16 is PyTorch's autocast on the CPU, where STREAM and DAMSM would take too long in it."""
+    options = {"stream_weight": 0.0, "damsm_weight": 0.0, "r1_weight": 0.1, "batch_size": 4}
+    points = {}
+    for precision in ("fp32", "bf16", "fp16"):
+        train(tmp_path / precision, steps=200, precision=precision, **options)
+        points[precision] = curves(tmp_path / precision)
+        checkpoint = load_checkpoint(tmp_path / precision)
+        for part in ("glam", "D", "average"):
+            assert all(tensor.isfinite().all() for tensor in checkpoint[part].values())
+        assert ("loss scale of G" in checkpoint) == (precision == "fp16")
+    first, *_, last = points["fp32"]
+    assert last["D_1"] != pytest.approx(first["D_1"], rel=0.02)
+    for precision in ("bf16", "fp16"):
+        assert points[precision][-1] == pytest.approx(last, rel=0.1, abs=0.02)
+
+
+def test_a_run_in_fp16_resumes_with_its_scale(
+    tmp_path: Path, train: Train, assert_same: Any
+) -> None:
+    options = {"precision": "fp16", "stream_weight": 0.0, "damsm_weight": 0.0}
+    train(tmp_path / "whole", steps=5, **options)
+    train(tmp_path / "resumed", steps=3, **options)
+    train(tmp_path / "resumed", steps=5, **options)
+    whole, resumed = (load_checkpoint(tmp_path / run) for run in ("whole", "resumed"))
+    assert_same(resumed, whole)
+    assert float(whole["loss scale of G"]["scale"]) != 2.0**16
+
+
 def test_cnns_that_see_alike_see_an_image_once(
     tmp_path: Path, train: Train, pretrained: Pretrained, monkeypatch: pytest.MonkeyPatch
 ) -> None:

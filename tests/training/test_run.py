@@ -645,7 +645,7 @@ from mirrorgan_fast.training.run import Run
 
 class Numbers(Dataset):
     def __len__(self): return 400
-    def __getitem__(self, index): return {"index": torch.tensor(index)}
+    def __getitem__(self, index): return {"index": torch.tensor(index), "length": 1}
     def set_epoch(self, epoch): pass
 
 try:

@@ -15,6 +15,7 @@ from mirrorgan_fast.models.stem import STEM
 from mirrorgan_fast.models.stream import STREAM
 from mirrorgan_fast.training.batches import Batches
 from mirrorgan_fast.training.cnn import CNNTraining
+from mirrorgan_fast.training.computation import FP32
 from mirrorgan_fast.training.loop import Task
 from mirrorgan_fast.training.mirrorgan import MirrorGANTraining
 from mirrorgan_fast.training.run import Run
@@ -51,10 +52,10 @@ def task(
 ) -> Task:
     torch.manual_seed(0)
     if request.param == "cnn":
-        return CNNTraining(settings.cnn, examples.phrases(20), device, "fp32")
+        return CNNTraining(settings.cnn, examples.phrases(20), FP32)
     words = len(vocabulary)
     networks = STEM(config, words), DAMSMImageEncoder(config), STREAM(config, words)
-    return MirrorGANTraining(config, settings.gan, *networks, device, "fp32", compiled=False)
+    return MirrorGANTraining(config, settings.gan, *networks, FP32, compiled=False)
 
 
 def test_only_steps_that_write_a_point_are_waited_for(

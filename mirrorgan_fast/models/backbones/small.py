@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mirrorgan_fast.models.layers import initialize
+from mirrorgan_fast.ops.wide import wide
 
 _INPUT_SIZE = 128
 _GRID = 4
@@ -50,10 +51,10 @@ class SmallImageEncoder(nn.Module):
             regions (N, 256, 8, 8) and the pooled feature (N, 512).
         """
         if image.shape[-1] != _INPUT_SIZE:
-            wide = functional.interpolate(
-                image.float(), size=_INPUT_SIZE, mode="bilinear", antialias=True
+            scaled = functional.interpolate(
+                wide(image), size=_INPUT_SIZE, mode="bilinear", antialias=True
             )
-            image = wide.to(next(self.parameters()).dtype)
+            image = scaled.to(next(self.parameters()).dtype)
         regions = self.regions(image)
         return regions, self.pooled(self.grid(regions))
 

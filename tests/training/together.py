@@ -1,0 +1,161 @@
+"""Trains every stage in float64, alone or together with other processes."""
+
+import dataclasses
+import multiprocessing
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mirrorgan_fast.data.examples import TrainingExamples
+from mirrorgan_fast.data.painted_birds.data_set import PaintedBirds
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.models.config import MirrorGANConfig
+from mirrorgan_fast.models.damsm import DAMSMImageEncoder
+from mirrorgan_fast.models.stem import STEM
+from mirrorgan_fast.models.stream import STREAM
+from mirrorgan_fast.processes import Processes
+from mirrorgan_fast.training.captioner import train_stream
+from mirrorgan_fast.training.cnn import train_cnn
+from mirrorgan_fast.training.execution import Execution
+from mirrorgan_fast.training.matcher import train_stem
+from mirrorgan_fast.training.mirrorgan import train_mirrorgan
+from mirrorgan_fast.training.run import Run
+from mirrorgan_fast.training.settings import (
+    CNNSettings,
+    MirrorGANSettings,
+    MirrorGANTrainingSettings,
+    STEMSettings,
+    STREAMSettings,
+)
+from mirrorgan_fast.vocabulary import Vocabulary
+
+CONFIG = MirrorGANConfig(
+    image_size=32,
+    stages=2,
+    generator_channels=4,
+    discriminator_channels=4,
+    residual_blocks=1,
+    noise_size=6,
+    condition_size=5,
+    embedding_size=16,
+    word_embedding_size=8,
+    caption_length=9,
+    image_encoder="small",
+    stream_encoder="small",
+    stream_hidden_size=8,
+)
+STEPS, SIZE = 3, 8
+SETTINGS = MirrorGANTrainingSettings(
+    cnn=CNNSettings(steps=STEPS, batch_size=SIZE, phrases=20),
+    stem=STEMSettings(steps=STEPS, batch_size=SIZE),
+    stream=STREAMSettings(steps=STEPS, batch_size=SIZE),
+    gan=MirrorGANSettings(
+        steps=STEPS, batch_size=SIZE, form="authors", damsm_weight=1.0, r1_weight=1.0
+    ),
+    precision="fp32",
+    sync_batch_norm=True,
+    log_every=1,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """How to train, and which process gets which signal when."""
+
+    steps: int = STEPS
+    synced: bool = True
+    number: int | None = None
+    rank: int = 0
+    at: int = 1
+
+
+def main(folder: Path, stages: list[str], settings: MirrorGANTrainingSettings) -> None:
+    """Train stages, each in a folder of its name."""
+    torch.set_default_dtype(torch.float64)
+    processes = Processes.join()
+    execution = Execution(torch.device("cpu"), workers=0, quiet=True, processes=processes)
+    birds = PaintedBirds("train", 2 * SIZE, size=64)
+    birds.label = lambda index: index // 2  # type: ignore[method-assign] # some are of one class
+    texts = (text for index in range(len(birds)) for text in birds.captions(index))
+    words = Vocabulary.build(texts)
+    examples = TrainingExamples(birds, words, CONFIG.image_size, CONFIG.caption_length, True)
+    what = (CONFIG, settings, examples)
+    if "cnn" in stages:
+        train_cnn(*what, folder / "cnn", execution)
+    if "stem" in stages:
+        train_stem(*what, len(words), folder / "stem", execution)
+    if "stream" in stages:
+        train_stream(*what, len(words), folder / "stream", execution)
+    if "frozen" in stages:  # the features of a frozen CNN, in parts
+        torch.manual_seed(1)
+        cnn = DAMSMImageEncoder(CONFIG).cnn.state_dict()
+        plain = dataclasses.replace(settings, augment=False)
+        arguments = (CONFIG, plain, examples, len(words), folder / "frozen", execution)
+        train_stem(*arguments, small_cnn=cnn)
+    torch.manual_seed(2)
+    networks = STEM(CONFIG, len(words)), DAMSMImageEncoder(CONFIG), STREAM(CONFIG, len(words))
+    if "gan" in stages:
+        train_mirrorgan(*what, *networks, folder / "gan", execution)
+    if "paper" in stages:
+        gan = dataclasses.replace(settings.gan, form="paper", r1_weight=0.0)
+        paper = dataclasses.replace(settings, gan=gan)
+        train_mirrorgan(CONFIG, paper, examples, *networks, folder / "paper", execution)
+    processes.close()
+
+
+def send_at(step: int, number: int) -> None:
+    """Have every run send this process a signal after the figures of a step."""
+    log = Run.log
+
+    def log_and_send(self: Run, at: int, figures: Any) -> None:
+        log(self, at, figures)
+        if at == step:
+            os.kill(os.getpid(), number)
+
+    Run.log = log_and_send  # type: ignore[method-assign]
+
+
+def _child(
+    rank: int, count: int, port: int, folder: Path, stages: tuple[str, ...], how: How
+) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)  # OpenMP cannot start threads after a fork
+    if how.number is not None and rank == how.rank:
+        send_at(how.at, how.number)
+    changed: dict[str, Any] = {
+        stage: dataclasses.replace(getattr(SETTINGS, stage), steps=how.steps)
+        for stage in ("cnn", "stem", "stream", "gan")
+    }
+    changed |= {"sync_batch_norm": how.synced, "save_every": 2}
+    try:
+        main(folder, list(stages), dataclasses.replace(SETTINGS, **changed))
+    except (InputError, KeyboardInterrupt) as error:
+        (folder / f"error_{rank}").write_text(f"{type(error).__name__}: {error}")
+        sys.exit(1)
+
+
+def together(count: int, folder: Path, *stages: str, how: How = How()) -> list[int | None]:
+    """Train stages in a number of processes.
+
+    Returns:
+        their exit codes. Errors are in ``folder``.
+    """
+    folder.mkdir(exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=_child, args=(rank, count, port, folder, stages, how))
+        for rank in range(count)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
