@@ -117,7 +117,7 @@ def check_batch(images: int, batch_size: int, setting: str = "batch_size") -> No
     """Raise InputError if there are fewer images than a batch has, as the setting says."""
     if images < 2:
         raise InputError(
-            f"{images} training images, expected 2 or more: training compares each with others"
+            f"{images} training image: every image is compared with others; use 2 or more"
         )
     if batch_size > images:
         raise InputError(
