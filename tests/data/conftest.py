@@ -14,7 +14,7 @@ VOCABULARY = Vocabulary(["<end>", "bird", "red", "blue", "looks", "left", "small
 
 
 def gradient(width: int, height: int) -> Image.Image:
-    """Red is the column and green the row of each pixel, so that a crop tells where it is from."""
+    """Return a picture whose red is the column and green the row, which shows where a crop is."""
     rows, columns = np.mgrid[:height, :width]
     return Image.fromarray(np.stack([columns, rows, rows * 0 + 7], axis=2).astype(np.uint8))
 
@@ -30,7 +30,7 @@ def write_folder(root: Path, rows: list[dict[str, Any]], pictures: list[Image.Im
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Seven gradients of different shapes; three are of the split "test"."""
+    """Seven gradients of different shapes; three are in the split "test"."""
     rows = [
         {
             "file_name": f"pictures/{number}.png",

@@ -1,4 +1,4 @@
-"""The shared bird layout: crops as published for real birds, a second reader, hostile pickles."""
+"""The layout of CUB: crops by published boxes, the readers of other projects, hostile pickles."""
 
 import multiprocessing
 import os
@@ -17,8 +17,8 @@ from mirrorgan_fast.data.cub import CubFolder, read_captions_pickle, write_cub
 from mirrorgan_fast.data.layouts import open_images
 from mirrorgan_fast.errors import InputError
 
-# Width and height, bounding box as published, and the crop (left, top, right, bottom) it leads to:
-# the first two are pictures 39 and 3 of the data set.
+# Width and height, bounding box in the published form, and the resulting crop (left, top, right,
+# bottom). The first two are pictures 39 and 3 of the data set.
 BIRDS = {
     "001.Albatross/Albatross_39": ((320, 223), "69.0 57.0 199.0 141.0", (19, 0, 317, 223)),
     "001.Albatross/Albatross_3": ((500, 347), "14.0 112.0 388.0 186.0", (0, 0, 499, 347)),
@@ -29,14 +29,14 @@ NAMES = list(BIRDS)
 
 
 def gradient(width: int, height: int) -> Image.Image:
-    """Red grows by half a level a column, green by half a level a row."""
+    """Return a picture whose red grows by half a level per column, and green per row."""
     rows, columns = np.mgrid[:height, :width] / 2
     return Image.fromarray(np.stack([columns, rows, rows * 0], axis=2).astype(np.uint8))
 
 
 @pytest.fixture
 def cub(tmp_path: Path) -> Path:
-    """Four pictures as the data set is published; the second and fourth are of the test split."""
+    """Four pictures in the published layout; the second and fourth are in the test split."""
     root = tmp_path / "birds"
     published = root / "CUB_200_2011"
     for name, (size, _, _) in BIRDS.items():
@@ -81,7 +81,7 @@ def test_any_line_ends_and_a_byte_order_mark_are_read(cub: Path, end: str) -> No
     assert [train.name(index) for index in range(len(train))] == [NAMES[0], NAMES[2]]
 
 
-def test_pickles_decide_the_split_where_they_are(cub: Path) -> None:
+def test_pickles_override_the_published_split(cub: Path) -> None:
     order = [NAMES[3], NAMES[0], NAMES[1]]
     add_pickles(cub, "train", filenames=order, class_info=[np.int64(7), 8, 9])
     train = CubFolder(cub, "train")
@@ -104,8 +104,8 @@ def test_birds_are_cropped_by_their_boxes(cub: Path) -> None:
         assert found.size == expected.size
         assert found.mode == "RGB"
         difference = np.asarray(found, dtype=int) - np.asarray(expected, dtype=int)
-        assert np.abs(difference).mean() < 1.0  # one column too far right would be 0.5 of itself
-        assert abs(difference.mean()) < 0.15
+        assert np.abs(difference).mean() < 1.0
+        assert abs(difference.mean()) < 0.15  # one column too far right: 0.22 or more
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_missing_or_damaged_file_is_refused(
         "train/filenames.pickle",
     ],
 )
-def test_what_is_no_regular_file_is_refused(file_name: str, kind: str, cub: Path) -> None:
+def test_anything_but_a_regular_file_is_refused(file_name: str, kind: str, cub: Path) -> None:
     (cub / "train").mkdir()
     path = cub / file_name
     path.unlink(missing_ok=True)
@@ -182,7 +182,7 @@ def test_what_is_no_regular_file_is_refused(file_name: str, kind: str, cub: Path
         CubFolder(cub, "train")
 
 
-def test_names_that_differ_in_unicode_only_are_shown(cub: Path) -> None:
+def test_names_that_differ_only_in_unicode_form_are_shown(cub: Path) -> None:
     composed, decomposed = "caf\u00e9", "cafe\u0301"
     published = cub / "CUB_200_2011"
     (published / "images.txt").write_text(f"1 {composed}.jpg\n", encoding="utf-8")
@@ -197,7 +197,7 @@ def test_names_that_differ_in_unicode_only_are_shown(cub: Path) -> None:
     assert f"{decomposed!a} is not in CUB_200_2011/images.txt but {composed!a}" in str(caught.value)
 
 
-def test_captions_that_are_all_one_file_do_not_fill_the_memory(
+def test_links_to_one_long_caption_file_do_not_fill_the_memory(
     cub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cub_module, "_MAX_CAPTION_MEMORY", 100_000)
@@ -216,7 +216,7 @@ def test_a_large_picture_is_refused_or_cropped(cub: Path, monkeypatch: pytest.Mo
     for images in (CubFolder(cub, "train", 320 * 223 - 1), open_images(cub, "train", None, 9)):
         with pytest.raises(InputError, match=r"Albatross_39\.jpg has 320 x 223 pixels, more than"):
             images.image(0)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # would be a warning or an error
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # PIL's limit has no effect
     assert CubFolder(cub, "train").image(0).size == (298, 223)
 
 
@@ -281,7 +281,7 @@ def test_only_train_and_test_are_splits(cub: Path) -> None:
 
 
 class Hostile:
-    """Runs a program when it is unpickled by the book."""
+    """Creates a file when ``pickle.loads`` loads it."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -303,7 +303,7 @@ def test_a_pickle_cannot_run_code(protocol: int, cub: Path, tmp_path: Path) -> N
     with pytest.raises(InputError, match="could run code"):
         read_captions_pickle(tmp_path / "captions.pickle")
     assert not marker.exists()
-    pickle.loads(content)  # the pickle is a working one
+    pickle.loads(content)  # pickle.loads does run its code
     assert marker.exists()
 
 
@@ -319,7 +319,7 @@ def test_a_damaged_pickle_is_refused(cut: int, cub: Path) -> None:
 WORDS = {0: "<end>", 1: "red", 2: "bird"}
 
 
-def test_captions_pickle_comes_back(tmp_path: Path) -> None:
+def test_a_captions_pickle_is_read(tmp_path: Path) -> None:
     path = tmp_path / "captions.pickle"
     train, test = [[1, 2], [2], []], [[np.int64(2), np.int32(1)]]
     numbers = {word: number for number, word in WORDS.items()}
@@ -330,7 +330,7 @@ def test_captions_pickle_comes_back(tmp_path: Path) -> None:
     assert vocabulary.words == ("<end>", "red", "bird")
 
 
-def test_numbers_of_numpy_in_a_pickle_of_python_2_are_read(tmp_path: Path) -> None:
+def test_numpy_integers_in_a_pickle_of_python_2_are_read(tmp_path: Path) -> None:
     # [[[200]], [], {0: "<end>", 1: "w1", ... 200: "w200"}, {}], where [200] is written by hand,
     # opcode by opcode, as cPickle of Python 2 wrote a numpy.int64.
     scalar = (
@@ -368,7 +368,7 @@ def test_a_wrong_captions_pickle_is_refused(content: object, fault: str, tmp_pat
 
 
 class Blocks(CaptionedImages):
-    """Pictures of a few flat blocks, which JPEG keeps well."""
+    """Pictures of a few flat blocks, which JPEG hardly changes."""
 
     def __init__(self, split: str, count: int) -> None:
         self.split, self.count = split, count
@@ -391,10 +391,10 @@ class Blocks(CaptionedImages):
         return index // 2 + 40
 
 
-def test_what_is_written_reads_back(tmp_path: Path) -> None:
+def test_a_written_data_set_can_be_read_back(tmp_path: Path) -> None:
     sets = {"train": Blocks("train", 5), "test": Blocks("test", 2)}
     root = tmp_path / "birds"
-    root.mkdir()  # an empty folder is no obstacle
+    root.mkdir()  # an empty folder is accepted
     write_cub(sets["train"], sets["test"], root, progress=False)
     assert list(tmp_path.iterdir()) == [root]
     for split, written in sets.items():
@@ -409,10 +409,10 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
             assert np.abs(difference).mean() < 3
 
 
-def test_a_reader_as_the_peers_have_it_finds_everything(tmp_path: Path) -> None:
+def test_the_readers_of_other_projects_find_everything(tmp_path: Path) -> None:
     root = tmp_path / "birds"
     write_cub(Blocks("train", 3), Blocks("test", 1), root, progress=False)
-    # The tables are split at white space and joined by position; keys drop the four of ".jpg".
+    # Those readers split lines at white space, match tables by position, and cut ".jpg" off.
     table, boxes = (
         [line.split() for line in (root / "CUB_200_2011" / name).read_text().splitlines()]
         for name in ("images.txt", "bounding_boxes.txt")
@@ -510,7 +510,7 @@ def test_a_target_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         assert str(caught.value).isprintable()
 
 
-def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> None:
+def test_the_next_export_removes_what_a_killed_one_left(tmp_path: Path) -> None:
     class Killed(Blocks):
         def image(self, index: int) -> Image.Image:
             if index == 1:

@@ -22,7 +22,7 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("augment", [False, True])
-def test_an_example_has_the_promised_shapes(augment: bool, folder: Path) -> None:
+def test_an_example_has_the_documented_shapes(augment: bool, folder: Path) -> None:
     example = TrainingExamples(ImageFolder(folder), VOCABULARY, 33, 5, augment=augment)[3]
     assert set(example) == {"image", "tokens", "length", "index", "label"}
     assert example["image"].shape == (3, 33, 33)
@@ -43,7 +43,9 @@ def test_without_augmentation_it_is_the_middle_square(folder: Path) -> None:
         assert np.abs(found - np.asarray(expected, dtype=int)).max() <= 1
 
 
-def test_augmentation_crops_76_64_of_the_shorter_side_anywhere_and_flips_half(folder: Path) -> None:
+def test_augmentation_crops_64_76ths_of_the_shorter_side_anywhere_and_flips_half(
+    folder: Path,
+) -> None:
     index, width, height, size = 5, 195, 150, 40
     examples = TrainingExamples(ImageFolder(folder), VOCABULARY, size, augment=True)
     side = height * 64 / 76
@@ -66,7 +68,7 @@ def test_augmentation_crops_76_64_of_the_shorter_side_anywhere_and_flips_half(fo
     assert 70 < sum(flips) < 130
 
 
-def test_a_picture_is_not_flipped_under_a_caption_that_names_a_side(tmp_path: Path) -> None:
+def test_a_picture_is_not_flipped_if_its_caption_names_a_side(tmp_path: Path) -> None:
     rows = [{"file_name": "a.png", "captions": ["looks LEFT, bird", "old bird"]}]
     write_folder(tmp_path, rows, [gradient(90, 90)])
     examples = TrainingExamples(ImageFolder(tmp_path), VOCABULARY, 20, augment=True)
@@ -112,7 +114,7 @@ def test_examples_depend_on_seed_epoch_and_index_only(workers: int, folder: Path
         assert count == len(images)
 
 
-def test_examples_without_images_are_the_same_and_read_none(folder: Path) -> None:
+def test_examples_without_images_are_the_same_and_read_no_picture(folder: Path) -> None:
     images = ImageFolder(folder)
     examples = TrainingExamples(images, VOCABULARY, 16, caption_length=2, seed=3)
     bare = examples.without_images()
@@ -144,7 +146,7 @@ def test_examples_need_no_shared_memory_file(folder: Path) -> None:
     command = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
     mount = "mount -t tmpfs -o ro tmpfs /dev/shm"
     if subprocess.run([*command, mount], check=False, capture_output=True).returncode:
-        pytest.skip("this user may not mount a file system, even for itself")
+        pytest.skip("this user may not mount a file system in a namespace")
     run = f'{mount} && "$0" -c "$1" "$2"'
     done = subprocess.run(
         [*command, run, sys.executable, WITHOUT_SHARED_MEMORY, folder],
@@ -174,7 +176,7 @@ def test_any_shape_of_picture_works(tmp_path: Path) -> None:
             assert (example["image"] == torch.tensor([9, 8, 7]).view(3, 1, 1)).all()
 
 
-def test_a_caption_without_a_known_word_is_passed_over(tmp_path: Path) -> None:
+def test_a_caption_without_a_known_word_is_skipped(tmp_path: Path) -> None:
     rows = [
         {"file_name": "a.png", "captions": ["...", "bird", "zebra"]},
         {"file_name": "b.png", "captions": ["zebra", ""]},
@@ -188,13 +190,13 @@ def test_a_caption_without_a_known_word_is_passed_over(tmp_path: Path) -> None:
         examples[1]
 
 
-def test_phrases_are_those_that_tell_pictures_apart(tmp_path: Path) -> None:
+def test_phrases_are_those_that_distinguish_pictures(tmp_path: Path) -> None:
     captions = [["red bird", "Old, RED bird!"], ["red zebra bird"], ["blue bird"], ["a bird"]]
     rows = [{"file_name": f"{n}.png", "captions": texts} for n, texts in enumerate(captions)]
     write_folder(tmp_path, rows, [gradient(4, 4)] * 4)
     examples = TrainingExamples(ImageFolder(tmp_path), VOCABULARY, 4)
-    # "bird" is in all of them and tells nothing; unknown words ("zebra", "a") are none. What is
-    # left: red, red bird; blue, blue bird; old, old red, old red bird.
+    # "bird" is in all captions and distinguishes nothing; unknown words ("zebra", "a") are dropped.
+    # This leaves red, red bird; blue, blue bird; old, old red, old red bird.
     expected = [[1, 1, 0, 0, 1, 1, 1], [1, 1, 0, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0, 0], [0] * 7]
     found = examples.phrases(100)
     assert found.dtype == torch.bool
@@ -202,7 +204,7 @@ def test_phrases_are_those_that_tell_pictures_apart(tmp_path: Path) -> None:
     assert torch.equal(examples.phrases(2), torch.tensor(expected)[:, :2].bool())
 
 
-def test_captions_that_say_the_same_have_no_phrases(tmp_path: Path) -> None:
+def test_phrases_of_equal_captions_are_refused(tmp_path: Path) -> None:
     rows = [{"file_name": f"{n}.png", "captions": ["red bird"]} for n in range(3)]
     write_folder(tmp_path, rows, [gradient(4, 4)] * 3)
     with pytest.raises(InputError, match="say the same"):

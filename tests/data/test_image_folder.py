@@ -1,4 +1,4 @@
-"""The image folder: rows, pictures and labels, and what is refused with its line."""
+"""The image folder: rows, pictures and labels, and errors that name the line."""
 
 import io
 import json
@@ -31,7 +31,7 @@ def test_a_folder_gives_back_what_was_written(folder: Path) -> None:
         assert np.array_equal(np.asarray(picture), np.asarray(expected))
 
 
-def test_a_split_takes_its_rows_only(folder: Path) -> None:
+def test_a_split_has_only_its_own_rows(folder: Path) -> None:
     assert [ImageFolder(folder, "test").name(i) for i in range(3)] == [
         "pictures/0",
         "pictures/3",
@@ -138,8 +138,8 @@ def test_a_bad_row_is_refused_with_its_line(line: str, fault: str, tmp_path: Pat
     assert len(str(caught.value)) < 1000
 
 
-def test_names_that_differ_in_unicode_only_are_shown(tmp_path: Path) -> None:
-    """A disk of a Mac composes letters in its own way, and other programs in theirs."""
+def test_names_that_differ_only_in_unicode_form_are_shown(tmp_path: Path) -> None:
+    """Some systems store "ü" as one character, others as "u" and a combining mark."""
     composed, decomposed = "caf\u00e9/\u00fc.png", "cafe\u0301/u\u0308.png"
     for there, named in ((composed, decomposed), (decomposed, composed)):
         root = tmp_path / str(len(there))
@@ -154,7 +154,7 @@ def test_names_that_differ_in_unicode_only_are_shown(tmp_path: Path) -> None:
         ImageFolder(root)
 
 
-def test_the_limits_of_a_file_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_metadata_file_has_size_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gradient(4, 4).save(tmp_path / "a.png")
     metadata = tmp_path / "metadata.jsonl"
     with metadata.open("wb") as file:
@@ -175,7 +175,8 @@ def test_the_limits_of_a_file_of_rows(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_rows_take_little_more_memory_than_their_file(tmp_path: Path) -> None:
     gradient(4, 4).save(tmp_path / "0.png")
-    row = {"file_name": "0.png", "captions": ["x"], "y": [[]] * 1000}  # parsed, 20 times as much
+    # Parsed JSON would take 20 times as much.
+    row = {"file_name": "0.png", "captions": ["x"], "y": [[]] * 1000}
     with (tmp_path / "metadata.jsonl").open("w") as metadata:
         for number in range(500):
             name = f"{number}.png"
@@ -204,7 +205,7 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(folder: Pa
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "long", "file", "null"])
-def test_metadata_that_is_no_file_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
+def test_metadata_that_is_not_a_file_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
     root, metadata = tmp_path, tmp_path / "metadata.jsonl"
     if kind == "pipe":
         os.mkfifo(metadata)

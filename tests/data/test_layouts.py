@@ -1,4 +1,4 @@
-"""A data set is opened by its folder; what is trained on is never guessed in silence."""
+"""Opening a data set by its folder; if no row names a split, a message says what is used."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from mirrorgan_fast.errors import InputError
 
 
 def folder(path: Path, *splits: dict[str, str]) -> Path:
-    """An image folder with a row for each of ``splits``, the fields that it has beside the rest."""
+    """Write an image folder; each of ``splits`` contains the extra fields of one row."""
     rows = []
     for i, fields in enumerate(splits):
         Image.new("RGB", (8, 8)).save(path / f"{i}.png")
@@ -20,7 +20,7 @@ def folder(path: Path, *splits: dict[str, str]) -> Path:
     return path
 
 
-def test_rows_without_a_split_are_all_trained_on_and_that_is_said(tmp_path, caplog):
+def test_rows_without_a_split_are_all_trained_on_with_a_message(tmp_path, caplog):
     root = folder(tmp_path, {}, {"zeroshot_split": "test"})
     assert len(open_images(root, "train")) == 2
     assert "no row names a split: training on all 2 pictures" in caplog.text
@@ -28,7 +28,7 @@ def test_rows_without_a_split_are_all_trained_on_and_that_is_said(tmp_path, capl
         open_images(root, "test")
 
 
-def test_a_split_is_taken_without_a_word(tmp_path, caplog):
+def test_a_split_is_used_without_a_message(tmp_path, caplog):
     root = folder(tmp_path, {"split": "train"}, {"split": "test"}, {})
     assert [open_images(root, split).name(0) for split in ("train", "test")] == ["0", "1"]
     assert not caplog.text
@@ -43,7 +43,7 @@ def test_a_field_that_no_row_has_is_refused(tmp_path, split):
         open_images(root, split, "splt")
 
 
-def test_cub_has_no_field_and_lies_in_its_folder(tmp_path):
+def test_cub_refuses_a_split_field_and_its_inner_folder(tmp_path):
     (tmp_path / "CUB_200_2011").mkdir()
     (tmp_path / "CUB_200_2011" / "images.txt").write_text("")
     with pytest.raises(InputError, match="no field"):

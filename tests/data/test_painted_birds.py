@@ -1,4 +1,4 @@
-"""Painted birds: the picture shows, and the captions say, exactly what the bird is."""
+"""Painted birds: pictures and captions agree exactly with the bird's attributes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from mirrorgan_fast.data.worker_processes import in_processes
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import lock
 
-# Written out again, apart from the tables that make the captions: what a word may say.
+# The words of each part and value, written independently of the tables that make the captions.
 WORDS_OF_PART = {
     "crown": {"crown", "head", "cap"},
     "back": {"back", "nape"},
@@ -69,7 +69,7 @@ def any_bird(seed: int, **attributes: str) -> Bird:
 
 
 def grown(mask: np.ndarray) -> np.ndarray:
-    """The mask and every pixel that touches it."""
+    """Return the mask with every pixel that touches it."""
     padded = np.pad(mask, 1)
     height, width = mask.shape
     shifts = [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
@@ -87,7 +87,7 @@ def files_of(root: Path) -> dict[str, str]:
 # --- birds
 
 
-def test_random_birds_take_every_value_and_stand_out() -> None:
+def test_random_birds_have_every_value_and_visible_marks() -> None:
     rng = np.random.default_rng(0)
     birds = [Bird.random(rng, "train") for _ in range(1500)]
     for name, values in ATTRIBUTES.items():
@@ -106,7 +106,7 @@ def test_held_out_pairs_divide_the_splits() -> None:
     shown = {(bird.crown, bird.belly) for bird in map(test.bird, range(len(test)))}
     assert shown == HELD_OUT_PAIRS
     assert len(HELD_OUT_PAIRS) == 12
-    for position in (0, 1):  # every color word is known from training, in both places
+    for position in (0, 1):  # the test split has every color, in both places
         assert {pair[position] for pair in HELD_OUT_PAIRS} == set(COLORS)
 
 
@@ -166,7 +166,7 @@ def test_a_changed_part_changes_the_picture_only_there(part: str) -> None:
         )
         mask = painted.masks["bill" if part == "bill_color" else part]
         assert changed[mask].mean() > 0.9
-        # Two pixels, not one: where two edges meet, a part may be thinner than its mask shows.
+        # Two pixels, not one: where two edges meet, a part may be too thin to be in its mask.
         assert not changed[~grown(grown(mask))].any()
 
 
@@ -211,7 +211,7 @@ def test_direction_is_where_the_bill_points() -> None:
             assert (bill > tail) == (direction == "right")
 
 
-def test_one_bird_at_two_sizes_is_one_picture() -> None:
+def test_a_bird_looks_the_same_at_two_sizes() -> None:
     small = paint(any_bird(2), np.random.default_rng(2), 128).image
     large = Image.fromarray(paint(any_bird(2), np.random.default_rng(2), 256).image).reduce(2)
     assert np.abs(small.astype(int) - np.asarray(large).astype(int)).mean() < 3
@@ -220,7 +220,7 @@ def test_one_bird_at_two_sizes_is_one_picture() -> None:
 # --- captions
 
 
-def test_captions_assert_what_they_name_and_it_is_true() -> None:
+def test_captions_state_exactly_what_they_name_and_it_is_true() -> None:
     for seed in range(150):
         bird = any_bird(seed)
         for caption in describe(bird, np.random.default_rng(seed)):
@@ -239,7 +239,7 @@ def test_captions_assert_what_they_name_and_it_is_true() -> None:
                     assert WORDS_OF_PART[attribute] & set(words), (caption, attribute)
             for attribute, nouns in WORDS_OF_PART.items():
                 said = words
-                if attribute == "wing":  # "wing bars" says nothing of the wing
+                if attribute == "wing":  # "wing bars" does not name the wing
                     said = " ".join(words).replace("wing bars", "").split()
                 if attribute not in ("bill", "bill_color") and nouns & set(said):
                     assert attribute in caption.named, (caption, attribute)
@@ -252,7 +252,7 @@ def _says_main_color(words: list[str]) -> bool:
     return any(word == "bird" and words[i - 1] in colors for i, word in enumerate(words) if i)
 
 
-def test_captions_speak_of_everything_and_mostly_of_the_large_parts() -> None:
+def test_captions_name_every_attribute_and_mostly_the_large_parts() -> None:
     birds = PaintedBirds("train", 300)
     named = [caption.named for i in range(len(birds)) for caption in birds.bird_captions(i)]
     share = {name: np.mean([name in one for one in named]) for name in ATTRIBUTES}
@@ -283,7 +283,7 @@ def test_data_set_is_a_function_of_seed_split_and_index() -> None:
         birds.bird(5)
 
 
-def test_export_round_trip_whatever_the_workers(tmp_path: Path) -> None:
+def test_an_export_can_be_read_back_with_any_number_of_workers(tmp_path: Path) -> None:
     for workers in (1, 2):
         export_image_folder(
             tmp_path / str(workers), 7, 4, 64, seed=1, workers=workers, progress=False, masks=True
@@ -320,8 +320,8 @@ def test_export_that_fails_leaves_no_metadata(
     assert not (tmp_path / "metadata.jsonl").exists()
 
 
-def test_painting_is_the_same_as_ever() -> None:
-    """If this fails on purpose, increase `_DRAWING_VERSION`: older runs cannot be resumed."""
+def test_the_paintings_have_not_changed() -> None:
+    """Whoever changes them must increase `_DRAWING_VERSION`, so that older runs do not resume."""
     rows = hashlib.sha256()
     for split in ("train", "test"):
         birds = PaintedBirds(split, 50, 64, seed=7)
@@ -334,7 +334,7 @@ def test_painting_is_the_same_as_ever() -> None:
         small = PaintedBirds("test", 3, 128, seed=7).image(i).resize((4, 4), Image.Resampling.BOX)
         found = np.asarray(small).astype(int)
         difference = found - np.frombuffer(bytes.fromhex(expected), np.uint8).reshape(4, 4, 3)
-        assert np.abs(difference).max() <= 1  # another processor may round in another way
+        assert np.abs(difference).max() <= 1  # other processors may round differently
 
 
 # Red, green and blue of 16 areas of three birds.
@@ -351,7 +351,7 @@ def paint_with(root: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("rows", [0, 6, 12])
-def test_an_export_that_was_killed_goes_on(tmp_path: Path, rows: int) -> None:
+def test_a_killed_export_resumes(tmp_path: Path, rows: int) -> None:
     def paint_and_be_killed() -> None:
         def killed_after(*arguments: Any) -> Any:
             for number, row in enumerate(in_processes(*arguments)):
@@ -374,8 +374,8 @@ def test_an_export_that_was_killed_goes_on(tmp_path: Path, rows: int) -> None:
     assert files_of(root) == files_of(tmp_path / "whole")
 
 
-def test_a_picture_that_is_not_whole_is_painted_again(begun: Path, tmp_path: Path) -> None:
-    """The power may fail after a file got its name and before it got its content."""
+def test_an_incomplete_picture_is_painted_again(begun: Path, tmp_path: Path) -> None:
+    """The power may fail after a file gets its name and before all its content is on the disk."""
     paint_with(tmp_path / "whole")
     pictures = sorted(begun.rglob("0*.png"))
     pictures[0].write_bytes(b"")
@@ -385,7 +385,7 @@ def test_a_picture_that_is_not_whole_is_painted_again(begun: Path, tmp_path: Pat
     assert files_of(begun) == files_of(tmp_path / "whole")
 
 
-def test_pictures_that_are_there_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_pictures_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_set, "in_processes", interrupted_after(5))
     with pytest.raises(KeyboardInterrupt):
         paint_with(tmp_path)
@@ -410,7 +410,7 @@ def interrupted_after(count: int) -> Any:
 
 @pytest.fixture
 def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of which five of thirteen pictures are painted."""
+    """A folder in which five of thirteen pictures are painted."""
     with monkeypatch.context() as patch:
         patch.setattr(data_set, "in_processes", interrupted_after(5))
         with pytest.raises(KeyboardInterrupt):
@@ -421,7 +421,9 @@ def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     "changes", [{"train": 8}, {"test": 0}, {"size": 65}, {"seed": 4}, {"masks": False}]
 )
-def test_another_painting_does_not_go_on(begun: Path, changes: dict[str, Any]) -> None:
+def test_an_export_with_other_arguments_does_not_resume(
+    begun: Path, changes: dict[str, Any]
+) -> None:
     before = files_of(begun)
     with pytest.raises(
         InputError, match=r"unfinished .* \(train 9, test 4, size 64, seed 3, masks T"
@@ -430,7 +432,9 @@ def test_another_painting_does_not_go_on(begun: Path, changes: dict[str, Any]) -
     assert files_of(begun) == before
 
 
-def test_an_older_drawing_does_not_go_on(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_of_another_drawing_version_does_not_resume(
+    begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(data_set, "_DRAWING_VERSION", 2)
     with pytest.raises(InputError, match="has an unfinished run with other arguments"):
         paint_with(begun)
@@ -450,7 +454,7 @@ def test_an_older_drawing_does_not_go_on(begun: Path, monkeypatch: pytest.Monkey
         b"x" * 5000,
     ],
 )
-def test_a_damaged_record_of_what_is_painted_is_refused(begun: Path, content: bytes) -> None:
+def test_a_damaged_paint_json_is_refused(begun: Path, content: bytes) -> None:
     (begun / ".paint.json").write_bytes(content)
     with pytest.raises(InputError, match=r"(damaged|unfinished run).*; .*remove") as caught:
         paint_with(begun)
@@ -472,7 +476,9 @@ def test_nothing_is_written_through_links(begun: Path, tmp_path: Path) -> None:
     assert not (begun / "images" / "train" / "00007.png").is_symlink()
 
 
-def test_two_do_not_paint_the_same_folder(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_do_not_paint_in_the_same_folder(
+    begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(data_set.time, "sleep", lambda seconds: None)
     with (begun / ".paint.json").open() as file:
         lock(file, "taken")

@@ -1,4 +1,4 @@
-"""Pickles as plain data: as pickle.loads reads them, hostile ones, and what reading them costs."""
+"""Pickles as plain data: the values of pickle.loads, hostile pickles, and the memory they take."""
 
 import base64
 import gc
@@ -30,7 +30,7 @@ DTYPES = ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8",
 
 @pytest.fixture
 def read(tmp_path: Path) -> Callable[[bytes], Any]:
-    """Read a pickle of these bytes."""
+    """Return a function that reads a pickle from bytes."""
 
     def of_bytes(content: bytes) -> Any:
         (tmp_path / "a.pickle").write_bytes(content)
@@ -40,7 +40,7 @@ def read(tmp_path: Path) -> Callable[[bytes], Any]:
 
 
 def random_data(rng: random.Random, depth: int) -> Any:
-    """Anything that may be in a pickle of plain data."""
+    """Return random data that a pickle of plain data may contain."""
     letters = "a' \"\\\n\r\0\xe9\xff\u20ac\U0001f426"
     kinds: list[Callable[[], Any]] = [
         lambda: None,
@@ -73,7 +73,7 @@ def random_array(rng: random.Random) -> np.ndarray:
 
 
 def assert_same(found: Any, expected: Any) -> None:
-    """The same values of the same types, except for NumPy's scalars and orders of bytes."""
+    """Assert that values and types are equal, except for NumPy scalars and byte orders."""
     if isinstance(expected, np.generic):
         expected = expected.item()
     if isinstance(expected, np.ndarray):
@@ -94,7 +94,7 @@ def assert_same(found: Any, expected: Any) -> None:
         assert found == expected
 
 
-# Python's own pickler in Python fails on empty arrays in protocol 5.
+# The pickler that is written in Python (``_dumps``) fails on empty arrays in protocol 5.
 @pytest.mark.parametrize(
     ("dumps", "protocol"),
     [*((pickle.dumps, number) for number in range(6)), *((pickle._dumps, n) for n in range(5))],
@@ -108,7 +108,7 @@ def test_plain_data_is_read_as_pickle_reads_it(
         content = dumps(data, protocol)
         if number % 2:
             content = pickletools.optimize(content)
-        # once through pickle.loads, because that is what it means
+        # not compared with the data itself: pickle.loads defines what the pickle means
         assert_same(read(content), pickle.loads(content))
 
 
@@ -124,7 +124,7 @@ def test_arrays_and_scalars_of_each_dtype(
         assert_same(read(pickle.dumps(scalar, protocol)), scalar)
 
 
-def test_larger_data_than_a_batch_or_a_frame(read: Callable[[bytes], Any]) -> None:
+def test_data_larger_than_a_batch_or_a_frame_is_read(read: Callable[[bytes], Any]) -> None:
     data = [
         list(range(-3000, 3000)),
         {f"w{i}": i for i in range(3000)},
@@ -136,7 +136,8 @@ def test_larger_data_than_a_batch_or_a_frame(read: Callable[[bytes], Any]) -> No
         assert_same(read(pickle.dumps(data, protocol)), data)
 
 
-# [[...], [arrays and scalars of NumPy]] by Python 2.7.18: pickle in protocol 0, cPickle in 1 and 2.
+# [[...], [NumPy arrays and scalars]], written by Python 2.7.18: pickle with protocol 0, and cPickle
+# with protocols 1 and 2.
 OF_PYTHON_2 = (
     "eNqFUsmK20AQvddXhFzUEGyqetECCclpoGHwIYacBKHdlpUhGrmRJbA/OX+RKskZEzPJHKqXWt973apLCKpLBJ4g"
     "eO0cr7lzRvaVJlvY0uS25BthVTmiXBdFkUN4JHzkdTVvHrl6Ex5ozXUP1HwwiBC2WQZJy35+X2d1X9f1uanYZyB8"
@@ -164,7 +165,7 @@ OF_PYTHON_2 = (
 def test_pickles_of_python_2_are_read(read: Callable[[bytes], Any], packed: str) -> None:
     content = zlib.decompress(base64.b64decode(packed))
     plain, of_numpy = read(content)
-    string = "x\"'\n\\\xe9"  # was bytes
+    string = "x\"'\n\\\xe9"  # of bytes
     expected = [1, 255, 65535, -(2**31), 2**40, 10, -10, True, None, 1.5, 1e300, "", string]
     expected += ["h\xe9llo \u20ac\n\\u", (), (1,), (1, 2, 3, 4), {"a": [1], 5: "b"}, "abc"]
     assert_same(plain, expected)
@@ -178,11 +179,11 @@ def test_pickles_of_python_2_are_read(read: Callable[[bytes], Any], packed: str)
     assert_same(of_numpy, pickle.loads(content, encoding="latin-1")[1])
 
 
-# --- what is no plain data
+# --- anything but plain data
 
 
 class Calls:
-    """Calls something when it is unpickled by the book."""
+    """Calls a function when ``pickle.loads`` loads it."""
 
     def __init__(self, function: Callable[..., object], *arguments: object) -> None:
         self.reduced = function, arguments
@@ -192,14 +193,14 @@ class Calls:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_no_name_is_looked_up(
+def test_no_name_is_imported_or_called(
     read: Callable[[bytes], Any], protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = pickle.dumps([Calls(os.mkdir, str(tmp_path / "made"))], protocol)
     with pytest.raises(InputError, match=r"cannot be loaded as plain data .* could run code"):
         read(content)
     assert not (tmp_path / "made").exists()
-    pickle.loads(content)  # it is a working one
+    pickle.loads(content)  # pickle.loads does run its code
     assert (tmp_path / "made").exists()
 
     (tmp_path / "never_imported.py").write_text("")
@@ -256,7 +257,7 @@ def test_no_name_is_looked_up(
     ],
     ids=lambda thing: type(thing).__name__,
 )
-def test_other_things_are_refused(
+def test_other_types_are_refused(
     read: Callable[[bytes], Any], thing: object, protocol: int
 ) -> None:
     for data in (thing, [thing], (1, thing), {"a": thing}):
@@ -265,7 +266,7 @@ def test_other_things_are_refused(
 
 
 def test_every_other_operation_is_refused(read: Callable[[bytes], Any]) -> None:
-    """None of them is in any pickle of plain data, by any version of Python."""
+    """No version of Python writes these operations for plain data."""
     others = ["POP", "DUP", "POP_MARK", "PERSID", "BINPERSID", "INST", "OBJ", "NEWOBJ"]
     others += ["NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "EMPTY_SET", "ADDITEMS", "FROZENSET"]
     others += ["NEXT_BUFFER", "READONLY_BUFFER"]
@@ -290,7 +291,7 @@ INT8 = DTYPE % b"i8" + STATE
 @pytest.mark.parametrize(
     "content",
     [
-        # dtypes of other kinds, and states that would reach out of the array's memory
+        # dtypes of other kinds, and states that would reach outside the array's memory
         DTYPE % b"O8" + STATE,
         DTYPE % b"V8" + STATE,
         DTYPE % b"S8" + STATE,
@@ -304,7 +305,7 @@ INT8 = DTYPE % b"i8" + STATE
         DTYPE % b"i8" + b"(I3\nX\1\0\0\0xNNNI-1\nI-1\nI0\ntb",
         INT8 + STATE[1:],
         INT8 + b"}b",
-        # scalars and arrays of too few or too many bytes, or without a dtype that is complete
+        # scalars and arrays of too few or too many bytes, or without a complete dtype
         SCALAR + INT8 + b"C\7AAAAAAAtR",
         SCALAR + INT8 + b"C\x09AAAAAAAAAtR",
         SCALAR + INT8 + b"NtR",
@@ -320,7 +321,7 @@ INT8 = DTYPE % b"i8" + STATE
         ARRAY + b"(I1\n(" + b"I1\n" * 99 + b"t" + INT8 + b"I00\nC\x08AAAAAAAAtb",
         ARRAY + b"(I1\n(I1\nt" + INT8 + b"I00\n(C\x08AAAAAAAAltb",
         ARRAY + b"}b",
-        # the parts of an array by themselves, or given what they do not take
+        # parts of an array on their own, or with wrong arguments
         DTYPE % b"i8",
         b"cnumpy\nndarray\n",
         b"cnumpy\nndarray\n)R",
@@ -378,7 +379,7 @@ def many_in_few_bytes() -> object:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("make", [looped_list, looped_dict, looped_tuple, many_in_few_bytes])
-def test_what_would_never_end_is_refused(
+def test_loops_and_exponentially_large_data_are_refused(
     read: Callable[[bytes], Any], make: Callable[[], object], protocol: int
 ) -> None:
     with pytest.raises(InputError, match="cannot be loaded as plain data"):
@@ -386,7 +387,7 @@ def test_what_would_never_end_is_refused(
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_texts_may_be_shared_and_containers_not(
+def test_short_texts_may_be_shared_but_not_containers(
     read: Callable[[bytes], Any], protocol: int
 ) -> None:
     text, numbers = "001.Albatross/Albatross_39", [1, 2]
@@ -400,7 +401,7 @@ def test_texts_may_be_shared_and_containers_not(
 
 
 def peak_of(read: Callable[[bytes], Any], content: bytes) -> tuple[str, int]:
-    """What reading says, and the most bytes that it takes."""
+    """Read, and return the error message and the peak of memory in bytes."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -439,7 +440,9 @@ def peak_of(read: Callable[[bytes], Any], content: bytes) -> tuple[str, int]:
         ARRAY + b"(I1\n(I1152921504606846976\nt" + INT8 + b"I00\nC\0tb.",
     ],
 )
-def test_a_number_in_a_file_allocates_nothing(read: Callable[[bytes], Any], content: bytes) -> None:
+def test_a_large_number_in_a_file_allocates_nothing(
+    read: Callable[[bytes], Any], content: bytes
+) -> None:
     _, peak = peak_of(read, content)
     assert peak < 200_000 + 4 * len(content)
 
@@ -471,7 +474,7 @@ def test_a_number_in_a_file_allocates_nothing(read: Callable[[bytes], Any], cont
 def test_values_take_no_more_than_the_limit(
     read: Callable[[bytes], Any], monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
-    """At a limit of 4 MiB instead of 1 GiB; the file's own buffer comes on top."""
+    """The limit is 4 MiB here, not 1 GiB; it does not include the file's own buffer."""
     monkeypatch.setattr(plain_pickle, "MOST_MEMORY", 2**22)
     message, peak = peak_of(read, content)
     if not content.startswith(ARRAY):
@@ -479,14 +482,14 @@ def test_values_take_no_more_than_the_limit(
     assert peak < 2**22 + 100_000
 
 
-def test_a_length_below_zero_reads_nothing(read: Callable[[bytes], Any]) -> None:
+def test_a_negative_length_reads_nothing(read: Callable[[bytes], Any]) -> None:
     for code in (b"T", b"\x8b"):
         message, peak = peak_of(read, code + b"\xff" * 4 + b"x" * 3_000_000 + b".")
         assert "ends early" in message
         assert peak < 200_000
 
 
-def test_a_file_larger_than_any_is_refused_unread(tmp_path: Path) -> None:
+def test_a_file_above_the_size_limit_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "a.pickle"
     with path.open("wb") as file:
         file.write(b"N.")
@@ -514,7 +517,7 @@ def test_deep_nesting_is_refused(read: Callable[[bytes], Any], content: bytes) -
     gc.collect()
 
 
-def test_sixteen_containers_may_be_in_each_other(read: Callable[[bytes], Any]) -> None:
+def test_containers_may_be_nested_16_deep(read: Callable[[bytes], Any]) -> None:
     data: list[object] = [1]
     for _ in range(15):
         data = [data]
@@ -584,7 +587,7 @@ def test_a_damaged_pickle_is_refused(read: Callable[[bytes], Any], content: byte
         read(content)
 
 
-def test_random_operations_and_mutations_end_in_data_or_one_line(
+def test_random_operations_and_mutations_give_data_or_one_line(
     read: Callable[[bytes], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plain_pickle, "MOST_MEMORY", 2**24)
@@ -626,7 +629,7 @@ def only_plain(data: object) -> bool:
 # --- files
 
 
-def test_what_is_no_regular_file_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_anything_but_a_regular_file_is_refused_in_one_line(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
     for name in (".", "pipe", "loop", "missing", "x" * 300, "a\0b", "missing\n"):
@@ -635,7 +638,7 @@ def test_what_is_no_regular_file_is_refused_in_one_line(tmp_path: Path) -> None:
         assert str(caught.value).isprintable()
 
 
-def test_a_file_object_is_closed(tmp_path: Path) -> None:
+def test_the_file_is_closed(tmp_path: Path) -> None:
     (tmp_path / "a.pickle").write_bytes(pickle.dumps([1]))
     opened: list[io.IOBase] = []
     original = plain_pickle.open_file

@@ -1,4 +1,4 @@
-"""Work in several processes: its order, its errors, and that no process outlives its parent."""
+"""Work in several processes: order of results, errors, and processes that end with the parent."""
 
 import os
 import random
@@ -63,7 +63,7 @@ def end_at_5(number: int) -> int:
     return number
 
 
-def test_errors_are_raised_here_and_no_process_is_left() -> None:
+def test_errors_are_raised_in_the_parent_and_no_process_is_left() -> None:
     with pytest.raises(InputError, match=r"^no 5$"):
         list(in_processes(refuse_5, range(1000), 2))
     with pytest.raises(InputError, match="one of the processes was killed"):
@@ -75,7 +75,7 @@ def test_errors_are_raised_here_and_no_process_is_left() -> None:
             os.kill(process, 0)
 
 
-def test_processes_that_cannot_be_started_are_one_line() -> None:
+def test_the_error_for_processes_that_cannot_be_started_is_one_line() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 30, hard))
     try:
@@ -88,7 +88,7 @@ def test_processes_that_cannot_be_started_are_one_line() -> None:
 PARENT = """
 import signal, time
 from mirrorgan_fast.data.worker_processes import in_processes
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
 def work(number):
     time.sleep(0.01)
     return number
@@ -114,10 +114,10 @@ def test_no_process_outlives_its_parent(ending: signal.Signals) -> None:
     assert parent.stdout is not None
     assert parent.stdout.readline() == "at work\n"
     if ending == signal.SIGINT:
-        os.killpg(parent.pid, ending)  # as Ctrl-C comes: to all of them
+        os.killpg(parent.pid, ending)  # like Ctrl-C, to all processes
     else:
         parent.kill()
-    # its output ends when the last process that holds it has ended
+    # The output ends when the last process that can write to it has ended.
     output, errors = parent.communicate(timeout=60)
     assert output == ("interrupted\n" if ending == signal.SIGINT else "")
     assert errors == ""

@@ -1,4 +1,4 @@
-"""What the evaluation's tests share: a few exported birds, and a judge that knows the answers."""
+"""Shared by the evaluation's tests: a few exported birds, and a judge that knows the answers."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Oracle(AttributeClassifier):
-    """Knows what the images it was told of show, and sees the first value everywhere else."""
+    """A judge that knows some images' attributes, and reads the first values in all others."""
 
     def __init__(self) -> None:
         super().__init__(ATTRIBUTES)
@@ -42,5 +42,5 @@ def oracle() -> Oracle:
 
 
 def pixels(folder: ImageFolder, index: int) -> Tensor:
-    """A picture as uint8 (3, S, S)."""
+    """Return a picture as uint8 (3, S, S)."""
     return torch.from_numpy(np.asarray(folder.image(index)).transpose(2, 0, 1).copy())

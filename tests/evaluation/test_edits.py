@@ -1,4 +1,4 @@
-"""Edits: what one word changes in a caption, and in the images of generators of known faults."""
+"""Edits of one color word in a caption, and what is measured when the generator has a fault."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ def edit(caption: str, seed: int = 0, **attributes: str) -> Edit:
     return made
 
 
-def test_one_word_changes_and_the_caption_says_what_the_edit_says() -> None:
+def test_an_edit_changes_one_color_word_and_its_article() -> None:
     rng = np.random.default_rng(0)
     birds = PaintedBirds("test", 150, size=64)
     edited_parts, colors = set(), set()
@@ -38,7 +38,7 @@ def test_one_word_changes_and_the_caption_says_what_the_edit_says() -> None:
                 made.parts, made.color
             )
             assert all(caption.named[part] != made.color for part in made.parts)
-            # Commas stay where they were; a color word has none behind it.
+            # Words include their commas; a color word never has one.
             before, after = caption.text.split(" "), made.edited.split(" ")
             changed = [k for k, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
             assert after[changed[-1]] == made.color
@@ -52,7 +52,7 @@ def test_one_word_changes_and_the_caption_says_what_the_edit_says() -> None:
     assert colors == set(COLORS)
 
 
-def test_articles_follow() -> None:
+def test_the_article_fits_the_new_color() -> None:
     articles = set()
     for seed in range(60):
         made = edit("this is an orange bird with a long bill", seed)
@@ -75,7 +75,7 @@ def test_marks_stay_visible() -> None:
 
 
 @pytest.mark.parametrize("caption", ["a small bird on a rock", "a bird with a yellow bill", ""])
-def test_no_color_of_a_part_no_edit(caption: str) -> None:
+def test_a_caption_without_a_colored_part_has_no_edit(caption: str) -> None:
     assert edit_color_word(caption, NO_MARKS, np.random.default_rng(0)) is None
 
 
@@ -112,7 +112,7 @@ def test_painted_pairs_change_only_the_part(oracle: Oracle) -> None:
     assert sum(figures.parts.claims.values()) == sum(len(made.parts) for made in edits)
 
 
-def test_a_generator_that_ignores_the_word_is_found_out(oracle: Oracle) -> None:
+def test_a_generator_that_ignores_the_word_is_noticed(oracle: Oracle) -> None:
     edits, attributes = some_edits()
     before, _ = painted_pairs(edits, attributes, size=64)
     for image, of_bird in zip(before, attributes, strict=True):
@@ -123,10 +123,10 @@ def test_a_generator_that_ignores_the_word_is_found_out(oracle: Oracle) -> None:
     assert figures.changed_area == figures.mean_change == figures.rest_change == 0
 
 
-def test_a_generator_that_changes_more_is_found_out(oracle: Oracle) -> None:
+def test_a_generator_that_changes_more_is_noticed(oracle: Oracle) -> None:
     edits, attributes = some_edits()
     before, after = painted_pairs(edits, attributes, size=64)
-    after = (after.int() + 40).clamp(max=255).to(torch.uint8)  # everything else brighter
+    after = (after.int() + 40).clamp(max=255).to(torch.uint8)  # all pixels are brighter
     for i, (made, of_bird) in enumerate(zip(edits, attributes, strict=True)):
         other_perch = next(value for value in ATTRIBUTES["perch"] if value != of_bird["perch"])
         oracle.tell(before[i], of_bird)

@@ -1,4 +1,4 @@
-"""Reading descriptions: the inverse of `describe`, and strict with what is not of its grammar."""
+"""Reading attributes from descriptions: the inverse of `describe`, and texts of other forms."""
 
 import dataclasses
 
@@ -26,8 +26,8 @@ def test_reads_back_what_captions_assert() -> None:
     assert values == everything
 
 
-def test_reads_birds_of_few_colors() -> None:
-    # "a red crown and tail" and "the red bird has a red belly" need many equal colors.
+def test_reads_captions_of_birds_of_one_color() -> None:
+    # "a red crown and tail" and "the red bird has a red belly" are only said of equal colors.
     rng = np.random.default_rng(1)
     parts = ("crown", "back", "breast", "belly", "wing", "tail")
     for color in COLORS:
@@ -47,7 +47,7 @@ def test_reads_birds_of_few_colors() -> None:
         ("A GREY bird, with no eye ring.", ["back gray 1", "wing gray 1", "eye_ring none 4"]),
         ("a bird with a red", []),
         ("a bird with a crown", []),
-        ("a red beak and a tail", ["bill_color red 1"]),  # the color ends with the article
+        ("a red beak and a tail", ["bill_color red 1"]),  # "red" has no effect after "a"
         ("violet wings and nape", ["wing purple 0", "back purple 0"]),
         ("green wing bars", ["wing_bars green 0"]),
         ("red wing feathers and blue wings", ["wing red 0", "wing blue 4"]),
@@ -63,7 +63,7 @@ def test_reads_other_texts(text: str, statements: list[str]) -> None:
     assert read_statements(text) == said
 
 
-def test_the_last_of_two_contradictions_stays() -> None:
+def test_the_last_of_two_contradicting_statements_wins() -> None:
     assert read_attributes("a red crown and a blue head") == {"crown": "blue"}
 
 
@@ -87,7 +87,7 @@ def test_bleu_is_one_for_a_reference_and_less_for_another() -> None:
     ]
     same = ["the red bird has a white tail", "a tiny bird on a reed"]
     assert bleu_4(same, references) == pytest.approx(1)
-    # 4-grams 5 of 7, trigrams 7 of 9, pairs 9 of 11, words 12 of 13: one word of one is wrong
+    # One word is wrong: 12 of 13 words, 9 of 11 pairs, 7 of 9 trigrams and 5 of 7 4-grams match.
     near = ["the red bird has a black tail", "a tiny bird on a reed"]
     expected = (12 / 13 * 9 / 11 * 7 / 9 * 5 / 7) ** 0.25
     assert bleu_4(near, references) == pytest.approx(expected)

@@ -62,14 +62,14 @@ def shares_in(figures: Any) -> list[float]:
     return [figures]
 
 
-def test_measures_everything_on_both_sides(
+def test_measures_generated_and_real_images(
     model: MirrorGAN, judge: Oracle, folder: ImageFolder
 ) -> None:
     figures = evaluate(model, folder, classifier=judge, count=5, seed=2, quiet=True)
     assert json.loads(json.dumps(figures)) == figures
     assert figures["classifier"]["real"]["overall"] == 1
-    assert figures["attributes"]["real"]["overall"] == 1  # real pictures, known to the judge
-    assert figures["attributes"]["generated"]["overall"] < 0.7  # the judge sees first values there
+    assert figures["attributes"]["real"]["overall"] == 1  # the judge knows real pictures
+    assert figures["attributes"]["generated"]["overall"] < 0.7  # the judge reads first values
     for section in ("attributes", "edits", "r_precision", "redescription"):
         assert set(figures[section]) == {"generated", "real"}
     for section in ("classifier", "attributes", "r_precision"):
@@ -80,7 +80,7 @@ def test_measures_everything_on_both_sides(
     assert evaluate(model, folder, classifier=judge, count=5, seed=2, quiet=True) == figures
 
 
-def test_without_a_classifier_what_needs_none_is_measured(
+def test_without_a_classifier_the_other_metrics_are_measured(
     model: MirrorGAN, judge: Oracle, folder: ImageFolder
 ) -> None:
     figures = evaluate(model, folder, count=5, seed=2, quiet=True)
@@ -114,7 +114,9 @@ def test_table_has_every_attribute_and_both_columns(
     assert next(line for line in lines if "BLEU" in line).split()[1] == "-"
 
 
-def test_images_are_those_that_users_get(model: MirrorGAN, folder: ImageFolder) -> None:
+def test_the_measured_images_are_those_that_users_get(
+    model: MirrorGAN, folder: ImageFolder
+) -> None:
     captions = [folder.captions(i)[0] for i in range(13)] + folder.captions(0)
     measured = generate(Sampler(model), captions, range(23), 4, title="", quiet=True)
     assert measured.shape == (23, 3, 64, 64)
@@ -127,7 +129,7 @@ def test_images_are_those_that_users_get(model: MirrorGAN, folder: ImageFolder) 
     assert (other_noise[0].int() - measured[18].int()).abs().float().mean() > 3
 
 
-def test_captions_that_the_model_knows_no_word_of_are_passed_over(
+def test_captions_without_a_known_word_are_skipped(
     model: MirrorGAN, folder: ImageFolder, birds: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(birds, tmp_path / "birds")
@@ -144,19 +146,21 @@ def test_captions_that_the_model_knows_no_word_of_are_passed_over(
     assert evaluate(model, folder, quiet=True)["count"] == 13
 
 
-def test_too_many_pictures(model: MirrorGAN, judge: Oracle, folder: ImageFolder) -> None:
+def test_more_pictures_than_the_split_has_are_refused(
+    model: MirrorGAN, judge: Oracle, folder: ImageFolder
+) -> None:
     with pytest.raises(InputError, match="on 14 pictures: the split has 13"):
         evaluate(model, folder, classifier=judge, count=14, quiet=True)
 
 
-def test_a_model_of_other_words(judge: Oracle, folder: ImageFolder) -> None:
+def test_a_model_that_knows_no_word_is_refused(judge: Oracle, folder: ImageFolder) -> None:
     model = MirrorGAN(TINY, Vocabulary(["<end>", "teapot"]))
     with pytest.raises(InputError, match="knows no word of any caption"):
         evaluate(model, folder, classifier=judge, count=2, quiet=True)
 
 
 @pytest.mark.parametrize("field", ["attributes", "named"])
-def test_rows_that_do_not_say_what_is_there(
+def test_rows_without_attributes_are_refused(
     model: MirrorGAN, judge: Oracle, birds: Path, tmp_path: Path, field: str
 ) -> None:
     shutil.copytree(birds, tmp_path / "birds")

@@ -1,4 +1,4 @@
-"""An untrained model whose images take no time."""
+"""A small untrained model, which generates images quickly."""
 
 import pytest
 

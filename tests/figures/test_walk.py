@@ -16,7 +16,7 @@ from mirrorgan_fast.models.mirrorgan import MirrorGAN
 
 @pytest.fixture(scope="module")
 def birds() -> MirrorGAN:
-    """Trained, so that captions make a difference."""
+    """A trained model, whose images depend on the caption."""
     return MirrorGAN.from_pretrained()
 
 
@@ -57,7 +57,7 @@ def test_the_great_circle_keeps_the_length_and_the_plane() -> None:
 
 
 @pytest.mark.parametrize("psi", [0.0, 0.5])
-def test_psi_shortens_the_way(psi: float, model: MirrorGAN) -> None:
+def test_a_small_psi_makes_the_frames_more_alike(psi: float, model: MirrorGAN) -> None:
     images = walk(model, ["a red bird"], 5, psi=psi)
     whole = walk(model, ["a red bird"], 5)
     assert images.std(axis=0).mean() < whole.std(axis=0).mean()
@@ -65,7 +65,7 @@ def test_psi_shortens_the_way(psi: float, model: MirrorGAN) -> None:
 
 
 @pytest.mark.parametrize("name", ["walk.webp", "walk.gif"])
-def test_the_command_writes_an_animation_there_and_back(
+def test_the_command_writes_an_animation_that_goes_there_and_back(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["sample", "a blue bird", "a red bird"]
@@ -84,7 +84,7 @@ def test_the_command_writes_an_animation_there_and_back(
 @pytest.mark.parametrize(
     "given", [["-n", "2"], ["--quality", "90"], ["--batch-size", "8"], ["--stats"]]
 )
-def test_the_command_refuses_what_is_not_of_a_walk(
+def test_the_command_refuses_options_that_a_walk_does_not_have(
     given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(tmp_path / "walk.webp")
@@ -93,7 +93,7 @@ def test_the_command_refuses_what_is_not_of_a_walk(
     assert not any(tmp_path.iterdir())
 
 
-def test_a_model_in_training_walks_as_in_evaluation(model: MirrorGAN) -> None:
+def test_training_mode_does_not_change_a_walk(model: MirrorGAN) -> None:
     trained = copy.deepcopy(model).train()
     before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
     images = walk(trained, ["a red bird"], 3)
@@ -102,7 +102,7 @@ def test_a_model_in_training_walks_as_in_evaluation(model: MirrorGAN) -> None:
     assert trained.training
 
 
-def test_weights_of_another_data_type_walk_about_the_same(model: MirrorGAN) -> None:
+def test_weights_of_another_data_type_give_nearly_the_same_walk(model: MirrorGAN) -> None:
     images = walk(model, ["a red bird"], 5).astype(int)
     narrow = walk(copy.deepcopy(model).bfloat16(), ["a red bird"], 5)
     assert np.abs(images - narrow).mean() < 2
@@ -118,14 +118,14 @@ def test_weights_of_another_data_type_walk_about_the_same(model: MirrorGAN) -> N
         (["zebra"], 5, "no word of the caption"),
     ],
 )
-def test_what_is_no_walk_is_refused(
+def test_wrong_captions_or_frame_counts_are_refused(
     captions: list[str], frames: int, fault: str, model: MirrorGAN
 ) -> None:
     with pytest.raises(InputError, match=fault):
         walk(model, captions, frames)
 
 
-def test_other_files_are_refused(model: MirrorGAN, tmp_path: Path) -> None:
+def test_other_suffixes_and_bad_folders_are_refused(model: MirrorGAN, tmp_path: Path) -> None:
     images = walk(model, ["a bird"], 2)
     with pytest.raises(InputError, match=r"name the file \.webp or \.gif"):
         write_walk(tmp_path / "walk.png", images)

@@ -1,4 +1,4 @@
-"""Exported files: loaded back where this package is not imported, and compared with the model."""
+"""Exported files, run in a process that does not import this package, against the model."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ FILES = {
     "none": ("onnx", "none.onnx"),
     "birds-painted": ("onnx", "birds-painted.onnx"),
 }
-"""The file that is made of each model: of a form of sentence attention, or the shipped one."""
+"""Format and file of each model: one of each form of sentence attention, and the shipped one."""
 
 EXPORT = """
 import json, sys, torch
@@ -38,7 +38,7 @@ from mirrorgan_fast.models.mirrorgan import MirrorGAN
 for name, (format, file) in json.loads(sys.argv[1]).items():
     model = MirrorGAN.from_pretrained(name).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    torch.set_default_dtype(torch.float64)  # no file is of what its maker did elsewhere
+    torch.set_default_dtype(torch.float64)  # neither this nor autocast may change the file
     with torch.autocast("cpu", torch.bfloat16):
         export(model, file, format)
     torch.set_default_dtype(torch.float32)
@@ -77,7 +77,7 @@ for name, (_, file) in json.loads(sys.argv[1]).items():
     for i, wrong in ((0, right[0] + 10_000), (1, right[1] + 10_000)):
         try:
             run(*right[:i], wrong, *right[i + 1 :])
-        except Exception as error:  # each library has its own
+        except Exception as error:  # each library raises its own type
             print(error)
         else:
             raise AssertionError(f"{file} takes wrong {NAMES[i]}")
@@ -87,7 +87,7 @@ print(json.dumps(all_metadata))
 
 
 def random_model(**changes: Any) -> MirrorGAN:
-    """Untrained, with words that show: an untrained net hardly reacts to them."""
+    """Return an untrained model with enlarged embeddings; otherwise words would hardly matter."""
     torch.manual_seed(0)
     model = MirrorGAN(dataclasses.replace(CONFIG, **changes), Vocabulary(WORDS))
     with torch.no_grad():
@@ -110,7 +110,7 @@ def random_inputs(model: MirrorGAN, lengths: list[int]) -> tuple[Tensor, ...]:
 
 
 def run_python(script: str, folder: Path, *parts: dict[str, tuple[str, str]]) -> list[str]:
-    """Run it in a folder on parts of `FILES`, each in a process of its own, all at once."""
+    """Run a script in a folder, in one process for each part of `FILES`, all at the same time."""
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", script, json.dumps(part)],
@@ -139,7 +139,7 @@ def model(models: dict[str, MirrorGAN]) -> MirrorGAN:
 
 @pytest.fixture(scope="module")
 def folder(models: dict[str, MirrorGAN], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All files, made by processes that say nothing."""
+    """A folder with all exported files. Exporting must print nothing."""
     folder = tmp_path_factory.mktemp("exported")
     for name, model in models.items():
         model.save_pretrained(folder / name)
@@ -152,7 +152,7 @@ def folder(models: dict[str, MirrorGAN], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def inputs(models: dict[str, MirrorGAN]) -> dict[str, list[tuple[Tensor, ...]]]:
-    """For each model batches of several sizes and captions of all lengths."""
+    """For each model, batches of several sizes with captions of several lengths."""
     torch.manual_seed(1)
     return {
         name: [random_inputs(model, lengths) for lengths in ([1], [most], [1, most, 2], [3] * 5)]
@@ -163,7 +163,7 @@ def inputs(models: dict[str, MirrorGAN]) -> dict[str, list[tuple[Tensor, ...]]]:
 
 @pytest.fixture(scope="module")
 def all_metadata(folder: Path, inputs: dict[str, list[tuple[Tensor, ...]]]) -> dict[str, Any]:
-    """Run all files where this package is not imported; their images are in the folder then."""
+    """Run all files without this package, which saves their images; return their metadata."""
     for name, cases in inputs.items():
         tensors = {
             f"{argument} {case}": tensor
@@ -193,8 +193,8 @@ def test_a_file_gives_the_images_of_the_model(
         assert (difference > 0).float().mean() < 1e-3
 
 
-def test_images_show_every_word(model: MirrorGAN) -> None:
-    """Or else the comparison could not tell one text encoder from another."""
+def test_every_word_changes_the_image(model: MirrorGAN) -> None:
+    """Otherwise the comparison above would not notice a wrong text encoder."""
     tokens, lengths, *noises = random_inputs(model, [4])
     image = model.render(tokens, lengths, *noises).int()
     for place in range(4):
@@ -205,7 +205,7 @@ def test_images_show_every_word(model: MirrorGAN) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_says_what_it_takes(
+def test_a_file_contains_the_vocabulary_and_the_sizes(
     models: dict[str, MirrorGAN], all_metadata: dict[str, dict[str, str]], name: str
 ) -> None:
     config, metadata = models[name].config, all_metadata[name]
@@ -214,9 +214,9 @@ def test_a_file_says_what_it_takes(
         assert int(metadata[size]) == getattr(config, size)
 
 
-def test_an_onnx_file_has_names_and_nothing_of_ours(folder: Path) -> None:
+def test_an_onnx_file_names_its_inputs_and_has_only_standard_ops(folder: Path) -> None:
     content = (folder / "none.onnx").read_bytes()
-    assert b"mirrorgan_fast" not in content  # nor where on this machine it is
+    assert b"mirrorgan_fast" not in content  # nor any path of this package
     program = onnx.load_from_string(content)
     onnx.checker.check_model(program, full_check=True)
     assert {node.domain for node in program.graph.node} == {""}
@@ -237,7 +237,7 @@ def test_an_onnx_file_has_names_and_nothing_of_ours(folder: Path) -> None:
 
 
 def refusal(model: MirrorGAN, path: Path, format: str) -> str:
-    """Export where that has to fail, and leave nothing behind; return why, in one line."""
+    """Assert that exporting fails, with one line, and leaves no file; return the line."""
     with pytest.raises(InputError) as told:
         export(model, path, format)
     message = str(told.value)
@@ -246,7 +246,7 @@ def refusal(model: MirrorGAN, path: Path, format: str) -> str:
     return message
 
 
-def test_another_format_or_suffix_is_refused(model: MirrorGAN, tmp_path: Path) -> None:
+def test_an_unknown_format_or_a_wrong_suffix_is_refused(model: MirrorGAN, tmp_path: Path) -> None:
     assert "onnx, aoti" in refusal(model, tmp_path / "model.onnx", "torchscript")
     assert "ends in .onnx" in refusal(model, tmp_path / "model.pt2", "onnx")
     assert "ends in .pt2" in refusal(model, tmp_path / "model", "aoti")

@@ -1,4 +1,4 @@
-"""The fused generator: the images of the generator it was made of, and what it leaves alone."""
+"""The fused generator: its images against the original generator, and its memory."""
 
 import copy
 import pickle
@@ -54,7 +54,7 @@ def inputs_of(batch: int, words: int = 5, seed: int = 1) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("implementation", ["reference", "cpu"])
-def test_images_are_those_of_the_generator(implementation, sizes, dtype):
+def test_images_match_the_original_generator(implementation, sizes, dtype):
     glam, inputs = glam_of(SIZES[sizes]), inputs_of(3)
     with torch.no_grad():
         images = glam(*inputs).images[-1]
@@ -70,7 +70,7 @@ def test_images_are_those_of_the_generator(implementation, sizes, dtype):
     assert actual.shape == (3, *images.shape[2:], 3)
     assert actual.dtype == torch.uint8
     difference = (actual - exact.permute(0, 2, 3, 1)).abs()
-    assert exact.std() > 20, "a test of gray images would show nothing"
+    assert exact.std() > 20, "nearly gray images would match too easily"
     if dtype == torch.float32:
         assert difference.max() <= 0.51
     else:
@@ -79,7 +79,7 @@ def test_images_are_those_of_the_generator(implementation, sizes, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_image_is_the_same_bits_in_any_company(dtype):
+def test_an_image_is_bit_identical_in_any_batch_with_any_threads(dtype):
     fused = FusedGLAM(glam_of(SIZES["three stages"]), dtype)
     inputs = inputs_of(19)
     together = fused(*inputs)
@@ -96,12 +96,12 @@ def test_an_image_is_the_same_bits_in_any_company(dtype):
     assert torch.equal(fused(*(t[some] for t in inputs)), together[some])
 
 
-def test_no_images():
+def test_an_empty_batch_gives_no_images():
     fused = FusedGLAM(glam_of(SIZES["whole tiles"]))
     assert fused(*inputs_of(0)).shape == (0, 64, 64, 3)
 
 
-def test_the_generator_is_left_alone_and_left_behind():
+def test_the_generator_is_not_changed_and_not_used_later():
     glam, inputs = glam_of(SIZES["whole tiles"]), inputs_of(2)
     before = copy.deepcopy(glam.state_dict())
     fused = FusedGLAM(glam)
@@ -114,15 +114,15 @@ def test_the_generator_is_left_alone_and_left_behind():
 
 
 def test_one_can_train_on_the_images():
-    """What inference mode makes could not be kept for a backward pass."""
+    """Tensors that are made in inference mode cannot be saved for a backward pass."""
     images = FusedGLAM(glam_of(SIZES["whole tiles"]))(*inputs_of(2))
     conv = torch.nn.Conv2d(3, 1, 3)
     conv(images.permute(0, 3, 1, 2).float()).sum().backward()
     assert conv.weight.grad.abs().sum() > 0
 
 
-def test_memory_is_kept_and_does_not_grow():
-    fused = FusedGLAM(glam_of(SIZES["three stages"]), torch.float32)  # op by op
+def test_memory_is_reused_and_does_not_grow():
+    fused = FusedGLAM(glam_of(SIZES["three stages"]), torch.float32)  # its ops run one by one
     fused(*inputs_of(1))
     kept = fused.packed.memory.bytes()
     assert kept > 0
@@ -133,7 +133,7 @@ def test_memory_is_kept_and_does_not_grow():
 
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_no_map_of_a_stage_is_allocated_once_memory_is_kept(batch, dtype):
+def test_the_second_call_allocates_no_feature_map(batch, dtype):
     fused = FusedGLAM(glam_of(SIZES["three stages"]), dtype)
     inputs = inputs_of(batch)
     out = fused(*inputs)
@@ -144,7 +144,7 @@ def test_no_map_of_a_stage_is_allocated_once_memory_is_kept(batch, dtype):
 
 
 def test_threads_do_not_disturb_each_other():
-    fused = FusedGLAM(glam_of(SIZES["three stages"]), torch.float32)  # op by op
+    fused = FusedGLAM(glam_of(SIZES["three stages"]), torch.float32)  # its ops run one by one
     inputs = [inputs_of(batch, seed=batch) for batch in (1, 2, 3, 4)]
     expected = [fused(*given) for given in inputs]
     with ThreadPoolExecutor(len(inputs)) as pool:
@@ -155,7 +155,7 @@ def test_threads_do_not_disturb_each_other():
                 assert torch.equal(images, wanted)
 
 
-def test_what_was_traced_without_memory_leaves_none_behind():
+def test_tracing_with_fake_tensors_keeps_no_memory():
     fused = FusedGLAM(glam_of(SIZES["three stages"]), torch.float32)
     inputs = inputs_of(2)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -164,10 +164,10 @@ def test_what_was_traced_without_memory_leaves_none_behind():
     assert torch.equal(fused(*inputs), copy.deepcopy(fused)(*inputs))
 
 
-def test_another_process_has_memory_of_its_own():
+def test_another_process_has_its_own_memory():
     fused = FusedGLAM(glam_of(SIZES["three stages"]), torch.float32)
     expected = fused(*inputs_of(2))
-    sent = pickle.loads(ForkingPickler.dumps(fused))  # tensors go as shared memory
+    sent = pickle.loads(ForkingPickler.dumps(fused))  # puts tensors in shared memory
     assert sent.packed.memory.bytes() == 0
     assert torch.equal(sent(*inputs_of(2)), expected)
 
@@ -177,7 +177,7 @@ def test_other_data_types_are_refused():
         FusedGLAM(glam_of(SIZES["odd"]), torch.float16)
 
 
-def test_bfloat16_where_the_processor_multiplies_it():
+def test_bfloat16_is_the_default_where_the_processor_multiplies_it():
     built = build_info()
     fast = built is not None and built.instruction_set in ("amx", "avx512_bf16")
     assert fastest_dtype() == (torch.bfloat16 if fast else torch.float32)

@@ -1,4 +1,4 @@
-"""The fused text encoder: the features of the encoder it was made of."""
+"""The fused text encoder: its features against the original encoder."""
 
 import copy
 
@@ -24,7 +24,7 @@ def stem_and_captions(size: int) -> tuple[STEM, torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 @pytest.mark.parametrize("size", [12, 64])
 @pytest.mark.parametrize("implementation", ["reference", "cpu"])
-def test_features_are_those_of_the_encoder(implementation, size, dtype, tolerance):
+def test_features_match_the_original_encoder(implementation, size, dtype, tolerance):
     stem, tokens, lengths = stem_and_captions(size)
     with use(implementation):
         words, sentence = FusedSTEM(stem, dtype=dtype)(tokens, lengths)
@@ -34,7 +34,7 @@ def test_features_are_those_of_the_encoder(implementation, size, dtype, toleranc
     assert (sentence - exact_sentence).abs().max() < tolerance
 
 
-def test_features_are_the_same_bits_in_any_company():
+def test_features_are_bit_identical_in_any_batch():
     stem, tokens, lengths = stem_and_captions(64)
     fused = FusedSTEM(stem)
     words, sentence = fused(tokens, lengths)
@@ -44,7 +44,7 @@ def test_features_are_the_same_bits_in_any_company():
         assert torch.equal(alone[1][0], sentence[n])
 
 
-def test_the_encoder_is_left_alone_and_left_behind():
+def test_the_encoder_is_not_changed_and_not_used_later():
     stem, tokens, lengths = stem_and_captions(64)
     before = copy.deepcopy(stem.state_dict())
     fused = FusedSTEM(stem)
@@ -56,7 +56,7 @@ def test_the_encoder_is_left_alone_and_left_behind():
     assert torch.equal(fused(tokens, lengths)[0], words)
 
 
-def test_tokens_are_whole_numbers():
+def test_tokens_must_be_integers():
     stem, tokens, lengths = stem_and_captions(12)
     fused = FusedSTEM(stem)
     assert all(map(torch.equal, fused(tokens.int(), lengths), fused(tokens, lengths)))

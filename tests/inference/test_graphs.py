@@ -1,7 +1,7 @@
-"""Graphs: what is captured when, and that rows come back as they went in.
+"""CUDA graphs: when a new one is captured, and that each row of the result is in its place.
 
-A CUDA graph needs a GPU; here a capture is the call itself, which leaves its result where a graph
-would.
+A CUDA graph needs a GPU. Most tests replace it by a call of the function that writes the result
+where a graph would write it.
 """
 
 import copy
@@ -29,7 +29,7 @@ class CalledAgain(Graphs):
 
 
 @pytest.mark.parametrize("batch", [0, 1, 2, 3, 7, 8, 63, 64, 65, 130])
-def test_rows_come_back_as_they_went_in(batch: int) -> None:
+def test_results_are_in_the_order_of_the_rows(batch: int) -> None:
     graphs = CalledAgain(lambda a, b: a * 2 + b[:, None])
     for seed in range(3):
         torch.manual_seed(seed)
@@ -42,7 +42,7 @@ def test_a_bucket_is_captured_once() -> None:
     for batch in (1, 2, 3, 4, 4, 3, 70, 64, 6, 1):
         graphs(torch.ones(batch, 5))
     assert sorted(key[0] for key in graphs.captured) == [1, 2, 4, 8, 64]
-    graphs(torch.ones(3, 6))  # other shapes are other graphs
+    graphs(torch.ones(3, 6))  # each shape and data type needs its own graph
     graphs(torch.ones(3, 6).double())
     assert len(graphs.captured) == 7
 
@@ -56,7 +56,7 @@ def test_another_choice_of_implementations_is_captured_again() -> None:
     assert len(graphs.captured) == 2
 
 
-def test_what_inference_mode_captured_runs_without_it() -> None:
+def test_a_graph_captured_in_inference_mode_runs_outside_it() -> None:
     graphs = CalledAgain(lambda a: a + 1)
     with torch.inference_mode():
         graphs(torch.zeros(3))
@@ -70,7 +70,7 @@ def test_results_are_not_overwritten_by_the_next_call() -> None:
     assert first.tolist() == [1, 1, 1]
 
 
-def test_what_was_given_is_not_written_to() -> None:
+def test_inputs_are_not_overwritten() -> None:
     graphs = CalledAgain(lambda a: a + 1)
     for batch in (BUCKETS[2], 3):
         given = torch.zeros(batch)
@@ -79,8 +79,8 @@ def test_what_was_given_is_not_written_to() -> None:
         assert given.tolist() == [0] * batch
 
 
-def test_a_model_paints_the_same_with_graphs() -> None:
-    """Images of captions of any length in any batch, though all go through graphs of one length."""
+def test_a_model_gives_the_same_images_with_graphs() -> None:
+    """All captions are padded to one length, which must not change the images."""
     captions = ["a red bird", "this bird has a yellow crown and a white belly", "a small bird"]
     renderer = fuse(MirrorGAN.from_pretrained())
     expected = renderer.sample(captions, seed=3)
@@ -105,7 +105,7 @@ def test_a_copy_has_no_graphs_yet() -> None:
         assert graphs.captured == {}
 
 
-def test_a_stream_waits_for_another_one_that_had_the_memory() -> None:
+def test_a_stream_waits_for_the_stream_of_the_last_call() -> None:
     class Stream:
         def __init__(self) -> None:
             self.waited_for: list[Stream] = []
@@ -122,7 +122,7 @@ def test_a_stream_waits_for_another_one_that_had_the_memory() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-def test_captures_beside_other_streams_and_threads() -> None:
+def test_capturing_works_beside_other_streams_and_threads() -> None:
     model = MirrorGAN.from_pretrained().cuda()
     renderer = fuse(model)
     captions = ["a red bird", "a blue bird on a rock"] * 9

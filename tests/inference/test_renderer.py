@@ -1,4 +1,4 @@
-"""The renderer: made of a model, remade when its weights change, and never changing them."""
+"""The renderer: it is remade when the model's weights change, and never changes them."""
 
 import copy
 import threading
@@ -18,7 +18,7 @@ CAPTIONS = ["a red bird", "a blue bird with green wings"]
 
 
 def other_model(model: MirrorGAN) -> MirrorGAN:
-    """Another model of these sizes, with batch norms as after some training."""
+    """Return a model of the same sizes, with other weights and running variances."""
     torch.manual_seed(7)
     other = MirrorGAN(model.config, model.vocabulary)
     with torch.no_grad():
@@ -65,7 +65,7 @@ def train_a_step(model: MirrorGAN) -> None:
     ],
     ids=["load_state_dict", "assign", "in place", "step", "half", "generator", "transformers"],
 )
-def test_it_follows_the_weights_of_its_model(change: Callable[[MirrorGAN], object]) -> None:
+def test_it_uses_the_changed_weights_of_its_model(change: Callable[[MirrorGAN], object]) -> None:
     model = small_model()
     renderer = fuse(model, torch.float32)
     before = renderer.sample(CAPTIONS)
@@ -98,8 +98,8 @@ def test_weights_that_became_nan_are_refused() -> None:
         renderer.sample(CAPTIONS)
 
 
-def test_it_shares_nothing_that_can_be_changed_through_it(tmp_path: Path) -> None:
-    """A fused model was once a module that shared parameters: its half() was its model's."""
+def test_rendering_does_not_change_the_model(tmp_path: Path) -> None:
+    """A fused model was once a module that shared parameters: its half() changed the model."""
     model = small_model()
     before = copy.deepcopy(model.state_dict())
     fuse(model, torch.bfloat16).sample(CAPTIONS)

@@ -1,4 +1,4 @@
-"""R-precision: planted codes, whose rank is known, and who may compete."""
+"""R-precision: codes whose ranks are known, and which captions may be candidates."""
 
 import numpy as np
 import pytest
@@ -14,14 +14,14 @@ def pool_of(sentences: torch.Tensor, texts: list[str] | None = None) -> CaptionP
 
 
 def directions(*degrees: float) -> torch.Tensor:
-    """Unit vectors of the plane (N, 2), times different lengths, which a cosine ignores."""
+    """Return vectors (N, 2) in these directions, of different lengths, which a cosine ignores."""
     angles = torch.deg2rad(torch.tensor(degrees))
     lengths = torch.linspace(0.5, 3, len(degrees))[:, None]
     return torch.stack([angles.cos(), angles.sin()], dim=1) * lengths
 
 
-def test_the_rank_decides() -> None:
-    # The image looks along 0 degrees; its own caption is at 30; two others are nearer.
+def test_the_rank_of_the_own_caption_decides() -> None:
+    # The image is at 0 degrees and its caption at 30; two others, at 10 and -20, are nearer.
     pool = pool_of(directions(30, 10, -20, 40, 90, 180))
     code = directions(0)
     shares = r_precision(code, [0], pool, np.random.default_rng(0), candidates=6, repeats=3)
@@ -30,7 +30,7 @@ def test_the_rank_decides() -> None:
 
 def test_averages_over_images_and_ignores_lengths() -> None:
     pool = pool_of(directions(0, 50, 100, 150))
-    codes = directions(5, 45, 60, 149) * 7  # the third is of caption 2, and nearer to caption 1
+    codes = directions(5, 45, 60, 149) * 7  # the third is nearer to caption 1 than to its own
     shares = r_precision(codes, [0, 1, 2, 3], pool, np.random.default_rng(0), candidates=4)
     assert shares == {1: 0.75, 2: 1.0, 3: 1.0}
 
@@ -49,7 +49,7 @@ def test_matches_a_count_by_hand() -> None:
     assert shares == {k: np.mean([rank < k for rank in ranks]) for k in (1, 2, 3)}
 
 
-def test_chance_is_one_in_candidates() -> None:
+def test_random_codes_score_at_chance() -> None:
     generator = torch.Generator().manual_seed(1)
     sentences = torch.randn(400, 64, generator=generator)
     codes = torch.randn(400, 64, generator=generator)
@@ -59,14 +59,14 @@ def test_chance_is_one_in_candidates() -> None:
         assert shares[k] == pytest.approx(k / 10, abs=4 * np.sqrt(k / 10 / 400))
 
 
-def test_ties_score_nothing() -> None:
+def test_a_tie_counts_as_wrong() -> None:
     pool = pool_of(torch.ones(5, 3))
     shares = r_precision(torch.ones(2, 3), [0, 1], pool, np.random.default_rng(0), candidates=5)
     assert shares == {1: 0.0, 2: 0.0, 3: 0.0}
 
 
 @pytest.mark.parametrize("nan", ["codes", "sentences"])
-def test_nan_scores_nothing(nan: str) -> None:
+def test_nan_counts_as_wrong(nan: str) -> None:
     values = {"codes": torch.ones(4, 5), "sentences": torch.randn(9, 5)}
     values[nan] = torch.full_like(values[nan], torch.nan)
     pool = pool_of(values["sentences"])
@@ -74,8 +74,8 @@ def test_nan_scores_nothing(nan: str) -> None:
     assert shares == {1: 0.0, 2: 0.0, 3: 0.0}
 
 
-def test_neither_the_class_nor_the_wording_competes_with_itself() -> None:
-    # Captions 1 (of the image's class) and 2 (the same words) would win.
+def test_captions_of_the_same_class_or_wording_are_no_candidates() -> None:
+    # Caption 1 has the image's class, and caption 2 the same words; either would win.
     sentences = directions(30, 0, 0, 90, 120)
     pool = CaptionPool(["a", "b", "a", "c", "d"], [7, 7, 8, 9, 9], sentences)
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""AttnGAN: the systems that a folder may hold, and what each of them can do."""
+"""AttnGAN: its networks, saving and loading, and the commands that accept it."""
 
 import dataclasses
 from pathlib import Path
@@ -33,8 +33,8 @@ def test_it_has_neither_sentence_attention_nor_a_captioner(model: AttnGAN) -> No
         assert isinstance(find_recipe(name).config, AttnGANConfig)
 
 
-def test_the_generator_for_birds_has_the_parameters_of_the_authors() -> None:
-    """7,084,592, counted in the authors' code; the text encoder is apart."""
+def test_the_birds_generator_has_as_many_parameters_as_the_authors() -> None:
+    """7,084,592 were counted in the authors' code, without the text encoder."""
     with torch.device("meta"):
         model = AttnGAN(find_recipe("attngan-cub").config, Vocabulary([END, *WORDS]))
     assert sum(p.numel() for p in model.glam.parameters()) == 7_084_592
@@ -55,7 +55,7 @@ def test_a_folder_says_which_system_it_holds(model: AttnGAN, tmp_path: Path) -> 
         AttnGAN.from_pretrained(tmp_path / "mirrorgan")
 
 
-def test_commands_take_it_or_say_what_it_cannot_do(
+def test_commands_accept_it_or_say_that_it_has_no_captioner(
     model: AttnGAN, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = str(tmp_path / "model")
@@ -71,7 +71,7 @@ def test_commands_take_it_or_say_what_it_cannot_do(
     assert "attngan model, which has no captioner" in capsys.readouterr().err
 
 
-def test_recipes_are_of_systems_that_are_known() -> None:
+def test_each_recipe_belongs_to_one_system() -> None:
     for recipe in RECIPES.values():
         system = [kind for kind in (MirrorGAN, AttnGAN) if kind.CONFIG is type(recipe.config)]
         assert len(system) == 1

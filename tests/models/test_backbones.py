@@ -1,7 +1,7 @@
-"""Inception-v3 and ResNet-152 against torchvision's: names, shapes, numbers, and files of weights.
+"""Inception-v3 and ResNet-152 against torchvision: names, shapes, outputs and weight files.
 
-torchvision cannot be imported beside every torch, so what its networks say is written down here:
-the digests and figures were computed with torchvision 0.29's own networks.
+torchvision does not work with every version of torch, so it is not imported. The digests and
+figures below were computed with the networks of torchvision 0.29.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ def on_meta(network: type[Backbone], *, classifier: bool = True) -> Backbone:
 
 
 def filled(network: Backbone) -> Backbone:
-    """Give every entry of the state dict numbers that depend on its place, and evaluate."""
+    """Fill the state dict with fixed random numbers, and switch to evaluation mode."""
     rng = np.random.default_rng(0)
     for name, tensor in network.state_dict().items():
         if not tensor.is_floating_point():
@@ -42,7 +42,7 @@ def filled(network: Backbone) -> Backbone:
         else:
             value = value + 0.5
         if name.endswith("bn3.weight"):
-            value = value * 0.2  # or 50 residual blocks would each double the variance
+            value = value * 0.2  # otherwise each of the 50 residual blocks doubles the variance
         tensor.copy_(value)
     return network.eval()
 
@@ -64,7 +64,7 @@ def figures(features: Tensor) -> Tensor:
         (ResNet152, 60_192_808, 932, "685c66205bc823aa"),
     ],
 )
-def test_names_and_shapes_are_torchvisions(
+def test_names_and_shapes_match_torchvision(
     network: type[Backbone], parameters: int, entries: int, digest: str
 ) -> None:
     built = on_meta(network)
@@ -75,7 +75,7 @@ def test_names_and_shapes_are_torchvisions(
     assert hashlib.sha256(lines.encode()).hexdigest()[:16] == digest
 
 
-# What a differing digest would leave to be found: one entry and more of each kind of block.
+# The digest does not say which entry is wrong, so these are entries of each kind of block.
 @pytest.mark.parametrize(
     ("network", "name", "shape"),
     [
@@ -118,7 +118,7 @@ def test_without_classifier_only_fc_is_gone(network: type[Backbone]) -> None:
 
 
 @torch.no_grad()
-def test_inception_computes_what_torchvisions_does() -> None:
+def test_inception_gives_the_outputs_of_torchvision() -> None:
     inception = filled(InceptionV3())
     assert isinstance(inception, InceptionV3)
     regions, pooled = inception(picture(2, 3, 299, 299))
@@ -140,7 +140,7 @@ def test_inception_computes_what_torchvisions_does() -> None:
 
 
 @torch.no_grad()
-def test_resnet_computes_what_torchvisions_does() -> None:
+def test_resnet_gives_the_outputs_of_torchvision() -> None:
     resnet = filled(ResNet152())
     assert isinstance(resnet, ResNet152)
     pooled = resnet(picture(2, 3, 97, 65))
@@ -172,13 +172,13 @@ def test_gradients_reach_the_image_and_every_parameter(network: type[Backbone]) 
 @pytest.mark.parametrize(
     ("network", "classifier"), [(InceptionV3, True), (InceptionV3, False), (ResNet152, False)]
 )
-def test_files_as_torchvision_publishes_them(
+def test_files_published_by_torchvision_are_loaded(
     tmp_path: Path, network: type[Backbone], classifier: bool
 ) -> None:
-    """They hold the auxiliary and the last classifier, and no counters of batches."""
+    """They contain the auxiliary and the final classifier, but no ``num_batches_tracked``."""
     names = on_meta(network).state_dict()
     weights = {
-        name: torch.tensor(float(number)).expand(tensor.shape)  # one number each: a small file
+        name: torch.tensor(float(number)).expand(tensor.shape)  # one number: a small file
         for number, (name, tensor) in enumerate(names.items(), start=1)
         if not name.endswith("num_batches_tracked")
     }
@@ -233,7 +233,7 @@ Change = Callable[[dict[str, Tensor]], object]
         (lambda s: {f"module.{n}": t for n, t in s.items()}, "0.weight is missing"),
     ],
 )
-def test_other_weights_are_refused(
+def test_weights_that_do_not_fit_are_refused(
     tmp_path: Path, suffix: str, change: Change, message: str
 ) -> None:
     network = small_network()
@@ -254,7 +254,7 @@ def test_inception_needs_its_classifier_from_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [[torch.ones(1)], {"state_dict": {}}, {1: torch.ones(1)}])
-def test_what_is_no_state_dict_is_refused(tmp_path: Path, content: object) -> None:
+def test_anything_but_a_state_dict_is_refused(tmp_path: Path, content: object) -> None:
     path = save(content, tmp_path / "weights.pth")
     with pytest.raises(InputError, match="is not a state dict; save "):
         load_backbone(small_network(), path)
@@ -285,6 +285,8 @@ def test_pickled_code_is_not_run(tmp_path: Path) -> None:
     ("name", "message"),
     [("weights.h5", "must be .pth, .pt or .safetensors"), ("weights.pth", "No such file")],
 )
-def test_files_that_cannot_be(tmp_path: Path, name: str, message: str) -> None:
+def test_unknown_suffixes_and_missing_files_are_refused(
+    tmp_path: Path, name: str, message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         load_backbone(small_network(), tmp_path / name)

@@ -1,4 +1,4 @@
-"""The sizes of the networks: presets, what follows from them, and what is refused."""
+"""The model configuration: its presets, the sizes that follow from it, and invalid values."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from mirrorgan_fast.recipes import RECIPES, find_recipe
 from mirrorgan_fast.training.settings import MirrorGANSettings
 
 
-def test_cub_paper_is_the_papers_birds_configuration() -> None:
+def test_cub_paper_is_the_configuration_of_the_paper() -> None:
     config = find_recipe("cub-paper").config
     assert config == MirrorGANConfig()
     assert config.stage_sizes == (64, 128, 256)
@@ -23,7 +23,7 @@ def test_cub_paper_is_the_papers_birds_configuration() -> None:
 
 
 @pytest.mark.parametrize("data", ["cub", "coco"])
-def test_cub_and_coco_follow_the_authors_code_and_their_paper_variants_its_letter(
+def test_cub_and_coco_follow_the_authors_code_and_their_paper_variants_the_paper(
     data: str,
 ) -> None:
     authors, paper = find_recipe(data), find_recipe(f"{data}-paper")
@@ -50,7 +50,7 @@ def test_painted_birds_need_no_large_network() -> None:
     assert (config.image_encoder, config.stream_encoder) == ("small", "small")
 
 
-def test_unknown_preset_lists_those_there_are() -> None:
+def test_the_error_for_an_unknown_preset_lists_all_presets() -> None:
     with pytest.raises(InputError, match="'birds'") as error:
         find_recipe("birds")
     for name in RECIPES:
@@ -82,7 +82,7 @@ def test_a_preset_survives_json(name: str) -> None:
     assert type(config).from_dict(values) == config
 
 
-def test_it_cannot_be_changed() -> None:
+def test_a_config_is_immutable() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         MirrorGANConfig().image_size = 64  # type: ignore[misc]
 
@@ -126,7 +126,7 @@ def test_an_impossible_value_is_refused_by_name(entry: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("entry", ["sentence_attention", "image_encoder", "stream_encoder"])
-def test_a_wrong_choice_is_told_the_right_ones(entry: str) -> None:
+def test_the_error_for_an_unknown_choice_lists_the_choices(entry: str) -> None:
     default = getattr(MirrorGANConfig(), entry)
     with pytest.raises(InputError, match=str(default)):
         MirrorGANConfig.from_dict({entry: "other"})

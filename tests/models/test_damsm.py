@@ -1,4 +1,4 @@
-"""DAMSM against the formulas of AttnGAN, computed caption by caption and word by word."""
+"""DAMSM: its image encoder, and the similarity of images and captions."""
 
 from collections.abc import Callable
 
@@ -43,7 +43,7 @@ def test_shapes_with_the_small_encoder(size: int) -> None:
 
 
 @torch.no_grad()
-def test_an_image_is_encoded_alone() -> None:
+def test_an_encoding_does_not_depend_on_the_other_images() -> None:
     torch.manual_seed(0)
     encoder = DAMSMImageEncoder(SMALL).eval()
     image = torch.rand(3, 3, 48, 48) * 2 - 1
@@ -54,7 +54,7 @@ def test_an_image_is_encoded_alone() -> None:
 
 
 @torch.no_grad()
-def test_regions_are_where_they_are_in_the_image() -> None:
+def test_regions_are_in_the_order_of_the_image() -> None:
     """Region r is at row r // 8, column r % 8 of the image."""
     torch.manual_seed(1)
     encoder = DAMSMImageEncoder(SMALL).eval()
@@ -77,8 +77,8 @@ def test_sentence_similarity_is_the_cosine(assert_matches: Match) -> None:
     assert_matches(sentence_similarity(sentences, codes), expected)
 
 
-def test_matching_pairs_are_the_most_alike() -> None:
-    """Three images, each showing the words of its own caption somewhere."""
+def test_matching_pairs_are_the_most_similar() -> None:
+    """Among the regions of each of the three images are the words of its own caption."""
     torch.manual_seed(6)
     words = torch.randn(3, 4, 32) * 3
     v = torch.cat([words, torch.randn(3, 12, 32)], dim=1)[:, torch.randperm(16)]

@@ -1,4 +1,4 @@
-"""The discriminators: sizes, what each judgement depends on."""
+"""The discriminators: their shapes and parameters, and what each logit depends on."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ def test_parameters_of_the_authors_discriminators(image_size: int, parameters: i
 
 @pytest.mark.parametrize("image_size", [8, 16, 32, 64, 128, 256])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_any_size_ends_in_4x4_and_a_logit(image_size: int, batch: int) -> None:
+def test_every_image_size_gives_4x4_features_and_one_logit(image_size: int, batch: int) -> None:
     discriminator = Discriminator(CONFIG, image_size)
     features = discriminator(torch.rand(batch, 3, image_size, image_size) * 2 - 1)
     assert features.shape == (batch, 2 * min(8, image_size // 8), 4, 4)
@@ -32,7 +32,7 @@ def test_any_size_ends_in_4x4_and_a_logit(image_size: int, batch: int) -> None:
 
 
 @torch.no_grad()
-def test_the_conditional_logit_is_of_the_pair() -> None:
+def test_a_conditional_logit_depends_on_its_own_image_and_sentence_only() -> None:
     torch.manual_seed(0)
     discriminator = Discriminator(CONFIG, 32).eval()
     image, sentence = torch.rand(4, 3, 32, 32) * 2 - 1, torch.randn(4, 6)
@@ -51,7 +51,7 @@ def test_the_conditional_logit_is_of_the_pair() -> None:
 
 
 @torch.no_grad()
-def test_judging_does_not_change_the_features() -> None:
+def test_computing_logits_does_not_change_the_features() -> None:
     torch.manual_seed(1)
     discriminator = Discriminator(CONFIG, 64)
     features = discriminator(torch.rand(2, 3, 64, 64))
@@ -68,8 +68,10 @@ def test_odd_widths(channels: int) -> None:
     assert features.shape == (2, 8 * channels, 4, 4)
 
 
-@pytest.mark.parametrize(("norm", "apart"), [("batch", False), ("none", True)])
-def test_without_a_norm_every_image_is_judged_apart(norm: Norm, apart: bool) -> None:
+@pytest.mark.parametrize(("norm", "independent"), [("batch", False), ("none", True)])
+def test_without_a_norm_a_logit_does_not_depend_on_other_images(
+    norm: Norm, independent: bool
+) -> None:
     torch.manual_seed(2)
     discriminator = Discriminator(dataclasses.replace(CONFIG, discriminator_norm=norm), 32)
     images = (torch.rand(4, 3, 32, 32) * 2 - 1).requires_grad_()
@@ -79,11 +81,11 @@ def test_without_a_norm_every_image_is_judged_apart(norm: Norm, apart: bool) -> 
     )
     (slope,) = torch.autograd.grad(logits[1], images)
     assert slope[1].abs().max() > 1e-3
-    assert (slope[[0, 2, 3]].abs().max() == 0) == apart
+    assert (slope[[0, 2, 3]].abs().max() == 0) == independent
 
 
 @torch.no_grad()
-def test_without_a_norm_the_signal_keeps_its_size() -> None:
+def test_without_a_norm_the_features_keep_the_scale_of_the_image() -> None:
     torch.manual_seed(3)
     config = dataclasses.replace(CONFIG, discriminator_channels=32, discriminator_norm="none")
     discriminator = Discriminator(config, 64)

@@ -1,4 +1,4 @@
-"""GLAM against its formulas, and that a caption's image is that caption's alone."""
+"""GLAM against its formulas, and the images' independence of the other captions."""
 
 import dataclasses
 import math
@@ -35,7 +35,7 @@ FORMS = ("paper", "authors", "none")
 
 
 class Inputs(NamedTuple):
-    """The arguments of GLAM, N captions of the given lengths."""
+    """The arguments of GLAM for a batch of captions."""
 
     noise: Tensor
     condition_noise: Tensor
@@ -119,7 +119,7 @@ def test_shapes_of_the_presets(preset: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_attention_is_that_of_the_formulas(assert_matches: Match, form: str) -> None:
+def test_attention_matches_the_formulas(assert_matches: Match, form: str) -> None:
     torch.manual_seed(1)
     attention = Attention(with_form(form))
     lengths = [4, 1, 7]
@@ -151,7 +151,7 @@ def test_attention_is_that_of_the_formulas(assert_matches: Match, form: str) -> 
 
 
 @torch.no_grad()
-def test_blocks_are_those_of_the_formulas(assert_matches: Match) -> None:
+def test_blocks_match_the_formulas(assert_matches: Match) -> None:
     torch.manual_seed(2)
     x = torch.randn(3, 4, 6, 5)
 
@@ -170,7 +170,7 @@ def test_blocks_are_those_of_the_formulas(assert_matches: Match) -> None:
         patches = nn.functional.unfold(values, 3, padding=1)
         return (module.weight.flatten(1) @ patches).view(len(values), -1, *values.shape[2:])
 
-    for height, width in ((6, 5), (15, 18), (17, 16)):  # from 16 px on in sub-pixel form
+    for height, width in ((6, 5), (15, 18), (17, 16)):  # from 16 px on: sub-pixel form
         small = torch.randn(3, 4, height, width)
         up = UpBlock(4, 3)
         initialize(up)
@@ -197,7 +197,7 @@ def test_first_features_come_from_condition_and_noise(assert_matches: Match) -> 
     torch.manual_seed(3)
     first = FirstTransformer(CONFIG)
     noise, s_ca = torch.randn(4, 7), torch.randn(4, 5)
-    first.upsample = nn.Sequential()  # what is before it
+    first.upsample = nn.Sequential()  # only what comes before it is tested
     actual = first(noise, s_ca)
 
     first.double()
@@ -209,7 +209,7 @@ def test_first_features_come_from_condition_and_noise(assert_matches: Match) -> 
 
 
 @torch.no_grad()
-def test_the_cascade_is_the_papers() -> None:
+def test_the_cascade_matches_the_paper() -> None:
     """f_0 = F_0(z, s_ca); f_i = F_i(F_att_i(f_{i-1}, w, s_ca)); I_i = G_i(f_i)."""
     torch.manual_seed(4)
     glam = GLAM(CONFIG).eval()
@@ -226,8 +226,8 @@ def test_the_cascade_is_the_papers() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @torch.no_grad()
-def test_an_image_is_its_captions_alone(form: str) -> None:
-    """Neither the other captions of the batch, nor their lengths, nor the padding have a say."""
+def test_an_image_depends_on_its_own_caption_only(form: str) -> None:
+    """The other captions of the batch, their lengths and the padding have no effect."""
     torch.manual_seed(5)
     glam = GLAM(with_form(form)).eval()
     lengths = [2, 9, 1, 5]
@@ -247,7 +247,7 @@ def test_an_image_is_its_captions_alone(form: str) -> None:
 
 
 @torch.no_grad()
-def test_attention_maps_are_shares_of_the_real_words() -> None:
+def test_attention_maps_sum_to_one_without_the_padding() -> None:
     torch.manual_seed(6)
     glam = GLAM(CONFIG).eval()
     given = inputs(CONFIG, [2, 9, 1, 5], 9)
@@ -255,11 +255,11 @@ def test_attention_maps_are_shares_of_the_real_words() -> None:
         torch.testing.assert_close(part.sum(dim=1), torch.ones_like(part[:, 0]))
         assert not part[~given.mask].any()
         assert (part >= 0).all()
-        torch.testing.assert_close(part[2, 0], torch.ones_like(part[2, 0]))  # its only word
+        torch.testing.assert_close(part[2, 0], torch.ones_like(part[2, 0]))  # the only word
 
 
 @torch.no_grad()
-def test_every_input_has_a_say() -> None:
+def test_every_input_changes_the_image() -> None:
     torch.manual_seed(7)
     glam = GLAM(CONFIG).eval()
     given = inputs(CONFIG, [3, 6], 6)
@@ -283,7 +283,7 @@ def test_each_form_has_the_layers_it_needs(form: str) -> None:
     assert names == expected[form]
 
 
-def test_initialization_is_the_authors() -> None:
+def test_initialization_matches_the_authors_code() -> None:
     torch.manual_seed(8)
     blocks = Transformer(dataclasses.replace(CONFIG, generator_channels=32))
     initialize(blocks)

@@ -1,4 +1,4 @@
-"""Layers: the LSTM without bfloat16, batch norms with their activation, and up-convolutions."""
+"""Layers: the LSTM under autocast, batch norms with an activation, and up-convolutions."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from mirrorgan_fast.models.layers import LSTM, BatchNormGLU, BatchNormLeakyReLU,
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("with_state", [False, True])
-def test_autocast_leaves_it_in_float32_where_bfloat16_fails(
+def test_autocast_leaves_the_lstm_in_float32_where_bfloat16_fails(
     packed: bool, with_state: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layers, "_WITHOUT_BFLOAT16", True)
@@ -33,7 +33,7 @@ def test_autocast_leaves_it_in_float32_where_bfloat16_fails(
 
 
 def test_conversion_to_sync_batch_norm_keeps_the_activations() -> None:
-    """It replaces batch norms, and would replace subclasses of them with what follows them."""
+    """The conversion replaces every batch norm; a subclass of one would lose its activation."""
     torch.manual_seed(0)
     block = nn.Sequential(BatchNormLeakyReLU(6), BatchNormGLU(6)).eval()
     x = torch.randn(4, 6, 5, 5)
@@ -44,7 +44,7 @@ def test_conversion_to_sync_batch_norm_keeps_the_activations() -> None:
 
 
 @pytest.mark.parametrize("norm", [BatchNormLeakyReLU, BatchNormGLU])
-def test_a_norm_has_the_names_and_averages_of_a_batch_norm(norm: Any) -> None:
+def test_a_norm_has_the_state_dict_of_a_batch_norm(norm: Any) -> None:
     torch.manual_seed(1)
     ours, theirs = norm(6), nn.BatchNorm2d(6)
     for _ in range(3):
@@ -58,7 +58,7 @@ def test_a_norm_has_the_names_and_averages_of_a_batch_norm(norm: Any) -> None:
 
 @pytest.mark.parametrize("size", [8, 16, 33])
 def test_taps_are_summed_in_float32_under_autocast(size: int) -> None:
-    """Sums of weights that were rounded before would be off by more than one rounding."""
+    """If the weights were rounded first, their sums would be off by more than one rounding."""
     torch.manual_seed(2)
     layer = UpConv2d(5, 7, 3, padding=1, bias=False)
     x = torch.randn(2, 5, size, size).bfloat16().float()
@@ -78,7 +78,7 @@ def _upsampled(layer: UpConv2d, x: Tensor) -> Tensor:
 
 
 def _sums_of(layer: UpConv2d) -> Tensor:
-    """Return the weights that the transposed convolution is given under autocast."""
+    """Return the weights that ``conv_transpose2d`` receives under autocast."""
     given: list[Tensor] = []
     transposed = nn.functional.conv_transpose2d
 

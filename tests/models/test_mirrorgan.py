@@ -1,4 +1,4 @@
-"""MirrorGAN as people use it: captions to pictures and back, to disk and back, and bad input."""
+"""MirrorGAN as users call it: sampling, describing, saving, loading, and bad input."""
 
 import copy
 import dataclasses
@@ -32,7 +32,7 @@ WORDS = ["<end>", "a", "red", "blue", "bird", "with", "wings", "on", "rock", "ط
 
 @pytest.fixture(scope="module")
 def model() -> MirrorGAN:
-    """Untrained, with words and noise that show: an untrained net hardly reacts to them."""
+    """An untrained model with enlarged word weights; otherwise words would hardly matter."""
     torch.manual_seed(0)
     model = MirrorGAN(CONFIG, Vocabulary(WORDS))
     with torch.no_grad():
@@ -54,24 +54,24 @@ def pixels(images: list[Image.Image]) -> np.ndarray:
 # --- captions to pictures -------------------------------------------------------------------------
 
 
-def test_one_picture_a_caption(model: MirrorGAN) -> None:
+def test_each_caption_gives_one_picture(model: MirrorGAN) -> None:
     images = model.sample(["a red bird", "a blue bird with red wings", "rock"])
     assert [(image.mode, image.size) for image in images] == [("RGB", (32, 32))] * 3
     assert pixels(images).std() > 1
     assert model.sample([]) == []
 
 
-def test_a_seed_reproduces(model: MirrorGAN) -> None:
+def test_a_seed_reproduces_the_pictures(model: MirrorGAN) -> None:
     captions = ["a red bird", "a red bird", "a blue bird"]
     first = pixels(model.sample(captions, seed=3))
-    torch.rand(7)  # torch's own random numbers have no part
+    torch.rand(7)  # torch's global random state has no effect
     assert np.array_equal(pixels(model.sample(captions, seed=3)), first)
     assert not np.array_equal(pixels(model.sample(captions, seed=4)), first)
-    assert not np.array_equal(first[0], first[1])  # the same caption again is another picture
+    assert not np.array_equal(first[0], first[1])  # same caption, another index
     assert not np.array_equal(pixels(model.sample(captions)), first)  # seed 0
 
 
-def test_a_picture_is_of_its_caption_seed_and_index_alone(model: MirrorGAN) -> None:
+def test_a_picture_depends_only_on_caption_seed_and_index(model: MirrorGAN) -> None:
     captions = ["a red bird", "a blue bird with red wings", "rock", "a bird on a rock"]
     others = ["bird", "a blue bird with red wings", "a blue rock with blue wings", "on"]
     assert abs(pixels(model.sample(captions))[1] - pixels(model.sample(others))[1]).max() <= 1
@@ -79,7 +79,7 @@ def test_a_picture_is_of_its_caption_seed_and_index_alone(model: MirrorGAN) -> N
     assert abs(alone - pixels(model.sample(captions))[1]).max() <= 1
 
 
-def test_a_long_list_can_be_made_in_parts(model: MirrorGAN) -> None:
+def test_a_list_can_be_sampled_in_parts(model: MirrorGAN) -> None:
     captions = ["a red bird", "a bird", "blue wings", "a rock", "a bird with wings"]
     whole = pixels(model.sample(captions, seed=9))
     parts = model.sample(captions[:2], 9, range(2)) + model.sample(captions[2:], 9, range(2, 5))
@@ -88,7 +88,7 @@ def test_a_long_list_can_be_made_in_parts(model: MirrorGAN) -> None:
     assert abs(pixels(picked) - whole[[4, 0]]).max() <= 1
 
 
-def test_a_fused_model_is_the_same_model(model: MirrorGAN) -> None:
+def test_a_fused_model_gives_the_same_pictures(model: MirrorGAN) -> None:
     captions = ["a red bird", "a blue bird with red wings", "rock"]
     plain = model.sample(captions, seed=3)
     exact = pixels(fuse(model, torch.float32).sample(captions, seed=3))
@@ -97,7 +97,7 @@ def test_a_fused_model_is_the_same_model(model: MirrorGAN) -> None:
     assert abs(pixels(fused.sample(captions, seed=3)) - pixels(plain)).mean() < 1
 
 
-def test_noise_depends_on_seed_and_index_alone(model: MirrorGAN) -> None:
+def test_noise_depends_only_on_seed_and_index(model: MirrorGAN) -> None:
     z, eps = model.noise(5, [3, 0, 2**40])
     assert z.shape == (3, 6)
     assert eps.shape == (3, 5)
@@ -109,7 +109,7 @@ def test_noise_depends_on_seed_and_index_alone(model: MirrorGAN) -> None:
     assert torch.equal(one_eps[0], eps[2])
     rows = torch.cat(model.noise(5, range(50)) + model.noise(6, range(50)), dim=1)
     assert len({tuple(row.tolist()) for row in rows}) == 50
-    # seeds of several words of 32 bits are none of an index
+    # The high bits of a seed are not mistaken for an index.
     for seed in (2**32, 5 * 2**32 + 1, 2**64):
         small, index = seed % 2**32, seed >> 32
         assert not torch.equal(model.noise(seed, [0])[0], model.noise(small, [index])[0])
@@ -131,7 +131,7 @@ def test_unknown_words_are_skipped(model: MirrorGAN) -> None:
     with pytest.warns(UnknownWordsWarning, match=r"skipped: gorgeous, tiny$") as told:
         assert np.array_equal(pixels(model.sample(["A gorgeous RED, (tiny) bird!"])), pixels(plain))
     assert [warning.filename for warning in told] == [__file__]
-    with pytest.warns(UnknownWordsWarning) as told:  # once a call
+    with pytest.warns(UnknownWordsWarning) as told:  # one warning per call
         model.sample(["a purple bird", "a green bird", "a purple rock"])
     assert [str(warning.message).rpartition(": ")[2] for warning in told] == ["purple, green"]
     with warnings.catch_warnings():
@@ -139,7 +139,7 @@ def test_unknown_words_are_skipped(model: MirrorGAN) -> None:
         model.sample(["a red bird"])
 
 
-def test_the_first_words_of_a_long_caption_count(model: MirrorGAN) -> None:
+def test_only_the_first_words_of_a_long_caption_are_used(model: MirrorGAN) -> None:
     plain = model.sample(["a red bird with blue wings"])
     longer = model.sample(["a red bird with blue wings on a rock" + " rock" * 100_000])
     assert np.array_equal(pixels(longer), pixels(plain))
@@ -158,7 +158,7 @@ def test_the_first_words_of_a_long_caption_count(model: MirrorGAN) -> None:
     ],
 )
 @pytest.mark.filterwarnings("ignore::mirrorgan_fast.errors.UnknownWordsWarning")
-def test_any_text_with_a_known_word_will_do(model: MirrorGAN, caption: str) -> None:
+def test_any_text_with_a_known_word_is_accepted(model: MirrorGAN, caption: str) -> None:
     assert len(model.sample([caption])) == 1
 
 
@@ -203,10 +203,10 @@ def test_wrong_arguments_are_refused(model: MirrorGAN) -> None:
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("name", ["noise", "condition_noise"])
-def test_noise_that_is_no_number_is_refused(
+def test_nan_or_infinite_noise_is_refused(
     model: MirrorGAN, name: str, fused: bool, value: float
 ) -> None:
-    """It would be a black image."""
+    """It would give a black image."""
     encoded, (noise, condition_noise) = model.encode(["a red bird"]), model.noise(0, [0])
     given = {"noise": noise, "condition_noise": condition_noise}
     given[name] = given[name].clone()
@@ -216,7 +216,7 @@ def test_noise_that_is_no_number_is_refused(
         paints.render(encoded.tokens, encoded.lengths, **given)
 
 
-def test_noise_of_what_is_traced_is_not_looked_at(model: MirrorGAN) -> None:
+def test_tracing_does_not_read_the_noise(model: MirrorGAN) -> None:
     encoded, noise, fused = model.encode(["a red bird"]), model.noise(0, [0]), fuse(model)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         given = map(mode.from_tensor, (encoded.tokens, encoded.lengths, *noise))
@@ -224,7 +224,7 @@ def test_noise_of_what_is_traced_is_not_looked_at(model: MirrorGAN) -> None:
 
 
 @pytest.mark.parametrize("weight", ["glam.G.1.0.weight", "stem.lstm.bias_hh_l0"])
-def test_weights_that_are_no_numbers_are_refused(model: MirrorGAN, weight: str) -> None:
+def test_nan_weights_are_refused(model: MirrorGAN, weight: str) -> None:
     broken = copy.deepcopy(model)
     broken.get_parameter(weight).data.view(-1)[3] = torch.nan
     with pytest.raises(InputError, match=rf"^weights {weight}: found NaN"):
@@ -232,7 +232,7 @@ def test_weights_that_are_no_numbers_are_refused(model: MirrorGAN, weight: str) 
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_weights_of_another_data_type_give_about_the_same(
+def test_weights_of_another_data_type_give_nearly_the_same_pictures(
     model: MirrorGAN, dtype: torch.dtype
 ) -> None:
     captions = ["a red bird", "a blue bird with red wings"]
@@ -243,7 +243,7 @@ def test_weights_of_another_data_type_give_about_the_same(
     assert len(converted.describe(model.sample(captions))) == 2
 
 
-def test_a_model_in_training_samples_and_describes_as_one_that_is_not(model: MirrorGAN) -> None:
+def test_training_mode_does_not_change_samples_and_descriptions(model: MirrorGAN) -> None:
     trained = copy.deepcopy(model).train()
     trained.stem.eval()  # frozen, as in training
     before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
@@ -256,7 +256,7 @@ def test_a_model_in_training_samples_and_describes_as_one_that_is_not(model: Mir
     assert not trained.stem.training
 
 
-def test_forward_gives_every_stage(model: MirrorGAN) -> None:
+def test_forward_returns_the_images_of_every_stage(model: MirrorGAN) -> None:
     encoded = model.vocabulary.encode(["a red bird", "rock"], CONFIG.caption_length)
     with torch.no_grad():
         images, mu, log_var = model(encoded.tokens, encoded.lengths, *model.noise(0, range(2)))
@@ -289,13 +289,13 @@ def test_pictures_of_any_kind_are_described(
 
 
 @pytest.mark.parametrize("mode", ["I", "F", "I;16"])
-def test_pictures_without_an_agreed_white_are_refused(model: MirrorGAN, mode: str) -> None:
+def test_pictures_without_a_defined_white_are_refused(model: MirrorGAN, mode: str) -> None:
     with pytest.raises(InputError, match=f"pixels of type {mode}; make them 8 bits"):
         model.describe([picture(mode, (32, 32))])
 
 
-def test_pictures_are_seen_as_in_training(tmp_path: Path) -> None:
-    """Upright, on white and scaled alike."""
+def test_pictures_are_prepared_as_in_training(tmp_path: Path) -> None:
+    """They are turned upright, put on white and scaled in the same way."""
     picture("RGBA", (50, 40)).save(tmp_path / "a.png")
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -309,7 +309,7 @@ def test_pictures_are_seen_as_in_training(tmp_path: Path) -> None:
         assert torch.equal((seen + 1).mul(127.5).round().to(torch.uint8), examples[i]["image"])
 
 
-def test_whatever_stands_for_pictures_is_described(model: MirrorGAN, tmp_path: Path) -> None:
+def test_images_paths_and_arrays_are_described(model: MirrorGAN, tmp_path: Path) -> None:
     image = picture("RGB", (40, 30))
     image.save(tmp_path / "a.png")
     array = np.asarray(image)
@@ -337,7 +337,7 @@ def test_whatever_stands_for_pictures_is_described(model: MirrorGAN, tmp_path: P
     ],
     ids=repr,
 )
-def test_what_stands_for_no_picture_is_refused(model: MirrorGAN, given: Any, fault: str) -> None:
+def test_anything_but_pictures_is_refused(model: MirrorGAN, given: Any, fault: str) -> None:
     with pytest.raises(InputError, match=fault):
         model.describe(given)
 
@@ -351,7 +351,7 @@ def test_a_captioner_that_gives_nan_is_refused(model: MirrorGAN) -> None:
 
 
 @pytest.mark.parametrize("part", ["stem", "glam"])
-def test_weights_that_are_no_numbers_are_refused_in_python_too(
+def test_infinite_weights_are_refused_by_fuse_walk_and_export(
     model: MirrorGAN, part: str, tmp_path: Path
 ) -> None:
     damaged = copy.deepcopy(model)
@@ -367,7 +367,7 @@ def test_weights_that_are_no_numbers_are_refused_in_python_too(
     assert not any(tmp_path.iterdir())
 
 
-def test_each_picture_is_described_alone(model: MirrorGAN) -> None:
+def test_a_description_does_not_depend_on_the_other_pictures(model: MirrorGAN) -> None:
     images = [picture("RGB", (40, 40)), picture("L", (64, 32)), Image.new("RGB", (8, 8), "red")]
     assert model.describe(images) == [model.describe([image])[0] for image in images]
     assert model.describe([]) == []
@@ -376,7 +376,7 @@ def test_each_picture_is_described_alone(model: MirrorGAN) -> None:
 # --- on disk --------------------------------------------------------------------------------------
 
 
-def test_a_saved_model_is_the_same_model(model: MirrorGAN, tmp_path: Path) -> None:
+def test_a_loaded_model_equals_the_saved_one(model: MirrorGAN, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     loaded = MirrorGAN.from_pretrained(tmp_path)
     assert not any(module.training for module in loaded.modules())
@@ -465,7 +465,7 @@ def test_a_damaged_file_is_named(model: MirrorGAN, tmp_path: Path, name: str, ho
     if how == "missing":
         path.unlink()
     else:
-        # 16 bytes short: the last word of the vocabulary is cut, so it is another vocabulary
+        # Without its last 16 bytes, the vocabulary is still readable but has other words.
         path.write_bytes(b"" if how == "empty" else content[:-16])
     with pytest.raises(InputError) as told:
         MirrorGAN.from_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""STEM against its formulas in float64; a caption depends on no other and not on its padding."""
+"""STEM against its formulas in float64, and its independence of padding and other captions."""
 
 from collections.abc import Callable
 
@@ -27,7 +27,7 @@ def captions(lengths: list[int], width: int) -> tuple[Tensor, Tensor]:
 
 
 def lstm_states(lstm: nn.LSTM, x: np.ndarray, suffix: str) -> list[np.ndarray]:
-    """Return the hidden state after each of the inputs x (T, E), by the formulas of an LSTM."""
+    """Compute the hidden state after each input x (T, E) with the formulas of an LSTM."""
     w_ih, w_hh, b_ih, b_hh = (
         getattr(lstm, f"{name}_l0{suffix}").detach().double().numpy()
         for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -52,7 +52,7 @@ def test_parameters_of_the_authors_text_encoder() -> None:
     assert sum(p.numel() for p in stem.parameters()) == 2_075_320
 
 
-def test_words_and_sentence_are_those_of_the_formulas(assert_matches: Match) -> None:
+def test_words_and_sentence_match_the_formulas(assert_matches: Match) -> None:
     torch.manual_seed(0)
     stem = STEM(CONFIG, VOCABULARY_SIZE).eval()
     lengths = [5, 1, 9, 3]
@@ -73,7 +73,7 @@ def test_words_and_sentence_are_those_of_the_formulas(assert_matches: Match) -> 
     assert_matches(sentence, torch.from_numpy(expected_sentence))
 
 
-def test_a_caption_does_not_see_the_others_nor_its_padding() -> None:
+def test_features_do_not_depend_on_other_captions_or_padding() -> None:
     torch.manual_seed(1)
     stem = STEM(CONFIG, VOCABULARY_SIZE).eval()
     lengths = [4, 11, 1, 7]
@@ -93,14 +93,14 @@ def test_a_caption_does_not_see_the_others_nor_its_padding() -> None:
     assert not wider_words[:, 11:].any()
 
 
-def test_word_order_counts() -> None:
+def test_word_order_matters() -> None:
     torch.manual_seed(2)
     stem = STEM(CONFIG, VOCABULARY_SIZE).eval()
     _, sentences = stem(torch.tensor([[3, 5], [5, 3]]), torch.tensor([2, 2]))
     assert (sentences[0] - sentences[1]).abs().max() > 1e-3
 
 
-def test_dropout_is_in_training_only() -> None:
+def test_dropout_is_active_in_training_only() -> None:
     torch.manual_seed(3)
     stem = STEM(CONFIG, VOCABULARY_SIZE)
     tokens, lengths = captions([6, 2], 6)
@@ -117,7 +117,7 @@ def test_word_mask(width: int) -> None:
     assert mask.tolist() == [[place < length for place in range(width)] for length in lengths]
 
 
-def test_conditioning_augmentation_is_that_of_the_formulas(assert_matches: Match) -> None:
+def test_conditioning_augmentation_matches_the_formulas(assert_matches: Match) -> None:
     torch.manual_seed(4)
     augment = ConditioningAugmentation(CONFIG)
     sentence, noise = torch.randn(5, 10), torch.randn(5, 6)

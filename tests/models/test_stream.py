@@ -1,4 +1,4 @@
-"""STREAM against its formulas, what each prediction may see, and how a description ends."""
+"""STREAM against its formulas, what each prediction depends on, and beam search."""
 
 import dataclasses
 from collections.abc import Callable
@@ -59,7 +59,7 @@ def test_shapes_with_resnet() -> None:
     assert logits.shape == (2, 18, 50)
 
 
-def test_predictions_are_those_of_the_formulas(
+def test_predictions_match_the_formulas(
     assert_matches: Match, stream: STREAM, image: Tensor, tokens: Tensor
 ) -> None:
     logits = stream(image, tokens)
@@ -114,17 +114,17 @@ def test_images_of_any_size(stream: STREAM, size: int) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 @torch.no_grad()
-def test_one_beam_says_the_likeliest_word_at_each_step(image: Tensor, seed: int) -> None:
+def test_one_beam_picks_the_likeliest_word_at_each_step(image: Tensor, seed: int) -> None:
     torch.manual_seed(seed)
     stream = STREAM(CONFIG, VOCABULARY_SIZE).eval()
-    stream.word_linear.weight.mul_(20)  # or it says the same word again and again
+    stream.word_linear.weight.mul_(20)  # otherwise it repeats one word
     tokens = stream.describe(image, beams=1)
     assert tokens.dtype == torch.int64
     assert tokens.shape == (3, CONFIG.caption_length)
     for n in range(3):
         said: list[int] = []
         while len(said) < CONFIG.caption_length and said[-1:] != [0]:
-            prefix = torch.tensor([[*said, 0]])  # the last place is predicted, never seen
+            prefix = torch.tensor([[*said, 0]])  # the value of the last one has no effect
             said.append(int(stream(image[n : n + 1], prefix)[0, -1].argmax()))
         said += [0] * (CONFIG.caption_length - len(said))
         assert tokens[n].tolist() == said
@@ -132,13 +132,13 @@ def test_one_beam_says_the_likeliest_word_at_each_step(image: Tensor, seed: int)
 
 @pytest.mark.parametrize("seed", range(5))
 @torch.no_grad()
-def test_enough_beams_find_the_likeliest_of_all_descriptions(image: Tensor, seed: int) -> None:
+def test_enough_beams_find_the_likeliest_description(image: Tensor, seed: int) -> None:
     torch.manual_seed(seed)
     words, length = 5, 4
     stream = STREAM(dataclasses.replace(CONFIG, caption_length=length), words).eval()
     stream.word_linear.weight.mul_(20)
     every = torch.cartesian_prod(*[torch.arange(words)] * length)
-    ended = functional.pad((every == 0).cumsum(dim=1)[:, :-1] > 0, (1, 0))  # before this word
+    ended = functional.pad((every == 0).cumsum(dim=1)[:, :-1] > 0, (1, 0))  # ended before this word
     allowed = ~((every != 0) & ended).any(dim=1)
     every, ended = every[allowed], ended[allowed]
     for n in range(3):
@@ -149,13 +149,13 @@ def test_enough_beams_find_the_likeliest_of_all_descriptions(image: Tensor, seed
         assert stream.describe(image[n : n + 1], beams=len(every))[0].tolist() == best.tolist()
 
 
-def test_no_beams_are_refused(stream: STREAM, image: Tensor) -> None:
+def test_zero_beams_are_refused(stream: STREAM, image: Tensor) -> None:
     with pytest.raises(InputError, match="beams is 0, expected 1 or more"):
         stream.describe(image, beams=0)
 
 
 class Scripted(nn.Module):
-    """Instead of the last layer: finds these words the likeliest, one row (N,) a step."""
+    """Replaces the last layer: makes the given words the likeliest, one row (N,) per step."""
 
     def __init__(self, words: Tensor) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class Scripted(nn.Module):
         return functional.one_hot(next(self.words), VOCABULARY_SIZE).float()
 
 
-def test_nothing_is_said_after_the_end(stream: STREAM, image: Tensor) -> None:
+def test_no_word_follows_the_end_token(stream: STREAM, image: Tensor) -> None:
     words = torch.tensor(
         [[3, 0, 4], [0, 5, 4], [6, 6, 4], [0, 0, 4], [7, 0, 4], [7, 8, 9], [1, 1, 1]]
     )

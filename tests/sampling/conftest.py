@@ -1,4 +1,4 @@
-"""An untrained model whose images take no time."""
+"""A small untrained model, which generates images quickly."""
 
 import copy
 import random
@@ -27,5 +27,5 @@ def sampler(model: MirrorGAN) -> Sampler:
 
 @pytest.fixture
 def texts() -> list[str]:
-    """37 captions of different lengths, some of them more than once."""
+    """37 captions of different lengths, some of which occur twice."""
     return captions(30, random.Random(1)) + captions(7, random.Random(1))

@@ -1,4 +1,4 @@
-"""Captions from files, pipes and lists: numbered, from the first to the last."""
+"""Captions from files, pipes and lists: all of them, in order and numbered."""
 
 import gzip
 import json
@@ -86,7 +86,7 @@ def test_captions_of_a_list() -> None:
             Captions.of(wrong)
 
 
-def test_how_much_was_read(tmp_path: Path) -> None:
+def test_the_share_grows_with_the_lines_read(tmp_path: Path) -> None:
     path = written(tmp_path / "captions", b"a red bird\n" * 10_000)
     with Captions.open(path) as captions:
         for line, _ in captions.records():
@@ -94,7 +94,7 @@ def test_how_much_was_read(tmp_path: Path) -> None:
             assert line / 10_000 <= captions.share <= line / 10_000 + 0.1
 
 
-def test_the_last_record_tells_of_damage(tmp_path: Path) -> None:
+def test_the_last_record_reports_damage(tmp_path: Path) -> None:
     numbers = random.Random(0)
     texts = [f"a bird {numbers.random()}" for _ in range(5000)]
     whole = gzip.compress("\n".join(texts).encode())
@@ -118,7 +118,7 @@ def test_the_last_record_tells_of_damage(tmp_path: Path) -> None:
                 assert reason in last[1].reason
 
 
-def test_what_is_refused_is_closed(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_refused_files_are_closed(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     before = len(os.listdir("/dev/fd"))
     for name, data in (("c.csv", b"a,b"), ("c.json", b"{}"), ("c", b"\0"), ("c.zip", b"a")):
         with pytest.raises(InputError, match=f"{name}: "):
@@ -159,7 +159,7 @@ def test_a_pipe_of_another_format_is_refused() -> None:
     os.close(end)
 
 
-def test_captions_that_are_typed_come_line_by_line(tmp_path: Path) -> None:
+def test_typed_captions_are_read_line_by_line(tmp_path: Path) -> None:
     for lines in (
         ["a red bird\n", "a bird\n"],
         ['{"text": "a"}\n', '"b"\n'],
@@ -188,7 +188,7 @@ WORST = {
     "words of a letter": "q ",
     "words of a letter between control characters": "q\1",
     "quotation marks": 'q"',
-    "three letters of one": "\u0958 ",  # NFC takes it apart
+    "three letters of one": "\u0958 ",  # NFC decomposes it
     "longer in lower case": "\u0130",
     "longer in lower case, as words": "\u023a ",
     "no words": "\U0001d160\1",
@@ -216,7 +216,7 @@ def test_the_longest_rows_of_a_manifest_can_be_read_back(kind: str, tmp_path: Pa
 
 
 def test_how_long_words_can_become() -> None:
-    """The bounds that ``LONGEST_RECORD`` counts with: 3 bytes of 2 in lower case, NFC 3 of 1."""
+    """The bounds behind ``LONGEST_RECORD``: at most 3 bytes of 2 by lower case, 3 of 1 by NFC."""
     for letter in map(chr, range(sys.maxunicode + 1)):
         if not "\ud800" <= letter <= "\udfff":
             lower = letter.lower()
@@ -227,6 +227,6 @@ def test_how_long_words_can_become() -> None:
                 assert json.dumps(normal, ensure_ascii=False) == f'"{normal}"'
 
 
-def test_refused_records_say_how_they_begin() -> None:
+def test_a_refused_record_keeps_its_line_reason_and_beginning() -> None:
     record = Record(None, "a b", "is odd")
     assert parse(7, record, seed=0, per_caption=2) == Refused(7, "is odd", "a b")

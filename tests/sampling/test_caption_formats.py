@@ -1,4 +1,4 @@
-"""Records of all formats against Python's own readers, which have all of a text in memory."""
+"""Records of all formats against Python's own readers, which need the whole text in memory."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ LETTERS = [*"ab ,;\t'\"\\[]{}:/", "\v", "\f", "\x1c", "\x85", "\u2028", "Ã©", "é
 
 
 def cut(data: bytes, randomly: random.Random) -> Iterator[bytes]:
-    """Chunks of random sizes, often of a single byte."""
+    """Yield chunks of random sizes, often of a single byte."""
     most = randomly.choice([1, 3, 20, 5000]) if len(data) < 10_000 else 50_000
     start = 0
     while start < len(data):
@@ -49,7 +49,7 @@ def read(data: bytes, name: str = "", randomly: random.Random | None = None) -> 
 
 
 def captions(records: list[Record]) -> list[str | None]:
-    """The caption of each record, None for a refused one."""
+    """Return the caption of each record, None for a refused one."""
     return [record.fields and record.fields["caption"] for record in records]
 
 
@@ -91,7 +91,7 @@ def test_arrays_are_those_of_python(seed: int) -> None:
         expected = list(chain.from_iterable(map(captions_of, json.loads(text))))
         assert captions(read(text.encode(), "captions.json", randomly)) == expected
         first_is_one = bool(rows) and isinstance(rows[0], str | dict)
-        if first_is_one:  # then it is recognized by itself
+        if first_is_one:  # then the format is recognized without a file name
             assert captions(read(text.encode(), "", randomly)) == expected
         in_lines = "".join(json.dumps(row) + "\r\n" for row in rows)
         assert captions(read(in_lines.encode(), "captions.jsonl", randomly)) == expected
@@ -133,14 +133,15 @@ def captions_of(row: Any) -> list[str | None]:
 def test_rows_are_those_of_python(seed: int) -> None:
     for randomly in map(random.Random, range(seed, seed + 10)):
         width, out = randomly.randint(1, 4), io.StringIO()
-        delimiter = randomly.choice(",;\t" if width > 1 else ",\t")  # a column says nothing of it
+        # A table of one column has no ";" that would show the delimiter.
+        delimiter = randomly.choice(",;\t" if width > 1 else ",\t")
         writer = csv.writer(
             out,
             delimiter=delimiter,
             quoting=randomly.choice([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]),
             lineterminator=randomly.choice(
                 ["\r\n", "\n\r\n", "\r\r\n"]
-            ),  # the last two: empty lines
+            ),  # the last two add empty lines
         )
         column = randomly.randrange(width)
         header = [f"column{i}" for i in range(width)]
@@ -156,12 +157,12 @@ def test_rows_are_those_of_python(seed: int) -> None:
         expected = [row[column] if len(row) == width else None for row in rows[1:]]
         name = "captions.tsv" if delimiter == "\t" else "captions.csv"
         assert captions(read(text.encode(), name, randomly)) == expected
-        if width > 1 and len(rows) > 1 and len(rows[1]) == width:  # then it is recognized by itself
+        if width > 1 and len(rows) > 1 and len(rows[1]) == width:  # then it is recognized, too
             assert captions(read(text.encode(), "captions.txt", randomly)) == expected
 
 
 @pytest.mark.parametrize("seed", range(0, 300, 10))
-def test_damaged_texts_are_read_alike_however_they_come(seed: int) -> None:
+def test_damaged_texts_give_the_same_records_in_any_chunks(seed: int) -> None:
     texts = ["a red bird", 'a "big", bird', "[a], {b}"]
     wholes = [
         json.dumps([{"caption": text} for text in texts]),
@@ -258,7 +259,7 @@ def test_plain_text_stays_plain_text(first: str) -> None:
         ("caption\n", "c.tsv", []),
     ],
 )
-def test_formats_are_told_apart(text: str, name: str, expected: list[str | None]) -> None:
+def test_formats_are_recognized(text: str, name: str, expected: list[str | None]) -> None:
     for randomly in (None, random.Random(0), random.Random(1)):
         data = text.encode("utf-8", "surrogateescape")
         assert captions(read(data, name, randomly)) == expected
@@ -284,14 +285,14 @@ COCO = {"info": {}, "images": [], "annotations": [{"image_id": 1, "caption": "a 
         ('"caption', "c.csv", "first row, which is empty or cannot be read"),
     ],
 )
-def test_json_and_tables_of_other_things_are_refused(text: str, name: str, reason: str) -> None:
+def test_json_and_tables_without_captions_are_refused(text: str, name: str, reason: str) -> None:
     for randomly in (None, random.Random(0)):
         with pytest.raises(InputError, match=reason):
             read(text.encode(), name, randomly)
 
 
-def test_no_more_is_waited_for_than_telling_takes() -> None:
-    """So that captions can be typed."""
+def test_a_format_is_recognized_from_as_little_as_possible() -> None:
+    """Otherwise typed captions would have to wait."""
 
     def never() -> Iterator[bytes]:
         raise AssertionError("read on")
@@ -326,7 +327,7 @@ def test_no_more_is_waited_for_than_telling_takes() -> None:
         "[" * 5000 + "]" * 5000,
     ],
 )
-def test_an_element_that_is_bad_is_refused_alone(bad: str) -> None:
+def test_only_the_bad_element_is_refused(bad: str) -> None:
     text = f' \n["first", {bad}, "second, [", {{"text": "third"}}]'
     data = text.encode("utf-8", "surrogateescape")
     for randomly in (None, random.Random(0)):
@@ -343,7 +344,7 @@ def test_an_element_that_is_bad_is_refused_alone(bad: str) -> None:
         ('], "b"]', "after the end"),
     ],
 )
-def test_an_array_without_an_end_has_those_before_it(end: str, reason: str) -> None:
+def test_elements_before_a_damaged_end_are_read(end: str, reason: str) -> None:
     for seed in range(4):
         records = json_array(cut(f'["a", "b"{end}'.encode(), random.Random(seed)))
         assert captions([next(records)]) == ["a"]
@@ -368,7 +369,7 @@ ROWS = 'id,caption\n0,a\n{}\n2,"c, d"\n3,"e\nf"\n4,g\n'
         (f"1,{'a ' * LONGEST_RECORD}", "is longer than 1,048,576 bytes"),
     ],
 )
-def test_a_row_that_is_bad_is_refused_alone(bad: str, reason: str) -> None:
+def test_only_the_bad_row_is_refused(bad: str, reason: str) -> None:
     data = ROWS.format(bad).encode("utf-8", "surrogateescape")
     for randomly in (None, random.Random(3)):
         found = list(table(cut(data, randomly) if randomly else [data], ","))
@@ -385,7 +386,7 @@ def test_a_quotation_mark_that_is_never_closed_costs_one_row(count: int) -> None
     ]
 
 
-def test_rows_behind_a_fault_are_read_as_ever() -> None:
+def test_rows_after_a_fault_are_read() -> None:
     too_long = "1,x" + "x" * LONGEST_RECORD
     text = f'id,caption\n0,"open\n{too_long}\n2,a\n3,"open\n4,"b\nc"\n5,d\n6,"open'
     for randomly in (None, random.Random(0)):
@@ -393,8 +394,8 @@ def test_rows_behind_a_fault_are_read_as_ever() -> None:
         assert captions(list(records)) == [None, None, "a", None, "b\nc", "d", None]
 
 
-def test_marks_that_open_and_close_forever_take_linear_time() -> None:
-    """Each line ends a field of the one before and begins another: 0.2 s, not minutes."""
+def test_quotation_marks_that_open_on_every_line_take_linear_time() -> None:
+    """Each line closes the field of the line before and opens another: 0.2 s, not minutes."""
     lines = 30_000
     assert captions(list(table([b"caption,b\n" + b'a","b\n' * lines], ","))) == [None] * lines
 
@@ -411,7 +412,7 @@ def test_a_field_may_be_longer_than_the_csv_module_allows() -> None:
 
 @pytest.mark.parametrize("extra", [-1, 0, 1, 3, 2**20])
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r", b"\r\n", b"\nnext", b"\r\nnext", b"\rnext"])
-def test_lines_that_are_too_long_are_passed_over(extra: int, end: bytes) -> None:
+def test_lines_that_are_too_long_are_skipped(extra: int, end: bytes) -> None:
     content = b"a" * (70_000 + extra)
     for randomly in (random.Random(0), random.Random(3)):
         first, *rest = lines(cut(content + end, randomly), 70_000)
@@ -420,7 +421,7 @@ def test_lines_that_are_too_long_are_passed_over(extra: int, end: bytes) -> None
 
 
 @pytest.mark.parametrize("extra", [-1, 0, 1])
-def test_the_longest_records(extra: int) -> None:
+def test_records_are_read_up_to_the_longest(extra: int) -> None:
     line = b"a" * (LONGEST_CAPTION + extra)
     assert captions(list(plain_text([line]))) == [None if extra > 0 else line.decode()]
     row = b'{"caption": "a", "x": ""}'
@@ -435,7 +436,7 @@ def test_the_longest_records(extra: int) -> None:
 @pytest.mark.parametrize("begins", ["", '{"caption": "', '["', "[" * 9000, '[{"a": "\\'])
 @pytest.mark.parametrize("name", ["", "c.json", "c.csv"])
 @pytest.mark.parametrize("more", ["a", " ", "long " * 9999 + '","', "long " * 9999 + "\n"])
-def test_endless_records_are_never_in_memory(begins: str, name: str, more: str) -> None:
+def test_endless_records_are_not_kept_in_memory(begins: str, name: str, more: str) -> None:
     head = 'x,caption\n"' if name == "c.csv" else ""
     chunk = (more * (65_536 // len(more))).encode()
     chunks = chain([(head + begins or "a").encode()], repeat(chunk, 160))  # 10 MB

@@ -1,4 +1,4 @@
-"""What is wanted of a caption, whatever is in it."""
+"""Parsing records: any input gives requests for images or is refused."""
 
 import json
 from typing import Any
@@ -28,7 +28,7 @@ def read(line: bytes, *, number: int = 1, json: bool = False) -> list[Request] |
     return requests(record, number)
 
 
-def test_a_line_is_several_requests() -> None:
+def test_a_line_gives_several_requests() -> None:
     expected = [Request(4, 6 + k, "a red bird", 3, 6 + k) for k in range(2)]
     assert read(b"  a red bird \r\n", number=4) == expected
     assert read(b'{"caption": " a red bird", "color": 1}', number=4, json=True) == expected
@@ -41,7 +41,7 @@ def test_a_line_can_ask_for_an_image_of_another_run() -> None:
     ]
 
 
-def test_captions_that_share_an_index_have_the_next_ones() -> None:
+def test_captions_of_one_line_with_an_index_get_consecutive_indices() -> None:
     line = json.dumps({"captions": ["a", "b", "c"], "seed": 8, "index": 50}).encode()
     assert [requests(record, 5 + i) for i, record in enumerate(json_lines([line]))] == [
         [Request(5 + i, 2 * (4 + i) + k, "abc"[i], 8, 50 + 2 * i + k) for k in range(2)]
@@ -94,7 +94,7 @@ def test_captions_that_share_an_index_have_the_next_ones() -> None:
         (json.dumps({"caption": "a", "index": 2**128 - 1}).encode(), True, "is too large for all"),
     ],
 )
-def test_what_is_no_caption_is_refused_with_its_line(line: bytes, json: bool, reason: str) -> None:
+def test_a_bad_caption_is_refused_with_its_line(line: bytes, json: bool, reason: str) -> None:
     refused = read(line, number=17, json=json)
     assert isinstance(refused, Refused)
     assert refused.line == 17
@@ -105,7 +105,7 @@ def test_what_is_no_caption_is_refused_with_its_line(line: bytes, json: bool, re
 
 
 @pytest.mark.parametrize("fields", [{"text": "a bird"}, {"text": "a bird", "captions": ["b"]}])
-def test_the_first_key_that_is_there_has_the_caption(fields: dict[str, Any]) -> None:
+def test_text_is_used_before_prompt_and_captions(fields: dict[str, Any]) -> None:
     for more in ({}, {"prompt": "c"}, {"image": 7}):
         found = read(json.dumps({**more, **fields}).encode(), json=True)
         assert isinstance(found, list)
@@ -113,7 +113,7 @@ def test_the_first_key_that_is_there_has_the_caption(fields: dict[str, Any]) -> 
 
 
 @given(st.binary(max_size=300), st.booleans())
-def test_any_bytes_are_requests_or_refused(line: bytes, json: bool) -> None:
+def test_any_bytes_give_requests_or_are_refused(line: bytes, json: bool) -> None:
     for record in (json_lines if json else plain_text)([line]):
         found = requests(record)
         if isinstance(found, Refused):

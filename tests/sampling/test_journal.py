@@ -1,4 +1,4 @@
-"""The files of an output folder that are read again: nothing in them is trusted."""
+"""The files of an output folder that a later run reads: nothing in them is trusted."""
 
 import errno
 import json
@@ -24,7 +24,7 @@ from mirrorgan_fast.sampling.sampler import Result, Sampler
 from mirrorgan_fast.sampling.sinks import Row, Sink
 from tests.small import files, small_model
 
-# Three shards of three lines, two images a line; two lines make none.
+# Three shards of three lines, with two images per line; two of the lines give no images.
 CAPTIONS = ["a red bird", "qqq", "a bird", "a blue bird", " ", "a bill", "a wings", "red", "green"]
 FORMATS = ("png", "tar", "npy")
 SETTINGS = {"seed": 3, "per_caption": 2, "shard_size": 6}
@@ -38,7 +38,7 @@ def sampler() -> Sampler:
 
 @pytest.fixture(scope="module")
 def undisturbed(sampler: Sampler, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Undisturbed runs, each made once."""
+    """Return a function that gives the folder of an undisturbed run. Each run is made once."""
     made: dict[str, Path] = {}
 
     def folder(**settings: Any) -> Path:
@@ -46,7 +46,7 @@ def undisturbed(sampler: Sampler, tmp_path_factory: pytest.TempPathFactory) -> C
         if name not in made:
             made[name] = tmp_path_factory.mktemp("undisturbed") / "out"
             sample(sampler, made[name], **settings)
-            # as in a folder from elsewhere, where a refusal is not even to leave a lock
+            # Like a folder from elsewhere: a refusal must not even leave a lock there.
             (made[name] / ".progress" / "lock-0").unlink()
         return made[name]
 
@@ -73,7 +73,7 @@ def sample(
 
 
 def everything(folder: Path) -> dict[str, Any]:
-    """All that is in a folder: the bytes of its files, where links lead, and what else there is."""
+    """Return all that is in a folder: contents of files, targets of links, types of the rest."""
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name, mode = str(path.relative_to(folder)), path.lstat().st_mode
@@ -85,7 +85,7 @@ def everything(folder: Path) -> dict[str, Any]:
 
 
 def refused(sampler: Sampler, folder: Path, **how: Any) -> str:
-    """Refuse what is there, in a line that says what to do, and change nothing; return the line."""
+    """Assert that a run is refused with one line of advice and changes nothing; return the line."""
     before = everything(folder.parent)
     with pytest.raises(InputError) as caught:
         sample(sampler, folder, **how)
@@ -97,12 +97,15 @@ def refused(sampler: Sampler, folder: Path, **how: Any) -> str:
 
 
 def refused_or_made_again(sampler: Sampler, folder: Path, expected: Path, **how: Any) -> bool:
-    """Refuse, or end with the files of an undisturbed run; return whether it is refused."""
+    """Assert that a run is refused or gives the files of an undisturbed run; return whether it is.
+
+    A refused run must change nothing.
+    """
     before = everything(folder.parent)
     try:
         sample(sampler, folder, **how)
     except InputError:
-        # A caption that was changed is noticed when it is read, behind the lock.
+        # A changed caption is noticed when it is read, after the folder is locked.
         (folder / ".progress" / "lock-0").unlink(missing_ok=True)
         assert everything(folder.parent) == before
         return True
@@ -111,7 +114,7 @@ def refused_or_made_again(sampler: Sampler, folder: Path, expected: Path, **how:
 
 
 def seal(shard: int, rows: Sequence[bytes]) -> bytes:
-    """A journal with the checksums that it is to have."""
+    """Return a journal of these rows with valid checksums."""
     checksum, lines = zlib.crc32(str(shard).encode()), b""
     for row in rows:
         checksum = zlib.crc32(row + b"\n", checksum)
@@ -126,7 +129,7 @@ def rows_of(journal: Path) -> list[bytes]:
 # --- what is written ------------------------------------------------------------------------------
 
 
-def test_the_journal_is_the_manifest_behind_checksums(
+def test_the_journal_has_the_rows_of_the_manifest_with_checksums(
     undisturbed: Callable[..., Path],
 ) -> None:
     folder = undisturbed(format="png")
@@ -143,7 +146,7 @@ def test_the_journal_is_the_manifest_behind_checksums(
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_manifest_is_read_checked(
+def test_reading_the_manifest_verifies_the_journal(
     format: str, sampler: Sampler, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = shutil.copytree(undisturbed(format=format), tmp_path / "out")
@@ -233,7 +236,7 @@ def test_a_damaged_journal_is_refused_or_made_again(
     how = randomly.choice(MODES)
     expected = undisturbed(format=format, seed=how.get("seed", 3))
     is_refused = refused_or_made_again(sampler, folder, expected, format=format, **how)
-    # A crash can leave the beginning of what there was, and zeros in place of more.
+    # A crash can leave the beginning of a file with zeros after it; such a journal is repaired.
     assert not (is_refused and damage in (cut, cut_and_fill, leave_a_hole))
 
 
@@ -258,7 +261,7 @@ def test_the_journal_of_another_shard_is_noticed(
 def test_a_damaged_journal_that_is_removed_is_made_again(
     sampler: Sampler, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """As the message says."""
+    """The message about a damaged journal advises to remove it."""
     for format in FORMATS:
         folder = shutil.copytree(undisturbed(format=format), tmp_path / format)
         (folder / ".progress" / "00001.jsonl").unlink()
@@ -277,7 +280,7 @@ def test_the_journal_of_an_older_version_is_refused(
         assert "has no checksum, as an older version wrote it" in message
 
 
-# --- forgery: rows with the checksums that they are to have ---------------------------------------
+# --- forgery: changed rows with valid checksums ---------------------------------------------------
 
 NASTY: list[Any] = [
     None,
@@ -316,10 +319,10 @@ NASTY: list[Any] = [
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("seed", range(24))
-def test_a_forged_row_is_refused_or_says_what_is_so(
+def test_a_forged_row_is_refused_or_has_no_effect(
     seed: int, format: str, sampler: Sampler, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """All that a forger can say is why a caption is refused, and which words are unknown."""
+    """A forger could only change why a caption is refused and which words are unknown."""
     randomly = random.Random(f"{seed} {format}")
     folder = shutil.copytree(undisturbed(format=format), tmp_path / "out")
     (tmp_path / "precious.png").write_bytes(b"precious")
@@ -364,7 +367,7 @@ def test_a_forged_row_is_refused_or_says_what_is_so(
         b"\xff\xfe",
     ],
 )
-def test_what_is_no_row_is_refused(
+def test_invalid_rows_are_refused(
     row: bytes, sampler: Sampler, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = shutil.copytree(undisturbed(format="png"), tmp_path / "out")
@@ -395,7 +398,7 @@ def test_what_is_no_row_is_refused(
         "manifest.jsonl",
     ],
 )
-def test_only_the_file_that_this_program_makes_is_named(
+def test_a_row_that_names_another_file_is_refused(
     name: str,
     format: str,
     sampler: Sampler,
@@ -416,7 +419,7 @@ def test_only_the_file_that_this_program_makes_is_named(
         read_manifest(folder, 1)
 
 
-# --- run.json, and what else is in .progress ------------------------------------------------------
+# --- run.json and the other files in .progress ----------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -436,7 +439,7 @@ def test_only_the_file_that_this_program_makes_is_named(
         b'{"seed": ' + b"9" * 5000 + b"}",
     ],
 )
-def test_a_damaged_run_is_not_taken_for_none(
+def test_a_damaged_run_json_is_refused(
     content: bytes, sampler: Sampler, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = shutil.copytree(undisturbed(format="png"), tmp_path / "out")
@@ -446,7 +449,7 @@ def test_a_damaged_run_is_not_taken_for_none(
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_a_changed_run_is_refused_or_replaced(
+def test_a_changed_run_json_is_refused_or_replaced(
     seed: int, sampler: Sampler, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
     randomly = random.Random(seed)
@@ -463,7 +466,7 @@ def test_a_changed_run_is_refused_or_replaced(
     refused_or_made_again(sampler, folder, expected, format=format, **how)
 
 
-def test_rows_without_a_run_are_not_removed(
+def test_rows_without_run_json_are_not_removed(
     sampler: Sampler, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = shutil.copytree(undisturbed(format="png"), tmp_path / "out")
@@ -478,7 +481,7 @@ def test_rows_without_a_run_are_not_removed(
     "name",
     ["0x.jsonl", "1.jsonl", "000001.jsonl", "9" * 20 + ".jsonl", "٣٣٣٣٣.jsonl", "lock-x", "a\nb"],
 )
-def test_what_is_not_ours_in_progress_is_named(
+def test_unknown_files_in_progress_are_refused(
     name: str, sampler: Sampler, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = shutil.copytree(undisturbed(format="png"), tmp_path / "out")
@@ -491,7 +494,7 @@ def test_what_is_not_ours_in_progress_is_named(
 
 @pytest.mark.parametrize("name", ["00001.jsonl", "run.json", ".run.json", "lock-0", "lock-1"])
 @pytest.mark.parametrize("kind", ["folder", "link", "broken link", "hard link", "pipe", "socket"])
-def test_what_is_no_file_of_its_own_in_progress_is_refused(
+def test_links_and_special_files_in_progress_are_refused(
     kind: str, name: str, sampler: Sampler, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = shutil.copytree(undisturbed(format="png"), tmp_path / "out")
@@ -513,12 +516,12 @@ def test_what_is_no_file_of_its_own_in_progress_is_refused(
         assert f"{name}: " in refused(sampler, folder, **how)
 
 
-# --- links, and what else may be in the place of output -------------------------------------------
+# --- links and other things in the place of output ------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [".progress", "00000", "00001", "sheet"])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_folders_that_lead_elsewhere_are_not_followed(
+def test_links_to_folders_are_not_followed(
     name: str,
     overwrite: bool,
     sampler: Sampler,
@@ -554,7 +557,7 @@ def test_folders_that_lead_elsewhere_are_not_followed(
         ("npy", ".00001.npy"),
     ],
 )
-def test_files_that_lead_elsewhere_are_replaced(
+def test_links_to_files_are_replaced(
     name: str,
     format: str,
     seed: int,
@@ -562,7 +565,7 @@ def test_files_that_lead_elsewhere_are_replaced(
     undisturbed: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
-    """Even if what is there is just what is wanted."""
+    """They are replaced even if the linked file has the right content."""
     folder = shutil.copytree(undisturbed(format=format), tmp_path / "out")
     whole = folder / name.replace("/.", "/").removeprefix(".")
     precious = whole.rename(tmp_path / "precious")
@@ -586,7 +589,7 @@ def test_an_output_folder_may_be_a_link(
 
 @pytest.mark.parametrize("kind", ["empty", "link", "pipe", "folder"])
 @pytest.mark.parametrize("format", FORMATS)
-def test_what_is_no_image_is_made_again(
+def test_anything_but_an_image_is_made_again(
     kind: str, format: str, sampler: Sampler, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = shutil.copytree(undisturbed(format=format), tmp_path / "out")
@@ -611,7 +614,7 @@ def test_what_is_no_image_is_made_again(
 def test_headers_of_tars_and_arrays_are_not_trusted(
     sampler: Sampler, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Whatever they claim, nothing is read or counted for it."""
+    """Files with a false header are made again."""
     array = (undisturbed(format="npy") / "00002.npy").read_bytes()
     tar = (undisturbed(format="tar") / "00002.tar").read_bytes()
     size = np.load(undisturbed(format="npy") / "00002.npy").shape[1]
@@ -634,7 +637,7 @@ def test_headers_of_tars_and_arrays_are_not_trusted(
         block[156:157] = b"x"
         block[124:136] = b"77777777777\0"
 
-    assert array[:128] == header(f"(6, {size}, {size}, 3)")  # else the rest shows nothing
+    assert array[:128] == header(f"(6, {size}, {size}, 3)")  # else nothing below is tested
     of_another_size = header("(6, 1, 1, 3)") + array[128:]
     damaged = {
         "npy": [
@@ -669,10 +672,10 @@ def test_headers_of_tars_and_arrays_are_not_trusted(
 
 
 @pytest.mark.parametrize("format", ["tar", "npy"])
-def test_what_a_power_cut_leaves_of_tars_and_arrays_is_made_again(
+def test_tars_and_arrays_damaged_by_a_power_cut_are_made_again(
     format: str, sampler: Sampler, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Of those that are complete, too."""
+    """Both unfinished files and files that were complete."""
     folder = shutil.copytree(undisturbed(format=format), tmp_path / "out")
     final, partial = (folder / f"{start}00002.{format}" for start in ("", "."))
     data = final.read_bytes()
@@ -680,14 +683,14 @@ def test_what_a_power_cut_leaves_of_tars_and_arrays_is_made_again(
         for path in (final, partial):
             for content in (data[:length], data[:length].ljust(len(data), b"\0")):
                 if format == "npy" and len(content) == len(data) and length >= 128:
-                    continue  # zeros are pixels, too
+                    continue  # zeros are valid pixels
                 final.unlink()
                 path.write_bytes(content)
                 sample(sampler, folder, format=format)
                 assert files(folder) == files(undisturbed(format=format))
 
 
-def test_a_complete_tar_that_is_damaged_is_not_written_behind(
+def test_nothing_is_appended_to_a_damaged_tar(
     sampler: Sampler, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = tmp_path / "out"
@@ -702,7 +705,7 @@ def test_a_complete_tar_that_is_damaged_is_not_written_behind(
     assert files(folder) == files(undisturbed(format="tar"))
 
 
-def test_a_file_that_is_written_in_place_has_no_other_name(
+def test_a_file_with_another_hard_link_is_not_written_in_place(
     sampler: Sampler, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = tmp_path / "out"
@@ -715,7 +718,7 @@ def test_a_file_that_is_written_in_place_has_no_other_name(
 
 
 @pytest.mark.parametrize("where", ["x" * 300, "file/out", "loop", "a\0b", "\ud800", "a\n" * 200])
-def test_a_folder_that_cannot_be_is_told_in_a_line(
+def test_an_impossible_folder_is_refused_in_one_line(
     where: str, sampler: Sampler, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
@@ -730,7 +733,7 @@ def test_a_folder_that_cannot_be_is_told_in_a_line(
 
 @pytest.mark.parametrize("name", ["scandir", "open", "lstat", "replace", "unlink"])
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.EIO])
-def test_what_the_system_refuses_is_told_in_a_line(
+def test_errors_of_the_operating_system_are_one_line(
     name: str,
     code: int,
     sampler: Sampler,
@@ -784,7 +787,7 @@ def test_only_what_a_run_has_made_is_removed(
 
 
 class Named:
-    """A sink of a user's own, whose rows say what they are given."""
+    """A user's sink, which writes what ``place`` returns into its rows."""
 
     def __init__(self, folder: Path, place: Callable[[int], Any]) -> None:
         self._folder, self._place, self._count = folder, place, 0
@@ -812,7 +815,7 @@ class Named:
         pass
 
 
-def test_a_sink_of_ones_own_may_name_files_in_the_folder(
+def test_a_users_sink_may_name_files_in_the_folder(
     sampler: Sampler, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = tmp_path / "out"
@@ -847,10 +850,10 @@ def test_a_sink_of_ones_own_may_name_files_in_the_folder(
         {"file": "."},
     ],
 )
-def test_a_sink_of_ones_own_may_not_name_others(
+def test_rows_of_a_users_sink_may_not_name_other_files(
     place: dict[str, Any], sampler: Sampler, tmp_path: Path
 ) -> None:
-    """Neither when they are written nor when they are read."""
+    """A journal with such a row is refused."""
     folder = tmp_path / "out"
     folder.mkdir()
     (tmp_path / "precious.png").write_bytes(b"precious")
@@ -880,7 +883,7 @@ def test_a_sink_of_ones_own_may_not_name_others(
         5,
     ],
 )
-def test_what_no_row_can_say_is_told_when_it_is_written(
+def test_what_cannot_be_in_a_row_is_refused_when_it_is_written(
     place: Any, sampler: Sampler, tmp_path: Path
 ) -> None:
     class Quiet(Named):

@@ -1,4 +1,4 @@
-"""Rows of a dataset to images, in actors of a Ray on this machine."""
+"""Images for the rows of a Ray dataset, made by actors on this machine."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def test_rows_may_have_seeds(model: MirrorGAN, tmp_path: Path) -> None:
         assert np.array_equal(made["image"][i], expected(model, row, seed))
 
 
-def test_rows_that_no_image_can_be_made_of_stop_nothing(model: MirrorGAN, tmp_path: Path) -> None:
+def test_bad_rows_have_an_error_and_stop_nothing(model: MirrorGAN, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     rows = SampleRows(str(tmp_path), device="cpu")
     captions = np.array(["a red bird", None, " ", "a red bird"], dtype=object)
@@ -61,7 +61,7 @@ def test_rows_without_a_column_are_refused(model: MirrorGAN, tmp_path: Path) -> 
         SampleRows(str(tmp_path), device="cpu")({"caption": np.array(["a"]), "size": np.ones(1)})
 
 
-def test_actors_give_the_same_bits(model: MirrorGAN, tmp_path: Path) -> None:
+def test_actors_give_bit_identical_images(model: MirrorGAN, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
     pytest.importorskip("ray.data")
     model.save_pretrained(tmp_path)

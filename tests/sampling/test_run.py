@@ -1,4 +1,4 @@
-"""From captions to a folder: traced, gone on with, and never half or twice."""
+"""Sampling to a folder: images can be traced, and a stopped run resumes with the same output."""
 
 import errno
 import gzip
@@ -58,7 +58,7 @@ def sample(
 
 
 def image(folder: Path, row: dict[str, Any]) -> np.ndarray:
-    """The image that a line of the manifest is about."""
+    """Return the image of a row of the manifest."""
     path = folder / row["file"]
     if path.suffix == ".npy":
         return np.load(path)[row["row"]]
@@ -94,7 +94,7 @@ def test_every_image_can_be_traced_and_made_again(
             assert np.array_equal(found, expected)
 
 
-def test_a_manifest_makes_the_same_images_once_more(
+def test_rows_of_a_manifest_as_captions_give_the_same_images(
     sampler: Sampler, texts: list[str], tmp_path: Path
 ) -> None:
     sample(sampler, texts, tmp_path / "out")
@@ -136,7 +136,7 @@ def test_bad_lines_are_reported_with_their_numbers_and_stop_nothing(
     sampler: Sampler, tmp_path: Path
 ) -> None:
     captions = written(BAD, tmp_path)
-    for _ in range(2):  # the second time all is there
+    for _ in range(2):  # the second time, nothing is left to do
         done = sample(sampler, captions, tmp_path / "out")
         assert (done.images, done.refused) == (4, 4)
         errors = rows(tmp_path / "out", "errors.jsonl")
@@ -149,7 +149,7 @@ def test_bad_lines_are_reported_with_their_numbers_and_stop_nothing(
     assert done.made == 0
 
 
-def test_json_lines_and_what_is_none(sampler: Sampler, tmp_path: Path) -> None:
+def test_a_bad_json_line_stops_nothing(sampler: Sampler, tmp_path: Path) -> None:
     text = '{"caption": "a bird"}\n{"caption": \n{"caption": "a 鸟 bird", "seed": 5}\n'
     done = sample(sampler, written(text.encode(), tmp_path, "c.jsonl"), tmp_path / "out")
     assert (done.images, done.refused) == (4, 1)
@@ -173,7 +173,7 @@ LISTED = ["a red bird", "zebra", "", 'a "blue", small\nbird', "a \x01 bird"]
     ],
 )
 @pytest.mark.parametrize("packed", [False, True])
-def test_other_formats_are_gone_on_with(
+def test_runs_from_other_formats_resume(
     name: str, text: str, packed: bool, sampler: Sampler, tmp_path: Path
 ) -> None:
     captions = written(
@@ -217,11 +217,11 @@ def test_captions_without_any_image(text: bytes, sampler: Sampler, tmp_path: Pat
         done.table()
 
 
-# --- stopped and gone on --------------------------------------------------------------------------
+# --- stopped and resumed --------------------------------------------------------------------------
 
 
 def disk_full(count: int) -> None:
-    """Have no room left after so many pieces."""
+    """Raise the error of a full disk if ``count`` is 0."""
     if count == 0:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -233,7 +233,7 @@ def interrupted(count: int) -> None:
 
 @pytest.mark.parametrize("format", ["png", "tar", "npy"])
 @pytest.mark.parametrize("after", [0, 1, 7, 14])
-def test_a_full_disk_is_told_and_gone_on_from(
+def test_a_full_disk_is_reported_and_the_run_resumes(
     format: str,
     after: int,
     sampler: Sampler,
@@ -261,7 +261,7 @@ def test_a_full_disk_is_told_and_gone_on_from(
             sample(sampler, texts, tmp_path / "out", settings)
     done = sample(sampler, texts, tmp_path / "out", settings)
     assert done.images == 74
-    assert done.made < 74 or after < 10  # of a chunk all or none
+    assert done.made < 74 or after < 10  # chunks are kept whole or not at all
     assert files(tmp_path / "out") == files(tmp_path / "undisturbed")
 
 
@@ -283,7 +283,7 @@ def test_a_full_disk_while_files_are_encoded(
     assert files(tmp_path / "out") == files(tmp_path / "undisturbed")
 
 
-def test_an_interrupted_run_has_a_manifest_and_goes_on(
+def test_an_interrupted_run_has_a_manifest_and_resumes(
     model: MirrorGAN, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sampler = Sampler(model, batch_size=2)
@@ -307,10 +307,10 @@ def test_an_interrupted_run_has_a_manifest_and_goes_on(
 
 @pytest.mark.parametrize("format", ["png", "tar", "npy"])
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.5, 0.77, 0.999, 1.0])
-def test_any_cut_of_journal_and_files_is_gone_on_from(
+def test_a_run_resumes_from_any_cut_of_journal_and_files(
     format: str, share: float, sampler: Sampler, texts: list[str], tmp_path: Path
 ) -> None:
-    """What a power cut leaves of the last shard: the sink's part and the journal's, unrelated."""
+    """A power cut may leave any part of the last shard's journal and any part of its images."""
     settings = SamplingSettings(per_caption=2, shard_size=10, format=format)
     out = tmp_path / "out"
     sample(sampler, texts, out, settings)
@@ -331,7 +331,7 @@ def cut(path: Path, share: float) -> None:
 
 
 @pytest.mark.parametrize("format", ["png", "tar", "npy"])
-def test_more_captions_at_the_end_are_gone_on_with(
+def test_a_run_resumes_with_more_captions_at_the_end(
     format: str, sampler: Sampler, texts: list[str], tmp_path: Path
 ) -> None:
     settings = SamplingSettings(per_caption=2, shard_size=10, format=format)
@@ -341,9 +341,7 @@ def test_more_captions_at_the_end_are_gone_on_with(
     assert files(tmp_path / "out") == files(tmp_path / "undisturbed")
 
 
-def test_an_image_that_was_removed_comes_back(
-    sampler: Sampler, texts: list[str], tmp_path: Path
-) -> None:
+def test_a_removed_image_is_made_again(sampler: Sampler, texts: list[str], tmp_path: Path) -> None:
     sample(sampler, texts, tmp_path)
     before = files(tmp_path)
     (tmp_path / "00003" / "00000034.png").unlink()
@@ -364,7 +362,7 @@ def test_an_image_that_was_removed_comes_back(
         ({"shard_size": 11}, "shard_size 10, not 11"),
     ],
 )
-def test_the_output_of_another_run_stays(
+def test_the_output_of_another_run_is_kept_unless_overwritten(
     change: dict[str, Any], told: str, sampler: Sampler, texts: list[str], tmp_path: Path
 ) -> None:
     sample(sampler, texts, tmp_path / "out")
@@ -393,7 +391,7 @@ def test_another_device_is_another_run(sampler: Sampler, tmp_path: Path) -> None
         sample(sampler, ["a bird"], tmp_path)
 
 
-def test_quality_is_nothing_to_a_png(sampler: Sampler, texts: list[str], tmp_path: Path) -> None:
+def test_quality_has_no_effect_on_png(sampler: Sampler, texts: list[str], tmp_path: Path) -> None:
     sample(sampler, texts, tmp_path, replace(SMALL, quality=50))
     assert sample(sampler, texts, tmp_path, replace(SMALL, quality=60)).made == 0
     lossy = replace(SMALL, format="jpeg")
@@ -410,7 +408,7 @@ def test_captions_can_be_read_again(sampler: Sampler, texts: list[str], tmp_path
                 assert sample_to_folder(sampler, captions, folder, SMALL).made == 10
 
 
-def test_captions_of_a_pipe_cannot(sampler: Sampler, tmp_path: Path) -> None:
+def test_captions_of_a_pipe_cannot_be_read_again(sampler: Sampler, tmp_path: Path) -> None:
     end, other = os.pipe()
     os.write(other, b"a red bird\n")
     os.close(other)
@@ -422,7 +420,7 @@ def test_captions_of_a_pipe_cannot(sampler: Sampler, tmp_path: Path) -> None:
         assert not (tmp_path / "2").exists()
 
 
-def test_a_pipe_of_no_captions_makes_nothing(sampler: Sampler, tmp_path: Path) -> None:
+def test_a_pipe_without_captions_makes_nothing(sampler: Sampler, tmp_path: Path) -> None:
     end, other = os.pipe()
     os.write(other, b"%PDF-1.7\n")
     os.close(other)
@@ -464,7 +462,7 @@ def test_other_captions_are_another_run(
     assert files(out) == files(tmp_path / "fresh")
 
 
-def test_what_is_not_of_a_run_stays(sampler: Sampler, tmp_path: Path) -> None:
+def test_files_that_no_run_made_are_kept(sampler: Sampler, tmp_path: Path) -> None:
     for name in ("00000/mine.png", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"mine")
@@ -475,7 +473,9 @@ def test_what_is_not_of_a_run_stays(sampler: Sampler, tmp_path: Path) -> None:
     assert files(tmp_path).keys() == {"00000.npy", "00000/mine.png", "manifest.jsonl", "notes.txt"}
 
 
-def test_files_of_no_run_are_only_replaced(sampler: Sampler, tmp_path: Path) -> None:
+def test_files_that_no_run_made_are_replaced_but_not_removed(
+    sampler: Sampler, tmp_path: Path
+) -> None:
     for name in ("sheet.png", "errors.jsonl", "manifest.jsonl"):
         written(b"mine", tmp_path, name)
     sample(sampler, ["a bird"], tmp_path, overwrite=True)
@@ -507,7 +507,7 @@ def test_a_damaged_journal_and_empty_files_are_made_again(
 
 @pytest.mark.parametrize("process", [0, 3])
 def test_two_processes_do_not_write_at_once(process: int, sampler: Sampler, tmp_path: Path) -> None:
-    """Nor beside one of several whose first is gone."""
+    """Not even if the other is a later one of several processes, whose first has ended."""
     sample(sampler, ["a bird"], tmp_path)
     journal = Journal(tmp_path)
     journal.lock(process)
@@ -522,7 +522,7 @@ def test_a_folder_that_cannot_be_written(sampler: Sampler, tmp_path: Path) -> No
         sample(sampler, ["a bird"], written(b"", tmp_path, "file"))
 
 
-# --- sinks of one's own, and other processes ------------------------------------------------------
+# --- sinks of users, and several processes --------------------------------------------------------
 
 
 class Kept:
@@ -581,12 +581,12 @@ def test_processes_divide_the_captions_and_give_the_output_of_one(
     loaded = Sampler(MirrorGAN.from_pretrained(tmp_path / "model"))
     sample(loaded, captions, tmp_path / "alone", settings)
     assert files(tmp_path / "out") == files(tmp_path / "alone")
-    # a single process continues what two have begun
+    # A single process resumes what two have begun.
     shutil.rmtree(tmp_path / "out" / ".progress" / "00001.jsonl", ignore_errors=True)
     assert sample(loaded, captions, tmp_path / "out", settings).made == 0
 
 
-def test_processes_that_are_joined_already_stay_so(tmp_path: Path) -> None:
+def test_an_existing_process_group_stays_open(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "from torch import distributed\n"
@@ -601,7 +601,7 @@ def test_processes_that_are_joined_already_stay_so(tmp_path: Path) -> None:
     subprocess.run([*torchrun, str(script)], check=True, capture_output=True)
 
 
-def test_a_config_field_that_is_added_later_keeps_the_output(
+def test_a_config_field_that_is_added_later_does_not_make_another_run(
     model: MirrorGAN, texts: list[str], tmp_path: Path
 ) -> None:
     @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The sampler: the same bits as one image at a time, in order, and when memory is short."""
+"""The sampler: the same images as one at a time, in order, and smaller batches on little memory."""
 
 import copy
 import itertools
@@ -27,7 +27,7 @@ def one_by_one(model: MirrorGAN, texts: list[str], seed: int) -> list[np.ndarray
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 64, "auto"])
-def test_images_are_those_of_one_at_a_time_in_order(
+def test_images_equal_those_made_one_at_a_time_in_order(
     batch_size: int, model: MirrorGAN, texts: list[str]
 ) -> None:
     results = list(Sampler(model, batch_size=batch_size)(texts, seed=9))
@@ -39,7 +39,7 @@ def test_images_are_those_of_one_at_a_time_in_order(
         assert np.array_equal(result.image, image)
 
 
-def test_the_shipped_model_gives_the_same_bits_in_any_order_and_batch() -> None:
+def test_the_shipped_model_gives_bit_identical_images_in_any_order_and_batch() -> None:
     model = MirrorGAN.from_pretrained()
     texts = ["a bird", "this is a small red bird with a black crown, a long bill and grey wings"]
     requests = [Request(1, i, texts[i % 2], 4, i % 6) for i in range(12)]
@@ -61,7 +61,7 @@ def test_several_images_of_each_caption(sampler: Sampler) -> None:
     assert len({result.image.tobytes() for result in results}) == 6
 
 
-def test_captions_are_read_no_further_than_a_few_batches(sampler: Sampler) -> None:
+def test_captions_are_read_only_a_few_batches_ahead(sampler: Sampler) -> None:
     read = 0
 
     def endless() -> Iterator[str]:
@@ -84,7 +84,7 @@ def test_threads_may_share_a_sampler(sampler: Sampler, texts: list[str]) -> None
 
 
 def test_results_name_known_and_unknown_words(sampler: Sampler) -> None:
-    with pytest.warns(UnknownWordsWarning, match="skipped: purple") as told:  # once a call
+    with pytest.warns(UnknownWordsWarning, match="skipped: purple") as told:  # one warning per call
         result, _ = sampler(["A purple bird, with red wings!", "a green bird"])
     assert [warning.filename for warning in told] == [__file__]
     assert result.words == ["a", "bird", "with", "red", "wings"]
@@ -92,14 +92,16 @@ def test_results_name_known_and_unknown_words(sampler: Sampler) -> None:
     assert result.attention == []
 
 
-def test_a_caption_without_a_known_word_stops_after_those_before_it(sampler: Sampler) -> None:
+def test_a_caption_without_a_known_word_raises_after_the_results_before_it(
+    sampler: Sampler,
+) -> None:
     results = sampler(["a bird", "zebra"])
     assert next(results).caption == "a bird"
     with pytest.raises(InputError, match=r"caption 2 has no word that the model knows \(zebra\)"):
         next(results)
 
 
-def test_a_stream_goes_on_and_keeps_what_is_no_request(sampler: Sampler) -> None:
+def test_a_stream_continues_after_a_refusal_and_keeps_other_objects(sampler: Sampler) -> None:
     marker = object()
     asked = [Request(1, 0, "zebra", 0, 0), marker, Request(2, 1, "a bird", 0, 1), marker]
     refused, first_marker, result, second_marker = sampler.stream(asked)
@@ -109,7 +111,7 @@ def test_a_stream_goes_on_and_keeps_what_is_no_request(sampler: Sampler) -> None
     assert isinstance(result, Result)
 
 
-def test_psi_takes_noise_away(sampler: Sampler) -> None:
+def test_a_smaller_psi_reduces_the_noise(sampler: Sampler) -> None:
     texts = ["a red bird"] * 4
     images = {
         psi: np.stack([result.image for result in sampler(texts, psi=psi)]).astype(np.float64)
@@ -123,7 +125,7 @@ def test_psi_takes_noise_away(sampler: Sampler) -> None:
             next(sampler(texts, psi=psi))
 
 
-def test_attention_is_that_of_the_generator(model: MirrorGAN, sampler: Sampler) -> None:
+def test_attention_matches_the_generator(model: MirrorGAN, sampler: Sampler) -> None:
     texts = ["a bird", "a red bird with blue wings"]
     results = list(sampler(texts, seed=2, attention=True))
     encoded = model.encode(texts)
@@ -185,7 +187,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(
         ("a defect", RuntimeError, "a defect"),
     ],
 )
-def test_what_no_smaller_batch_helps_is_raised(
+def test_errors_that_a_smaller_batch_does_not_fix_are_raised(
     message: str,
     raised: type[Exception],
     told: str,
@@ -209,12 +211,12 @@ def test_bad_arguments_are_refused(arguments: dict[str, object], model: MirrorGA
         Sampler(model, **arguments)
 
 
-def test_no_images_of_a_caption_are_refused(sampler: Sampler) -> None:
+def test_zero_images_per_caption_are_refused(sampler: Sampler) -> None:
     with pytest.raises(InputError, match="per_caption is 0"):
         next(sampler(["a bird"], per_caption=0))
 
 
-def test_attention_of_a_model_that_went_on_training_is_that_of_evaluation(
+def test_training_mode_does_not_change_the_attention(
     model: MirrorGAN,
 ) -> None:
     trained = copy.deepcopy(model)
@@ -235,12 +237,14 @@ def test_a_copy_and_a_pickle_give_the_same_images(sampler: Sampler) -> None:
 
 
 @pytest.mark.parametrize("wrong", [5, ["a bird"], None])
-def test_what_is_no_caption_is_named_by_its_place(sampler: Sampler, wrong: object) -> None:
+def test_a_caption_of_another_type_is_named_by_its_position(
+    sampler: Sampler, wrong: object
+) -> None:
     kind = type(wrong).__name__
     with pytest.raises(InputError, match=f"caption 21 must be a string, found {kind}"):
         list(sampler(["a bird"] * 21 + [wrong]))
 
 
-def test_a_string_is_not_taken_for_its_letters(sampler: Sampler) -> None:
+def test_a_string_is_not_read_as_a_list_of_letters(sampler: Sampler) -> None:
     with pytest.raises(InputError, match="one string"):
         next(sampler("a bird"))

@@ -1,4 +1,4 @@
-"""Files, pipes and what is in them, to UTF-8 or one line that says why not."""
+"""Files and pipes: their content is read as UTF-8 or refused in one line."""
 
 import bz2
 import gzip
@@ -32,7 +32,7 @@ TEXT = "a red bird\r\nein roter Vogel, 鸟 🐦\n\n" * 3
 
 
 class Dribbling(Memory):
-    """Bytes that come a few at a time."""
+    """A source that gives a few bytes at a time."""
 
     def __init__(self, data: bytes, path: str, randomly: random.Random) -> None:
         super().__init__("captions", data, path)
@@ -55,7 +55,7 @@ def text(data: bytes, path: str = "", randomly: random.Random | None = None) -> 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_encodings_are_told_by_their_marks(encoding: str, packed: bool) -> None:
+def test_encodings_are_recognized_by_their_marks(encoding: str, packed: bool) -> None:
     mark = "\ufeff" if encoding[-3:] in ("-le", "-be") else ""
     for written in (TEXT, "", "a", "\n", "\r", "\u0a0d\u0d0a\u0a00", "\ufeff", "é"):
         if written == "\ufeff" and encoding == "utf-8":
@@ -66,7 +66,7 @@ def test_encodings_are_told_by_their_marks(encoding: str, packed: bool) -> None:
             assert text(data, "", randomly) == written
 
 
-def test_half_pairs_of_utf_16_are_left_to_their_lines() -> None:
+def test_half_surrogate_pairs_of_utf_16_stay_in_their_lines() -> None:
     written = "a\ud83d\nb\udc26\n\ud83dc 🐦\n"
     for seed in range(5):
         data = ("\ufeff" + written).encode("utf-16-le", "surrogatepass")
@@ -76,7 +76,7 @@ def test_half_pairs_of_utf_16_are_left_to_their_lines() -> None:
 
 
 @pytest.mark.parametrize("name", ["captions", "captions.txt", "captions.txt.gz", "CAPTIONS.GZ"])
-def test_gzip_is_told_by_its_beginning(name: str) -> None:
+def test_gzip_is_recognized_by_its_first_bytes(name: str) -> None:
     data = gzip.compress(TEXT.encode()[:40]) + gzip.compress(TEXT.encode()[40:], mtime=7)
     for end in (b"", b"\0" * 700):
         for randomly in (None, random.Random(1)):
@@ -97,7 +97,7 @@ def test_gzip_is_told_by_its_beginning(name: str) -> None:
         (lambda data: data + b"xx", "damaged"),
     ],
 )
-def test_what_came_before_damage_counts(damage: Callable[[bytes], bytes], reason: str) -> None:
+def test_text_before_the_damage_is_read(damage: Callable[[bytes], bytes], reason: str) -> None:
     whole = random.Random(0).randbytes(20_000).hex().encode()
     chunks = iter(text_of(Memory("captions", damage(gzip.compress(whole)))))
     read = next(chunks)
@@ -113,7 +113,7 @@ def test_gzip_without_anything_readable_is_refused() -> None:
             text(data)
 
 
-def test_what_is_large_unpacked_is_never_in_memory() -> None:
+def test_a_large_unpacked_text_is_not_kept_in_memory() -> None:
     member = gzip.compress(b"a" * 2**24)
     tracemalloc.start()
     size = sum(map(len, text_of(Memory("captions", member * 3))))
@@ -123,7 +123,7 @@ def test_what_is_large_unpacked_is_never_in_memory() -> None:
     assert peak < 2**20
 
 
-# --- what is not read -----------------------------------------------------------------------------
+# --- other formats --------------------------------------------------------------------------------
 
 
 def saved(save: Callable[[io.BytesIO], object]) -> bytes:
@@ -194,7 +194,7 @@ OTHERS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_other_formats_are_told_by_their_beginnings(kind: str) -> None:
+def test_other_formats_are_recognized_by_their_first_bytes(kind: str) -> None:
     data, what = OTHERS[kind]
     for given in (data, gzip.compress(data)) if "gz" not in kind else (data,):
         for randomly in (None, random.Random(5)):
@@ -202,7 +202,7 @@ def test_other_formats_are_told_by_their_beginnings(kind: str) -> None:
                 text(given, "", randomly)
 
 
-def test_a_database_is_none(tmp_path: Path) -> None:
+def test_a_database_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is SQLite; give text"):
         text(database(tmp_path))
 
@@ -214,7 +214,7 @@ NAMES = (
 
 
 @pytest.mark.parametrize("name", NAMES.split())
-def test_other_formats_are_told_by_their_names(name: str, tmp_path: Path) -> None:
+def test_other_formats_are_recognized_by_their_names(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(b"a red bird\n")
     with pytest.raises(InputError, match=f"{name}: is .* by its name; give text, JSON lines"):
@@ -230,7 +230,7 @@ def test_a_few_odd_letters_are_still_text(line: str) -> None:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def test_paths_that_cannot_be_opened(tmp_path: Path) -> None:
+def test_paths_that_cannot_be_opened_are_refused(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "socket"))
@@ -252,7 +252,7 @@ def test_paths_that_cannot_be_opened(tmp_path: Path) -> None:
     source.close()
 
 
-def test_a_file_is_read_from_where_it_stands_and_more_than_once(tmp_path: Path) -> None:
+def test_a_file_is_read_from_its_position_and_more_than_once(tmp_path: Path) -> None:
     path = tmp_path / "captions.csv"
     path.write_bytes(b"\n".join(b"%d" % i for i in range(9000)))
     whole = path.read_bytes()
@@ -261,7 +261,7 @@ def test_a_file_is_read_from_where_it_stands_and_more_than_once(tmp_path: Path) 
         for _ in range(2):
             source = sources.File("captions", io.FileIO(os.dup(file.fileno())), "captions.csv")
             assert source.size == len(whole) - 6
-            # as of two processes
+            # like two processes
             one, other = source.chunks(), source.chunks()
             first = next(one)
             assert b"".join(other) == first + b"".join(one) == whole[6:]
@@ -318,7 +318,7 @@ def test_a_pipe_waits_for_its_writer_and_says_so(
 
 
 @pytest.mark.parametrize("after", [b"", b"a bird\n"])
-def test_a_pipe_that_is_waited_for_can_be_interrupted(after: bytes, tmp_path: Path) -> None:
+def test_waiting_for_a_pipe_can_be_interrupted(after: bytes, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     source = open_source(pipe)
@@ -337,8 +337,8 @@ def test_a_pipe_that_is_waited_for_can_be_interrupted(after: bytes, tmp_path: Pa
         os.close(writer)
 
 
-def test_a_socket_as_standard_input_is_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As other programs start this one."""
+def test_a_socket_as_standard_input_is_read_like_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some programs start others with a socket as standard input."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         monkeypatch.setattr("sys.stdin", ours)
@@ -373,7 +373,7 @@ def test_only_the_first_line_is_waited_for() -> None:
         assert next(iter(text_of(Typed("captions", first)))).strip().endswith((b"a", b"bird"))
 
 
-def test_an_endless_line_is_looked_at_no_further_than_it_takes() -> None:
+def test_only_the_beginning_of_an_endless_line_is_read() -> None:
     peekable = sources.Peekable(repeat(b"a" * 4096))
     assert sum(map(len, peekable.peek())) == sources.PEEKED
     assert peekable.beginning() == b"a" * 512
