@@ -221,7 +221,7 @@ def check_free(root: Path) -> None:
 
 
 @contextmanager
-def whole_folder(root: Path) -> Iterator[Path]:
+def whole_folder(root: Path, *, synced: bool = True) -> Iterator[Path]:
     """Yield a hidden folder next to ``root``, and rename it to ``root`` at the end.
 
     If the block raises, the hidden folder is removed. If the process is killed, the hidden folder
@@ -230,6 +230,8 @@ def whole_folder(root: Path) -> Iterator[Path]:
 
     Args:
         root: the folder to create. It must not exist yet, or be empty.
+        synced: whether to wait until all files are on the disk before the rename. This waits for
+            what other programs have written, too. Use False if the block syncs its files itself.
 
     Raises:
         InputError: ``root`` exists and is not an empty folder, something else is at the hidden
@@ -239,20 +241,30 @@ def whole_folder(root: Path) -> Iterator[Path]:
     check_free(root)
     partial = root.with_name(f".{root.name}.partial")
     refusal = f"{root}: another process is writing it; wait for it, or choose another folder"
-    _remove_unfinished(partial, refusal)
+    remove_unfinished(partial, refusal)
     partial.mkdir(parents=True)
     try:
         with open_lock(partial / _UNFINISHED, refusal):
             yield partial
-            os.sync()  # all files at once, before the folder gets its name
+            if synced:
+                os.sync()  # all files at once, before the folder gets its name
             os.replace(partial, root)
             os.unlink(root / _UNFINISHED)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _remove_unfinished(partial: Path, refusal: str) -> None:
-    """Remove the hidden folder of a killed process, and nothing else."""
+def remove_unfinished(partial: Path, refusal: str) -> None:
+    """Remove the hidden folder that a killed process left, and nothing else.
+
+    Args:
+        partial: the hidden folder; there may be none.
+        refusal: the message if another process is writing it.
+
+    Raises:
+        InputError: another process is writing it, or it is something else.
+        OSError: it cannot be removed.
+    """
     if not os.path.lexists(partial):
         return
     is_ours = not partial.is_symlink() and os.path.isfile(partial / _UNFINISHED)

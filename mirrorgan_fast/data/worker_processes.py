@@ -18,12 +18,11 @@ Result = TypeVar("Result")
 
 _INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
 _JOBS_PER_PROCESS = 2  # a process with a second job in its queue need not wait for the next one
-_MAX_WAITING = 1000  # results that are held while an earlier one is not there yet
 _CHECK_INTERVAL = 0.5  # seconds between two checks that the parent is alive
 
 
 def in_processes(
-    work: Callable[[Job], Result], jobs: Iterable[Job], count: int
+    work: Callable[[Job], Result], jobs: Iterable[Job], count: int, max_waiting: int = 1000
 ) -> Generator[Result, None, None]:
     """Yield the result of each job, in the order of the jobs.
 
@@ -35,6 +34,7 @@ def in_processes(
         work: the function to call with each job. It can be pickled. Its exceptions are raised here.
         jobs: the arguments of ``work``. They can be pickled.
         count: number of processes.
+        max_waiting: number of results that are held while an earlier one is not there yet.
 
     Raises:
         InputError: the processes cannot be started, or one of them was killed.
@@ -48,7 +48,7 @@ def in_processes(
         _start(processes, work, count)
         free = _JOBS_PER_PROCESS * list(processes)
         while more or any(given.values()):
-            while free and more and len(results) < _MAX_WAITING:
+            while free and more and len(results) < max_waiting:
                 number, job = next(numbered, (-1, None))
                 more = number >= 0
                 if more:
