@@ -1,4 +1,4 @@
-"""The protocol of a data set: any object with these five methods is a set of captioned images.
+"""The protocol of a data set: any object with these methods is a set of captioned images.
 
 `layouts.py` opens data sets on disk, and `examples.py` turns any data set into training examples.
 """
@@ -16,7 +16,11 @@ class CaptionedImages(Protocol):
         ...
 
     def image(self, index: int) -> Image.Image:
-        """Return the picture, mode "RGB", of any size."""
+        """Return the picture, mode "RGB", of any size.
+
+        Raises:
+            InputError: it cannot be read.
+        """
         ...
 
     def captions(self, index: int) -> list[str]:
@@ -36,3 +40,11 @@ class CaptionedImages(Protocol):
         Pictures of the same class are not used as negatives of each other.
         """
         ...
+
+    def stamp(self, index: int) -> str | None:
+        """Return a text that changes whenever the picture may have other pixels.
+
+        For a file, this is its size and modification time. None means that changes cannot be told;
+        such pictures are not kept in a cache.
+        """
+        return None

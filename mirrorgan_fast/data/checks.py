@@ -50,6 +50,15 @@ def same_looking(name: str, others: Iterable[str]) -> str | None:
     return next((other for other in others if unicodedata.normalize("NFC", other) == form), None)
 
 
+def file_stamp(path: Path) -> str:
+    """Return a text that changes whenever a file is changed, or becomes readable or unreadable."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        return f"none ({error.errno})"
+    return f"{found.st_size} bytes, {found.st_mtime_ns} ns, mode {found.st_mode:o}"
+
+
 def is_integer_of_64_bits(value: object) -> bool:
     """Whether a value is an integer that fits in an int64 tensor; True and False are not."""
     return type(value) is int and -(2**63) <= value < 2**63

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from mirrorgan_fast.data.captioned_images import CaptionedImages
 from mirrorgan_fast.data.checks import (
+    file_stamp,
     is_integer_of_64_bits,
     is_text,
     leads_out,
@@ -115,6 +116,11 @@ class CubFolder(CaptionedImages):
     def label(self, index: int) -> int:
         """Return the number of the species in the files; ``index`` if they do not contain it."""
         return self._labels[index]
+
+    def stamp(self, index: int) -> str:
+        """Return the size and modification time of the picture's file, its box and the limit."""
+        stamp = file_stamp(self._picture_path(self._names[index]))
+        return f"{stamp}, box {self._boxes[index]}, limit {self._max_pixels}"
 
     def _picture_path(self, name: str) -> Path:
         return self._published / "images" / f"{name}.jpg"

@@ -9,6 +9,7 @@ from PIL import Image
 
 from mirrorgan_fast.data.captioned_images import CaptionedImages
 from mirrorgan_fast.data.checks import (
+    file_stamp,
     is_integer_of_64_bits,
     is_text,
     leads_out,
@@ -123,6 +124,11 @@ class ImageFolder(CaptionedImages):
     def label(self, index: int) -> int:
         """Return the row's ``label`` or ``class_id``; if the rows have neither, ``index``."""
         return self._labels[index]
+
+    def stamp(self, index: int) -> str:
+        """Return the size and modification time of the picture's file, and the limit of pixels."""
+        stamp = file_stamp(self._root / self._rows[index].file_name)
+        return f"{stamp}, limit {self._max_pixels}"
 
     def record(self, index: int) -> dict[str, Any]:
         """Return the picture's whole row of ``metadata.jsonl``."""

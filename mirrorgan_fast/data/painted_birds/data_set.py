@@ -99,6 +99,10 @@ class PaintedBirds:
         """Return the index: each bird is its own class."""
         return self._checked(index)
 
+    def stamp(self, index: int) -> str:
+        """Return all that the picture depends on, besides its name."""
+        return f"drawing {_DRAWING_VERSION}, {self.size} pixels, seed {self.seed}"
+
     def _checked(self, index: int) -> int:
         if not 0 <= index < self.count:
             raise IndexError(f"painted birds: index {index} is not in 0 ... {self.count - 1}")
