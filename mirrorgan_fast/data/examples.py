@@ -9,11 +9,12 @@ from typing import NotRequired, Self, TypedDict
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from mirrorgan_fast.data.captioned_images import CaptionedImages
+from mirrorgan_fast.data.preparation import Preparation
+from mirrorgan_fast.data.prepared_pictures import PreparedPictures
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.vocabulary import Vocabulary
 
@@ -52,12 +53,14 @@ class TrainingExamples(Dataset[Example]):
         augment: whether to augment the images as AttnGAN and MirrorGAN do in training: scale the
             shorter side to 76/64 S, crop S x S at a random position, and flip half of the images.
             Images whose caption says "left" or "right" are not flipped. Without augmentation, the
-            center square is scaled to S.
+            center square is scaled to S. See ``Preparation``.
         seed: the random seed, at least 0.
+        prepared: the prepared pictures of ``images``, for this size and augmentation. By default, a
+            picture is prepared each time. The examples do not depend on it.
 
     Raises:
-        InputError: a size, length or seed is out of range. ``[index]`` raises it if the picture
-            cannot be read or has no caption with a known word.
+        InputError: a size, length or seed is out of range, or ``prepared`` is for others.
+            ``[index]`` raises it if the picture cannot be read or has no caption with a known word.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class TrainingExamples(Dataset[Example]):
         caption_length: int = 18,
         augment: bool = False,
         seed: int = 0,
+        prepared: PreparedPictures | None = None,
     ) -> None:
         for argument, value, least, most in (
             ("image_size", image_size, 1, 4096),
@@ -78,7 +82,16 @@ class TrainingExamples(Dataset[Example]):
                 raise InputError(
                     f"{argument} must be a whole number from {least} to {most:,}, found {value!r}"
                 )
+        preparation = Preparation(image_size, augment)
+        if prepared is None:
+            prepared = PreparedPictures(images, preparation)
+        elif (prepared.preparation, len(prepared)) != (preparation, len(images)):
+            raise InputError(
+                f"prepared must be {len(images)} pictures for {preparation}, found "
+                f"{len(prepared)} for {prepared.preparation}"
+            )
         self._images = images
+        self._prepared = prepared
         self._vocabulary = vocabulary
         self._image_size = image_size
         self._caption_length = caption_length
@@ -179,28 +192,18 @@ class TrainingExamples(Dataset[Example]):
         )
 
     def _image(self, index: int, rng: np.random.Generator, may_flip: bool) -> Tensor:
-        """Return the image, uint8 (3, S, S).
-
-        It is cropped and scaled in one step, so that no pixel is interpolated twice.
-        """
-        picture = self._images.image(index)
-        width, height = picture.size
-        side: float = min(width, height)
-        across, down, flip = 0.5, 0.5, False
+        """Return the image, uint8 (3, S, S)."""
+        pixels = self._prepared[index]
         if self._augment:
-            side *= 64 / 76
-            across, down = rng.random(2)
-            flip = bool(rng.random() < 0.5) and may_flip
-        left, top = across * (width - side), down * (height - side)
-        square = picture.resize(
-            (self._image_size, self._image_size),
-            Image.Resampling.BILINEAR,
-            box=(left, top, left + side, top + side),
-        )
-        pixels = np.asarray(square)
-        if flip:
-            pixels = pixels[:, ::-1]
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+            height, width, _ = pixels.shape
+            size = self._image_size
+            top = int(rng.integers(height - size + 1))
+            left = int(rng.integers(width - size + 1))
+            pixels = pixels[top : top + size, left : left + size]
+            if rng.random() < 0.5 and may_flip:
+                pixels = pixels[:, ::-1]
+        # A copy, because a tensor must not share memory with a read-only array
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy(order="C"))
 
     def digest(self) -> str:
         """Return a hash of all names, classes and captions, in order."""
