@@ -79,6 +79,21 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--workers", type=workers, default=1, metavar="N", help="processes that read images"
     )
+    caching = parser.add_mutually_exclusive_group()
+    caching.add_argument(
+        "--cache",
+        type=Path,
+        metavar="FOLDER",
+        help="keep decoded and scaled pictures there, for any runs on the same data (default: "
+        "RUN/cache, which goes when the run is deleted)",
+    )
+    caching.add_argument("--no-cache", action="store_true", help="decode pictures in each epoch")
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="stop if a picture cannot be read or has no caption with a word, instead of leaving "
+        "it out",
+    )
     add_max_pixels(parser)
     parser.add_argument("--quiet", action="store_true")
     add_device(parser)
@@ -143,6 +158,8 @@ def _execution(options: argparse.Namespace) -> Iterator[Execution]:
             compiled=options.compile,
             quiet=options.quiet or processes.rank > 0,
             processes=processes,
+            cache=None if options.no_cache else options.cache or options.folder / "cache",
+            strict=options.strict,
         )
     finally:
         processes.close()

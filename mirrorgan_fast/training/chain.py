@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mirrorgan_fast.data.captioned_images import CaptionedImages
 from mirrorgan_fast.data.examples import TrainingExamples
+from mirrorgan_fast.data.prepared_pictures import check_pictures
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.attngan import AttnGAN
 from mirrorgan_fast.models.backbones.small import SmallImageEncoder
@@ -58,7 +59,7 @@ def train(
             With large CNNs there is no such stage.
         config: the sizes of the networks; its class is that of the system.
         settings: the recipes.
-        images: what to train on.
+        images: what to train on; see ``check_pictures`` for pictures that cannot be trained on.
         folder: of the run; created if it does not exist.
         execution: where and how to train.
         backbone_weights: ImageNet weights of DAMSM's (``stem``) and STREAM's (``stream``) CNN, if
@@ -89,11 +90,8 @@ def train(
             raise InputError(
                 f"{path}: this model's {stage} has the small CNN, which does not start from a file"
             )
-    vocabulary = Vocabulary.build(
-        caption for index in range(len(images)) for caption in images.captions(index)
-    )
     stages = [stage for stage in stages if stage != "cnn" or small]
-    _check(stages, config, settings, images, vocabulary, execution.processes)
+    _check(stages, config, settings, images, execution.processes)
     for stage, encoder in encoders.items():
         if stage in stages:
             check_backbone(stage, encoder, backbone_weights.get(stage), folder / stage)
@@ -102,6 +100,19 @@ def train(
     for stage in stages:
         for needed in sorted(before.get(stage, set()) - set(stages)):
             find_checkpoint(folder / needed)
+    images, prepared = check_pictures(
+        images,
+        config.image_size,
+        settings.augment,
+        cache=execution.cache,
+        workers=execution.workers,
+        strict=execution.strict,
+        quiet=execution.quiet,
+    )
+    _check(stages, config, settings, images, execution.processes)  # of those that are left
+    vocabulary = Vocabulary.build(
+        caption for index in range(len(images)) for caption in images.captions(index)
+    )
     execution.processes.once(lambda: _claim(folder, config, vocabulary))
     examples = TrainingExamples(
         images,
@@ -110,6 +121,7 @@ def train(
         config.caption_length,
         augment=settings.augment,
         seed=settings.seed,
+        prepared=prepared,
     )
     if "cnn" in stages:
         train_cnn(config, settings, examples, folder / "cnn", execution)
@@ -184,7 +196,6 @@ def _check(
     config: CascadeConfig,
     settings: TrainingSettings,
     images: CaptionedImages,
-    vocabulary: Vocabulary,
     processes: Processes,
 ) -> None:
     """Raise InputError now for anything that a later stage would refuse after hours."""
@@ -200,9 +211,6 @@ def _check(
         )
     if "gan" in stages:
         check_last_stage(config, settings.gan)
-    for i in range(count):
-        if not any(vocabulary.tokenize(caption) for caption in images.captions(i)):
-            raise InputError(f"picture {images.name(i)!r}: its captions have no word")
     apart = {"stem", "gan"}.intersection(stages)  # which use other pictures' captions
     if apart and count > 1 and len({images.label(i) for i in range(count)}) == 1:
         raise InputError(

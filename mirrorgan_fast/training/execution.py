@@ -1,6 +1,7 @@
 """Where and how a training computes."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -24,3 +25,7 @@ class Execution:
     """Whether to show no progress bars."""
     processes: Processes = ALONE
     """The processes that train together. A resumed run may have another number."""
+    cache: Path | None = None
+    """The folder for prepared pictures; None: pictures are decoded each time they are used."""
+    strict: bool = False
+    """Whether a picture that cannot be trained on stops the training, instead of being left out."""

@@ -38,10 +38,12 @@ from mirrorgan_fast.training.precision import fastest_precision
 from mirrorgan_fast.training.settings import StageSettings, TrainingSettings
 
 CURVES = "curves.jsonl"
-VERSION = 4
+VERSION = 5
 """Of the training, in every checkpoint; raised with each change of its numbers. 2: sums that were
 rounded to bfloat16 under autocast are in float32. 3: a fused Adam, which can skip a step. 4:
-the moving average copies integer buffers."""
+the moving average copies integer buffers. 5: with augmentation, an image is cut from the scaled
+picture at whole pixels, and the noise that the judge is trained with is drawn for the batch of all
+processes."""
 _LONGEST_POINT = 2**16  # bytes
 _LARGEST_CURVES = 2**28  # bytes; 710,000 steps of a GAN make 4 MB
 

@@ -96,6 +96,9 @@ class Changed(CaptionedImages):
     def label(self, index: int) -> int:
         return self._changes.get("label", index)
 
+    def stamp(self, index: int) -> str | None:
+        return self._birds.stamp(index)
+
 
 def test_a_stage_on_top_of_another_network_is_refused(
     tmp_path: Path, settings: MirrorGANTrainingSettings, run: Callable[..., None]
@@ -134,17 +137,58 @@ def test_what_a_later_stage_would_refuse_is_refused_at_once(
 ) -> None:
     late = dataclasses.replace(settings.gan, last_stage_from=6)
     large = dataclasses.replace(settings.stream, batch_size=13)
-    silent = Changed(birds, captions=lambda index: ["!!!"] if index == 3 else index)
     for changed, fault in (
         ({"gan": late}, "last stage would never be trained"),
         ({"stream": large}, r"fewer than a batch of 13.*--set stream\.batch_size=12"),
-        ({"images": silent}, "captions have no word"),
         ({"images": Changed(birds, label=7)}, "all 12 pictures are of class 7"),
         ({"weights": {"stem": Path("a.pth")}}, "a.pth: this model's stem has the small CNN"),
     ):
         with pytest.raises(InputError, match=fault):
             run(*STAGES, **changed)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_that_cannot_be_trained_on_is_left_out(
+    tmp_path: Path,
+    config: MirrorGANConfig,
+    settings: MirrorGANTrainingSettings,
+    birds: CaptionedImages,
+    run: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    silent = Changed(birds, captions=lambda index: ["!!!"] if index == 3 else index)
+    strict = dataclasses.replace(HERE, strict=True)
+    with pytest.raises(InputError, match=r"'train/00003' cannot be trained on: .* have no word"):
+        train(("cnn",), config, settings, silent, tmp_path, strict)
+    assert not list(tmp_path.iterdir())
+    large = dataclasses.replace(settings.cnn, batch_size=12)
+    with pytest.raises(InputError, match="11 training images are fewer than a batch of 12"):
+        run("cnn", images=silent, cnn=large)
+    assert "left out 1 of 12 pictures" in caplog.text
+    run("cnn", images=silent)
+
+
+def test_a_training_does_not_depend_on_the_cache(
+    tmp_path: Path,
+    config: MirrorGANConfig,
+    settings: MirrorGANTrainingSettings,
+    birds: CaptionedImages,
+    assert_same: Any,
+) -> None:
+    models = []
+    for cache in (None, tmp_path / "cache"):
+        train(
+            ("cnn",),
+            config,
+            settings,
+            birds,
+            tmp_path / str(cache is None),
+            dataclasses.replace(HERE, cache=cache),
+        )
+        models.append(load_checkpoint(tmp_path / str(cache is None) / "cnn")["model"])
+    assert_same(*models)
+    (tmp_path / "cache").rename(tmp_path / "used")
+    assert [path.name for path in (tmp_path / "used").glob("pictures-32-augmented-*/*")] != []
 
 
 def test_a_training_that_diverges_stops(
