@@ -124,6 +124,18 @@ def test_with_augmentation_they_are_crops_of_the_scaled_picture(folder: Path) ->
         assert len(set(places)) > 4
 
 
+def test_crops_reach_every_edge(tmp_path: Path) -> None:
+    rows = [{"file_name": "a.png", "captions": ["bird"]}]
+    write_folder(tmp_path, rows, [gradient(21, 19)])  # prepared as it is: 19 = 16 * 76 / 64
+    examples = TrainingExamples(ImageFolder(tmp_path), VOCABULARY, 16, augment=True)
+    places = set()
+    for epoch in range(300):
+        examples.set_epoch(epoch)
+        left, top, _ = examples[0]["image"].amin((1, 2)).tolist()
+        places.add((left, top))
+    assert places == {(left, top) for left in range(6) for top in range(4)}
+
+
 def test_a_very_long_picture_does_not_take_gigabytes(tmp_path: Path, cache: Path) -> None:
     rows = [{"file_name": f"{n}.png", "captions": ["bird"]} for n in range(2)]
     write_folder(tmp_path / "set", rows, [gradient(1, 100_000), gradient(70, 9)])
