@@ -1,6 +1,11 @@
 """Dataclass fields with bounds, and checks of their types and values."""
 
+import ast
 import dataclasses
+import inspect
+import itertools
+import textwrap
+from collections.abc import Iterator
 from math import isfinite
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -59,6 +64,45 @@ def changed_fields(record: Any) -> dict[str, Any]:
     return changed
 
 
+def describe_fields(record: Any, within: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """Yield the name, value, expected values and meaning of every field, also of nested records.
+
+    The meaning is the text below the field in the source of its class.
+
+    Args:
+        record: an instance of a dataclass.
+        within: put before the names.
+    """
+    kinds, meanings = field_kinds(type(record)), _meanings(type(record))
+    for field in dataclasses.fields(record):
+        name, value, kind = within + field.name, getattr(record, field.name), kinds[field.name]
+        if dataclasses.is_dataclass(value):
+            yield from describe_fields(value, f"{name}.")
+            continue
+        expected = _expected(kind, field.metadata) or ""
+        if isinstance(value, bool):
+            text = str(value).lower()
+        else:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        yield name, text, expected, meanings.get(field.name, "")
+
+
+def _meanings(record: type) -> dict[str, str]:
+    """Return the text below each field in the source of a dataclass and its bases."""
+    found: dict[str, str] = {}
+    for cls in reversed(record.__mro__[:-1]):
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+        assert isinstance(tree, ast.ClassDef)
+        for statement, below in itertools.pairwise(tree.body):
+            match statement, below:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str(text))),
+                ):
+                    found[name] = " ".join(text.replace("``", "").split())
+    return found
+
+
 def field_kinds(record: type) -> dict[str, Any]:
     """Return the type of each field of a dataclass, even if its annotations are strings."""
     return get_type_hints(record)
@@ -67,18 +111,28 @@ def field_kinds(record: type) -> dict[str, Any]:
 def _wanted(value: object, kind: Any, bounds: Any) -> str | None:
     """Return what is expected instead of a value, or None if the value is valid."""
     if get_origin(kind) is Literal:
-        choices = get_args(kind)
-        right = any(type(value) is type(choice) and value == choice for choice in choices)
-        return None if right else f"one of {', '.join(map(str, choices))}"
-    if kind is bool:
-        return None if type(value) is bool else "true or false"
-    if get_origin(kind) is tuple:
+        right = any(type(value) is type(choice) and value == choice for choice in get_args(kind))
+    elif kind is bool:
+        right = type(value) is bool
+    elif get_origin(kind) is tuple:
         parts = value if isinstance(value, tuple) else ()
         right = len(parts) == 2 and all(_is_within(part, float, bounds) for part in parts)
-        return None if right else f"two numbers {_range(bounds)}"
-    if kind not in (int, float) or _is_within(value, kind, bounds):
-        return None
-    return f"a {'whole ' if kind is int else ''}number {_range(bounds)}"
+    else:
+        right = kind not in (int, float) or _is_within(value, kind, bounds)
+    return None if right else _expected(kind, bounds)
+
+
+def _expected(kind: Any, bounds: Any) -> str | None:
+    """Return what the values of a field may be, or None if it may be anything."""
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    if kind is bool:
+        return "true or false"
+    if get_origin(kind) is tuple:
+        return f"two numbers {_range(bounds)}"
+    if kind in (int, float):
+        return f"a {'whole ' if kind is int else ''}number {_range(bounds)}"
+    return None
 
 
 def _is_within(value: Any, kind: type, bounds: Any) -> bool:

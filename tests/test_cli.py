@@ -20,6 +20,7 @@ from mirrorgan_fast.cli.main import main
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.inference.renderer import fuse
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.training.checkpoint import load_checkpoint
 from mirrorgan_fast.vocabulary import Vocabulary
 from tests.small import SMALL
 
@@ -414,6 +415,67 @@ def test_all_stages_from_training_to_a_report(
     assert "holds a run with generator_channels 4" in refusal(
         capsys, "train", "gan", *data, *how, *changes, "--set", "generator_channels=5"
     )
+    # another generator can use what was trained for this one
+    other = tmp_path / "other"
+    for stage in ("cnn", "stem", "stream"):
+        shutil.copytree(folder / stage, other / stage)
+    config = ["--config", str(folder / "settings.toml"), "--set", "sentence_attention=none"]
+    assert main(["train", "all", "--run", str(other), "--quiet", *config, "--workers", "0"]) == 0
+    assert json.loads((other / "config.json").read_text())["sentence_attention"] == "none"
+
+
+def test_a_run_remembers_its_settings(
+    birds: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = tmp_path / "run"
+    how = ["train", "cnn", "--run", str(folder), "--quiet", "--workers", "0"]
+    small = ["--set", "cnn.batch_size=6", "--set", "image_size=32", "--set", "stages=2"]
+    assert "needs --data FOLDER" in refusal(capsys, *how)
+    assert main([*how, "--data", str(birds), "--set", "cnn.steps=2", *small]) == 0
+    assert "use --change" not in caplog.text
+    first = load_checkpoint(folder / "cnn")
+    assert main(how) == 0  # nothing is left to do
+    assert main([*how, "--set", "cnn.steps=3"]) == 0
+    assert load_checkpoint(folder / "cnn")["step"] == 3
+    line = refusal(capsys, *how, "--set", "cnn.learning_rate=0.5")
+    assert "was begun with cnn.learning_rate 0.003, now it is 0.5" in line
+    assert "--change cnn.learning_rate=0.5" in line
+    assert "learning_rate = 0.003" in (folder / "settings.toml").read_text()
+    assert main([*how, "--set", "cnn.steps=5", "--change", "cnn.learning_rate=0.001"]) == 0
+    assert "learning_rate was 'its default', from step 3 on it is 0.001" in caplog.text
+    (change,) = (folder / "cnn" / "changes.jsonl").read_text().splitlines()
+    assert json.loads(change) == {
+        "step": 3, "name": "learning_rate", "from": "its default", "to": 0.001,
+    }  # fmt: skip
+    assert main(how) == 0  # it is the run's learning rate now
+    caplog.clear()
+    assert main([*how, "--set", "cnn.steps=4"]) == 0
+    assert "has 5 steps already, more than the 4 that are asked for" in caplog.text
+    # another run from the same settings, until they changed
+    other = ["train", "cnn", "--run", str(tmp_path / "other"), "--quiet", "--workers", "0"]
+    again = ["--config", str(folder / "settings.toml"), "--set", "cnn.learning_rate=0.003"]
+    assert main([*other, *again, "--set", "cnn.steps=2"]) == 0
+    second = load_checkpoint(tmp_path / "other" / "cnn")
+    for name, tensor in first["model"].items():
+        assert torch.equal(tensor, second["model"][name]), name
+
+
+@pytest.mark.parametrize("recipe", ["attngan-cub", "birds-painted"])
+def test_the_settings_are_listed(capsys: pytest.CaptureFixture[str], recipe: str) -> None:
+    assert main(["train", "--settings", "--recipe", recipe, "--set", "gan.steps=7"]) == 0
+    printed = capsys.readouterr().out
+    assert "gan.steps = 7  (a whole number from 1 to 1,000,000,000)\n    Steps of the" in printed
+    assert "gan.betas = 0.5,0.999  (two numbers from 0 to below 1)\n" in printed
+    assert "  (true or false)\n" in printed
+    assert ("stream.steps" in printed) == (recipe == "birds-painted")
+    names = [line.split()[0] for line in printed.splitlines() if not line.startswith(" ")]
+    assert len(names) == len(set(names))
+    lines = printed.splitlines()
+    for line, below in zip(lines, [*lines[1:], ""], strict=True):
+        assert line.startswith(" ") or below.startswith("    "), f"{line} is not explained"
 
 
 @pytest.mark.parametrize(

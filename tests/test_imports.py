@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "mirrorgan_fast"
 # a "|".
 LAYERS = (
     "cli",
-    "figures evaluation",
+    "figures evaluation run_settings",
     "sampling recipes",
     "inference | training",
     "models | data",

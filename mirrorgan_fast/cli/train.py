@@ -2,10 +2,12 @@
 
 import argparse
 import dataclasses
+import os
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any
 
 from mirrorgan_fast.cli.options import (
     Commands,
@@ -15,22 +17,20 @@ from mirrorgan_fast.cli.options import (
     device_of,
     workers,
 )
+from mirrorgan_fast.cli.output import print_line
 from mirrorgan_fast.data.image_folder import ImageFolder
 from mirrorgan_fast.data.layouts import open_images
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.fields import field_kinds
+from mirrorgan_fast.fields import describe_fields
 from mirrorgan_fast.memory import keep_memory
-from mirrorgan_fast.models.config import CascadeConfig
+from mirrorgan_fast.pictures import MAX_PIXELS
 from mirrorgan_fast.processes import Processes
-from mirrorgan_fast.recipes import find_recipe
+from mirrorgan_fast.run_settings import SETTINGS, RunSettings, check_changes
 from mirrorgan_fast.training.backbones import BackboneWeights
 from mirrorgan_fast.training.execution import Execution
-from mirrorgan_fast.training.settings import STAGES, Stage, TrainingSettings
+from mirrorgan_fast.training.settings import STAGES
 
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
-
-
-Record = TypeVar("Record", CascadeConfig, TrainingSettings)
+_RECIPE = "birds-painted"
 
 
 def _backbone_weights(text: str) -> BackboneWeights:
@@ -42,26 +42,47 @@ def add_to(commands: Commands) -> None:
     parser = add_command(commands, "train", _run, "train on captioned images", resumes=True)
     parser.add_argument(
         "stage",
+        nargs="?",
         choices=(*STAGES, "all", "attributes"),
         help="one stage, all stages, or the classifier of painted birds' attributes",
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument(
+        "--run",
+        type=Path,
+        metavar="FOLDER",
+        dest="folder",
+        help=f"of the run; its {SETTINGS} remembers everything below",
+    )
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="the pictures and captions")
     parser.add_argument(
         "--split-field", help="the field of metadata.jsonl that names the split (default: split)"
     )
-    parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", dest="folder")
     parser.add_argument(
         "--recipe",
-        default="birds-painted",
         metavar="NAME",
-        help="sizes of the networks and training settings (default: birds-painted)",
+        help=f"sizes of the networks and training settings (default: {_RECIPE})",
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help=f"a {SETTINGS} to start from, or a part of one"
     )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="change the recipe: image_size=64, gan.steps=5000, precision=fp32, ...",
+        help="change a setting: image_size=64, gan.steps=5000, precision=fp32, ...",
+    )
+    parser.add_argument(
+        "--change",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change a setting of a stage that has begun: gan.learning_rate=1e-4, ...",
+    )
+    parser.add_argument(
+        "--settings",
+        action="store_true",
+        help="list every setting with its value, its bounds and its meaning, and train nothing",
     )
     for stage, encoder in (("stem", "Inception-v3"), ("stream", "ResNet-152")):
         parser.add_argument(
@@ -97,50 +118,100 @@ def add_to(commands: Commands) -> None:
     add_max_pixels(parser)
     parser.add_argument("--quiet", action="store_true")
     add_device(parser)
+    parser.set_defaults(max_pixels=None)  # the run remembers it
 
 
 def _run(options: argparse.Namespace) -> None:
     # Imported here: importing TensorBoard takes longer than generating an image
     from mirrorgan_fast.training.chain import stages_of, train
 
+    if options.settings:
+        _list_settings(options)
+        return
+    if options.stage is None or options.folder is None:
+        raise InputError(
+            f"train: needs a stage ({', '.join(STAGES)}, all or attributes) and --run FOLDER"
+        )
     if options.stage == "attributes":
         _train_attributes(options)
         return
-    config, settings = find_recipe(options.recipe)
-    model_fields = {field.name for field in dataclasses.fields(config)}
-    for assignment in options.set:
+    settings, on_purpose = _settings(options)
+    if settings.data is None:
+        raise InputError("train: needs --data FOLDER, with pictures and captions")
+    keep_memory()
+    with _execution(options, on_purpose) as execution:
+        train(
+            stages_of(settings.config) if options.stage == "all" else (options.stage,),
+            settings.config,
+            settings.training,
+            open_images(settings.data, "train", settings.split_field, settings.max_pixels),
+            options.folder,
+            execution,
+            backbone_weights=settings.weights,
+            begin=lambda: settings.save(options.folder),
+        )
+
+
+def _settings(options: argparse.Namespace) -> tuple[RunSettings, frozenset[str]]:
+    """Return the settings that the options and the run's folder give together.
+
+    Returns:
+        the settings, and the names of those that change on purpose.
+    """
+    before = None
+    if options.folder is not None and os.path.lexists(options.folder / SETTINGS):
+        before = RunSettings.load(options.folder / SETTINGS)
+    if options.config is not None and options.recipe is not None:
+        raise InputError("--config FILE names its own recipe; leave out --recipe")
+    if options.config is not None:
+        now = RunSettings.load(options.config)
+    elif options.recipe is not None or before is None:
+        now = RunSettings.of_recipe(options.recipe or _RECIPE)
+    else:
+        now = before
+    if before is not None and now is not before:
+        now = dataclasses.replace(now, data=now.data or before.data, weights=before.weights)
+    for assignment in (*options.set, *options.change):
         name, equals, value = assignment.partition("=")
         if not equals:
             raise InputError(f"--set {assignment}: expected NAME=VALUE")
-        if name in model_fields:
-            config = _changed(config, name, value)
-        else:
-            settings = _changed(settings, name, value)
-    backbone_weights: dict[Stage, BackboneWeights] = {}
-    if options.stem_weights:
-        backbone_weights["stem"] = options.stem_weights
-    if options.stream_weights:
-        backbone_weights["stream"] = options.stream_weights
-    keep_memory()
-    with _execution(options) as execution:
-        train(
-            stages_of(config) if options.stage == "all" else (options.stage,),
-            config,
-            settings,
-            open_images(options.data, "train", options.split_field, options.max_pixels),
-            options.folder,
-            execution,
-            backbone_weights=backbone_weights,
-        )
+        now = now.changed(name, value)
+    given: dict[str, Any] = {
+        "data": options.data,
+        "split_field": options.split_field,
+        "max_pixels": options.max_pixels,
+    }
+    weights = {"stem": options.stem_weights, "stream": options.stream_weights}
+    weights = {stage: file for stage, file in weights.items() if file is not None}
+    given["weights"] = {**now.weights, **weights} if weights else None
+    now = dataclasses.replace(now, **{k: v for k, v in given.items() if v is not None})
+    on_purpose = frozenset(assignment.partition("=")[0] for assignment in options.change)
+    if before is not None:
+        check_changes(before, now, options.folder, on_purpose)
+    elif on_purpose:
+        raise InputError(f"--change: {options.folder} has no run yet; use --set")
+    return now, on_purpose
+
+
+def _list_settings(options: argparse.Namespace) -> None:
+    settings, _ = _settings(options)
+    rows = [*describe_fields(settings.config), *describe_fields(settings.training)]
+    for name, value, expected, meaning in rows:
+        print_line(f"{name} = {value}  ({expected})")
+        if meaning:
+            print_line(textwrap.indent(textwrap.fill(meaning, 96), "    "))
 
 
 def _train_attributes(options: argparse.Namespace) -> None:
     from mirrorgan_fast.training.attributes import train_attribute_classifier
 
-    if options.set:
-        raise InputError("train attributes: has no settings; leave out --set")
+    if options.set or options.change or options.config or options.recipe:
+        raise InputError("train attributes: has no settings; leave out --set and the like")
+    if options.data is None:
+        raise InputError("train attributes: needs --data FOLDER, with painted birds")
     keep_memory()
-    images = ImageFolder(options.data, "train", options.split_field or "split", options.max_pixels)
+    pixels = MAX_PIXELS if options.max_pixels is None else options.max_pixels
+    images = ImageFolder(options.data, "train", options.split_field or "split", pixels)
     with _execution(options) as execution:
         folder = options.folder / "attributes"
         classifier = train_attribute_classifier(images, folder, execution)
@@ -148,7 +219,9 @@ def _train_attributes(options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _execution(options: argparse.Namespace) -> Iterator[Execution]:
+def _execution(
+    options: argparse.Namespace, on_purpose: frozenset[str] = frozenset()
+) -> Iterator[Execution]:
     """Join the processes of ``torchrun``, and leave them at the end."""
     processes = Processes.join()
     try:
@@ -160,53 +233,7 @@ def _execution(options: argparse.Namespace) -> Iterator[Execution]:
             processes=processes,
             cache=None if options.no_cache else options.cache or options.folder / "cache",
             strict=options.strict,
+            changes=on_purpose,
         )
     finally:
         processes.close()
-
-
-def _changed(record: Record, name: str, value: str, within: str = "") -> Record:
-    """Return a copy of a dataclass with one field, possibly nested (``gan.steps``), set from text.
-
-    ``within`` is the path to the dataclass, for error messages.
-
-    Raises:
-        InputError: there is no such field, or the text is not a value for it.
-    """
-    first, _, rest = name.partition(".")
-    fields = {field.name: field for field in dataclasses.fields(record)}
-    if first not in fields:
-        there = ", ".join(within + field for field in fields)
-        raise InputError(f"--set {within}{name}: there is no such setting; there are: {there}")
-    current = getattr(record, first)
-    if dataclasses.is_dataclass(current) == (not rest):
-        if rest:
-            found, advice = "is a single setting", f"use {within}{first}=VALUE"
-        else:
-            found, advice = "is a group of settings", f"set one of them, {within}{first}.NAME"
-        raise InputError(f"--set {within}{name}: {within}{first} {found}; {advice}")
-    if rest:
-        changed: Any = _changed(current, rest, value, f"{within}{first}.")
-    else:
-        changed = _parsed(within + name, value, field_kinds(type(record))[first])
-    return dataclasses.replace(record, **{first: changed})
-
-
-def _parsed(name: str, text: str, kind: Any) -> Any:
-    try:
-        if get_origin(kind) is Literal and text in get_args(kind):
-            return text
-        if kind is bool:
-            return {"true": True, "false": False}[text]
-        if get_origin(kind) is tuple:
-            first, second = text.split(",")
-            return float(first), float(second)
-        if kind in (int, float):
-            return kind(text)
-    except (ValueError, KeyError):
-        pass
-    if get_origin(kind) is tuple:
-        expected = "two numbers, such as 0.5,0.999"
-    else:
-        expected = ", ".join(map(str, get_args(kind))) or _KINDS[kind]
-    raise InputError(f"--set {name}={text}: expected {expected}")

@@ -32,10 +32,13 @@ class CascadeConfig:
     stages: int = bounded(3, 1, 8)
     """m, the number of generators in the cascade."""
     generator_channels: int = bounded(32, 1, 1024)
+    """Channels of the generator at full resolution (GF in the authors' code)."""
     discriminator_channels: int = bounded(64, 1, 1024)
+    """Channels of the first layer of each discriminator (DF in the authors' code)."""
     discriminator_norm: Norm = "batch"
-    """``batch`` is the authors'; ``none`` goes with the R1 penalty of ``GANSettings``."""
+    """``batch`` is the authors'; ``none`` goes with the R1 penalty (``gan.r1_weight``)."""
     residual_blocks: int = bounded(2, 1, 32)
+    """How many each later stage of the generator has."""
     noise_size: int = bounded(100, 1, 4096)
     """Length of z."""
     condition_size: int = bounded(100, 1, 4096)
@@ -44,9 +47,11 @@ class CascadeConfig:
     """D, the length of a word or sentence feature, and of their image counterparts: an even number,
     half of it for each direction of the LSTM."""
     word_embedding_size: int = bounded(300, 1, 4096)
+    """Length of a word's vector before the LSTM of STEM."""
     caption_length: int = bounded(18, 1, 1024)
     """T in training and sampling; longer captions are shortened to it."""
     text_dropout: float = bounded(0.5, 0, below=1)
+    """The share of the numbers of word vectors that are dropped while STEM is trained."""
     image_encoder: Literal["inception_v3", "small"] = "inception_v3"
     """The CNN of DAMSM."""
 
@@ -113,3 +118,4 @@ class MirrorGANConfig(CascadeConfig):
     stream_encoder: Literal["resnet152", "small"] = "resnet152"
     """The CNN of STREAM."""
     stream_hidden_size: int = bounded(512, 1, 8192)
+    """Units of the LSTM of STREAM."""

@@ -1,7 +1,7 @@
 """The chain from nothing to a model, in one run folder: CNN, STEM, STREAM and the GAN."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -47,6 +47,7 @@ def train(
     execution: Execution,
     *,
     backbone_weights: Mapping[Stage, BackboneWeights] | None = None,
+    begin: Callable[[], None] = lambda: None,
 ) -> None:
     """Train stages of the chain. Each resumes from its checkpoint if there is one.
 
@@ -64,6 +65,7 @@ def train(
         execution: where and how to train.
         backbone_weights: ImageNet weights of DAMSM's (``stem``) and STREAM's (``stream``) CNN, if
             these are large; "random" trains one from nothing. A stage that has begun remembers its.
+        begin: called when everything has been checked, before the first stage.
 
     Raises:
         InputError: the folder holds a run with another model or data set; a stage that is needed
@@ -113,7 +115,12 @@ def train(
     vocabulary = Vocabulary.build(
         caption for index in range(len(images)) for caption in images.captions(index)
     )
-    execution.processes.once(lambda: _claim(folder, config, vocabulary))
+
+    def claim() -> None:
+        _claim(folder, config, vocabulary)
+        begin()
+
+    execution.processes.once(claim)
     examples = TrainingExamples(
         images,
         vocabulary,

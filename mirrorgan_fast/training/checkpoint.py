@@ -26,6 +26,11 @@ def seal(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, "checksum": digest(content)}
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Return whether a run has a checkpoint."""
+    return os.path.lexists(folder / CHECKPOINT)
+
+
 def find_checkpoint(folder: Path) -> Path:
     """Return the path of a run's checkpoint.
 
@@ -33,7 +38,7 @@ def find_checkpoint(folder: Path) -> Path:
         InputError: there is none.
     """
     path = folder / CHECKPOINT
-    if not os.path.lexists(path):
+    if not has_checkpoint(folder):
         raise InputError(f"{path}: there is no such checkpoint; train that part first")
     return path
 

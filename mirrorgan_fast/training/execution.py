@@ -25,6 +25,9 @@ class Execution:
     """Whether to show no progress bars."""
     processes: Processes = ALONE
     """The processes that train together. A resumed run may have another number."""
+    changes: frozenset[str] = frozenset()
+    """Settings that may differ from those of a checkpoint, such as "gan.learning_rate". They take
+    effect from its step on, which changes.jsonl in the stage's folder records."""
     cache: Path | None = None
     """The folder for prepared pictures; None: pictures are decoded each time they are used."""
     strict: bool = False

@@ -2,9 +2,10 @@
 
 import io
 import json
+import logging
 import os
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from itertools import takewhile
 from math import isfinite
@@ -18,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from mirrorgan_fast.data.examples import TrainingExamples
-from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.errors import InputError, printable
 from mirrorgan_fast.fields import changed_fields
 from mirrorgan_fast.files import open_file, open_lock, parse_json, reason, whole_file
 from mirrorgan_fast.interrupts import Interrupts
@@ -35,8 +36,15 @@ from mirrorgan_fast.training.checkpoint import (
 from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.precision import fastest_precision
-from mirrorgan_fast.training.settings import StageSettings, TrainingSettings
+from mirrorgan_fast.training.settings import (
+    CNNSettings,
+    StageSettings,
+    STEMSettings,
+    STREAMSettings,
+    TrainingSettings,
+)
 
+_LOG = logging.getLogger("mirrorgan_fast")
 CURVES = "curves.jsonl"
 VERSION = 5
 """Of the training, in every checkpoint; raised with each change of its numbers. 2: sums that were
@@ -46,6 +54,16 @@ picture at whole pixels, and the noise that the judge is trained with is drawn f
 processes."""
 _LONGEST_POINT = 2**16  # bytes
 _LARGEST_CURVES = 2**28  # bytes; 710,000 steps of a GAN make 4 MB
+
+
+# The sizes that the first stages depend on; the GAN depends on all.
+_OF_EXAMPLES = {"image_size", "caption_length"}
+_OF_TEXT = {"embedding_size", "word_embedding_size", "text_dropout"}
+_SIZES: dict[type, set[str]] = {
+    CNNSettings: _OF_EXAMPLES,
+    STEMSettings: {*_OF_EXAMPLES, *_OF_TEXT, "image_encoder"},
+    STREAMSettings: {*_OF_EXAMPLES, "embedding_size", "stream_encoder", "stream_hidden_size"},
+}
 
 
 class Unsaid(NamedTuple):
@@ -70,6 +88,8 @@ class Run:
         save_every: steps between two checkpoints.
         quiet: no progress bar.
         processes: that train together. Only process 0 writes.
+        changeable: names of settings that may differ from the checkpoint's. Such a change is
+            logged, and recorded in ``changes.jsonl``.
 
     Raises:
         InputError: (when it is entered) another process trains in the folder, or its checkpoint is
@@ -86,6 +106,7 @@ class Run:
         save_every: int = 500,
         quiet: bool = False,
         processes: Processes = ALONE,
+        changeable: Collection[str] = (),
     ) -> None:
         self.folder = folder
         self.steps = steps
@@ -95,6 +116,8 @@ class Run:
         self.checkpoint: dict[str, Any] | None = None
         self.first_step = 0
         self.processes = processes
+        self._changeable = changeable
+        self._changes: list[dict[str, Any]] = []
         self._quiet = quiet or processes.rank > 0
         self._lock: io.FileIO | None = None
         self._writer: SummaryWriter | None = None
@@ -108,7 +131,7 @@ class Run:
         self.processes.once(self._lock_folder)
         try:
             self._resume()
-            self.processes.once(lambda: self._forget_curves_after(self.first_step))
+            self.processes.once(self._begin)
         except BaseException:
             self._unlock()
             raise
@@ -148,6 +171,30 @@ class Run:
         self._lock = open_lock(self.folder / "lock", refusal)
         # Forked DataLoader workers outlive a killed run by seconds, and must not hold the lock.
         os.register_at_fork(after_in_child=partial(_close, weakref.ref(self._lock)))
+
+    def _begin(self) -> None:
+        """Write what a run has changed, and forget curves of steps that are taken again."""
+        self._forget_curves_after(self.first_step)
+        if self.steps < self.first_step:
+            _LOG.warning(
+                "%s: has %s steps already, more than the %s that are asked for: it stays as it is",
+                printable(str(self.folder)),
+                f"{self.first_step:,}",
+                f"{self.steps:,}",
+            )
+        for change in self._changes:
+            _LOG.warning(
+                "%s: %s was %r, from step %s on it is %r",
+                *(printable(str(self.folder)), change["name"], change["from"]),
+                *(f"{change['step']:,}", change["to"]),
+            )
+        if self._changes:
+            path = self.folder / "changes.jsonl"
+            try:
+                with path.open("a", encoding="utf-8") as file:
+                    file.writelines(json.dumps(change) + "\n" for change in self._changes)
+            except OSError as error:
+                raise InputError(f"{path}: cannot be written ({reason(error)})") from error
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -299,7 +346,13 @@ class Run:
                 f"began it, or start again in another folder"
             )
         for name in {**made_with, **self.settings}:
-            if made_with.get(name) != self.settings.get(name):
+            if made_with.get(name) != self.settings.get(name) and name in self._changeable:
+                before, now = (
+                    settings.get(name, "its default") for settings in (made_with, self.settings)
+                )
+                step = checkpoint["step"]
+                self._changes.append({"step": step, "name": name, "from": before, "to": now})
+            elif made_with.get(name) != self.settings.get(name):
                 before, now = (
                     f"{settings[name]!r:.200}" if name in settings else "its default"
                     for settings in (made_with, self.settings)
@@ -375,6 +428,11 @@ def open_run(
         save_every=settings.save_every,
         quiet=execution.quiet,
         processes=execution.processes,
+        changeable={
+            name
+            for stage, _, name in (c.partition(".") for c in execution.changes)
+            if stage == folder.name
+        },
     )
 
 
@@ -389,7 +447,8 @@ def dependencies(
     """Return everything that a stage's result depends on, except its number of steps.
 
     Args:
-        config: the sizes of the networks.
+        config: the sizes of the networks. A stage depends on those of its own networks alone, so
+            models that differ in others can share what it has trained.
         settings: those of all stages.
         options: those of this stage.
         examples: of them, the captions, names and classes.
@@ -397,7 +456,10 @@ def dependencies(
             checkpoint.
         **networks: weights that were trained before, by name, or None.
     """
-    values = changed_fields(config) | changed_fields(options)
+    sizes = changed_fields(config)
+    if (names := _SIZES.get(type(options))) is not None:
+        sizes = {name: value for name, value in sizes.items() if name in names}
+    values = sizes | changed_fields(options)
     values.pop("steps", None)  # a run may be made longer
     values |= {
         "version": VERSION,

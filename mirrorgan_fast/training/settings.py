@@ -26,6 +26,13 @@ class _Settings:
 class _StageSettings(_Settings):
     """What every stage has."""
 
+    steps: int = bounded(1, 1, _MOST_STEPS)
+    """Steps of the optimizer in the whole stage."""
+    batch_size: int = bounded(2, 2, _MOST_OF_A_BATCH)
+    """Images in a step, in all processes together; at least 2, because an image is compared with
+    others."""
+    learning_rate: float = bounded(1e-3, 0)
+    """Of AdamW, at the start."""
     accumulate: int = bounded(1, 1, 1024)
     """The number of parts of a batch that are computed one after the other, with a single step of
     the optimizer for all, so that a large batch fits in memory. Batch statistics and the candidates
@@ -42,7 +49,6 @@ class CNNSettings(_StageSettings):
 
     steps: int = bounded(3_000, 1, _MOST_STEPS)
     batch_size: int = bounded(64, 2, _MOST_OF_A_BATCH)
-    """2 or more: one image has neither batch statistics nor another caption."""
     learning_rate: float = bounded(3e-3, 0)
     phrases: int = bounded(1_024, 1, 1_000_000)
     """How many phrases: the most common ones of up to three words."""
@@ -58,6 +64,7 @@ class STEMSettings(_StageSettings):
     decay: float = bounded(0.98, 0, 1)
     """Factor on the learning rate after each epoch."""
     gradient_clip: float = bounded(0.25, 0)
+    """The largest norm of all gradients together; 0: any."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,7 @@ class STREAMSettings(_StageSettings):
     batch_size: int = bounded(48, 2, _MOST_OF_A_BATCH)
     learning_rate: float = bounded(1e-3, 0)
     gradient_clip: float = bounded(5.0, 0)
+    """The largest norm of all gradients together; 0: any."""
     ends: bool = True
     """Whether the end of a caption counts in L_stream, here and in the training of the generator.
     False is what the authors' code does; then descriptions do not end."""
@@ -83,8 +91,11 @@ class CascadeSettings(_StageSettings):
     steps: int = bounded(265_000, 1, _MOST_STEPS)
     batch_size: int = bounded(20, 2, _MOST_OF_A_BATCH)
     learning_rate: float = bounded(2e-4, 0)
+    """Of the generator, at the start."""
     discriminator_learning_rate: float = bounded(2e-4, 0)
+    """Of the discriminators' AdamW, at the start."""
     betas: tuple[float, float] = bounded((0.5, 0.999), 0, below=1)
+    """Of AdamW, for both."""
     decay_steps: int = bounded(0, 0, _MOST_STEPS)
     """The last steps, in which both learning rates fall linearly to zero, as in CycleGAN; at most
     ``steps``."""
@@ -94,6 +105,7 @@ class CascadeSettings(_StageSettings):
     damsm_weight: float = bounded(5.0, 0)
     """AttnGAN's lambda."""
     kl_weight: float = bounded(1.0, 0)
+    """Of the KL divergence of the conditioning augmentation."""
     r1_weight: float = bounded(0.0, 0)
     """gamma of the R1 penalty (``r1_penalty``), which is added in every fourth step, times four."""
     last_stage_from: int = bounded(0, 0, _MOST_STEPS)

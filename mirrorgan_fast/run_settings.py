@@ -1,0 +1,279 @@
+"""The settings of a training run: ``settings.toml`` in its folder, or a file to start one from."""
+
+import dataclasses
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import tomli_w
+
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.fields import field_kinds
+from mirrorgan_fast.files import read_file, whole_file
+from mirrorgan_fast.models.config import CascadeConfig
+from mirrorgan_fast.models.text_to_image import TextToImage
+from mirrorgan_fast.pictures import MAX_PIXELS
+from mirrorgan_fast.recipes import SYSTEMS, Recipe, find_recipe
+from mirrorgan_fast.training.backbones import BackboneWeights
+from mirrorgan_fast.training.checkpoint import has_checkpoint
+from mirrorgan_fast.training.settings import STAGES, Stage, TrainingSettings
+
+SETTINGS = "settings.toml"
+_MAX_BYTES = 2**20
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
+# What may change while a stage is trained: some of it at any time, the rest if it is asked for.
+_FREE = ("save_every", "log_every")
+_FREE_OF_STAGE = ("steps",)
+_CHANGEABLE = (
+    "learning_rate",
+    "discriminator_learning_rate",
+    "batch_size",
+    "stream_weight",
+    "damsm_weight",
+    "kl_weight",
+    "r1_weight",
+)
+Record = TypeVar("Record", bound=CascadeConfig | TrainingSettings)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything that a training run is started with."""
+
+    config: CascadeConfig
+    """The sizes of the networks; its class is that of the system."""
+    training: TrainingSettings
+    data: Path | None = None
+    """The folder of the data set."""
+    split_field: str | None = None
+    """The field of an image folder's rows that names the split."""
+    max_pixels: int = MAX_PIXELS
+    weights: Mapping[Stage, BackboneWeights] = dataclasses.field(default_factory=dict)
+    """What the large CNNs of ``stem`` and ``stream`` start from."""
+
+    @property
+    def system(self) -> str:
+        """The name of the system."""
+        return next(name for name, cls in SYSTEMS.items() if cls.CONFIG is type(self.config))
+
+    @classmethod
+    def of_recipe(cls, name: str) -> "RunSettings":
+        """Return the settings of a recipe.
+
+        Raises:
+            InputError: there is no such recipe.
+        """
+        return cls(*find_recipe(name))
+
+    @classmethod
+    def load(cls, path: Path) -> "RunSettings":
+        """Read a file that ``save`` or a person wrote.
+
+        ``recipe`` or ``system`` says where the values come from that the file leaves out.
+
+        Raises:
+            InputError: the file cannot be read, or an entry is unknown or not a valid value.
+        """
+        content = read_file(path, _MAX_BYTES)
+        try:
+            values = tomllib.loads(content.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: cannot be read as TOML ({error})") from error
+        try:
+            return cls._from_values(values)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+    @classmethod
+    def _from_values(cls, values: dict[str, Any]) -> "RunSettings":
+        known = ("recipe", "system", "data", "split_field", "max_pixels", "weights")
+        for name, value in values.items():
+            if name not in (*known, "model", "training"):
+                there = ", ".join((*known, "[model]", "[training]"))
+                raise InputError(f"there is no entry {name:.80}; there are: {there}")
+            kind = dict if name in ("weights", "model", "training") else str
+            if type(value) is not (int if name == "max_pixels" else kind):
+                raise InputError(f"{name} is {value!r:.80}, expected another kind of value")
+        recipe = _base(values.get("recipe"), values.get("system"))
+        weights: dict[Stage, BackboneWeights] = {}
+        for stage, file in values.get("weights", {}).items():
+            known_stage = next((each for each in STAGES if each == stage), None)
+            if known_stage is None or not isinstance(file, str):
+                raise InputError(f"weights.{stage:.80} is {file!r:.80}, expected a file's name")
+            weights[known_stage] = "random" if file == "random" else Path(file)
+        return cls(
+            _with_values(recipe.config, values.get("model", {}), "model."),
+            _with_values(recipe.settings, values.get("training", {}), "training."),
+            Path(values["data"]) if "data" in values else None,
+            values.get("split_field"),
+            values.get("max_pixels", MAX_PIXELS),
+            weights,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write every setting into ``settings.toml`` of a run's folder.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        values: dict[str, Any] = {"system": self.system}
+        if self.data is not None:
+            values["data"] = str(self.data.absolute())
+        if self.split_field is not None:
+            values["split_field"] = self.split_field
+        values["max_pixels"] = self.max_pixels
+        values["weights"] = {
+            stage: file if isinstance(file, str) else str(file.absolute())
+            for stage, file in self.weights.items()
+        }
+        values |= {"model": asdict(self.config), "training": asdict(self.training)}
+        with whole_file(folder / SETTINGS) as unfinished:
+            unfinished.write_text(tomli_w.dumps(values), encoding="utf-8")
+
+    def changed(self, name: str, text: str) -> "RunSettings":
+        """Return a copy with one setting changed.
+
+        Args:
+            name: of a size of the networks (``image_size``) or a setting of the training
+                (``gan.steps``).
+            text: the value, as it is given on the command line.
+
+        Raises:
+            InputError: there is no such setting, or the text is not a value for it.
+        """
+        if name in {field.name for field in dataclasses.fields(self.config)}:
+            return dataclasses.replace(self, config=_changed(self.config, name, text))
+        return dataclasses.replace(self, training=_changed(self.training, name, text))
+
+
+def check_changes(
+    before: RunSettings, now: RunSettings, folder: Path, on_purpose: frozenset[str]
+) -> None:
+    """Check that settings may take the place of those that a run began with.
+
+    Steps and the settings of stages that have not begun may change at any time. Learning rates,
+    batch sizes and the weights of losses may change on purpose.
+
+    Args:
+        before: the settings of the run.
+        now: those that it is to continue with.
+        folder: of the run.
+        on_purpose: names of settings that are to change although their stage has begun.
+
+    Raises:
+        InputError: another setting differs.
+    """
+    for name in on_purpose:
+        if name.rpartition(".")[2] not in _CHANGEABLE:
+            raise InputError(
+                f"--change {name}: this cannot change while a stage is trained; these can: "
+                f"{', '.join(_CHANGEABLE)}, each with its stage (gan.batch_size)"
+            )
+    begun = {stage for stage in STAGES if has_checkpoint(folder / stage)}
+    old, new = dict(_flat(asdict(before.training))), dict(_flat(asdict(now.training)))
+    for name in {**old, **new}:
+        stage, _, setting = name.rpartition(".")
+        free = setting in (_FREE_OF_STAGE if stage else _FREE)
+        affected = stage in begun if stage else bool(begun)
+        if old.get(name) == new.get(name) or free or not affected or name in on_purpose:
+            continue
+        advice = "begin another run"
+        if setting in _CHANGEABLE:
+            advice = f"--change {name}={new.get(name)} changes it from now on"
+        raise InputError(
+            f"{folder}: was begun with {name} {old.get(name)!r}, now it is {new.get(name)!r}; "
+            f"{advice}"
+        )
+
+
+def _base(recipe: str | None, system: str | None) -> Recipe:
+    """Return what the values come from that a file leaves out."""
+    if recipe is not None:
+        found = find_recipe(recipe)
+        if system is not None and SYSTEMS.get(system) is not _system_of(found):
+            raise InputError(f"the recipe {recipe} is not of the system {system:.80}")
+        return found
+    for name in ("cub-paper", "attngan-cub"):  # those that are all defaults
+        if (system or "mirrorgan") == _system_of(find_recipe(name)).SYSTEM:
+            return find_recipe(name)
+    raise InputError(f"system is {system!r:.80}, expected {' or '.join(SYSTEMS)}")
+
+
+def _system_of(recipe: Recipe) -> type[TextToImage]:
+    return next(cls for cls in SYSTEMS.values() if cls.CONFIG is type(recipe.config))
+
+
+def _flat(values: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the names and values of nested settings, such as ("gan.steps", 5000)."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{within}{name}.")
+        else:
+            yield within + name, value
+
+
+def _with_values(record: Record, values: Mapping[str, Any], within: str) -> Record:
+    """Return a copy of a dataclass with the values of a TOML table, possibly nested."""
+    fields = {field.name for field in dataclasses.fields(record)}
+    changed: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in fields:
+            there = ", ".join(sorted(fields))
+            raise InputError(f"there is no setting {within}{name:.80}; there are: {there}")
+        current = getattr(record, name)
+        if dataclasses.is_dataclass(current) != isinstance(value, dict):
+            raise InputError(f"{within}{name} is {value!r:.80}, expected another kind of value")
+        if isinstance(value, dict):
+            changed[name] = _with_values(current, value, f"{within}{name}.")
+        else:
+            changed[name] = tuple(value) if isinstance(value, list) else value
+    return dataclasses.replace(record, **changed)
+
+
+def _changed(record: Record, name: str, value: str, within: str = "") -> Record:
+    """Return a copy of a dataclass with one field, possibly nested (``gan.steps``), set from text.
+
+    ``within`` is the path to the dataclass, for error messages.
+
+    Raises:
+        InputError: there is no such field, or the text is not a value for it.
+    """
+    first, _, rest = name.partition(".")
+    fields = {field.name: field for field in dataclasses.fields(record)}
+    if first not in fields:
+        there = ", ".join(within + field for field in fields)
+        raise InputError(f"--set {within}{name}: there is no such setting; there are: {there}")
+    current = getattr(record, first)
+    if dataclasses.is_dataclass(current) == (not rest):
+        if rest:
+            found, advice = "is a single setting", f"use {within}{first}=VALUE"
+        else:
+            found, advice = "is a group of settings", f"set one of them, {within}{first}.NAME"
+        raise InputError(f"--set {within}{name}: {within}{first} {found}; {advice}")
+    if rest:
+        changed: Any = _changed(current, rest, value, f"{within}{first}.")
+    else:
+        changed = _parsed(within + name, value, field_kinds(type(record))[first])
+    return dataclasses.replace(record, **{first: changed})
+
+
+def _parsed(name: str, text: str, kind: Any) -> Any:
+    try:
+        if get_origin(kind) is Literal and text in get_args(kind):
+            return text
+        if kind is bool:
+            return {"true": True, "false": False}[text]
+        if get_origin(kind) is tuple:
+            first, second = text.split(",")
+            return float(first), float(second)
+        if kind in (int, float):
+            return kind(text)
+    except (ValueError, KeyError):
+        pass
+    if get_origin(kind) is tuple:
+        expected = "two numbers, such as 0.5,0.999"
+    else:
+        expected = ", ".join(map(str, get_args(kind))) or _KINDS[kind]
+    raise InputError(f"--set {name}={text}: expected {expected}")

@@ -1,0 +1,132 @@
+"""settings.toml: what it remembers, what it refuses, and what may change while a run trains."""
+
+import dataclasses
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.recipes import RECIPES
+from mirrorgan_fast.run_settings import SETTINGS, RunSettings, check_changes
+from mirrorgan_fast.training.checkpoint import CHECKPOINT
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_setting_of_every_recipe_is_remembered(tmp_path: Path, recipe: str) -> None:
+    settings = dataclasses.replace(
+        RunSettings.of_recipe(recipe),
+        data=tmp_path / 'birds with "quotes"',
+        split_field="part",
+        max_pixels=12,
+        weights={"stem": "random", "stream": tmp_path / "resnet152.pth"},
+    )
+    settings.save(tmp_path)
+    assert RunSettings.load(tmp_path / SETTINGS) == settings
+    values = tomllib.loads((tmp_path / SETTINGS).read_text())
+    assert len(values["model"]) == len(dataclasses.fields(settings.config))
+    assert values["training"]["gan"]["betas"] == [0.5, 0.999]
+
+
+def test_defaults_that_change_later_do_not_change_a_run(tmp_path: Path) -> None:
+    """What is remembered is every value, not only those that differ from the defaults."""
+    RunSettings.of_recipe("cub").save(tmp_path)
+    values = tomllib.loads((tmp_path / SETTINGS).read_text())
+    assert values["training"]["gan"]["steps"] == 265_000
+    assert values["model"]["image_size"] == 256
+
+
+def test_a_file_by_hand_needs_only_what_differs(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'recipe = "attngan-birds-painted"\n[model]\nimage_size = 64\n'
+        "[training]\nseed = 3\n[training.gan]\nlearning_rate = 1\nbetas = [0, 0.99]\n"
+    )
+    expected = RunSettings.of_recipe("attngan-birds-painted")
+    for name, value in (("image_size", "64"), ("seed", "3"), ("gan.learning_rate", "1")):
+        expected = expected.changed(name, value)
+    expected = expected.changed("gan.betas", "0,0.99")
+    assert RunSettings.load(path) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("steps = ", "cannot be read as TOML"),
+        ("\xff", "cannot be read as TOML"),
+        ("a = " + "[" * 100_000, "cannot be read as TOML"),
+        ("speed = 3", "there is no entry speed"),
+        ("model = 3", "model is 3"),
+        ("data = 3", "data is 3"),
+        ("max_pixels = true", "max_pixels is True"),
+        ('recipe = "bats"', "no recipe 'bats'"),
+        ('system = "bats"', "system is 'bats', expected mirrorgan or attngan"),
+        ('system = "attngan"\nrecipe = "cub"', "the recipe cub is not of the system attngan"),
+        ("[model]\nspeed = 3", "there is no setting model.speed"),
+        ("[model]\nimage_size = 100", "power of two"),
+        ("[model]\nimage_size = [64]", "image_size is (64,), expected a whole number"),
+        ("[training.gan]\nspeed = 3", "there is no setting training.gan.speed"),
+        ("[training]\ngan = 3", "training.gan is 3"),
+        ("[training.gan]\nsteps = {a = 3}", "training.gan.steps is {'a': 3}"),
+        ("[training.gan]\nbetas = [0.5]", "betas is (0.5,), expected two numbers"),
+        ("[training.gan]\nlearning_rate = nan", "learning_rate is nan"),
+        ("[training]\nprecision = 16", "precision is 16, expected one of auto, bf16, fp16, fp32"),
+        ("[weights]\ngan = 3", "weights.gan is 3"),
+        ('[weights]\nwings = "a"', "weights.wings"),
+    ],
+)
+def test_what_a_file_may_not_have(tmp_path: Path, text: str, fault: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError) as refusal:
+        RunSettings.load(path)
+    assert str(refusal.value).startswith(f"{path}: ")
+    assert fault in str(refusal.value)
+
+
+def test_the_file_is_bounded(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("#" * (2**20 + 1))
+    with pytest.raises(InputError, match="too large"):
+        RunSettings.load(tmp_path / "mine.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "advice"),
+    [
+        ("gan.steps", "7", None),
+        ("save_every", "7", None),
+        ("log_every", "7", None),
+        ("stream.learning_rate", "0.5", None),  # has not begun
+        ("gan.learning_rate", "0.5", "--change gan.learning_rate=0.5 changes it from now on"),
+        ("gan.stream_weight", "5", "--change gan.stream_weight=5.0"),
+        ("gan.batch_size", "7", "--change gan.batch_size=7"),
+        ("gan.average_decay", "0.5", "begin another run"),
+        ("seed", "7", "begin another run"),
+        ("precision", "fp32", "begin another run"),
+    ],
+)
+def test_what_may_change_while_a_stage_is_trained(
+    tmp_path: Path, name: str, value: str, advice: str | None
+) -> None:
+    (tmp_path / "gan").mkdir()
+    (tmp_path / "gan" / CHECKPOINT).touch()
+    before = RunSettings.of_recipe("birds-painted")
+    now = before.changed(name, value)
+    if advice is None:
+        check_changes(before, now, tmp_path, frozenset())
+        return
+    with pytest.raises(InputError, match=rf"was begun with {name}.*{advice}"):
+        check_changes(before, now, tmp_path, frozenset())
+    if "--change" in advice:
+        check_changes(before, now, tmp_path, frozenset({name}))
+    else:
+        with pytest.raises(InputError, match="this cannot change while a stage is trained"):
+            check_changes(before, now, tmp_path, frozenset({name}))
+
+
+def test_nothing_has_begun_in_a_new_run(tmp_path: Path) -> None:
+    before = RunSettings.of_recipe("birds-painted")
+    changes: dict[str, Any] = {"seed": "7", "gan.average_decay": "0.5", "cnn.batch_size": "8"}
+    for name, value in changes.items():
+        check_changes(before, before.changed(name, value), tmp_path, frozenset())
