@@ -6,11 +6,12 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from mirrorgan_fast.errors import InputError
@@ -28,6 +29,7 @@ Picture = Image.Image | StrPath | np.ndarray
 
 # Pillow keeps 8 to 12 bytes per row in addition to the pixels, so narrow pictures take more memory
 _MIN_COUNTED_WIDTH = 8
+_LINE_HEIGHT = 12  # pixels
 _BAND_PIXELS = 2**20  # pixels that are composited on white at a time
 _pillow_settings_lock = threading.Lock()
 # Our error has what Pillow logs about a damaged file; this keeps the log off standard error.
@@ -188,18 +190,56 @@ def to_signed(image: Tensor, device: torch.device) -> Tensor:
     return signed.contiguous(memory_format=torch.channels_last)
 
 
-def write_sheet(path: Path, images: Sequence[np.ndarray], columns: int, gap: int = 2) -> None:
+def write_sheet(
+    path: Path,
+    images: Sequence[np.ndarray],
+    columns: int,
+    gap: int = 2,
+    captions: Sequence[str] = (),
+) -> None:
     """Write images, each uint8 (H, W, 3), as one picture, row by row from left to right.
+
+    Args:
+        path: of the file.
+        images: all of one size.
+        columns: images in a row.
+        gap: pixels between two images.
+        captions: one for each column, written below it; none: there is no text.
 
     Raises:
         InputError: the file cannot be written.
     """
     height, width, _ = images[0].shape
     rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    texts = [_broken(caption, width) for caption in captions]
+    below = max((len(text.splitlines()) for text in texts), default=0) * _LINE_HEIGHT
+    size = (columns * (width + gap) - gap, rows * (height + gap) - gap + below)
+    sheet = Image.new("RGB", size, "white")
     for i, image in enumerate(images):
         sheet.paste(
             Image.fromarray(image), (i % columns * (width + gap), i // columns * (height + gap))
         )
+    draw = ImageDraw.Draw(sheet)
+    for i, text in enumerate(texts):
+        for line, words in enumerate(text.splitlines()):
+            place = (i * (width + gap), rows * (height + gap) - gap + line * _LINE_HEIGHT)
+            draw.text(place, words, "black", _font())
     with whole_file(path) as partial:
         sheet.save(partial)
+
+
+@cache
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(_LINE_HEIGHT - 2)
+
+
+def _broken(text: str, width: int) -> str:
+    """Break a text into lines of at most ``width`` pixels, where a single word fits in a line."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and _font().getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1:] = [longer]
+    return "\n".join(lines)

@@ -24,7 +24,7 @@ SETTINGS = "settings.toml"
 _MAX_BYTES = 2**20
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 # What may change while a stage is trained: some of it at any time, the rest if it is asked for.
-_FREE = ("save_every", "log_every")
+_FREE = ("save_every", "log_every", "sheet_every", "validate_every", "best_by")
 _FREE_OF_STAGE = ("steps",)
 _CHANGEABLE = (
     "learning_rate",

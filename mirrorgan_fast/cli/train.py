@@ -3,11 +3,12 @@
 import argparse
 import dataclasses
 import os
+import shlex
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mirrorgan_fast.cli.options import (
     Commands,
@@ -17,18 +18,24 @@ from mirrorgan_fast.cli.options import (
     device_of,
     workers,
 )
-from mirrorgan_fast.cli.output import print_line
+from mirrorgan_fast.cli.output import print_line, say
 from mirrorgan_fast.data.image_folder import ImageFolder
 from mirrorgan_fast.data.layouts import open_images
+from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
+from mirrorgan_fast.data.painted_birds.data_set import is_painted
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.fields import describe_fields
 from mirrorgan_fast.memory import keep_memory
+from mirrorgan_fast.models.attribute_classifier import AttributeClassifier
 from mirrorgan_fast.pictures import MAX_PIXELS
 from mirrorgan_fast.processes import Processes
 from mirrorgan_fast.run_settings import SETTINGS, RunSettings, check_changes
 from mirrorgan_fast.training.backbones import BackboneWeights
 from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.settings import STAGES
+
+if TYPE_CHECKING:
+    from mirrorgan_fast.evaluation.validation import Validation
 
 _RECIPE = "birds-painted"
 
@@ -115,6 +122,12 @@ def add_to(commands: Commands) -> None:
         help="stop if a picture cannot be read or has no caption with a word, instead of leaving "
         "it out",
     )
+    parser.add_argument(
+        "--no-real-row", action="store_true", help="no real pictures on the sheets of samples"
+    )
+    parser.add_argument(
+        "--no-validation", action="store_true", help="do not measure on the held-out split"
+    )
     add_max_pixels(parser)
     parser.add_argument("--quiet", action="store_true")
     add_device(parser)
@@ -149,7 +162,10 @@ def _run(options: argparse.Namespace) -> None:
             execution,
             backbone_weights=settings.weights,
             begin=lambda: settings.save(options.folder),
+            validate=_validation(options, settings, execution),
         )
+        if execution.processes.rank == 0 and not options.quiet:
+            say(_what_next(options, settings))
 
 
 def _settings(options: argparse.Namespace) -> tuple[RunSettings, frozenset[str]]:
@@ -193,6 +209,45 @@ def _settings(options: argparse.Namespace) -> tuple[RunSettings, frozenset[str]]
     return now, on_purpose
 
 
+def _validation(
+    options: argparse.Namespace, settings: RunSettings, execution: Execution
+) -> "Validation | None":
+    """Return what measures a model on the held-out split, if the data set has one."""
+    from mirrorgan_fast.evaluation.validation import Validation
+
+    assert settings.data is not None
+    if options.stage not in ("gan", "all") or options.no_validation:
+        return None
+    try:
+        images = open_images(settings.data, "test", settings.split_field, settings.max_pixels)
+    except InputError as error:
+        if not options.quiet:
+            say(f"mirrorgan-fast: there is no held-out split to validate on ({error})")
+        return None
+    judge = None
+    if isinstance(images, ImageFolder) and is_painted(images.record(0)):
+        judge = AttributeClassifier.from_pretrained(ATTRIBUTES).to(execution.device)
+    return Validation(images, judge)
+
+
+def _what_next(options: argparse.Namespace, settings: RunSettings) -> str:
+    """Return what was trained, and what to type next."""
+    from mirrorgan_fast.training.chain import stages_of
+
+    run = f"--run {shlex.quote(str(options.folder))}"
+    if options.stage in ("gan", "all"):
+        folder = shlex.quote(str(options.folder))
+        return (
+            f"mirrorgan-fast: the model is in {folder}; next: mirrorgan-fast sample "
+            f'"a caption" --model {folder} -o out/, or evaluate --data '
+            f"{shlex.quote(str(settings.data))} --model {folder}"
+        )
+    later = stages_of(settings.config)
+    following = later[later.index(options.stage) + 1]
+    command = f"mirrorgan-fast train {following} {run}"
+    return f"mirrorgan-fast: {options.stage} is trained; next: {command}"
+
+
 def _list_settings(options: argparse.Namespace) -> None:
     settings, _ = _settings(options)
     rows = [*describe_fields(settings.config), *describe_fields(settings.training)]
@@ -234,6 +289,7 @@ def _execution(
             cache=None if options.no_cache else options.cache or options.folder / "cache",
             strict=options.strict,
             changes=on_purpose,
+            real_row=not options.no_real_row,
         )
     finally:
         processes.close()

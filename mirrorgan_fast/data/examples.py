@@ -92,7 +92,7 @@ class TrainingExamples(Dataset[Example]):
             )
         self._images = images
         self._prepared = prepared
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self._image_size = image_size
         self._caption_length = caption_length
         self._augment = augment
@@ -136,12 +136,12 @@ class TrainingExamples(Dataset[Example]):
         Raises:
             InputError: there is no such phrase.
         """
-        known = set(self._vocabulary.words)
+        known = set(self.vocabulary.words)
         phrases_of: list[set[tuple[str, ...]]] = []
         for index in range(len(self)):
             found: set[tuple[str, ...]] = set()
             for caption in self._images.captions(index):
-                words = [w for w in self._vocabulary.tokenize(caption) if w in known]
+                words = [w for w in self.vocabulary.tokenize(caption) if w in known]
                 for length in (1, 2, 3):
                     found.update(zip(*(words[i:] for i in range(length)), strict=False))
             phrases_of.append(found)
@@ -182,10 +182,10 @@ class TrainingExamples(Dataset[Example]):
         """
         captions = self._images.captions(index)
         for choice in rng.permutation(len(captions)):
-            encoded = self._vocabulary.encode([captions[choice]], self._caption_length, rng)
+            encoded = self.vocabulary.encode([captions[choice]], self._caption_length, rng)
             length = int(encoded.lengths[0])
             if length > 0:
-                may_flip = {"left", "right"}.isdisjoint(self._vocabulary.tokenize(captions[choice]))
+                may_flip = {"left", "right"}.isdisjoint(self.vocabulary.tokenize(captions[choice]))
                 return encoded.tokens[0], length, may_flip
         raise InputError(
             f"picture {self._images.name(index)!r}: its captions have no word of the vocabulary"

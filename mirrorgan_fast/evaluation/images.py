@@ -8,8 +8,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.models.damsm import DAMSMImageEncoder
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.models.text_to_image import TextToImage, in_evaluation
+from mirrorgan_fast.pictures import to_signed
 from mirrorgan_fast.sampling.captions import Request
 from mirrorgan_fast.sampling.sampler import Result, Sampler
+
+_BATCH = 16
 
 
 def generate(
@@ -52,3 +58,22 @@ def generate(
             images.append(result.image)
             bar.update()
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+
+@torch.no_grad()
+def look(model: TextToImage, pictures: Tensor) -> tuple[Tensor, list[str] | None]:
+    """Return DAMSM's codes (N, D) of uint8 images (N, 3, S, S), and STREAM's descriptions.
+
+    The descriptions are None if the system has no STREAM.
+    """
+    assert isinstance(model.image_encoder, DAMSMImageEncoder)
+    encoder = in_evaluation(model.image_encoder)
+    stream = in_evaluation(model.stream) if isinstance(model, MirrorGAN) else None
+    codes: list[Tensor] = []
+    descriptions: list[str] = []
+    for batch in pictures.split(_BATCH):
+        images = to_signed(batch, next(model.parameters()).device)
+        codes.append(encoder(images)[1])
+        if stream is not None:
+            descriptions += [model.vocabulary.decode(row) for row in stream.describe(images)]
+    return torch.cat(codes), None if stream is None else descriptions

@@ -13,6 +13,7 @@ from mirrorgan_fast.data.image_folder import ImageFolder
 from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
 from mirrorgan_fast.data.painted_birds.data_set import true_attributes
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.evaluation.captions import caption_pool, named_attributes
 from mirrorgan_fast.evaluation.edits import (
     Edit,
     EditFigures,
@@ -20,19 +21,15 @@ from mirrorgan_fast.evaluation.edits import (
     measure_edits,
     painted_pairs,
 )
-from mirrorgan_fast.evaluation.images import generate
+from mirrorgan_fast.evaluation.images import generate, look
 from mirrorgan_fast.evaluation.redescription import bleu_4, redescription_accuracy
 from mirrorgan_fast.metrics.attributes import AttributeAccuracy, attribute_accuracy
-from mirrorgan_fast.metrics.r_precision import CaptionPool, r_precision
+from mirrorgan_fast.metrics.r_precision import r_precision
 from mirrorgan_fast.models.attribute_classifier import AttributeClassifier
-from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
-from mirrorgan_fast.models.text_to_image import SEEDS, TextToImage, in_evaluation
-from mirrorgan_fast.pictures import from_image, to_signed, to_uint8
+from mirrorgan_fast.models.text_to_image import SEEDS, TextToImage
+from mirrorgan_fast.pictures import from_image, to_uint8
 from mirrorgan_fast.sampling.sampler import Sampler
-
-_IMAGE_BATCH = 16
-_CAPTION_BATCH = 512
 
 
 @torch.no_grad()
@@ -77,7 +74,7 @@ def evaluate(
     model.check_weights(*dict(model.named_children()))
     size = model.config.image_size
     rng = np.random.default_rng(seed)
-    pool, known, passed_over = _caption_pool(model, images)
+    pool, known, passed_over = caption_pool(model, images)
     usable = [i for i, places in enumerate(known) if places]
     count = min(1000, len(usable)) if count is None else count
     if not 1 <= count <= len(usable):
@@ -125,7 +122,7 @@ def evaluate(
             },
         }
     for side, pictures in (("generated", generated), ("real", real)):
-        codes, descriptions = _look(model, pictures)
+        codes, descriptions = look(model, pictures)
         precision = r_precision(codes, own, pool, np.random.default_rng(seed))
         figures["r_precision"][side] = {f"top_{k}": share for k, share in precision.items()}
         if descriptions is None:
@@ -178,7 +175,7 @@ def _painted(
             "one with mirrorgan-fast paint"
         )
     truth = true_attributes(images, [caption.image for caption in chosen])
-    named = [_named(images, caption.image)[caption.of_image] for caption in chosen]
+    named = [named_attributes(images, caption.image)[caption.of_image] for caption in chosen]
     edit_of = [
         edit_color_word(caption, shown, rng) for caption, shown in zip(captions, truth, strict=True)
     ]
@@ -192,73 +189,6 @@ def _painted(
 def _to_bytes(images: Tensor) -> Tensor:
     """Convert images (N, 3, S, S) in [-1, 1] to uint8 on the CPU, as users get them."""
     return to_uint8(images).permute(0, 3, 1, 2).cpu()
-
-
-def _caption_pool(
-    model: TextToImage, images: CaptionedImages
-) -> tuple[CaptionPool, list[list[tuple[int, int]]], int]:
-    """Collect all captions of the split that have a known word.
-
-    Returns:
-        the pool of these captions; for each image, the positions of these captions among its own
-        captions and in the pool; and how many captions of the split are skipped.
-    """
-    texts: list[str] = []
-    labels: list[int] = []
-    known: list[list[tuple[int, int]]] = []
-    tokens, lengths = [], []
-    passed_over = 0
-    for i in range(len(images)):
-        captions = images.captions(i)
-        encoded = model.vocabulary.encode(captions, model.config.caption_length)
-        kept = encoded.lengths.nonzero()[:, 0]
-        known.append([(of_image, len(texts) + n) for n, of_image in enumerate(kept.tolist())])
-        texts += [captions[of_image] for of_image in kept.tolist()]
-        labels += [images.label(i)] * len(kept)
-        tokens.append(encoded.tokens[kept])
-        lengths.append(encoded.lengths[kept])
-        passed_over += len(captions) - len(kept)
-    if not texts:
-        raise InputError(
-            "the model knows no word of any caption of the split; use a model that was trained on "
-            "such captions"
-        )
-    device = next(model.parameters()).device
-    batches = (torch.cat(part).split(_CAPTION_BATCH) for part in (tokens, lengths))
-    stem = in_evaluation(model.stem)
-    sentences = [
-        stem(some.to(device), of_some.to(device))[1] for some, of_some in zip(*batches, strict=True)
-    ]
-    return CaptionPool(texts, labels, torch.cat(sentences)), known, passed_over
-
-
-def _named(images: ImageFolder, index: int) -> list[dict[str, str]]:
-    """Return the attributes that each caption of a picture names, from its row."""
-    named = images.record(index).get("named")
-    if not isinstance(named, list) or len(named) != len(images.captions(index)):
-        raise InputError(
-            f'picture {images.name(index)!r} has no list "named" of the attributes that each '
-            f"caption names in metadata.jsonl; export painted birds with mirrorgan-fast paint"
-        )
-    return named
-
-
-def _look(model: TextToImage, pictures: Tensor) -> tuple[Tensor, list[str] | None]:
-    """Return DAMSM's codes (N, D) of uint8 images (N, 3, S, S), and STREAM's descriptions.
-
-    The descriptions are None if the system has no STREAM.
-    """
-    assert isinstance(model.image_encoder, DAMSMImageEncoder)
-    encoder = in_evaluation(model.image_encoder)
-    stream = in_evaluation(model.stream) if isinstance(model, MirrorGAN) else None
-    codes: list[Tensor] = []
-    descriptions: list[str] = []
-    for batch in pictures.split(_IMAGE_BATCH):
-        images = to_signed(batch, next(model.parameters()).device)
-        codes.append(encoder(images)[1])
-        if stream is not None:
-            descriptions += [model.vocabulary.decode(row) for row in stream.describe(images)]
-    return torch.cat(codes), None if stream is None else descriptions
 
 
 def _shares(accuracy: AttributeAccuracy) -> dict[str, Any]:

@@ -10,7 +10,13 @@ from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.stem import STEM
 from mirrorgan_fast.training.batches import Batch
-from mirrorgan_fast.training.cascade import CascadeTraining, figures_of, sum_of, train_cascade
+from mirrorgan_fast.training.cascade import (
+    CascadeTraining,
+    Validate,
+    figures_of,
+    sum_of,
+    train_cascade,
+)
 from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.objectives import damsm_loss, kl_loss
@@ -53,6 +59,7 @@ def train_attngan(
     image_encoder: DAMSMImageEncoder,
     folder: Path,
     execution: Execution,
+    validate: Validate | None = None,
 ) -> GLAM:
     """Train AttnGAN's generator.
 
@@ -64,6 +71,7 @@ def train_attngan(
         image_encoder: pretrained with ``stem``.
         folder: of the run.
         execution: where and how to train.
+        validate: see ``train_cascade``.
 
     Returns:
         the moving average of the generator.
@@ -90,4 +98,5 @@ def train_attngan(
         {"stem": stem, "image_encoder": image_encoder},
         folder,
         execution,
+        validate=validate,
     )

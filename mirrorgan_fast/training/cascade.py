@@ -5,12 +5,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.metrics.diversity import diversity
 from mirrorgan_fast.models.config import CascadeConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.models.discriminator import Discriminator
@@ -37,6 +40,9 @@ from mirrorgan_fast.training.sheets import SampleSheets
 # R1 is computed in every fourth step, which works as well as in every step ("lazy regularization",
 # Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", sec. 3.1).
 _R1_EVERY = 4
+_COST_BEFORE_LAST = 0.4  # of a step without the last stage (birds-painted)
+Validate = Callable[[GLAM, int], Mapping[str, float]]
+"""Measures a generator after a number of steps."""
 
 
 class Captioned(NamedTuple):
@@ -235,6 +241,7 @@ def train_cascade(
     execution: Execution,
     *,
     also: Mapping[str, Any] | None = None,
+    validate: Validate | None = None,
 ) -> GLAM:
     """Train a generator cascade against its discriminators.
 
@@ -249,6 +256,7 @@ def train_cascade(
         folder: of the run.
         execution: where and how to train.
         also: what else the result depends on.
+        validate: measures the moving average of the generator after a number of steps.
 
     Returns:
         the moving average of the generator.
@@ -269,14 +277,41 @@ def train_cascade(
         torch.manual_seed(settings.seed)
         task = make(run.computation(execution), run.settings["compiled"])
         average = task.average.network
-        sheets = SampleSheets(average, task.stem, examples, config, folder / "samples", device)
+        sheets = SampleSheets(
+            average,
+            task.stem,
+            examples,
+            config,
+            folder / "samples",
+            device,
+            real_row=execution.real_row,
+        )
 
         def draw(steps: int) -> None:
-            if execution.processes.rank == 0:
-                with task.computation.autocast():
-                    sheets.write(steps, task.stages(steps - 1))
+            if execution.processes.rank > 0:
+                return
+            stages = task.stages(steps - 1)
+            with task.computation.autocast():
+                path, images = sheets.write(steps, stages)
+                if stages > 1:
+                    run.show(steps - 1, "attention", sheets.attention())
+            run.show(steps - 1, "samples", np.asarray(Image.open(path)))
+            run.watch(steps - 1, {"diversity": diversity(images)})
 
-        fit(task, run, batches, sheet=draw, sheet_every=execution.sheet_every)
+        def measure(steps: int) -> Mapping[str, float]:
+            figures = execution.processes.once(lambda: validate(average, steps))  # type: ignore[misc]
+            return figures or {}
+
+        fit(
+            task,
+            run,
+            batches,
+            validate=None if validate is None else measure,
+            validate_every=settings.validate_every,
+            sheet=draw,
+            sheet_every=settings.sheet_every,
+            cost=lambda step: 1.0 if task.stages(step) == config.stages else _COST_BEFORE_LAST,
+        )
     return average
 
 

@@ -15,14 +15,16 @@ from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.attngan import AttnGAN
 from mirrorgan_fast.models.backbones.small import SmallImageEncoder
 from mirrorgan_fast.models.config import AttnGANConfig, CascadeConfig, MirrorGANConfig
+from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.models.text_to_image import TextToImage
 from mirrorgan_fast.processes import Processes
 from mirrorgan_fast.training.attngan import train_attngan
 from mirrorgan_fast.training.backbones import BackboneWeights, check_backbone
 from mirrorgan_fast.training.batches import check_batch
+from mirrorgan_fast.training.best import BestModel
 from mirrorgan_fast.training.captioner import train_stream
-from mirrorgan_fast.training.cascade import check_last_stage
+from mirrorgan_fast.training.cascade import Validate, check_last_stage
 from mirrorgan_fast.training.checkpoint import find_checkpoint, load_weights_of
 from mirrorgan_fast.training.cnn import train_cnn
 from mirrorgan_fast.training.execution import Execution
@@ -48,6 +50,7 @@ def train(
     *,
     backbone_weights: Mapping[Stage, BackboneWeights] | None = None,
     begin: Callable[[], None] = lambda: None,
+    validate: Callable[[TextToImage], Mapping[str, float]] | None = None,
 ) -> None:
     """Train stages of the chain. Each resumes from its checkpoint if there is one.
 
@@ -65,6 +68,8 @@ def train(
         execution: where and how to train.
         backbone_weights: ImageNet weights of DAMSM's (``stem``) and STREAM's (``stream``) CNN, if
             these are large; "random" trains one from nothing. A stage that has begun remembers its.
+        validate: measures a model; the figures go to the curves of the GAN, and the best model by
+            ``settings.best_by`` is kept in ``best``.
         begin: called when everything has been checked, before the first stage.
 
     Raises:
@@ -156,7 +161,7 @@ def train(
             small_cnn=_small_cnn(config.stream_encoder, folder),
         )
     if "gan" in stages:
-        model = _train_gan(config, settings, examples, folder, vocabulary, execution)
+        model = _train_gan(config, settings, examples, folder, vocabulary, execution, validate)
         execution.processes.once(lambda: model.save_pretrained(folder))
 
 
@@ -174,12 +179,26 @@ def _train_gan(
     folder: Path,
     vocabulary: Vocabulary,
     execution: Execution,
+    validate: Callable[[TextToImage], Mapping[str, float]] | None,
 ) -> TextToImage:
     """Train the generator of the system, whose other networks are trained; return the model."""
 
     def load(model: AttnGAN | MirrorGAN) -> None:
         matching = {"stem": model.stem, "image_encoder": model.image_encoder}
         load_weights_of(folder / "stem", torch.nn.ModuleDict(matching))
+
+    def measured(model: AttnGAN | MirrorGAN) -> Validate | None:
+        """Return what measures the model with a generator in training, and keeps the best."""
+        best = BestModel(folder / "best", settings.best_by)
+
+        def measure(glam: GLAM, steps: int) -> Mapping[str, float]:
+            assert validate is not None
+            model.glam = glam
+            figures = validate(model)
+            best.keep(model, steps, figures)
+            return figures
+
+        return None if validate is None else measure
 
     run = folder / "gan"
     if isinstance(config, MirrorGANConfig):
@@ -188,13 +207,17 @@ def _train_gan(
         load(model)
         load_weights_of(folder / "stream", model.stream)
         networks = (model.stem, model.image_encoder, model.stream)
-        model.glam = train_mirrorgan(config, settings, examples, *networks, run, execution)
+        model.glam = train_mirrorgan(
+            config, settings, examples, *networks, run, execution, measured(model)
+        )
         return model
     assert isinstance(config, AttnGANConfig)
     attngan = AttnGAN(config, vocabulary)
     load(attngan)
     pretrained = (attngan.stem, attngan.image_encoder)
-    attngan.glam = train_attngan(config, settings, examples, *pretrained, run, execution)
+    attngan.glam = train_attngan(
+        config, settings, examples, *pretrained, run, execution, measured(attngan)
+    )
     return attngan
 
 

@@ -19,8 +19,8 @@ class Execution:
     compiled: bool | None = None
     """Whether ``torch.compile`` compiles the generator of a GAN, which takes a minute or two at the
     start. None: as in the checkpoint; a new run does not compile."""
-    sheet_every: int = 1000
-    """Steps of a GAN between two sheets of samples."""
+    real_row: bool = True
+    """Whether the sheets of samples have a row of real pictures."""
     quiet: bool = False
     """Whether to show no progress bars."""
     processes: Processes = ALONE

@@ -48,6 +48,7 @@ def fit(
     validate_every: int = 1000,
     sheet: Callable[[int], None] | None = None,
     sheet_every: int = 1000,
+    cost: Callable[[int], float] = lambda step: 1.0,
 ) -> None:
     """Train from the run's checkpoint, or from the start, to the run's last step.
 
@@ -60,6 +61,7 @@ def fit(
         validate_every: steps between two calls; it is also called after the last step.
         sheet: called with the number of steps taken, to draw what the task has learned.
         sheet_every: steps between two calls; it is also called after the last step.
+        cost: of a step, in any unit, to estimate the time that is left.
 
     Raises:
         InputError: a network's gradients were not finite; see also ``Run`` and ``Batches``.
@@ -73,14 +75,23 @@ def fit(
     }
     parts = {**task.parts(), **scales}
     run.restore(parts)
-    for number, (step, epoch, batch) in enumerate(run.batches(batches), start=1):
+    run.say(_summary(learners, run, batches))
+
+    def now() -> dict[str, float]:
+        found: dict[str, float] = {}
+        for name, learner in learners.items():
+            found[f"gradient norm of {name}"] = float(learner.norm)
+            found[f"learning rate of {name}"] = learner.adam.param_groups[0]["lr"]
+        return found
+
+    for number, (step, epoch, batch) in enumerate(run.batches(batches, cost), start=1):
         figures = task.step(step, epoch, batch)
         if number % batches.accumulate:
             run.add(figures)
             continue
         if run.due(step, run.log_every):
             _check_gradients(learners, run, step)
-        run.log(step, figures)
+        run.log(step, figures, now)
         if run.saving(step):
             _check_gradients(learners, run, step)
             run.save(step, {name: part.state_dict() for name, part in parts.items()})
@@ -88,6 +99,23 @@ def fit(
             run.record(step, validate(step + 1))
         if sheet is not None and run.due(step, sheet_every):
             sheet(step + 1)
+
+
+def _summary(learners: Mapping[str, Learner], run: Run, batches: Batches) -> str:
+    """Return a line on what is trained, on what, and how."""
+    examples = batches.examples
+    sizes = [
+        f"{name} {sum(p.numel() for p in learner.parameters) / 1e6:.3g} M"
+        for name, learner in learners.items()
+    ]
+    device = next(iter(learners.values())).parameters[0].device
+    count = run.processes.count
+    return (
+        f"{len(examples):,} pictures, {len(examples.vocabulary):,} words; parameters to train: "
+        f"{', '.join(sizes)}; {device.type}, {run.settings.get('precision', 'fp32')}, "
+        f"{'1 process' if count == 1 else f'{count} processes'}; steps {run.first_step:,} to "
+        f"{run.steps:,} of {batches.batch_size} images"
+    )
 
 
 def _check_gradients(learners: Mapping[str, Learner], run: Run, step: int) -> None:

@@ -12,7 +12,13 @@ from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.stem import STEM
 from mirrorgan_fast.models.stream import STREAM
 from mirrorgan_fast.training.batches import Batch
-from mirrorgan_fast.training.cascade import CascadeTraining, figures_of, sum_of, train_cascade
+from mirrorgan_fast.training.cascade import (
+    CascadeTraining,
+    Validate,
+    figures_of,
+    sum_of,
+    train_cascade,
+)
 from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.objectives import damsm_loss, kl_loss, stream_loss
@@ -107,6 +113,7 @@ def train_mirrorgan(
     stream: STREAM,
     folder: Path,
     execution: Execution,
+    validate: Validate | None = None,
 ) -> GLAM:
     """Train MirrorGAN's generator.
 
@@ -119,6 +126,7 @@ def train_mirrorgan(
         stream: pretrained captioner.
         folder: of the run.
         execution: where and how to train.
+        validate: see ``train_cascade``.
 
     Returns:
         the moving average of the generator.
@@ -148,6 +156,7 @@ def train_mirrorgan(
         folder,
         execution,
         also={} if settings.stream.ends else {"stream.ends": False},
+        validate=validate,
     )
 
 

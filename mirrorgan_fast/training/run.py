@@ -4,8 +4,10 @@ import io
 import json
 import logging
 import os
+import sys
+import time
 import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from itertools import takewhile
 from math import isfinite
@@ -13,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -43,6 +46,7 @@ from mirrorgan_fast.training.settings import (
     STREAMSettings,
     TrainingSettings,
 )
+from mirrorgan_fast.training.watch import Watch
 
 _LOG = logging.getLogger("mirrorgan_fast")
 CURVES = "curves.jsonl"
@@ -116,6 +120,9 @@ class Run:
         self.checkpoint: dict[str, Any] | None = None
         self.first_step = 0
         self.processes = processes
+        self._watch = Watch()
+        self._batch_size = self._compared = 1
+        self._last_point = (0, 0.0)  # step and time
         self._changeable = changeable
         self._changes: list[dict[str, Any]] = []
         self._quiet = quiet or processes.rank > 0
@@ -141,6 +148,7 @@ class Run:
             desc=self.folder.name,
             unit="step",
             disable=self._quiet,
+            bar_format="{desc}: {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}",
         )
         if self.processes.rank == 0:
             self._writer = SummaryWriter(str(self.folder), purge_step=self.first_step + 1)
@@ -210,14 +218,30 @@ class Run:
             accumulate=self.settings.get("accumulate", 1),
         )
 
-    def batches(self, batches: Batches) -> Iterator[tuple[int, int, Batch]]:
+    def say(self, text: str) -> None:
+        """Print a line above the progress bar, if there is one."""
+        if not self._quiet:
+            self._bar.write(f"{self.folder.name}: {text}", file=sys.stderr)
+
+    def batches(
+        self, batches: Batches, cost: Callable[[int], float] = lambda step: 1.0
+    ) -> Iterator[tuple[int, int, Batch]]:
         """Yield (step, epoch, batch) from the first step that is missing to the last.
+
+        Args:
+            batches: what to yield.
+            cost: of a step, in any unit; the time that is left is estimated by it.
 
         Raises:
             InputError: as ``Batches.between``.
             KeyboardInterrupt: Ctrl-C was pressed or SIGTERM came, and the last step is in the
                 checkpoint.
         """
+        self._batch_size = batches.batch_size
+        self._compared = batches.batch_size // batches.accumulate
+        self._last_point = (self.first_step, time.perf_counter())
+        self._bar.reset(sum(map(cost, range(self.steps))))
+        self._bar.initial = self._bar.n = sum(map(cost, range(self.first_step)))
         parts = batches.between(self.first_step, self.steps)
         for number, (step, epoch, batch) in enumerate(parts, start=1):
             yield step, epoch, batch
@@ -228,7 +252,7 @@ class Run:
                 if self._stopping:  # another process was interrupted
                     raise KeyboardInterrupt
                 self._interrupts.hold()
-            self._bar.update()
+            self._bar.update(cost(step))
 
     def add(self, figures: Mapping[str, float | Tensor]) -> None:
         """Add figures to the next point of the curves, which is the mean of all that are added.
@@ -241,8 +265,18 @@ class Run:
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._summed_steps += 1
 
-    def log(self, step: int, figures: Mapping[str, float | Tensor]) -> None:
+    def log(
+        self,
+        step: int,
+        figures: Mapping[str, float | Tensor],
+        now: Callable[[], Mapping[str, float]] = dict,
+    ) -> None:
         """Add a step's figures to the curves.
+
+        Args:
+            step: counted from 0.
+            figures: a point is their mean.
+            now: returns what is added to a point as it is then.
 
         Raises:
             InputError: (in a step that writes a point) one is NaN or infinite; the last checkpoint
@@ -253,8 +287,17 @@ class Run:
             sums = self._read_sums(step)
             means = {name: total / self._summed_steps for name, total in sums.items()}
             self._sums, self._summed_steps = {}, 0
-            self._bar.set_postfix({name: f"{mean:.3f}" for name, mean in means.items()})
-            self.record(step, means)
+            last_step, last_time = self._last_point
+            self._last_point = (step + 1, time.perf_counter())
+            images = (step + 1 - last_step) * self._batch_size
+            rate = images / (self._last_point[1] - last_time)
+            shown = ", ".join(f"{name} {mean:.3g}" for name, mean in means.items())
+            self._bar.set_postfix_str(
+                f"step {step + 1:,} of {self.steps:,}, {rate:.3g} images/s, {shown}"
+            )
+            if self._writer is not None:  # not in the curves, which depend on the seed alone
+                self._writer.add_scalar("images per second", rate, step + 1)
+            self.record(step, {**means, **now()})
 
     def _read_sums(self, step: int) -> dict[str, float]:
         """Return the sums of the figures since the last point, as means over the processes.
@@ -290,6 +333,19 @@ class Run:
             raise InputError(f"{curves}: cannot be written ({reason(error)})") from error
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step + 1)
+        self.watch(step, figures)
+
+    def watch(self, step: int, figures: Mapping[str, float]) -> None:
+        """Warn, once each, of what the figures after ``step`` show to go wrong."""
+        for warning in self._watch.look(step + 1, figures, self._compared):
+            self._bar.clear()
+            _LOG.warning("%s, step %s: %s", printable(str(self.folder)), f"{step + 1:,}", warning)
+            self._bar.refresh()
+
+    def show(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Add a picture, uint8 (H, W, 3), to TensorBoard."""
+        if self._writer is not None:
+            self._writer.add_image(name, picture, step + 1, dataformats="HWC")
 
     def due(self, step: int, every: int) -> bool:
         """Return whether something done every so many steps, and after the last, is due now."""

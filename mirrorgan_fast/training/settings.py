@@ -11,6 +11,7 @@ Stage = Literal["cnn", "stem", "stream", "gan"]
 STAGES: tuple[Stage, ...] = ("cnn", "stem", "stream", "gan")
 """The stages of the chain, in their order."""
 
+BestBy = Literal["none", "r_precision", "redescription", "attributes", "diversity"]
 _MOST_STEPS = 1_000_000_000
 _MOST_OF_A_BATCH = 65_536
 
@@ -151,6 +152,14 @@ class TrainingSettings(_Settings):
     """Steps between two checkpoints; it may change when a run resumes."""
     log_every: int = bounded(50, 1, _MOST_STEPS)
     """Steps between two points of the curves; it may change when a run resumes."""
+    sheet_every: int = bounded(1000, 1, _MOST_STEPS)
+    """Steps of the GAN between two sheets of samples; it may change when a run resumes."""
+    validate_every: int = bounded(1000, 1, _MOST_STEPS)
+    """Steps of the GAN between two validations on held-out pictures; it may change when a run
+    resumes."""
+    best_by: BestBy = "r_precision"
+    """The figure of the validation by which the best model is kept in ``best`` in the run's folder;
+    it may change when a run resumes."""
 
 
 @dataclass(frozen=True)

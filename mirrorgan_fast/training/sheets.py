@@ -4,18 +4,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.models.config import CascadeConfig
+from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.stem import STEM, word_mask
 from mirrorgan_fast.pictures import to_uint8, write_sheet
 
 _CAPTIONS, _NOISES = 8, 4
+_LEAST_SIDE = 96  # pixels
 
 
 class SampleSheets:
     """Sheets of the same captions and noises: a column a caption, a row a noise.
+
+    The captions are below. The first row has the real pictures of the captions, unless they are
+    left out. Small images are enlarged, so that the captions can be read.
 
     Args:
         generator: see ``GLAM.forward``.
@@ -24,6 +30,7 @@ class SampleSheets:
         config: the sizes of the networks.
         folder: where to write the sheets.
         device: that the networks are on.
+        real_row: whether there is a row of real pictures.
     """
 
     def __init__(
@@ -34,21 +41,30 @@ class SampleSheets:
         config: CascadeConfig,
         folder: Path,
         device: torch.device,
+        real_row: bool = True,
     ) -> None:
         self.generator, self.stem, self.config = generator, stem, config
         self.folder, self.device = folder, device
         examples.set_epoch(0)
         chosen = [examples[i] for i in range(min(_CAPTIONS, len(examples)))]
         self._tokens = torch.stack([example["tokens"] for example in chosen]).to(device)
+        self._captions = [
+            " ".join(examples.vocabulary.words[n] for n in example["tokens"][: example["length"]])
+            for example in chosen
+        ]
+        self._real = [example["image"].permute(1, 2, 0).numpy() for example in chosen if real_row]
         self._lengths = torch.tensor([example["length"] for example in chosen]).to(device)
 
     @torch.no_grad()
-    def write(self, steps: int, stages: int) -> None:
+    def write(self, steps: int, stages: int) -> tuple[Path, Tensor]:
         """Write the sheet of a generator that was trained for so many steps, as a PNG file.
 
         Args:
             steps: name the file.
             stages: of the generator, to draw the last of them.
+
+        Returns:
+            the file, and the generated images, uint8 (captions, noises, S, S, 3).
 
         Raises:
             InputError: it cannot be written.
@@ -57,10 +73,37 @@ class SampleSheets:
         mask = word_mask(self._lengths, self._tokens.shape[1])
         count = len(self._tokens)
         random = torch.Generator().manual_seed(0)
-        images: list[np.ndarray] = []
+        rows: list[Tensor] = []
         for _ in range(_NOISES):
             z = torch.randn(count, self.config.noise_size, generator=random).to(self.device)
             eps = torch.randn(count, self.config.condition_size, generator=random).to(self.device)
             made = self.generator(z, eps, words, mask, sentence, stages).images[-1]
-            images.extend(to_uint8(made).cpu().numpy())
-        write_sheet(self.folder / f"{steps:07d}.png", images, columns=_CAPTIONS)
+            rows.append(to_uint8(made).cpu())
+        side = self.config.image_size * -(-_LEAST_SIDE // self.config.image_size)
+        images = [*self._real, *(image.numpy() for row in rows for image in row)]
+        scaled = [
+            np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST))
+            for image in images
+        ]
+        path = self.folder / f"{steps:07d}.png"
+        write_sheet(path, scaled, columns=count, captions=self._captions)
+        return path, torch.stack(rows, dim=1)
+
+    @torch.no_grad()
+    def attention(self) -> np.ndarray:
+        """Return a picture of the last stage's word attention, uint8 (H, W, 3).
+
+        A row has the maps of a caption's words. White is the largest weight of a map. The generator
+        must have two stages or more.
+        """
+        assert isinstance(self.generator, GLAM)
+        words, sentence = self.stem(self._tokens, self._lengths)
+        mask = word_mask(self._lengths, self._tokens.shape[1])
+        count = len(self._tokens)
+        random = torch.Generator().manual_seed(0)
+        z = torch.randn(count, self.config.noise_size, generator=random).to(self.device)
+        eps = torch.randn(count, self.config.condition_size, generator=random).to(self.device)
+        maps = self.generator.attention_maps(z, eps, words, mask, sentence)[-1].float().cpu()
+        maps = maps / maps.amax(dim=(2, 3), keepdim=True).clamp(min=1e-9)
+        rows = maps.transpose(1, 2).flatten(2).flatten(0, 1)  # (N S, T S)
+        return (rows * 255).byte()[..., None].expand(-1, -1, 3).numpy()

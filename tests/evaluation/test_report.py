@@ -15,6 +15,7 @@ from mirrorgan_fast.data.painted_birds.data_set import true_attributes
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.evaluation.images import generate
 from mirrorgan_fast.evaluation.report import as_table, evaluate
+from mirrorgan_fast.evaluation.validation import Validation
 from mirrorgan_fast.inference.renderer import fuse
 from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
@@ -177,3 +178,27 @@ def test_rows_without_attributes_are_refused(
             count=2,
             quiet=True,
         )
+
+
+def test_a_validation_agrees_with_the_report(
+    model: MirrorGAN, judge: Oracle, folder: ImageFolder
+) -> None:
+    report = evaluate(model, folder, classifier=judge, seed=2, quiet=True)
+    figures = Validation(folder, judge, seed=2)(model)
+    assert figures["r_precision"] == report["r_precision"]["generated"]["top_1"]
+    for section in ("attributes", "redescription"):
+        assert figures[section] == report[section]["generated"]["overall"]
+    assert 0 < figures["diversity"] < 255
+    assert Validation(folder, judge, seed=2)(model.train()) == figures
+    plain = Validation(folder, seed=2)(model)
+    assert set(plain) == {"r_precision", "redescription", "diversity"}
+    assert 0 <= plain["redescription"] <= 1  # BLEU-4
+
+
+def test_a_validation_on_few_captions_has_no_r_precision(model: MirrorGAN, birds: Path) -> None:
+    class Few(ImageFolder):
+        def __len__(self) -> int:
+            return 5
+
+    few = Few(birds, "test")
+    assert set(Validation(few)(model)) == {"redescription", "diversity"}

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 from mirrorgan_fast.data.captioned_images import CaptionedImages
@@ -22,6 +24,7 @@ from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.stem import STEM
 from mirrorgan_fast.models.stream import STREAM
 from mirrorgan_fast.training import mirrorgan
+from mirrorgan_fast.training import run as run_module
 from mirrorgan_fast.training.captioner import train_stream
 from mirrorgan_fast.training.checkpoint import load_checkpoint
 from mirrorgan_fast.training.mirrorgan import train_mirrorgan
@@ -72,6 +75,7 @@ def train(
         seed: int = 0,
         precision: str = "fp32",
         sheet_every: int = 1000,
+        quiet: bool = True,
         discriminator_norm: Norm = "batch",
         **changed: Any,
     ) -> GLAM:
@@ -81,12 +85,13 @@ def train(
                 settings,
                 seed=seed,
                 precision=precision,
+                sheet_every=sheet_every,
                 gan=dataclasses.replace(settings.gan, **changed),
             ),
             examples,
             *pretrained,
             folder,
-            dataclasses.replace(HERE, sheet_every=sheet_every),
+            dataclasses.replace(HERE, quiet=quiet),
         )
 
     return run
@@ -383,8 +388,11 @@ def test_the_last_stage_joins_later(
     )
     points = [json.loads(row) for row in (tmp_path / "curves.jsonl").read_text().splitlines()]
     assert ["D_1" in point for point in points] == [False, False, True, True]
-    sizes = [Image.open(sheet).width for sheet in sorted((tmp_path / "samples").iterdir())]
-    assert sizes == [8 * 16 + 7 * 2, 8 * 32 + 7 * 2]
+    # images of 16 pixels, then of 32: each is enlarged to 96, so whole blocks have one color
+    for sheet, size in zip(sorted((tmp_path / "samples").iterdir()), (16, 32), strict=True):
+        image = np.asarray(Image.open(sheet))[98 : 98 + 96, :96]
+        blocks = image.reshape(size, 96 // size, size, 96 // size, 3)
+        assert (blocks == blocks[:, :1, :, :1]).all()
 
 
 def test_a_run_resumes_before_the_last_stage(
@@ -457,13 +465,62 @@ def test_the_average_is_what_is_returned_and_kept(
 # --- sheets ---------------------------------------------------------------------------------------
 
 
-def test_sheets_of_samples(tmp_path: Path, train: Train) -> None:
+def test_sheets_of_samples(
+    tmp_path: Path, train: Train, examples: TrainingExamples, config: MirrorGANConfig
+) -> None:
     train(tmp_path, sheet_every=4)
     sheets = sorted((tmp_path / "samples").iterdir())
     assert [sheet.name for sheet in sheets] == ["0000004.png", "0000006.png"]
     with Image.open(sheets[0]) as sheet:
-        # 8 captions across, 4 noises down, 2 pixels apart
-        assert sheet.size == (8 * 32 + 7 * 2, 4 * 32 + 3 * 2)
+        pixels = np.asarray(sheet)
+    # 8 captions across, one real picture and 4 noises down, 2 pixels apart, and the captions
+    assert pixels.shape[1] == 8 * 96 + 7 * 2
+    rows, text = pixels[: 5 * 98 - 2], pixels[5 * 98 - 2 :]
+    assert (text == 255).mean() > 0.5
+    assert (text < 100).any()
+    assert len(text) % 12 == 0
+    examples.set_epoch(0)
+    for i in range(8):
+        real = examples[i]["image"].permute(1, 2, 0).numpy()
+        shown = rows[:96, i * 98 : i * 98 + 96]
+        assert np.array_equal(shown, real.repeat(3, axis=0).repeat(3, axis=1))
+
+
+def test_the_curves_and_tensorboard_have_what_one_watches(tmp_path: Path, train: Train) -> None:
+    train(tmp_path, steps=4, sheet_every=2, decay_steps=4)
+    (point,) = curves(tmp_path)
+    assert {"gradient norm of G", "gradient norm of D", "D_1(real)", "D_1(generated)"} <= set(point)
+    assert point["learning rate of G"] == pytest.approx(2e-4 / 4)
+    assert 0 < point["D_0(real)"] < 1
+    assert point["gradient norm of D"] > 0
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert set(events.Tags()["scalars"]) == {*point} - {"step"} | {"images per second"}
+    assert set(events.Tags()["images"]) == {"samples", "attention"}
+    assert events.Scalars("images per second")[0].value > 0
+
+
+def test_a_run_says_what_it_trains(
+    tmp_path: Path, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path, steps=1, quiet=False)
+    printed = capsys.readouterr().err
+    assert "12 pictures, " in printed
+    assert "G 0." in printed
+    assert "cpu, fp32, 1 process; steps 0 to 1 of 5 images" in printed
+    assert "step 1 of 1, " in printed
+    assert "images/s" in printed
+
+
+def test_the_time_that_is_left_knows_of_the_last_stage(
+    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    totals: list[float] = []
+    reset = run_module.tqdm.reset
+    monkeypatch.setattr(
+        run_module.tqdm, "reset", lambda self, total: (totals.append(total), reset(self, total))
+    )
+    train(tmp_path, steps=6, last_stage_from=4)
+    assert totals == [pytest.approx(4 * 0.4 + 2)]
 
 
 def test_watching_changes_nothing(

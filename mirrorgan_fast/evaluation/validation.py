@@ -1,0 +1,89 @@
+"""Validation: a few figures of a model in training, on the held-out split."""
+
+from contextlib import suppress
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mirrorgan_fast.data.captioned_images import CaptionedImages
+from mirrorgan_fast.data.image_folder import ImageFolder
+from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.evaluation.captions import caption_pool, named_attributes
+from mirrorgan_fast.evaluation.images import generate, look
+from mirrorgan_fast.evaluation.redescription import bleu_4, redescription_accuracy
+from mirrorgan_fast.metrics.attributes import attribute_accuracy
+from mirrorgan_fast.metrics.diversity import diversity
+from mirrorgan_fast.metrics.r_precision import r_precision
+from mirrorgan_fast.models.attribute_classifier import AttributeClassifier
+from mirrorgan_fast.models.text_to_image import TextToImage
+from mirrorgan_fast.sampling.sampler import Sampler
+
+_COUNT = 200
+_CAPTIONS, _NOISES = 8, 4
+
+
+class Validation:
+    """Measures a model on held-out captions, always on the same ones.
+
+    Args:
+        images: the held-out split.
+        classifier: reads the attributes of painted birds; None: of other pictures, whose
+            attributes are not measured.
+        seed: of the choice of captions, and of the images.
+    """
+
+    def __init__(
+        self,
+        images: CaptionedImages,
+        classifier: AttributeClassifier | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.images, self.classifier, self.seed = images, classifier, seed
+
+    @torch.no_grad()
+    def __call__(self, model: TextToImage) -> dict[str, float]:
+        """Return the figures of a model.
+
+        Returns:
+            "r_precision" (top 1 of 100; left out if there are too few captions); "redescription":
+            BLEU-4 of STREAM's descriptions, or of painted birds the share of the attributes they
+            name that the image shows; of painted birds "attributes", the share of those that the
+            caption names that the image shows; "diversity" in gray levels.
+
+        Raises:
+            InputError: the split has too few captions with a known word.
+        """
+        rng = np.random.default_rng(self.seed)
+        pool, known, _ = caption_pool(model, self.images)
+        usable = [i for i, places in enumerate(known) if places][:_COUNT]
+        chosen = [known[i][rng.integers(len(known[i]))] for i in usable]
+        captions = [pool.texts[place] for _, place in chosen]
+        sampler = Sampler(model)
+
+        def sampled(texts: list[str]) -> Tensor:
+            return generate(sampler, texts, range(len(texts)), self.seed, title="", quiet=True)
+
+        images = sampled(captions)
+        codes, descriptions = look(model, images)
+        figures = {}
+        with suppress(InputError):  # there are too few captions to compare with
+            own = [place for _, place in chosen]
+            shares = r_precision(codes, own, pool, np.random.default_rng(self.seed))
+            figures["r_precision"] = shares[1]
+        if self.classifier is not None and isinstance(self.images, ImageFolder):
+            shown = self.classifier.read(images)
+            named = [
+                named_attributes(self.images, i)[of_image]
+                for i, (of_image, _) in zip(usable, chosen, strict=True)
+            ]
+            figures["attributes"] = attribute_accuracy(shown, named).overall
+            if descriptions is not None:
+                figures["redescription"] = redescription_accuracy(descriptions, shown).overall
+        elif descriptions is not None:
+            references = [self.images.captions(i) for i in usable]
+            figures["redescription"] = bleu_4(descriptions, references)
+        few = captions[:_CAPTIONS]
+        alike = [caption for caption in few for _ in range(_NOISES)]
+        figures["diversity"] = diversity(sampled(alike).unflatten(0, (len(few), _NOISES)))
+        return figures
