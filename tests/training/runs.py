@@ -32,8 +32,8 @@ def stop(monkeypatch: pytest.MonkeyPatch, step: int, how: Callable[[], Any]) -> 
     """Make every run stop in ``step``."""
     log = Run.log
 
-    def log_and_stop(self: Run, at: int, figures: dict[str, Any]) -> None:
-        log(self, at, figures)
+    def log_and_stop(self: Run, at: int, *figures: Any) -> None:
+        log(self, at, *figures)
         if at == step:
             how()
 

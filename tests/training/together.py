@@ -1,10 +1,10 @@
 """Trains every stage in float64, alone or together with other processes."""
 
 import dataclasses
-import multiprocessing
 import os
 import socket
 import sys
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +111,8 @@ def send_at(step: int, number: int) -> None:
     """Have every run send this process a signal after the figures of a step."""
     log = Run.log
 
-    def log_and_send(self: Run, at: int, figures: Any) -> None:
-        log(self, at, figures)
+    def log_and_send(self: Run, at: int, *figures: Any) -> None:
+        log(self, at, *figures)
         if at == step:
             os.kill(os.getpid(), number)
 
@@ -139,23 +139,24 @@ def _child(
         sys.exit(1)
 
 
-def together(count: int, folder: Path, *stages: str, how: How = How()) -> list[int | None]:
-    """Train stages in a number of processes.
-
-    Returns:
-        their exit codes. Errors are in ``folder``.
-    """
+def start(count: int, folder: Path, *stages: str, how: How = How()) -> list[ForkProcess]:
+    """Start to train stages in a number of processes. Their errors will be in ``folder``."""
     folder.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
     processes = [
-        context.Process(target=_child, args=(rank, count, port, folder, stages, how))
+        ForkProcess(target=_child, args=(rank, count, port, folder, stages, how))
         for rank in range(count)
     ]
     for process in processes:
         process.start()
+    return processes
+
+
+def together(count: int, folder: Path, *stages: str, how: How = How()) -> list[int | None]:
+    """Train stages in a number of processes, and return their exit codes."""
+    processes = start(count, folder, *stages, how=how)
     for process in processes:
         process.join()
     return [process.exitcode for process in processes]
