@@ -16,6 +16,8 @@ from benchmarks.limits import Limits
 from benchmarks.separate_process import child_seconds
 
 Call = Callable[[], object]
+PartedCall = Callable[[], dict[str, float]]
+"""Returns the seconds of its parts, and of the whole as ``step``."""
 
 MAX_OTHERS_SHARE = 0.05
 """Share of the cores that other processes may take during a comparison."""
@@ -86,13 +88,7 @@ class Comparison:
 
         before = OtherProcesses()
         self._benchmark.pedantic(ours, setup=others, rounds=rounds)
-        taken = before.share()
-        if taken > MAX_OTHERS_SHARE:
-            self._benchmark.has_error = True  # so that it is not reported
-            pytest.fail(
-                f"other processes took {taken:.0%} of the cores during the comparison, so its "
-                f"figures mean nothing; run it again on a quiet machine"
-            )
+        self._refuse_other_processes(before)
         mine = self._benchmark.stats.stats.data
         info: dict[str, Any] = self._benchmark.extra_info
         info["median_ms"] = statistics.median(mine) * 1e3
@@ -105,6 +101,56 @@ class Comparison:
         info["threads"] = torch.get_num_threads()
         if images:
             info["images_per_second"] = images / statistics.median(mine)
+
+    def run_parts(self, ours: PartedCall, alternatives: dict[str, PartedCall], work: Work) -> None:
+        """Measure calls that take seconds and measure their parts themselves, such as a step.
+
+        A turn is one call: the caches hold too little of it to matter. Besides what ``run`` writes
+        to ``extra_info``, there are the figures of each part.
+        """
+        for call in (ours, *alternatives.values()):
+            for _ in range(2):  # compiles, allocates
+                call()
+        turns: dict[str, list[dict[str, float]]] = {name: [] for name in alternatives}
+        mine: list[dict[str, float]] = []
+        limits: list[float] = []
+
+        def others() -> None:
+            for name, call in alternatives.items():
+                self._operations(work.dtype)
+                turns[name].append(call())
+            copying = work.nbytes / self._limits.copied()
+            limits.append(max(copying, work.operations / self._operations(work.dtype)))
+
+        before = OtherProcesses()
+        self._benchmark.pedantic(lambda: mine.append(ours()), setup=others, rounds=MIN_ROUNDS)
+        self._refuse_other_processes(before)
+
+        def figures(part: str) -> dict[str, float]:
+            own = [turn[part] for turn in mine]
+            found = {"median_ms": statistics.median(own) * 1e3}
+            for name, theirs in turns.items():
+                ratios = [turn[part] / seconds for turn, seconds in zip(theirs, own, strict=True)]
+                found[f"times_{name}"] = statistics.median(ratios)
+            return found
+
+        info: dict[str, Any] = self._benchmark.extra_info
+        info |= figures("step")
+        info["share_of_limit"] = statistics.median(
+            [a / turn["step"] for a, turn in zip(limits, mine, strict=True)]
+        )
+        info["threads"] = torch.get_num_threads()
+        info["parts"] = {part: figures(part) for part in mine[0] if part != "step"}
+
+    def _refuse_other_processes(self, before: "OtherProcesses") -> None:
+        """Fail if other processes took much of the cores since then."""
+        taken = before.share()
+        if taken > MAX_OTHERS_SHARE:
+            self._benchmark.has_error = True  # so that it is not reported
+            pytest.fail(
+                f"other processes took {taken:.0%} of the cores during the comparison, so its "
+                f"figures mean nothing; run it again on a quiet machine"
+            )
 
     def _operations(self, dtype: torch.dtype) -> float:
         """Return the machine's operations per second, after waiting until it is undisturbed."""

@@ -59,3 +59,14 @@ class StageShape(NamedTuple):
 
 # From cub, from 128 to 256 px
 LAST_STAGE = StageShape(32, 128, 18)
+
+
+class StepShape(NamedTuple):
+    """A training step."""
+
+    recipe: str
+    batch: int
+
+
+# As in its recipe; and the largest model, at a batch that takes two cores a few seconds
+TRAINING_STEPS = [StepShape("birds-painted", 32), StepShape("cub", 4)]

@@ -21,10 +21,10 @@ HEADER = (
 
 
 def rows(benchmarks: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Return a row of cells per benchmark, from its ``name`` and ``extra_info``."""
+    """Return a row of cells per benchmark and per part of it: its ``name`` and ``extra_info``."""
     return [
         (
-            str(benchmark["name"]).removeprefix("test_").replace("[", ": ").removesuffix("]"),
+            name,
             _milliseconds(info["median_ms"]),
             _cell(info, "images_per_second", "{:.0f}"),
             _cell(info, "times_eager_as_it_comes", "{:.1f}"),
@@ -33,8 +33,17 @@ def rows(benchmarks: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
             _cell(info, "share_of_limit", "{:.0%}"),
         )
         for benchmark in benchmarks
-        if "median_ms" in (info := benchmark["extra_info"])
+        for name, info in _with_parts(benchmark)
+        if "median_ms" in info
     ]
+
+
+def _with_parts(benchmark: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the names and the figures of a benchmark and of its parts."""
+    name = str(benchmark["name"]).removeprefix("test_").replace("[", ": ").removesuffix("]")
+    info = benchmark["extra_info"]
+    parts = info.get("parts", {})
+    return [(name, info), *((f"{name}: {part}", figures) for part, figures in parts.items())]
 
 
 def _milliseconds(median: float) -> str:
