@@ -14,6 +14,9 @@ class AttentionShape(NamedTuple):
 
 GLAM_ATTENTION = [AttentionShape(batch, size) for batch in (1, 8) for size in (32, 64, 128)]
 
+# From birds-painted, forward and backward
+GLAM_ATTENTION_TRAINED = [AttentionShape(32, size) for size in (32, 64)]
+
 
 class MapShape(NamedTuple):
     """A feature map in training."""

@@ -71,6 +71,79 @@ MIRRORGAN_INLINE void multiply(
   }
 }
 
+// Adds the products of Rows rows and of Vectors vectors of columns.
+template <int Rows, int Vectors, int Lanes>
+MIRRORGAN_INLINE void accumulate_rows(float* out, const float* left, const float* right, int64_t columns) {
+  using Float = typename Vector<Lanes>::Float;
+  Float sums[Rows][Vectors] = {};
+  for (int64_t pixel = 0; pixel < kBlock; ++pixel) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      const Float factors = *reinterpret_cast<const Float*>(right + pixel * columns + v * Lanes);
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; ++r) {
+        sums[r][v] += left[r * kBlock + pixel] * factors;
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      *reinterpret_cast<Float*>(out + r * columns + v * Lanes) += sums[r][v];
+    }
+  }
+}
+
+template <int Vectors, int Lanes>
+MIRRORGAN_INLINE void accumulate_columns(
+    float* out, const float* left, const float* right, int64_t rows, int64_t columns, int64_t& column) {
+  for (; column + Vectors * Lanes <= columns; column += Vectors * Lanes) {
+    int64_t row = 0;
+    for (; row + 4 <= rows; row += 4) {
+      accumulate_rows<4, Vectors, Lanes>(out + row * columns + column, left + row * kBlock, right + column, columns);
+    }
+    for (; row < rows; ++row) {
+      accumulate_rows<1, Vectors, Lanes>(out + row * columns + column, left + row * kBlock, right + column, columns);
+    }
+  }
+}
+
+// out (rows, columns) += left (rows, kBlock) @ right (kBlock, columns): a sum over the pixels of a block.
+template <int Lanes>
+MIRRORGAN_INLINE void accumulate(float* out, const float* left, const float* right, int64_t rows, int64_t columns) {
+  int64_t column = 0;
+  accumulate_columns<2, Lanes>(out, left, right, rows, columns, column);
+  accumulate_columns<1, Lanes>(out, left, right, rows, columns, column);
+  accumulate_columns<1, 1>(out, left, right, rows, columns, column);
+}
+
+// out (kBlock, rows) = the transpose of tile (rows, kBlock).
+MIRRORGAN_INLINE void transpose_tile(float* out, const float* tile, int64_t rows) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t p = 0; p < kBlock; ++p) {
+      out[p * rows + r] = tile[r * kBlock + p];
+    }
+  }
+}
+
+// Adds to each row's sum the products of two tiles (rows, kBlock).
+template <int Lanes>
+MIRRORGAN_INLINE void accumulate_dots(float* sums, const float* left, const float* right, int64_t rows) {
+  using Float = typename Vector<Lanes>::Float;
+  for (int64_t r = 0; r < rows; ++r) {
+    Float total = {};
+    for (int64_t p = r * kBlock; p < (r + 1) * kBlock; p += Lanes) {
+      total += *reinterpret_cast<const Float*>(left + p) * *reinterpret_cast<const Float*>(right + p);
+    }
+    float sum = 0.0f;
+    for (int lane = 0; lane < Lanes; ++lane) {
+      sum += total[lane];
+    }
+    sums[r] += sum;
+  }
+}
+
 // Softmax over the rows of (rows, kBlock), in place.
 template <int Lanes>
 MIRRORGAN_INLINE void softmax(float* values, int64_t rows) {
@@ -97,23 +170,41 @@ MIRRORGAN_INLINE void softmax(float* values, int64_t rows) {
   }
 }
 
+// Replaces the gradient of a softmax's results (rows, kBlock) by that of its inputs.
+template <int Lanes>
+MIRRORGAN_INLINE void softmax_backward(float* gradients, const float* shares, int64_t rows) {
+  using Float = typename Vector<Lanes>::Float;
+  for (int64_t pixel = 0; pixel < kBlock; pixel += Lanes) {
+    Float mean = {};
+    for (int64_t p = pixel; p < rows * kBlock; p += kBlock) {
+      mean += *reinterpret_cast<const Float*>(gradients + p) * *reinterpret_cast<const Float*>(shares + p);
+    }
+    for (int64_t p = pixel; p < rows * kBlock; p += kBlock) {
+      Float& gradient = *reinterpret_cast<Float*>(gradients + p);
+      gradient = *reinterpret_cast<const Float*>(shares + p) * (gradient - mean);
+    }
+  }
+}
+
 // The order of a map in memory: (C, H*W), or (H*W, C) if channels_last.
 struct MapLayout {
   int64_t channels, pixels;
   bool channels_last;
 };
 
-// tile (channels, kBlock) = pixels [first, first + valid) of a map; columns past them are zero.
+// tile (rows, kBlock) = the channels [channel, channel + rows) of pixels [first, first + valid) of a map; columns past them
+// are zero.
 template <typename scalar_t>
 MIRRORGAN_INLINE void read_tile(
-    float* tile, const scalar_t* map, const MapLayout& layout, int64_t first, int64_t valid) {
+    float* tile, int64_t rows, const scalar_t* map, const MapLayout& layout, int64_t channel, int64_t first, int64_t valid) {
   if (valid < kBlock) {
-    __builtin_memset(tile, 0, static_cast<size_t>(layout.channels * kBlock) * sizeof(float));
+    __builtin_memset(tile, 0, static_cast<size_t>(rows * kBlock) * sizeof(float));
   }
   const int64_t step = layout.channels_last ? layout.channels : 1;
-  for (int64_t c = 0; c < layout.channels; ++c) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t c = channel + r;
     const scalar_t* source = layout.channels_last ? map + first * layout.channels + c : map + c * layout.pixels + first;
-    float* row = tile + c * kBlock;
+    float* row = tile + r * kBlock;
     if (step == 1) {
       for (int64_t p = 0; p < valid; ++p) {
         row[p] = to_float(source[p]);
@@ -124,6 +215,13 @@ MIRRORGAN_INLINE void read_tile(
       }
     }
   }
+}
+
+// The same for all channels.
+template <typename scalar_t>
+MIRRORGAN_INLINE void read_tile(
+    float* tile, const scalar_t* map, const MapLayout& layout, int64_t first, int64_t valid) {
+  read_tile(tile, layout.channels, map, layout, 0, first, valid);
 }
 
 // Writes the valid columns of a tile (rows, kBlock) to the channels [channel, channel + rows) of a map.

@@ -111,6 +111,55 @@ def reference(
     return context.contiguous(memory_format=_memory_format(features))
 
 
+def backward_reference(
+    grad_out: Tensor,  # (N, 3C, H, W)
+    features: Tensor,  # (N, C, H, W)
+    words: Tensor,  # (N, T, C)
+    mask: Tensor,  # (N, T)
+    sentence: Tensor | None,  # (N, C)
+    sentence_weight: Tensor | None,  # (C, C)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Define the gradients of the features, the words, the sentence and its weight.
+
+    The gradient of an argument that is None is an empty tensor. All of them can be differentiated
+    again, by the arguments and by ``grad_out``.
+    """
+    f, keys = _pixels_and_keys(features, words, mask)
+    grad_f, grad_words, *rest = (
+        grad_out.to(f.dtype).permute(0, 2, 3, 1).chunk(2 if sentence is None else 3, dim=3)
+    )
+    attention = _word_attention(f, keys, mask).flatten(1, 2)  # (N, H W, T)
+    grad_words, pixels = grad_words.flatten(1, 2), f.flatten(1, 2)
+    grad_logits = _softmax_backward(grad_words @ keys.mT, attention)
+    grad_f = grad_f + (grad_logits @ keys).view_as(f)
+    grad_keys = attention.mT @ grad_words + grad_logits.mT @ pixels
+    grad_keys = grad_keys.masked_fill(~mask[:, :, None], 0)
+    grad_sentence, grad_weight = f.new_zeros(0), f.new_zeros(0)
+    if sentence is not None:
+        (grad_att,) = rest
+        s = sentence.to(f.dtype)[:, None, None]
+        gated = scores = f * s
+        weight = None if sentence_weight is None else sentence_weight.to(f.dtype)
+        if weight is not None:
+            scores = gated @ weight.mT
+        shares = scores.softmax(dim=3)
+        grad_gate = _softmax_backward(grad_att * s, shares)
+        if weight is not None:
+            grad_weight = grad_gate.flatten(0, 2).mT @ gated.flatten(0, 2)
+            grad_gate = grad_gate @ weight
+        grad_f = grad_f + grad_gate * s
+        grad_sentence = (grad_att * shares + grad_gate * f).sum(dim=(1, 2))
+    grad_f = grad_f.permute(0, 3, 1, 2).contiguous(memory_format=_memory_format(features))
+    grads = (grad_f, grad_keys, grad_sentence, grad_weight)
+    grad_f, grad_keys, grad_sentence, grad_weight = (g.to(features.dtype) for g in grads)
+    return grad_f, grad_keys, grad_sentence, grad_weight
+
+
+def _softmax_backward(grad_shares: Tensor, shares: Tensor) -> Tensor:
+    """Return the gradient of what a softmax over the last dimension was taken of."""
+    return shares * (grad_shares - (grad_shares * shares).sum(dim=-1, keepdim=True))
+
+
 def _pixels_and_keys(features: Tensor, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return f (N, H, W, C) and k (N, T, C), zero at padding, in float32 or wider.
 
@@ -163,20 +212,76 @@ def _(
     )
 
 
-def _save_inputs(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
+@torch.library.custom_op(f"mirrorgan::{_NAME}_backward", mutates_args=())
+def _backward_op(
+    grad_out: Tensor,
+    features: Tensor,
+    words: Tensor,
+    mask: Tensor,
+    sentence: Tensor | None = None,
+    sentence_weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # The CPU implementation is csrc/cpu/glam_attention.cpp.
+    return backward_reference(grad_out, features, words, mask, sentence, sentence_weight)
+
+
+@_backward_op.register_fake
+def _(
+    grad_out: Tensor,
+    features: Tensor,
+    words: Tensor,
+    mask: Tensor,
+    sentence: Tensor | None = None,
+    sentence_weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_features = torch.empty(
+        features.shape,
+        dtype=features.dtype,
+        device=features.device,
+        memory_format=_memory_format(features),
+    )
+    return (
+        grad_features,
+        words.new_empty(words.shape),
+        features.new_empty((0,) if sentence is None else sentence.shape),
+        features.new_empty((0,) if sentence_weight is None else sentence_weight.shape),
+    )
+
+
+def _save_inputs(ctx: Any, inputs: tuple[Tensor | None, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs)
 
 
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    """Recompute the reference and differentiate it, so that only the inputs are saved."""
-    features, words, mask, *optional = ctx.saved_tensors
+    """Compute everything again from the inputs, so that only these are saved."""
+    features, words, mask, sentence, weight = ctx.saved_tensors
+    grads = _backward_op(grad_out, features, words, mask, sentence, weight)
+    grad_features, grad_words, grad_sentence, grad_weight = grads
+    return (
+        grad_features,
+        grad_words,
+        None,
+        None if sentence is None else grad_sentence,
+        None if weight is None else grad_weight,
+    )
+
+
+def _second_backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+    """Differentiate the gradients' definition in plain PyTorch; from here any order exists."""
+    grad_out, features, words, mask, *optional = ctx.saved_tensors
     present = [tensor for tensor in optional if tensor is not None]
-    vjp = torch.func.vjp(lambda f, k, *s: reference(f, k, mask, *s), features, words, *present)[1]
-    grad_features, grad_words, *grads = vjp(grad_out)
-    return grad_features, grad_words, None, *grads, *[None] * (2 - len(present))
+
+    def first(grad: Tensor, f: Tensor, k: Tensor, *s: Tensor) -> tuple[Tensor, ...]:
+        given = (*s, *[None] * (2 - len(s)))
+        return backward_reference(grad, f, k, mask, given[0], given[1])
+
+    grads = torch.func.vjp(first, grad_out, features, words, *present)[1](cotangents)
+    grad_grad_out, grad_features, grad_words, *rest = grads
+    return grad_grad_out, grad_features, grad_words, None, *rest, *[None] * (2 - len(present))
 
 
 _op.register_autograd(_backward, setup_context=_save_inputs)
+_backward_op.register_autograd(_second_backward, setup_context=_save_inputs)
 
 
 def _memory_format(features: Tensor) -> torch.memory_format:

@@ -19,11 +19,12 @@ from mirrorgan_fast.ops import (
     why_not_compiled,
     word_attention_map,
 )
-from mirrorgan_fast.ops.glam_attention import reference
+from mirrorgan_fast.ops.glam_attention import backward_reference, reference
 
 from .conftest import compiled
 
 op = torch.ops.mirrorgan.glam_attention
+backward_op = torch.ops.mirrorgan.glam_attention_backward
 
 
 class Inputs(NamedTuple):
@@ -218,16 +219,20 @@ def test_narrower_instruction_sets(assert_matches, tmp_path, capability):
         folder, wanted = sys.argv[1:]
         assert build_info().instruction_set == wanted, build_info()
         cases = torch.load(folder + "/inputs.pt")
-        results = [torch.ops.mirrorgan.glam_attention(*inputs) for inputs in cases]
-        torch.save(results, folder + "/results.pt")
+        ops = torch.ops.mirrorgan
+        results = [ops.glam_attention(*inputs) for inputs in cases]
+        gradients = [ops.glam_attention_backward(r, *i) for r, i in zip(results, cases)]
+        torch.save((results, gradients), folder + "/results.pt")
     """
     subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), tmp_path, wanted],
         env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
         check=True,
     )
-    for actual, inputs in zip(torch.load(tmp_path / "results.pt"), cases, strict=True):
+    for actual, grads, inputs in zip(*torch.load(tmp_path / "results.pt"), cases, strict=True):
         assert_matches(actual, float64_result(inputs))
+        for grad, expected in zip(grads, gradients(inputs, actual), strict=True):
+            assert_matches(grad, expected)
 
 
 def test_gradients_of_the_reference():
@@ -262,10 +267,139 @@ def test_gradients_of_the_compiled_op(assert_matches, form):
         cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
         leaves = [tensors[i] for i in differentiable]
         first = torch.autograd.grad(out, leaves, cotangent.to(out.dtype), create_graph=True)
-        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
-        results.append([*first, *second])
+        loss = sum(g.square().sum() for g in first)
+        second = torch.autograd.grad(loss, leaves, create_graph=True)
+        third = torch.autograd.grad(sum(g.square().sum() for g in second), leaves)
+        results.append([g.detach() for g in (*first, *second, *third)])
     for actual, expected in zip(*results, strict=True):
         assert_matches(actual, expected)
+
+
+def gradients(inputs: Inputs, cotangent: Tensor) -> list[Tensor]:
+    """Differentiate the definition of the forward, in float64; empty for what is None."""
+    wide = [t if t is None or t.dtype == torch.bool else t.double() for t in inputs]
+    differentiable = [i for i, t in enumerate(inputs) if t is not None and t.is_floating_point()]
+    leaves = [wide[i].requires_grad_() for i in differentiable]
+    found = torch.autograd.grad(
+        reference(*wide), leaves, cotangent.double(), materialize_grads=True
+    )
+    missing = torch.empty(0, dtype=torch.float64)
+    return [*found, *[missing] * (4 - len(found))]
+
+
+def cotangent_of(inputs: Inputs, seed: int = 1) -> Tensor:
+    """Return a random gradient of the result."""
+    shape = reference(*inputs).shape
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=rng).to(inputs.features.dtype)
+
+
+@compiled
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("batch", "channels", "words", "size", "form"),
+    [
+        (3, 6, 5, (5, 7), "authors"),
+        (2, 32, 18, (11, 13), "authors"),
+        (1, 32, 18, (8, 8), "paper"),
+        (2, 7, 3, (33, 35), "words"),  # several tasks per sample
+        (2, 19, 21, (40, 41), "paper"),
+        (2, 1, 1, (1, 1), "authors"),
+        (0, 3, 2, (4, 4), "authors"),
+        (2, 3, 2, (0, 4), "authors"),
+        (2, 3, 0, (4, 4), "paper"),
+    ],
+)
+def test_backward_matches_float64(
+    assert_matches, batch, channels, words, size, form, dtype, memory_format
+):
+    inputs = make_inputs(batch, channels, words, size, form=form, dtype=dtype)
+    inputs = inputs._replace(features=inputs.features.contiguous(memory_format=memory_format))
+    cotangent = cotangent_of(inputs)
+
+    actual = backward_op(cotangent, *inputs)
+
+    assert actual[0].numel() == 0 or actual[0].is_contiguous(memory_format=memory_format)
+    for grad, expected in zip(actual, gradients(inputs, cotangent), strict=True):
+        assert grad.dtype == dtype
+        assert_matches(grad, expected)
+
+
+@pytest.mark.parametrize("form", ["authors", "paper", "words"])
+def test_backward_reference_is_the_derivative(form):
+    inputs = make_inputs(form=form, dtype=torch.float64)
+    cotangent = cotangent_of(inputs)
+    actual = backward_reference(cotangent, *inputs)
+    for grad, expected in zip(actual, gradients(inputs, cotangent), strict=True):
+        torch.testing.assert_close(grad, expected, rtol=1e-12, atol=1e-12)
+
+
+@compiled
+def test_backward_of_strided_inputs(assert_matches):
+    inputs = make_inputs()
+    strided = Inputs(
+        inputs.features.permute(3, 0, 2, 1).contiguous().permute(1, 3, 2, 0),
+        inputs.words.mT.contiguous().mT,
+        inputs.mask.T.contiguous().T,
+        inputs.sentence.repeat_interleave(2, dim=1)[:, ::2],
+        inputs.sentence_weight.T.contiguous().T,
+    )
+    cotangent = torch.tensor(0.5).expand(cotangent_of(inputs).shape)
+    expected = gradients(inputs, cotangent)
+    for actual, wanted in zip(backward_op(cotangent, *strided), expected, strict=True):
+        assert_matches(actual, wanted)
+
+
+@compiled
+def test_backward_for_real_words_only(assert_matches):
+    inputs = make_inputs(batch=3, words=4)
+    mask = torch.tensor([[False] * 4, [False, False, True, False], [True] * 4])
+    words = inputs.words.masked_fill(~mask[:, :, None], torch.nan)  # NaN at padding
+    cotangent = cotangent_of(inputs)
+    actual = backward_op(cotangent, *inputs._replace(words=words, mask=mask))
+    expected = gradients(inputs._replace(mask=mask), cotangent)
+    for grad, wanted in zip(actual, expected, strict=True):
+        assert_matches(grad, wanted)
+    assert (actual[1][~mask] == 0).all()
+
+
+@compiled
+def test_threads_do_not_change_bits_of_the_backward():
+    inputs = make_inputs(batch=3, channels=32, words=18, size=(64, 65))
+    cotangent = cotangent_of(inputs)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(backward_op(cotangent, *inputs))
+    finally:
+        torch.set_num_threads(before)
+    for others in results[1:]:
+        for first, other in zip(results[0], others, strict=True):
+            assert torch.equal(first, other)
+
+
+@compiled
+@pytest.mark.parametrize("form", ["authors", "paper", "words"])
+def test_opcheck_of_the_backward(form):
+    inputs = make_inputs(batch=2, channels=3, words=3, size=(2, 3), form=form)
+    inputs = inputs._replace(features=inputs.features.contiguous(memory_format=torch.channels_last))
+    cotangent = cotangent_of(inputs).requires_grad_()
+    for tensor in inputs:
+        if tensor is not None and tensor.is_floating_point():
+            tensor.requires_grad_()
+    torch.library.opcheck(backward_op, (cotangent, *inputs))
+
+
+@compiled
+def test_backward_checks_for_itself():
+    inputs = make_inputs()
+    with pytest.raises(
+        ValueError, match=r"^glam_attention: grad_out: found \(3, 6, 5, 7\), wanted"
+    ):
+        backward_op(torch.ones(3, 6, 5, 7), *inputs)
 
 
 @compiled
@@ -406,8 +540,7 @@ def test_choice():
     fastest = choice.choose("glam_attention", **where, needs_grad=False)
     assert fastest.implementation == ("cpu" if why_not_compiled() is None else "reference")
     training = choice.choose("glam_attention", **where, needs_grad=True)
-    assert training.implementation == "reference"
-    assert training.reason
+    assert training == fastest, "it has a backward of its own"
     with use("reference"):
         assert (
             choice.choose("glam_attention", **where, needs_grad=False).implementation == "reference"
