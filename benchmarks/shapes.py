@@ -73,3 +73,24 @@ class StepShape(NamedTuple):
 
 # As in its recipe; and the largest model, at a batch that takes two cores a few seconds
 TRAINING_STEPS = [StepShape("birds-painted", 32), StepShape("cub", 4)]
+
+
+class ConvolutionShape(NamedTuple):
+    """A convolution in training, with a padding of 1."""
+
+    batch: int  # N
+    channels: int  # C
+    size: int  # H = W of the input
+    out_channels: int  # C'
+    kernel: int
+    stride: int
+
+
+# From birds-painted: a residual block's two, D_2's second and last but one, the joint one
+CONV2D = [
+    ConvolutionShape(32, 64, 64, 128, 3, 1),
+    ConvolutionShape(32, 64, 64, 64, 3, 1),
+    ConvolutionShape(32, 32, 64, 64, 4, 2),
+    ConvolutionShape(32, 256, 8, 512, 4, 2),
+    ConvolutionShape(32, 512, 4, 256, 3, 1),
+]

@@ -11,6 +11,7 @@ from mirrorgan_fast.ops.build_info import (
     why_not_compiled,
 )
 from mirrorgan_fast.ops.choice import Choice, asked_for, report, use
+from mirrorgan_fast.ops.conv2d import conv2d
 from mirrorgan_fast.ops.conv_add import conv_add
 from mirrorgan_fast.ops.conv_glu import conv_glu
 from mirrorgan_fast.ops.glam import PackedGLAM, PackedLayer, PackedStage, glam
@@ -34,6 +35,7 @@ __all__ = [
     "batch_norm_leaky_relu",
     "bidirectional_lstm",
     "build_info",
+    "conv2d",
     "conv_add",
     "conv_glu",
     "glam",
