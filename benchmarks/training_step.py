@@ -16,6 +16,7 @@ from mirrorgan_fast.models.layers import UpConv2d
 from mirrorgan_fast.ops import use
 from mirrorgan_fast.recipes import Recipe
 from mirrorgan_fast.training.cascade import Captioned, CascadeTraining, sum_of
+from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.objectives import (
     WrongPairs,
     discriminator_loss,
@@ -61,9 +62,14 @@ class Ours(CascadeTraining):
         torch.manual_seed(0)
         # The frozen networks are left out: nothing here asks for them
         frozen = (nn.Identity(), nn.Identity())
+        computation = Computation(CPU, precision)
         super().__init__(
-            recipe.config, recipe.settings.gan, *frozen, CPU, precision, compiled=False
-        )  # type: ignore[arg-type]
+            recipe.config,
+            recipe.settings.gan,
+            *frozen,  # type: ignore[arg-type]
+            computation,
+            compiled=False,
+        )
         self.given = given(recipe, batch)
         self._adam_seconds = self._adam_start = 0.0
         for learner in self.learners().values():
@@ -79,12 +85,12 @@ class Ours(CascadeTraining):
             with clock.time("R1"):
                 sum_of(self.r1_penalties(0, given)).backward()
         with clock.time("D forward"):
-            loss_D = sum_of(self.discriminator_losses(given, fakes))
+            loss_D = sum_of(self.discriminator_losses(given, fakes)[0])
         with clock.time("D backward"):
             self.D_learner.lower(loss_D)
         clock.move("D backward", "Adam", self._adam_seconds)
         with self.D_learner.frozen():
-            with clock.time("G's loss"), self.autocast():
+            with clock.time("G's loss"), self.computation.autocast():
                 KL = self.settings.kl_weight * kl_loss(mu, log_var)
                 loss_G = sum_of([KL, *self.generator_losses(given, fakes)])
             with clock.time("G backward"):
@@ -220,6 +226,7 @@ def given(recipe: Recipe, batch: int) -> Captioned:
     reals = [torch.rand(batch, 3, size, size, generator=rng) * 2 - 1 for size in config.stage_sizes]
     return Captioned(
         torch.zeros(batch, count, dtype=torch.int64),
+        lengths,
         lengths,
         torch.arange(batch),
         torch.arange(count) < lengths[:, None],
