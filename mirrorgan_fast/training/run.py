@@ -121,6 +121,7 @@ class Run:
         self.first_step = 0
         self.processes = processes
         self._watch = Watch()
+        self._shown = ""  # behind the progress bar
         self._batch_size = self._compared = 1
         self._last_point = (0, 0.0)  # step and time
         self._changeable = changeable
@@ -252,6 +253,8 @@ class Run:
                 if self._stopping:  # another process was interrupted
                     raise KeyboardInterrupt
                 self._interrupts.hold()
+            place = f"step {step + 1:,} of {self.steps:,}"
+            self._bar.set_postfix_str(place + self._shown, refresh=False)
             self._bar.update(cost(step))
 
     def add(self, figures: Mapping[str, float | Tensor]) -> None:
@@ -292,9 +295,7 @@ class Run:
             images = (step + 1 - last_step) * self._batch_size
             rate = images / (self._last_point[1] - last_time)
             shown = ", ".join(f"{name} {mean:.3g}" for name, mean in means.items())
-            self._bar.set_postfix_str(
-                f"step {step + 1:,} of {self.steps:,}, {rate:.3g} images/s, {shown}"
-            )
+            self._shown = f", {rate:.3g} images/s, {shown}"
             if self._writer is not None:  # not in the curves, which depend on the seed alone
                 self._writer.add_scalar("images per second", rate, step + 1)
             self.record(step, {**means, **now()})

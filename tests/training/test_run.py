@@ -556,7 +556,7 @@ def test_progress_is_shown_unless_quiet(
     seen(Run(tmp_path / "stem", 3, SETTINGS), examples)
     shown = capsys.readouterr().err
     assert "stem" in shown
-    assert "3/3" in shown
+    assert "step 3 of 3" in shown
 
 
 # --- the end of a run -----------------------------------------------------------------------------
