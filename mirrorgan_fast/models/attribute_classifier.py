@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import whole_file
+from mirrorgan_fast.models.layers import Conv2d
 from mirrorgan_fast.pictures import to_signed
 from mirrorgan_fast.tensor_files import read_safetensors
 from mirrorgan_fast.weights import PRETRAINED, load_state
@@ -123,7 +124,7 @@ class AttributeClassifier(nn.Module):
 
 def _convolution(in_channels: int, out_channels: int, *, stride: int) -> list[nn.Module]:
     return [
-        nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
+        Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
         nn.BatchNorm2d(out_channels),
         nn.ReLU(inplace=True),
     ]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mirrorgan_fast.models.config import CascadeConfig, Norm
-from mirrorgan_fast.models.layers import BatchNormLeakyReLU, initialize
+from mirrorgan_fast.models.layers import BatchNormLeakyReLU, Conv2d, initialize
 
 
 class Logits(NamedTuple):
@@ -76,6 +76,6 @@ def _convolution(
 ) -> nn.Module:
     batch = norm == "batch"
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=1, bias=not batch),
+        Conv2d(in_channels, out_channels, kernel, stride=stride, padding=1, bias=not batch),
         BatchNormLeakyReLU(out_channels) if batch else nn.LeakyReLU(0.2, inplace=True),
     )

@@ -8,7 +8,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
 from mirrorgan_fast.models.config import CascadeConfig
-from mirrorgan_fast.ops import batch_norm_glu, batch_norm_leaky_relu
+from mirrorgan_fast.ops import batch_norm_glu, batch_norm_leaky_relu, conv2d
 from mirrorgan_fast.processes import ALONE, Processes
 
 
@@ -261,7 +261,17 @@ class UpBlock(nn.Sequential):
         )
 
 
-class UpConv2d(nn.Conv2d):
+class Conv2d(nn.Conv2d):
+    """``nn.Conv2d`` whose weight gradient is faster on some processors (``ops.conv2d``)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C', H', W')."""
+        stride, padding = self.stride[0], self.padding[0]
+        assert isinstance(padding, int)
+        return conv2d(input, self.weight, self.bias, stride, padding)
+
+
+class UpConv2d(Conv2d):
     """Nearest 2x upsampling and a 3x3 convolution.
 
     On large maps in sub-pixel form: a transposed 4x4 convolution with summed weights is the same
@@ -278,7 +288,7 @@ class UpConv2d(nn.Conv2d):
             return super().forward(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
         # These sums are in the weights' data type, also under autocast.
         weight = _sub_pixel(_sub_pixel(self.weight, 2), 3).transpose(0, 1)
-        return functional.conv_transpose2d(x, weight, stride=2, padding=1)
+        return conv2d(x, weight, stride=2, padding=1, transposed=True)
 
 
 def _sub_pixel(weight: Tensor, dim: int) -> Tensor:
@@ -293,9 +303,9 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.block = nn.Sequential(
-            nn.Conv2d(channels, channels * 2, 3, padding=1, bias=False),
+            Conv2d(channels, channels * 2, 3, padding=1, bias=False),
             BatchNormGLU(channels * 2),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            Conv2d(channels, channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(channels),
         )
 

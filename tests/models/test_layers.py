@@ -82,9 +82,9 @@ def _sums_of(layer: UpConv2d) -> Tensor:
     given: list[Tensor] = []
     transposed = nn.functional.conv_transpose2d
 
-    def spy(x: Tensor, weight: Tensor, **options: Any) -> Tensor:
+    def spy(x: Tensor, weight: Tensor, *options: Any) -> Tensor:
         given.append(weight)
-        return transposed(x, weight, **options)
+        return transposed(x, weight, *options)
 
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), pytest.MonkeyPatch.context() as to:
         to.setattr(nn.functional, "conv_transpose2d", spy)

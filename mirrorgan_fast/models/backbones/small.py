@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mirrorgan_fast.models.layers import initialize
+from mirrorgan_fast.models.layers import Conv2d, initialize
 from mirrorgan_fast.ops.wide import wide
 
 _INPUT_SIZE = 128
@@ -61,7 +61,7 @@ class SmallImageEncoder(nn.Module):
 
 def _convolution(in_channels: int, out_channels: int, *, stride: int) -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
+        Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
         nn.BatchNorm2d(out_channels),
         nn.ReLU(inplace=True),
     )
