@@ -65,11 +65,12 @@ def freeze_backbone(cnn: nn.Module, run: Run) -> None:
         cnn.requires_grad_(False)
 
 
-def load_small_cnn(cnn: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load a trained small CNN, and freeze it as ImageNet's CNNs are.
+def load_trained_cnn(cnn: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load a CNN that was trained before, and freeze it as ImageNet's CNNs are.
 
-    If it trains on beside parts that are still random, it unlearns: STREAM's cross-entropy on
-    painted birds was 1.30 after 1,750 steps with it, and after 1,000 with a frozen CNN.
+    If the small CNN trains on beside parts that are still random, it unlearns: STREAM's
+    cross-entropy on painted birds was 1.30 after 1,750 steps with it, and after 1,000 with a frozen
+    CNN.
     """
     cnn.load_state_dict(weights)
     cnn.eval().requires_grad_(False)

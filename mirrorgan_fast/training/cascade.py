@@ -33,7 +33,7 @@ from mirrorgan_fast.training.objectives import (
     generator_loss,
     r1_penalty,
 )
-from mirrorgan_fast.training.run import Unsaid, dependencies, open_run
+from mirrorgan_fast.training.run import Unsaid, dependencies, open_run, started_from
 from mirrorgan_fast.training.settings import CascadeSettings, TrainingSettings
 from mirrorgan_fast.training.sheets import SampleSheets
 
@@ -132,6 +132,15 @@ class CascadeTraining(ABC):
         """
         return self.config.stages - (step < self.settings.last_stage_from)
 
+    def start_from(self, glam: Mapping[str, Tensor]) -> None:
+        """Give the generator and its average the weights of a trained one."""
+        for network in (self.glam, self.average.network):
+            network.load_state_dict(glam)
+
+    def generator_trains(self, step: int) -> bool:
+        """Return whether the generator trains in a step, or the discriminators alone."""
+        return step >= self.settings.generator_from
+
     def pace(self, step: int) -> float:
         """Return the factor on both learning rates in a step."""
         decay_steps = max(1, min(self.settings.decay_steps, self.settings.steps))
@@ -152,13 +161,13 @@ class CascadeTraining(ABC):
         mask = word_mask(lengths, tokens.shape[1])
         return Captioned(tokens, lengths, whole_lengths, labels, mask, words, sentence, reals)
 
-    def generate(self, given: Captioned) -> Generated:
+    def generate(self, step: int, given: Captioned) -> Generated:
         """Generate images of captions, at every size that ``given`` has real images of."""
         count, config = len(given.tokens), self.config
         drawn, device = self.computation.processes.drawn, self.computation.device
         z = drawn(torch.randn, count, config.noise_size, device=device)
         eps = drawn(torch.randn, count, config.condition_size, device=device)
-        with self.computation.autocast():
+        with torch.set_grad_enabled(self.generator_trains(step)), self.computation.autocast():
             generated: Generated = self._generate(
                 z, eps, given.words, given.mask, given.sentence, len(given.reals)
             )
@@ -241,6 +250,7 @@ def train_cascade(
     execution: Execution,
     *,
     also: Mapping[str, Any] | None = None,
+    start: Mapping[str, Tensor] | None = None,
     validate: Validate | None = None,
 ) -> GLAM:
     """Train a generator cascade against its discriminators.
@@ -256,26 +266,28 @@ def train_cascade(
         folder: of the run.
         execution: where and how to train.
         also: what else the result depends on.
+        start: weights that the generator starts from; None: random ones.
         validate: measures the moving average of the generator after a number of steps.
 
     Returns:
         the moving average of the generator.
 
     Raises:
-        InputError: the last stage would never be trained, or it is the only one and would not
-            train from the start; see also ``Run``, ``Batches`` and ``fit``.
+        InputError: see ``check_cascade``, ``Run``, ``Batches`` and ``fit``.
     """
     options, device = settings.gan, execution.device
-    check_last_stage(config, options)
+    check_cascade(config, options)
     batches = Batches(examples, options.batch_size, settings.seed, execution, options.accumulate)
     states = {name: network.state_dict() for name, network in networks.items()}
     needs = dependencies(config, settings, options, examples, device, **states)
-    needs |= also or {}
+    needs |= {**(also or {}), **started_from(start)}
     compiled = execution.compiled
     needs["compiled"] = Unsaid(False) if compiled is None else compiled
     with open_run(folder, options, settings, needs, execution) as run:
         torch.manual_seed(settings.seed)
         task = make(run.computation(execution), run.settings["compiled"])
+        if start is not None:
+            task.start_from(start)
         average = task.average.network
         sheets = SampleSheets(
             average,
@@ -315,14 +327,20 @@ def train_cascade(
     return average
 
 
-def check_last_stage(config: CascadeConfig, options: CascadeSettings) -> None:
-    """Raise InputError if the last stage would never train, or is the only one and would wait."""
+def check_cascade(config: CascadeConfig, options: CascadeSettings) -> None:
+    """Check that every network of a cascade will be trained.
+
+    Raises:
+        InputError: the generator or its last stage would never train, or the last stage is the only
+            one and would wait.
+    """
+    for name, what in (("last_stage_from", "last stage"), ("generator_from", "generator")):
+        if getattr(options, name) >= options.steps:
+            raise InputError(
+                f"gan.{name} is {getattr(options, name)} of {options.steps} steps: the {what} "
+                f"would never be trained; set it lower (0: it trains from the start)"
+            )
     first = options.last_stage_from
-    if first >= options.steps:
-        raise InputError(
-            f"gan.last_stage_from is {first} of {options.steps} steps: the last stage would never "
-            f"be trained; set it lower (0: all stages train from the start)"
-        )
     if first and config.stages == 1:
         raise InputError(
             f"gan.last_stage_from is {first}, but the model has only one stage, so nothing would "

@@ -532,3 +532,8 @@ def dependencies(
     for name, weights in networks.items():
         values[f"weights of {name}"] = None if weights is None else fingerprint(weights)
     return values
+
+
+def started_from(weights: Mapping[str, Tensor] | None) -> dict[str, Any]:
+    """Return what a stage's result depends on if it started from trained weights."""
+    return {} if weights is None else {"weights that it started from": fingerprint(weights)}

@@ -112,6 +112,9 @@ class CascadeSettings(_StageSettings):
     last_stage_from: int = bounded(0, 0, _MOST_STEPS)
     """The step from which the last stage trains too. Until then only the other stages train, and a
     step takes 0.4 of the time: what captions mean is learned at half the size."""
+    generator_from: int = bounded(0, 0, _MOST_STEPS)
+    """The step from which the generator trains. Until then only the discriminators do. If the
+    generator is trained already, it would learn something wrong from new discriminators."""
     average_decay: float = bounded(0.999, 0, 1)
     """Of the moving average of the generator, which is the result of the training."""
 

@@ -18,7 +18,7 @@ from .runs import HERE, curves
 
 
 @pytest.mark.parametrize("stage", ["stem", "stream"])
-def test_a_small_cnn_that_is_given_stays_frozen(
+def test_a_trained_cnn_that_is_given_stays_frozen(
     tmp_path: Path,
     stage: str,
     config: MirrorGANConfig,
@@ -38,9 +38,9 @@ def test_a_small_cnn_that_is_given_stays_frozen(
     )
     frozen = cnn.state_dict()
     trained = (
-        train_stem(*arguments, HERE, small_cnn=frozen)[1].cnn
+        train_stem(*arguments, HERE, trained_cnn=frozen)[1].cnn
         if stage == "stem"
-        else train_stream(*arguments, HERE, small_cnn=frozen).cnn
+        else train_stream(*arguments, HERE, trained_cnn=frozen).cnn
     )
     assert_same(dict(trained.state_dict()), dict(cnn.state_dict()))  # batch statistics too
 
@@ -63,7 +63,7 @@ def test_features_of_a_frozen_cnn_are_computed_once(
     )
     # Nothing is learned, so that the losses differ by rounding alone
     options = dataclasses.replace(getattr(settings, stage), steps=3, learning_rate=0.0)
-    small_cnn = SmallImageEncoder().state_dict()
+    trained_cnn = SmallImageEncoder().state_dict()
     losses = []
     for augment in (True, False):  # the examples themselves are not augmented
         train_stem_or_stream = train_stem if stage == "stem" else train_stream
@@ -74,7 +74,7 @@ def test_features_of_a_frozen_cnn_are_computed_once(
             *two_hundred,
             tmp_path / str(augment),
             HERE,
-            small_cnn=small_cnn,
+            trained_cnn=trained_cnn,
         )
         point = curves(tmp_path / str(augment))[-1]
         losses.append(point["damsm" if stage == "stem" else "cross_entropy"])

@@ -95,7 +95,7 @@ def main(folder: Path, stages: list[str], settings: MirrorGANTrainingSettings) -
         cnn = DAMSMImageEncoder(CONFIG).cnn.state_dict()
         plain = dataclasses.replace(settings, augment=False)
         arguments = (CONFIG, plain, examples, len(words), folder / "frozen", execution)
-        train_stem(*arguments, small_cnn=cnn)
+        train_stem(*arguments, trained_cnn=cnn)
     torch.manual_seed(2)
     networks = STEM(CONFIG, len(words)), DAMSMImageEncoder(CONFIG), STREAM(CONFIG, len(words))
     if "gan" in stages:
