@@ -88,7 +88,13 @@ class RunSettings:
         recipes = (recipe for recipe in RECIPES.values() if recipe.config == config)
         training = next(recipes, _base(None, system)).settings
         if os.path.lexists(folder / SETTINGS):
-            training = cls.load(folder / SETTINGS).training
+            trained = cls.load(folder / SETTINGS)
+            if trained.system != system:
+                raise InputError(
+                    f"{folder / SETTINGS}: is of the system {trained.system}, but the model is of "
+                    f"{system}; get another copy of the model"
+                )
+            training = trained.training
         return cls(config, for_fine_tuning(training), init_from=model_name(name_or_path))
 
     @classmethod
