@@ -16,9 +16,11 @@ from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.metrics.diversity import diversity
 from mirrorgan_fast.models.config import CascadeConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
-from mirrorgan_fast.models.discriminator import Discriminator
+from mirrorgan_fast.models.discriminator import Discriminator, Logits
 from mirrorgan_fast.models.glam import GLAM, Generated
 from mirrorgan_fast.models.stem import STEM, word_mask
+from mirrorgan_fast.ops import use
+from mirrorgan_fast.ops.choice import REFERENCE
 from mirrorgan_fast.ops.wide import wide
 from mirrorgan_fast.pictures import to_signed
 from mirrorgan_fast.training.average import MovingAverage
@@ -37,9 +39,6 @@ from mirrorgan_fast.training.run import Unsaid, dependencies, open_run, started_
 from mirrorgan_fast.training.settings import CascadeSettings, TrainingSettings
 from mirrorgan_fast.training.sheets import SampleSheets
 
-# R1 is computed in every fourth step, which works as well as in every step ("lazy regularization",
-# Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", sec. 3.1).
-_R1_EVERY = 4
 _COST_BEFORE_LAST = 0.4  # of a step without the last stage (birds-painted)
 Validate = Callable[[GLAM, int], Mapping[str, float]]
 """Measures a generator after a number of steps."""
@@ -185,20 +184,21 @@ class CascadeTraining(ABC):
             the losses, and how real D_i finds real and generated images, from 0 to 1, as figures.
         """
         losses, found = [], {}
-        processes = self.computation.processes
+        processes, sentences = self.computation.processes, [given.sentence]
+        if self.settings.form == "authors":  # each image with another caption of the batch
+            other_sentence, other_label = (
+                processes.own(processes.gathered(part).roll(1, dims=0))
+                for part in (given.sentence, given.labels)
+            )
+            sentences.append(other_sentence)
+            is_wrong = given.labels != other_label
         with self.computation.autocast():
             for D_i, real_i, fake_i in zip(self.D, given.reals, fakes, strict=False):
                 real_features, fake_features = D_i(real_i), D_i(fake_i.detach())
-                real_logits = D_i.judge(real_features, given.sentence)
+                conditional, *others = D_i.conditionals(real_features, sentences)
+                real_logits = Logits(D_i.unconditional(real_features), conditional)
                 fake_logits = D_i.judge(fake_features, given.sentence)
-                wrong = None
-                if self.settings.form == "authors":  # each image with another caption of the batch
-                    other_sentence, other_label = (
-                        processes.own(processes.gathered(part).roll(1, dims=0))
-                        for part in (given.sentence, given.labels)
-                    )
-                    wrong_logits = D_i.conditional(real_features, other_sentence)
-                    wrong = WrongPairs(wrong_logits, given.labels != other_label)
+                wrong = WrongPairs(others[0], is_wrong) if others else None
                 losses.append(discriminator_loss(real_logits, fake_logits, wrong, processes))
                 for name, logits in (("real", real_logits), ("generated", fake_logits)):
                     share = wide(logits.unconditional.detach()).sigmoid().mean()
@@ -207,15 +207,18 @@ class CascadeTraining(ABC):
 
     def r1_penalties(self, step: int, given: Captioned) -> list[Tensor]:
         """Return the weighted R1 penalty of each stage, in the steps that have it."""
-        weight = self.settings.r1_weight
-        if not weight or step % _R1_EVERY:
+        weight, every = self.settings.r1_weight, self.settings.r1_every
+        if not weight or step % every:
             return []
         penalties = []
-        for D_i, real_i in zip(self.D, given.reals, strict=False):
-            # second derivatives in float32, which costs little in every fourth step
-            x = wide(real_i).detach().requires_grad_()
-            penalty = r1_penalty(D_i.judge(D_i(x), wide(given.sentence)), x)
-            penalties.append(_R1_EVERY * weight * penalty)
+        # The convolutions are PyTorch's here: they skip gradients that are not asked for, and ours
+        # cannot see that the first backward pass does not need those of the weights.
+        with use(REFERENCE):
+            for D_i, real_i in zip(self.D, given.reals, strict=False):
+                # second derivatives in float32, which costs little, because few steps have them
+                x = wide(real_i).detach().requires_grad_()
+                penalty = r1_penalty(D_i.judge(D_i(x), wide(given.sentence)), x)
+                penalties.append(every * weight * penalty)
         return penalties
 
     @abstractmethod

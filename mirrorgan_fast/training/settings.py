@@ -108,7 +108,10 @@ class CascadeSettings(_StageSettings):
     kl_weight: float = bounded(1.0, 0)
     """Of the KL divergence of the conditioning augmentation."""
     r1_weight: float = bounded(0.0, 0)
-    """gamma of the R1 penalty (``r1_penalty``), which is added in every fourth step, times four."""
+    """gamma of the R1 penalty (``r1_penalty``)."""
+    r1_every: int = bounded(4, 1, 1024)
+    """The steps from one R1 penalty to the next, by which it is multiplied ("lazy regularization",
+    Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", sec. 3.1)."""
     last_stage_from: int = bounded(0, 0, _MOST_STEPS)
     """The step from which the last stage trains too. Until then only the other stages train, and a
     step takes 0.4 of the time: what captions mean is learned at half the size."""
