@@ -80,7 +80,7 @@ class Ours(CascadeTraining):
         """Take a step, and return the seconds of its parts."""
         clock, given = Clock(), self.given
         with clock.time("G forward"):
-            fakes, mu, log_var = self.generate(given)
+            fakes, mu, log_var = self.generate(0, given)
         if self.settings.r1_weight:
             with clock.time("R1"):
                 sum_of(self.r1_penalties(0, given)).backward()

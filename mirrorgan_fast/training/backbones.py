@@ -60,9 +60,13 @@ def origin(cnn: nn.Module, weights: BackboneWeights | None) -> dict[str, Any]:
 
 
 def freeze_backbone(cnn: nn.Module, run: Run) -> None:
-    """Freeze a CNN that started from ImageNet's weights, also when its run resumes."""
+    """Freeze a CNN that started from ImageNet's weights, also when its run resumes.
+
+    It is in evaluation mode, as it is when the generator is trained: its features of an image do
+    not depend on the batch.
+    """
     if run.settings.get(_ORIGIN, "random") != "random":
-        cnn.requires_grad_(False)
+        cnn.eval().requires_grad_(False)
 
 
 def load_trained_cnn(cnn: nn.Module, weights: Mapping[str, Tensor]) -> None:

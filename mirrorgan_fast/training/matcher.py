@@ -24,7 +24,7 @@ from mirrorgan_fast.training.backbones import (
 from mirrorgan_fast.training.batches import Batch, Batches
 from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
-from mirrorgan_fast.training.features import ImageFeatures
+from mirrorgan_fast.training.features import ImageFeatures, fixed_crops
 from mirrorgan_fast.training.learner import Learner
 from mirrorgan_fast.training.loop import Part, fit
 from mirrorgan_fast.training.objectives import damsm_loss
@@ -149,7 +149,7 @@ def train_stem(
             examples,
             execution,
             computation,
-            once=trained_cnn is not None and not settings.augment,
+            crops=fixed_crops("stem", cnn, options.crops, augment=settings.augment),
         )
         size, parts = options.batch_size, options.accumulate
         batches = Batches(features.examples, size, settings.seed, execution, parts)

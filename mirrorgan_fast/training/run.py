@@ -55,8 +55,8 @@ VERSION = 5
 rounded to bfloat16 under autocast are in float32. 3: a fused Adam, which can skip a step. 4:
 the moving average copies integer buffers. 5: with augmentation, an image is cut from the scaled
 picture at whole pixels, the noise that the judge is trained with is drawn for the batch of all
-processes, D's joint convolution is computed in two parts, and the gradients of the attention and of
-the convolutions have kernels of their own."""
+processes, ImageNet's CNNs are in evaluation mode, D's joint convolution is computed in two parts,
+and the gradients of the attention and of the convolutions have kernels of their own."""
 _LONGEST_POINT = 2**16  # bytes
 _LARGEST_CURVES = 2**28  # bytes; 710,000 steps of a GAN make 4 MB
 

@@ -42,6 +42,16 @@ class _StageSettings(_Settings):
 
 
 @dataclass(frozen=True)
+class _MatchingSettings(_StageSettings):
+    """What the stages have in common whose CNN may be frozen."""
+
+    crops: int = bounded(0, 0, 1024)
+    """With augmentation: how many fixed random crops each picture has, whose features of a frozen
+    CNN are computed once, before the first step. 0: another crop in each epoch, which the CNN sees
+    in that step."""
+
+
+@dataclass(frozen=True)
 class CNNSettings(_StageSettings):
     """Training of the small CNN on the phrases of captions, before DAMSM and STREAM use it.
 
@@ -56,7 +66,7 @@ class CNNSettings(_StageSettings):
 
 
 @dataclass(frozen=True)
-class STEMSettings(_StageSettings):
+class STEMSettings(_MatchingSettings):
     """Pretraining of STEM with DAMSM; the defaults are AttnGAN's for birds."""
 
     steps: int = bounded(36_000, 1, _MOST_STEPS)
@@ -69,7 +79,7 @@ class STEMSettings(_StageSettings):
 
 
 @dataclass(frozen=True)
-class STREAMSettings(_StageSettings):
+class STREAMSettings(_MatchingSettings):
     """Pretraining of STREAM as a captioner."""
 
     steps: int = bounded(36_000, 1, _MOST_STEPS)
