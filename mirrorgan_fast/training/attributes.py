@@ -22,7 +22,7 @@ from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.learner import Learner
 from mirrorgan_fast.training.loop import Part, fit
-from mirrorgan_fast.training.precision import Precision, fastest_precision
+from mirrorgan_fast.training.precision import COMPUTED, Precision, fastest_precision
 from mirrorgan_fast.training.run import VERSION, Run, Unsaid
 from mirrorgan_fast.vocabulary import Vocabulary
 
@@ -118,7 +118,7 @@ def train_attribute_classifier(
         "precision": precision,
     }
     if precision == "auto":
-        settings["precision"] = Unsaid(fastest_precision(execution.device))
+        settings["precision"] = Unsaid(fastest_precision(execution.device), COMPUTED)
     processes = execution.processes
     with Run(folder, steps, settings, quiet=execution.quiet, processes=processes) as run:
         torch.manual_seed(seed)

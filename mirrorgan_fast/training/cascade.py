@@ -285,7 +285,7 @@ def train_cascade(
     needs = dependencies(config, settings, options, examples, device, **states)
     needs |= {**(also or {}), **started_from(start)}
     compiled = execution.compiled
-    needs["compiled"] = Unsaid(False) if compiled is None else compiled
+    needs["compiled"] = Unsaid(False, (False, True)) if compiled is None else compiled
     with open_run(folder, options, settings, needs, execution) as run:
         torch.manual_seed(settings.seed)
         task = make(run.computation(execution), run.settings["compiled"])

@@ -15,7 +15,7 @@ from mirrorgan_fast.tensor_files import check_numbers, read_torch
 from mirrorgan_fast.weights import load_state
 
 CHECKPOINT = "checkpoint.pt"
-_ADVICE = "restore a copy of it, or move it away to start that part again"
+ADVICE = "restore a copy of it, or move it away to start that part again"
 _MOST_ENTRIES = 1_000_000  # of all containers; the largest recipe's GAN has 12,000
 _MOST_STEPS = 10**12  # what TensorBoard and a float can still count
 _ADAM = {"step", "exp_avg", "exp_avg_sq"}
@@ -51,9 +51,9 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
             program or version.
     """
     path = find_checkpoint(folder)
-    content = read_torch(path, "a checkpoint", _ADVICE)
+    content = read_torch(path, "a checkpoint", ADVICE)
     if not isinstance(content, dict) or "settings" not in content:
-        raise InputError(f"{path}: is not a checkpoint of this program; {_ADVICE}")
+        raise InputError(f"{path}: is not a checkpoint of this program; {ADVICE}")
     checksum = content.pop("checksum", None)
     if checksum is None:
         raise InputError(
@@ -65,7 +65,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         damaged = True
     if damaged or not _is_checkpoint(content):
-        raise InputError(f"{path}: is damaged, its checksum is another; {_ADVICE}")
+        raise InputError(f"{path}: is damaged, its checksum is another; {ADVICE}")
     return content
 
 
@@ -197,4 +197,4 @@ def _is_checkpoint(content: Mapping[str, Any]) -> bool:
 
 
 def _misfit(source: str, fault: str) -> InputError:
-    return InputError(f"{source} {fault}; {_ADVICE}")
+    return InputError(f"{source} {fault}; {ADVICE}")

@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
+COMPUTED: tuple[Precision, ...] = ("bf16", "fp16", "fp32")
+"""The precisions that a step can compute in; "auto" is one of them."""
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -30,6 +30,7 @@ from mirrorgan_fast.models.config import CascadeConfig
 from mirrorgan_fast.processes import ALONE, Processes
 from mirrorgan_fast.training.batches import Batch, Batches
 from mirrorgan_fast.training.checkpoint import (
+    ADVICE,
     CHECKPOINT,
     fingerprint,
     load_checkpoint,
@@ -38,7 +39,7 @@ from mirrorgan_fast.training.checkpoint import (
 )
 from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
-from mirrorgan_fast.training.precision import fastest_precision
+from mirrorgan_fast.training.precision import COMPUTED, fastest_precision
 from mirrorgan_fast.training.settings import (
     CNNSettings,
     StageSettings,
@@ -75,6 +76,14 @@ class Unsaid(NamedTuple):
     """A setting that was not given: the checkpoint's value is used, or else the default."""
 
     default: Any
+    choices: Collection[Any] = ()
+    """The values that a checkpoint can have; none: any text, or None."""
+
+    def allows(self, value: Any) -> bool:
+        """Return whether a checkpoint can have a value, which may be anything."""
+        if not self.choices:
+            return value is None or isinstance(value, str)
+        return any(type(value) is type(choice) and value == choice for choice in self.choices)
 
 
 class Run:
@@ -394,6 +403,11 @@ class Run:
         for name, value in self.settings.items():
             if isinstance(value, Unsaid):
                 self.settings[name] = made_with.get(name, value.default)
+                if name in made_with and not value.allows(made_with[name]):
+                    raise InputError(
+                        f"{self.folder / CHECKPOINT}: its {name} is {made_with[name]!r:.80}, which "
+                        f"no run has; {ADVICE}"
+                    )
         if checkpoint is None:
             return None
         older, newer = made_with.get("version", 1), self.settings.get("version", 1)
@@ -527,7 +541,7 @@ def dependencies(
         "data": examples.digest(),
     }
     if settings.precision == "auto":
-        values["precision"] = Unsaid(fastest_precision(device))
+        values["precision"] = Unsaid(fastest_precision(device), COMPUTED)
     if settings.sync_batch_norm:
         values["sync_batch_norm"] = True
     for name, weights in networks.items():

@@ -351,6 +351,22 @@ def test_settings_that_are_not_given_are_those_of_the_checkpoint(tmp_path: Path)
         run(weights="other").__enter__()
 
 
+@pytest.mark.parametrize("value", [{}, [], 5, "fp8", True, None, torch.ones(2)])
+def test_a_checkpoint_cannot_bring_a_setting_of_another_kind(tmp_path: Path, value: Any) -> None:
+    with Run(tmp_path, 7, {"precision": value}, quiet=True) as begun:
+        begun.save(0, {})
+    for choices in (("bf16", "fp32"), (False,)):
+        with pytest.raises(InputError, match=r"its precision is .*, which no run has"):
+            Run(tmp_path, 7, {"precision": Unsaid("fp32", choices)}, quiet=True).__enter__()
+    run = Run(tmp_path, 7, {"precision": Unsaid("fp32")}, quiet=True)
+    if value is None or isinstance(value, str):
+        with run:
+            assert run.settings["precision"] == value
+    else:
+        with pytest.raises(InputError, match="which no run has"):
+            run.__enter__()
+
+
 def test_how_often_it_saves_and_logs_may_change(tmp_path: Path, examples: TrainingExamples) -> None:
     def run(folder: str, steps: int, **often: int) -> None:
         with Run(tmp_path / folder, steps, SETTINGS, quiet=True, **often) as begun:
