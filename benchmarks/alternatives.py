@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.cub_model import Inputs
 from benchmarks.harness import Work
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.ops import use
 
 
@@ -31,6 +33,25 @@ def work(module: nn.Module, dtype: torch.dtype, tensors: list[Tensor], *inputs: 
     with counter:
         _plainly(module, inputs)
     return Work(counter.get_total_flops(), sum(tensor.nbytes for tensor in tensors), dtype)
+
+
+def generator_work(model: MirrorGAN, dtype: torch.dtype, inputs: Inputs) -> Work:
+    """Do what ``work`` does for a call from tokens to gray levels."""
+    noise, size = inputs[2], model.config.image_size
+    images = torch.empty(len(noise), size, size, 3, dtype=torch.uint8)
+    tensors = [*model.glam.parameters(), *inputs[2:], images]
+    return work(_Renders(model), dtype, tensors, *inputs)
+
+
+class _Renders(nn.Module):
+    def __init__(self, model: MirrorGAN) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, tokens: Tensor, lengths: Tensor, noise: Tensor, condition_noise: Tensor
+    ) -> Tensor:
+        return self.model.render(tokens, lengths, noise, condition_noise)
 
 
 def as_map(tensor: Tensor, dtype: torch.dtype) -> Tensor:

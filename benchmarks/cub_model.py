@@ -1,4 +1,4 @@
-"""The model that is measured, and a call of its generator in plain PyTorch."""
+"""The model that is measured, its inputs, and its generator in plain PyTorch."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,7 +28,11 @@ def model_of_cub() -> MirrorGAN:
     return model
 
 
-def inputs_of(model: MirrorGAN, batch: int, words: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Tokens (N, T), lengths (N,), and the noises (N, noise) and (N, condition)."""
+
+
+def inputs_of(model: MirrorGAN, batch: int, words: int) -> Inputs:
     """Return tokens, lengths and both noise tensors."""
     rng = torch.Generator().manual_seed(0)
     return (

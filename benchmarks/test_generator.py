@@ -4,9 +4,8 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor, nn
 
-from benchmarks.alternatives import work
+from benchmarks.alternatives import generator_work
 from benchmarks.cub_model import inputs_of, plain_call
 from benchmarks.harness import Comparison
 from benchmarks.separate_process import SeparateProcess
@@ -39,7 +38,7 @@ def test_generator(
 ) -> None:
     inputs = inputs_of(model, batch, words)
     tokens, lengths, noise, condition_noise = inputs
-    fused, plain = fuse(model, dtype), Renders(model)
+    fused = fuse(model, dtype)
     narrow = copy.copy(model)
     narrow._modules = dict(model._modules)  # STEM's LSTM takes little time and is not compiled
     narrow.glam = copy.deepcopy(model.glam).to(BF16, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -49,29 +48,16 @@ def test_generator(
 
     def eager() -> None:
         with use("reference"):
-            plain(*inputs)
+            model.render(*inputs)
 
     def compiled() -> None:
         with use("reference"):
             narrow.render(*narrow_inputs)
 
-    result = fused.render(*inputs)
-    read = [*model.glam.parameters(), noise, condition_noise, result]
     with SeparateProcess(plain_call, batch, words) as separate:
         comparison.run(
             lambda: fused.render(*inputs),
             {"eager": eager, "compiled": compiled, "eager_as_it_comes": separate},
-            work(plain, dtype, read, *inputs),
+            generator_work(model, dtype, inputs),
             images=batch,
         )
-
-
-class Renders(nn.Module):
-    def __init__(self, model: MirrorGAN) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, tokens: Tensor, lengths: Tensor, noise: Tensor, condition_noise: Tensor
-    ) -> Tensor:
-        return self.model.render(tokens, lengths, noise, condition_noise)
