@@ -10,7 +10,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from benchmarks.cub_model import model_of_cub
 from benchmarks.harness import Comparison
 from benchmarks.limits import Limits
-from benchmarks.table import HEADER, rows
+from benchmarks.table import table
 from mirrorgan_fast.memory import keep_memory
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.ops import build_info
@@ -45,16 +45,23 @@ def pytest_benchmark_update_json(
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
 ) -> None:
-    """Print the results of the comparisons."""
+    """Print the results of the comparisons, and why benchmarks were skipped."""
     session = getattr(config, "_benchmarksession", None)
     found = [] if session is None else session.benchmarks
-    table = rows({"name": one.name, "extra_info": one.extra_info} for one in found)
-    if table:
-        terminalreporter.section("ours, compared with plain PyTorch and torch.compile")
-        widths = [max(map(len, column)) for column in zip(HEADER, *table, strict=True)]
-        for line in (HEADER, *table):
+    lines = table({"name": one.name, "extra_info": one.extra_info} for one in found)
+    if len(lines) > 1:
+        terminalreporter.section("ours, compared with the alternatives")
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        for line in lines:
             first, *others = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
             terminalreporter.write_line("  ".join([first.strip().ljust(widths[0]), *others]))
+    skipped = terminalreporter.stats.get("skipped", [])
+    for reason in sorted({report.longrepr[2] for report in skipped if _is_benchmark(report)}):
+        terminalreporter.write_line(reason)
+
+
+def _is_benchmark(report: pytest.TestReport) -> bool:
+    return report.nodeid.startswith("benchmarks/test_")
 
 
 @pytest.fixture(scope="session")
