@@ -1,6 +1,7 @@
 """Shared by all benchmarks: the hardware's limits, the model, no gradients, the printed table."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from benchmarks.cub_model import model_of_cub
 from benchmarks.harness import Comparison
 from benchmarks.limits import Limits
 from benchmarks.table import table
+from mirrorgan_fast.inference.export import export
 from mirrorgan_fast.memory import keep_memory
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.ops import build_info
@@ -85,6 +87,14 @@ def comparison(
 @pytest.fixture(scope="session")
 def model() -> MirrorGAN:
     return model_of_cub()
+
+
+@pytest.fixture(scope="module")
+def exported(model: MirrorGAN, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ONNX file of the module's model."""
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    export(model, path, "onnx")
+    return path
 
 
 @pytest.fixture(autouse=True)
