@@ -177,6 +177,15 @@ TABLE: dict[str, tuple[Row, ...]] = {
         ),
         _FOR_INFERENCE._replace(dtypes=_ANY),
     ),
+    # Forward and backward, small maps and kernels of many numbers only (see the op's file)
+    "unfolded_conv2d": (
+        Row(
+            "unfolded",
+            "cpu",
+            _BOTH,
+            "forward and backward together 1.1 to 5.3 times as fast in bfloat16 (Zen 4)",
+        ),
+    ),
     "word_similarity": (_FOR_TRAINING,),
 }
 

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from mirrorgan_fast.ops.checks import refuse
 from mirrorgan_fast.ops.choice import REFERENCE, choose, needs_grad
+from mirrorgan_fast.ops.unfolded_conv2d import suits, unfolded_conv2d
 
 _NAME = "conv2d"
 _MIN_CHANNELS = 16  # below, oneDNN is faster: 3.4 times from 3 channels to 32
@@ -53,6 +54,8 @@ def conv2d(
     if weight.dim() != 4 or weight.shape[0 if transposed else 1] != channels:
         form = "(C, C', K, K)" if transposed else "(C', C, K, K)"
         refuse(_NAME, "weight", weight, f"shape {form} with C = {channels}")
+    if not transposed and suits(x, weight, stride, padding):
+        return unfolded_conv2d(x, weight, bias, stride, padding)
     # The columns of the product that is the gradient of the weight
     columns = weight.shape[1]
     device = x.device.type

@@ -16,7 +16,7 @@ from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.metrics.diversity import diversity
 from mirrorgan_fast.models.config import CascadeConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
-from mirrorgan_fast.models.discriminator import Discriminator, Logits
+from mirrorgan_fast.models.discriminator import Discriminator
 from mirrorgan_fast.models.glam import GLAM, Generated
 from mirrorgan_fast.models.stem import STEM, word_mask
 from mirrorgan_fast.ops import use
@@ -184,21 +184,22 @@ class CascadeTraining(ABC):
             the losses, and how real D_i finds real and generated images, from 0 to 1, as figures.
         """
         losses, found = [], {}
-        processes, sentences = self.computation.processes, [given.sentence]
+        processes, other_sentence = self.computation.processes, None
         if self.settings.form == "authors":  # each image with another caption of the batch
             other_sentence, other_label = (
                 processes.own(processes.gathered(part).roll(1, dims=0))
                 for part in (given.sentence, given.labels)
             )
-            sentences.append(other_sentence)
             is_wrong = given.labels != other_label
         with self.computation.autocast():
             for D_i, real_i, fake_i in zip(self.D, given.reals, fakes, strict=False):
-                real_features, fake_features = D_i(real_i), D_i(fake_i.detach())
-                conditional, *others = D_i.conditionals(real_features, sentences)
-                real_logits = Logits(D_i.unconditional(real_features), conditional)
-                fake_logits = D_i.judge(fake_features, given.sentence)
-                wrong = WrongPairs(others[0], is_wrong) if others else None
+                both = torch.cat([real_i, fake_i.detach()])
+                real, fake = D_i(both, parts=2).chunk(2)
+                real_logits = D_i.judge(real, given.sentence)
+                fake_logits = D_i.judge(fake, given.sentence)
+                wrong = None
+                if other_sentence is not None:
+                    wrong = WrongPairs(D_i.conditional(real, other_sentence), is_wrong)
                 losses.append(discriminator_loss(real_logits, fake_logits, wrong, processes))
                 for name, logits in (("real", real_logits), ("generated", fake_logits)):
                     share = wide(logits.unconditional.detach()).sigmoid().mean()

@@ -1,5 +1,6 @@
 """The discriminators: their shapes and parameters, and what each logit depends on."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -25,10 +26,10 @@ def test_parameters_of_the_authors_discriminators(image_size: int, parameters: i
 @pytest.mark.parametrize("batch", [1, 3])
 def test_every_image_size_gives_4x4_features_and_one_logit(image_size: int, batch: int) -> None:
     discriminator = Discriminator(CONFIG, image_size)
-    features = discriminator(torch.rand(batch, 3, image_size, image_size) * 2 - 1)
-    assert features.shape == (batch, 2 * min(8, image_size // 8), 4, 4)
-    assert discriminator.unconditional(features).shape == (batch,)
-    assert discriminator.conditional(features, torch.randn(batch, 6)).shape == (batch,)
+    seen = discriminator(torch.rand(batch, 3, image_size, image_size) * 2 - 1)
+    assert seen.features.shape == (batch, 2 * min(8, image_size // 8), 4, 4)
+    assert discriminator.unconditional(seen).shape == (batch,)
+    assert discriminator.conditional(seen, torch.randn(batch, 6)).shape == (batch,)
 
 
 @torch.no_grad()
@@ -58,13 +59,13 @@ def test_the_joint_convolution_sees_the_sentence_at_every_pixel(norm: Norm, size
     discriminator = Discriminator(config, 32).double()
     image = torch.rand(3, 3, size, size, dtype=torch.float64).requires_grad_()
     sentences = [torch.randn(3, 6, dtype=torch.float64).requires_grad_() for _ in range(2)]
-    features = discriminator(image)
-    wanted = []
+    seen = discriminator(image)
+    found, wanted = [], []
     for sentence in sentences:
-        everywhere = sentence[:, :, None, None].expand(-1, -1, *features.shape[2:])
-        joint = discriminator.joint(torch.cat([features, everywhere], dim=1))
+        everywhere = sentence[:, :, None, None].expand(-1, -1, *seen.features.shape[2:])
+        joint = discriminator.joint(torch.cat([seen.features, everywhere], dim=1))
         wanted.append(discriminator.conditional_logit(joint).flatten())
-    found = discriminator.conditionals(features, sentences)
+        found.append(discriminator.conditional(seen, sentence))
     learned = [image, *sentences, *discriminator.parameters()]
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
@@ -76,21 +77,35 @@ def test_the_joint_convolution_sees_the_sentence_at_every_pixel(norm: Norm, size
         torch.testing.assert_close(grads, others, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_parts_of_a_batch_are_seen_as_each_alone(norm: Norm) -> None:
+    torch.manual_seed(5)
+    config = dataclasses.replace(CONFIG, discriminator_norm=norm)
+    discriminator = Discriminator(config, 64).double()
+    alone = copy.deepcopy(discriminator)
+    images = [torch.rand(3, 3, 64, 64, dtype=torch.float64) * scale for scale in (1, 5)]
+    found = discriminator(torch.cat(images), parts=2).chunk(2)
+    wanted = [alone(image) for image in images]
+    torch.testing.assert_close(found, wanted)
+    for name, buffer in discriminator.state_dict().items():  # batch statistics too
+        torch.testing.assert_close(buffer, alone.state_dict()[name])
+
+
 @torch.no_grad()
 def test_computing_logits_does_not_change_the_features() -> None:
     torch.manual_seed(1)
     discriminator = Discriminator(CONFIG, 64)
     features = discriminator(torch.rand(2, 3, 64, 64))
-    before = features.clone()
+    before = [tensor.clone() for tensor in features]
     discriminator.conditional(features, torch.randn(2, 6))
     discriminator.unconditional(features)
-    assert torch.equal(features, before)
+    assert all(map(torch.equal, features, before))
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_odd_widths(channels: int) -> None:
     config = dataclasses.replace(CONFIG, discriminator_channels=channels)
-    features = Discriminator(config, 128)(torch.rand(2, 3, 128, 128))
+    features, _ = Discriminator(config, 128)(torch.rand(2, 3, 128, 128))
     assert features.shape == (2, 8 * channels, 4, 4)
 
 
@@ -116,4 +131,4 @@ def test_without_a_norm_the_features_keep_the_scale_of_the_image() -> None:
     config = dataclasses.replace(CONFIG, discriminator_channels=32, discriminator_norm="none")
     discriminator = Discriminator(config, 64)
     image = torch.randn(8, 3, 64, 64)
-    assert 0.2 < discriminator(image).std() / image.std() < 2
+    assert 0.2 < discriminator(image).features.std() / image.std() < 2
