@@ -13,7 +13,6 @@ import torch
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.data.painted_birds.data_set import PaintedBirds
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.models.stem import STEM
 from mirrorgan_fast.models.stream import STREAM
@@ -33,21 +32,8 @@ from mirrorgan_fast.training.settings import (
 )
 from mirrorgan_fast.vocabulary import Vocabulary
 
-CONFIG = MirrorGANConfig(
-    image_size=32,
-    stages=2,
-    generator_channels=4,
-    discriminator_channels=4,
-    residual_blocks=1,
-    noise_size=6,
-    condition_size=5,
-    embedding_size=16,
-    word_embedding_size=8,
-    caption_length=9,
-    image_encoder="small",
-    stream_encoder="small",
-    stream_hidden_size=8,
-)
+from .runs import TINY
+
 STEPS, SIZE = 3, 8
 SETTINGS = MirrorGANTrainingSettings(
     cnn=CNNSettings(steps=STEPS, batch_size=SIZE, phrases=20),
@@ -82,8 +68,8 @@ def main(folder: Path, stages: list[str], settings: MirrorGANTrainingSettings) -
     birds.label = lambda index: index // 2  # type: ignore[method-assign] # some are of one class
     texts = (text for index in range(len(birds)) for text in birds.captions(index))
     words = Vocabulary.build(texts)
-    examples = TrainingExamples(birds, words, CONFIG.image_size, CONFIG.caption_length, True)
-    what = (CONFIG, settings, examples)
+    examples = TrainingExamples(birds, words, TINY.image_size, TINY.caption_length, True)
+    what = (TINY, settings, examples)
     if "cnn" in stages:
         train_cnn(*what, folder / "cnn", execution)
     if "stem" in stages:
@@ -92,18 +78,18 @@ def main(folder: Path, stages: list[str], settings: MirrorGANTrainingSettings) -
         train_stream(*what, len(words), folder / "stream", execution)
     if "frozen" in stages:  # the features of a frozen CNN, in parts
         torch.manual_seed(1)
-        cnn = DAMSMImageEncoder(CONFIG).cnn.state_dict()
+        cnn = DAMSMImageEncoder(TINY).cnn.state_dict()
         plain = dataclasses.replace(settings, augment=False)
-        arguments = (CONFIG, plain, examples, len(words), folder / "frozen", execution)
+        arguments = (TINY, plain, examples, len(words), folder / "frozen", execution)
         train_stem(*arguments, small_cnn=cnn)
     torch.manual_seed(2)
-    networks = STEM(CONFIG, len(words)), DAMSMImageEncoder(CONFIG), STREAM(CONFIG, len(words))
+    networks = STEM(TINY, len(words)), DAMSMImageEncoder(TINY), STREAM(TINY, len(words))
     if "gan" in stages:
         train_mirrorgan(*what, *networks, folder / "gan", execution)
     if "paper" in stages:
         gan = dataclasses.replace(settings.gan, form="paper", r1_weight=0.0)
         paper = dataclasses.replace(settings, gan=gan)
-        train_mirrorgan(CONFIG, paper, examples, *networks, folder / "paper", execution)
+        train_mirrorgan(TINY, paper, examples, *networks, folder / "paper", execution)
     processes.close()
 
 
