@@ -1,4 +1,4 @@
-"""Trains every stage in float64, alone or together with other processes."""
+"""Trains every stage, alone or with other processes, in float64 or in a narrow precision."""
 
 import dataclasses
 import os
@@ -22,6 +22,7 @@ from mirrorgan_fast.training.cnn import train_cnn
 from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.matcher import train_stem
 from mirrorgan_fast.training.mirrorgan import train_mirrorgan
+from mirrorgan_fast.training.precision import Precision
 from mirrorgan_fast.training.run import Run
 from mirrorgan_fast.training.settings import (
     CNNSettings,
@@ -54,6 +55,7 @@ class How:
 
     steps: int = STEPS
     synced: bool = True
+    precision: Precision = "fp32"
     number: int | None = None
     rank: int = 0
     at: int = 1
@@ -61,7 +63,8 @@ class How:
 
 def main(folder: Path, stages: list[str], settings: MirrorGANTrainingSettings) -> None:
     """Train stages, each in a folder of its name."""
-    torch.set_default_dtype(torch.float64)
+    if settings.precision == "fp32":  # autocast is for float32
+        torch.set_default_dtype(torch.float64)
     processes = Processes.join()
     execution = Execution(torch.device("cpu"), workers=0, quiet=True, processes=processes)
     birds = PaintedBirds("train", 2 * SIZE, size=64)
@@ -117,7 +120,7 @@ def _child(
         stage: dataclasses.replace(getattr(SETTINGS, stage), steps=how.steps)
         for stage in ("cnn", "stem", "stream", "gan")
     }
-    changed |= {"sync_batch_norm": how.synced, "save_every": 2}
+    changed |= {"sync_batch_norm": how.synced, "precision": how.precision, "save_every": 2}
     try:
         main(folder, list(stages), dataclasses.replace(SETTINGS, **changed))
     except (InputError, KeyboardInterrupt) as error:
