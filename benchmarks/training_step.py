@@ -87,7 +87,7 @@ class Ours:
         """Take a step, and return the seconds of its parts."""
         clock, task, given = Clock(), self.task, self.given
         with clock.time("G forward"):
-            fakes, mu, log_var = task.generate(given)
+            fakes, mu, log_var = task.generate(0, given)
         if task.settings.r1_weight:
             with clock.time("R1"):
                 sum_of(task.r1_penalties(0, given)).backward()

@@ -1,6 +1,7 @@
 """The settings of a training run: ``settings.toml`` in its folder, or a file to start one from."""
 
 import dataclasses
+import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -15,10 +16,12 @@ from mirrorgan_fast.files import read_file, whole_file
 from mirrorgan_fast.models.config import CascadeConfig
 from mirrorgan_fast.models.text_to_image import TextToImage
 from mirrorgan_fast.pictures import MAX_PIXELS
-from mirrorgan_fast.recipes import SYSTEMS, Recipe, find_recipe
+from mirrorgan_fast.recipes import RECIPES, SYSTEMS, Recipe, find_recipe, load_description
 from mirrorgan_fast.training.backbones import BackboneWeights
 from mirrorgan_fast.training.checkpoint import has_checkpoint
+from mirrorgan_fast.training.fine_tuning import for_fine_tuning
 from mirrorgan_fast.training.settings import STAGES, Stage, TrainingSettings
+from mirrorgan_fast.weights import CONFIG, find_pretrained
 
 SETTINGS = "settings.toml"
 _MAX_BYTES = 2**20
@@ -52,6 +55,8 @@ class RunSettings:
     max_pixels: int = MAX_PIXELS
     weights: Mapping[Stage, BackboneWeights] = dataclasses.field(default_factory=dict)
     """What the large CNNs of ``stem`` and ``stream`` start from."""
+    init_from: str | None = None
+    """The folder, or the name in the package, of a trained model that the run starts from."""
 
     @property
     def system(self) -> str:
@@ -66,6 +71,31 @@ class RunSettings:
             InputError: there is no such recipe.
         """
         return cls(*find_recipe(name))
+
+    @classmethod
+    def of_model(cls, name_or_path: str) -> "RunSettings":
+        """Return the settings for training a model further.
+
+        They are those that it was trained with, if its folder has them, or else those of the recipe
+        with its sizes, or of its system. Each stage takes a tenth of the steps, the whole cascade
+        trains from the start, and the new discriminators train alone first.
+
+        Raises:
+            InputError: there is no such model, or its description or its settings are damaged.
+        """
+        folder = find_pretrained(name_or_path)
+        system, config = load_description(folder)
+        recipes = (recipe for recipe in RECIPES.values() if recipe.config == config)
+        training = next(recipes, _base(None, system)).settings
+        if os.path.lexists(folder / SETTINGS):
+            trained = cls.load(folder / SETTINGS)
+            if trained.system != system:
+                raise InputError(
+                    f"{folder / SETTINGS}: is of the system {trained.system}, but the model is of "
+                    f"{system}; get another copy of the model"
+                )
+            training = trained.training
+        return cls(config, for_fine_tuning(training), init_from=model_name(name_or_path))
 
     @classmethod
     def load(cls, path: Path) -> "RunSettings":
@@ -88,7 +118,7 @@ class RunSettings:
 
     @classmethod
     def _from_values(cls, values: dict[str, Any]) -> "RunSettings":
-        known = ("recipe", "system", "data", "split_field", "max_pixels", "weights")
+        known = ("recipe", "system", "data", "split_field", "max_pixels", "weights", "init_from")
         for name, value in values.items():
             if name not in (*known, "model", "training"):
                 there = ", ".join((*known, "[model]", "[training]"))
@@ -110,6 +140,7 @@ class RunSettings:
             values.get("split_field"),
             values.get("max_pixels", MAX_PIXELS),
             weights,
+            values.get("init_from"),
         )
 
     def save(self, folder: Path) -> None:
@@ -123,6 +154,8 @@ class RunSettings:
             values["data"] = str(self.data.absolute())
         if self.split_field is not None:
             values["split_field"] = self.split_field
+        if self.init_from is not None:
+            values["init_from"] = self.init_from
         values["max_pixels"] = self.max_pixels
         values["weights"] = {
             stage: file if isinstance(file, str) else str(file.absolute())
@@ -171,6 +204,11 @@ def check_changes(
                 f"--change {name}: this cannot change while a stage is trained; these can: "
                 f"{', '.join(_CHANGEABLE)}, each with its stage (gan.batch_size)"
             )
+    if before.init_from != now.init_from:
+        raise InputError(
+            f"{folder}: was begun {_from(before.init_from)}, now it is {_from(now.init_from)}; "
+            f"begin another run"
+        )
     begun = {stage for stage in STAGES if has_checkpoint(folder / stage)}
     old, new = dict(_flat(asdict(before.training))), dict(_flat(asdict(now.training)))
     for name in {**old, **new}:
@@ -186,6 +224,15 @@ def check_changes(
             f"{folder}: was begun with {name} {old.get(name)!r}, now it is {new.get(name)!r}; "
             f"{advice}"
         )
+
+
+def _from(model: str | None) -> str:
+    return "from nothing" if model is None else f"from the model {model}"
+
+
+def model_name(model: str) -> str:
+    """Return a model's name in the package, or the absolute path of its folder."""
+    return str(Path(model).absolute()) if os.path.lexists(Path(model) / CONFIG) else model
 
 
 def _base(recipe: str | None, system: str | None) -> Recipe:

@@ -63,14 +63,22 @@ class Vocabulary:
         Words are sorted by decreasing frequency, and equally frequent words by code point, so the
         order of the captions does not matter. Raises InputError if no word is left.
         """
-        counts = Counter(word for words in _split_all(captions) for word in words)
-        kept = [word for word, count in counts.items() if count >= minimum_count]
+        counts = _count_words(captions)
+        kept = [word for word, count in counts if count >= minimum_count]
         if not kept:
             raise InputError(
                 f"none of the captions' {len(counts)} words occurs {minimum_count} times: "
                 "give more captions or a smaller minimum_count"
             )
-        return cls([END, *sorted(kept, key=lambda word: (-counts[word], word))])
+        return cls([END, *kept])
+
+    def extended(self, captions: Iterable[str]) -> "Vocabulary":
+        """Return a vocabulary that begins with this one and also has all words of the captions.
+
+        The new words are in the order of ``build``.
+        """
+        new = [word for word, _ in _count_words(captions) if word not in self._numbers]
+        return Vocabulary([*self._words, *new])
 
     @classmethod
     def load(cls, path: StrPath) -> "Vocabulary":
@@ -152,6 +160,12 @@ class Vocabulary:
                 break
             words.append(self._words[number])
         return " ".join(words)
+
+
+def _count_words(captions: Iterable[str]) -> list[tuple[str, int]]:
+    """Return each word and how often it occurs, common words first, then by code point."""
+    counts = Counter(word for words in _split_all(captions) for word in words)
+    return sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
 
 
 def _split(caption: str) -> list[str]:

@@ -428,6 +428,7 @@ def test_all_stages_from_training_to_a_report(
     "option",
     [
         "--recipe=cub",
+        "--init-from=birds-painted",
         "--config=settings.toml",
         "--set=image_size=64",
         "--change=gan.batch_size=4",
@@ -486,6 +487,32 @@ def test_a_run_remembers_its_settings(
     second = load_checkpoint(tmp_path / "other" / "cnn")
     for name, tensor in first["model"].items():
         assert torch.equal(tensor, second["model"][name]), name
+
+
+def test_a_model_is_trained_further_on_other_birds(
+    model: Path, birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, began = tmp_path / "run", tmp_path / "began"
+    shutil.copytree(model, began)
+    how = ["--run", str(folder), "--quiet", "--workers", "0", "--no-validation"]
+    changes = [
+        f"--set={stage}.{name}={value}"
+        for stage in ("stem", "stream", "gan")
+        for name, value in (("steps", 2), ("batch_size", 6))
+    ]
+    start = ["--init-from", str(began), "--data", str(birds)]
+    assert "stages=3" in refusal(capsys, "train", "all", *start, *how, "--set", "image_size=64")
+    changes += ["--set=gan.generator_from=1"]
+    assert main(["train", "stem", *start, *how, *changes]) == 0
+    assert f"was begun from the model {began}" in refusal(
+        capsys, "train", "stream", *how, "--init-from", "birds-painted"
+    )
+    shutil.rmtree(began)  # the run has its own copy
+    assert main(["train", "all", *how]) == 0
+    words = MirrorGAN.from_pretrained(folder).vocabulary.words
+    assert words[: len(WORDS)] == tuple(WORDS)
+    assert "perched" in words
+    assert main(["sample", "a perched 鸟", "-o", str(tmp_path / "o"), "--model", str(folder)]) == 0
 
 
 @pytest.mark.parametrize("recipe", ["attngan-cub", "birds-painted"])

@@ -11,6 +11,9 @@ from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.recipes import RECIPES
 from mirrorgan_fast.run_settings import SETTINGS, RunSettings, check_changes
 from mirrorgan_fast.training.checkpoint import CHECKPOINT
+from mirrorgan_fast.training.fine_tuning import for_fine_tuning
+
+from .small import SMALL, small_model
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -123,6 +126,40 @@ def test_what_may_change_while_a_stage_is_trained(
     else:
         with pytest.raises(InputError, match="this cannot change while a stage is trained"):
             check_changes(before, now, tmp_path, frozenset({name}))
+
+
+def test_a_model_is_trained_further_as_it_was_trained(tmp_path: Path) -> None:
+    shipped = RunSettings.of_model("birds-painted")
+    assert shipped.init_from == "birds-painted"
+    assert shipped.config == RECIPES["birds-painted"].config
+    assert shipped.training == for_fine_tuning(RECIPES["birds-painted"].settings)
+
+    model = tmp_path / "model"
+    small_model().save_pretrained(model)
+    own = RunSettings.of_model(str(model))  # its sizes are of no recipe
+    assert (own.config, own.init_from) == (SMALL, str(model))
+    assert own.training == for_fine_tuning(RECIPES["cub-paper"].settings)
+    dataclasses.replace(own).changed("gan.learning_rate", "0.5").save(model)
+    again = RunSettings.of_model(str(model))
+    assert again.training.gan.learning_rate == 0.5
+    again.save(tmp_path)
+    assert RunSettings.load(tmp_path / SETTINGS) == again
+    RunSettings.of_recipe("attngan-cub").save(model)
+    with pytest.raises(InputError, match=r"settings\.toml: is of the system attngan"):
+        RunSettings.of_model(str(model))
+    with pytest.raises(InputError, match="no model there"):
+        RunSettings.of_model(str(tmp_path / "none"))
+
+
+def test_what_a_run_starts_from_cannot_change(tmp_path: Path) -> None:
+    before = RunSettings.of_recipe("birds-painted")
+    now = dataclasses.replace(before, init_from="birds-painted")
+    for first, second, fault in (
+        (before, now, "was begun from nothing, now it is from the model birds-painted"),
+        (now, before, "was begun from the model birds-painted, now it is from nothing"),
+    ):
+        with pytest.raises(InputError, match=fault):
+            check_changes(first, second, tmp_path, frozenset())
 
 
 def test_nothing_has_begun_in_a_new_run(tmp_path: Path) -> None:

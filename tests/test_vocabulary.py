@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.vocabulary import Vocabulary
+from mirrorgan_fast.vocabulary import END, Vocabulary
 
 WORDS = ("<end>", "this", "bird", "is", "red", "with", "a", "gray", "bill")
 
@@ -200,3 +200,11 @@ def test_bad_arguments_are_refused(tmp_path: Path) -> None:
         vocabulary.encode(["bird", None], 5)  # type: ignore[list-item]
     with pytest.raises(InputError, match="occurs 2 times"):
         Vocabulary.build(["red bird"], minimum_count=2)
+
+
+def test_an_extended_vocabulary_begins_with_the_old_one() -> None:
+    old = Vocabulary([END, "bird", "a", "with"])
+    new = old.extended(["A scarlet bird", "a SCARLET wing with a crest", "wing", "2 birds"])
+    assert new.words == (END, "bird", "a", "with", "scarlet", "wing", "2", "birds", "crest")
+    assert old.words == (END, "bird", "a", "with")
+    assert old.extended([]).words == old.words

@@ -312,7 +312,7 @@ def test_a_part_that_is_a_copy_is_stored_once(tmp_path: Path) -> None:
         load_weights(tmp_path, loaded, shared)
 
 
-def test_the_small_cnn_of_a_model_is_stored_once(tmp_path: Path) -> None:
+def test_the_trained_cnn_of_a_model_is_stored_once(tmp_path: Path) -> None:
     model = small_model()
     model.save_pretrained(tmp_path / "two")
     model.stream.cnn.load_state_dict(model.image_encoder.cnn.state_dict())

@@ -29,13 +29,16 @@ from mirrorgan_fast.memory import keep_memory
 from mirrorgan_fast.models.attribute_classifier import AttributeClassifier
 from mirrorgan_fast.pictures import MAX_PIXELS
 from mirrorgan_fast.processes import Processes
-from mirrorgan_fast.run_settings import SETTINGS, RunSettings, check_changes
+from mirrorgan_fast.recipes import load
+from mirrorgan_fast.run_settings import SETTINGS, RunSettings, check_changes, model_name
 from mirrorgan_fast.training.backbones import BackboneWeights
 from mirrorgan_fast.training.execution import Execution
+from mirrorgan_fast.training.fine_tuning import START
 from mirrorgan_fast.training.settings import STAGES
 
 if TYPE_CHECKING:
     from mirrorgan_fast.evaluation.validation import Validation
+    from mirrorgan_fast.models.text_to_image import TextToImage
 
 _RECIPE = "birds-painted"
 
@@ -68,6 +71,11 @@ def add_to(commands: Commands) -> None:
         "--recipe",
         metavar="NAME",
         help=f"sizes of the networks and training settings (default: {_RECIPE})",
+    )
+    parser.add_argument(
+        "--init-from",
+        metavar="MODEL",
+        help="start from a trained model: a folder, or the name of one of the package",
     )
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help=f"a {SETTINGS} to start from, or a part of one"
@@ -163,11 +171,19 @@ def _run(options: argparse.Namespace) -> None:
             options.folder,
             execution,
             backbone_weights=settings.weights,
+            init_from=_starting_model(options, settings),
             begin=lambda: settings.save(options.folder),
             validate=_validation(options, settings, execution),
         )
         if execution.processes.rank == 0 and not options.quiet:
             say(_what_next(options, settings))
+
+
+def _starting_model(options: argparse.Namespace, settings: RunSettings) -> "TextToImage | None":
+    """Return the model that a new run starts from; a run that has begun has its own copy."""
+    if settings.init_from is None or os.path.lexists(options.folder / START):
+        return None
+    return load(settings.init_from)
 
 
 def _settings(options: argparse.Namespace) -> tuple[RunSettings, frozenset[str]]:
@@ -183,12 +199,19 @@ def _settings(options: argparse.Namespace) -> tuple[RunSettings, frozenset[str]]
         raise InputError("--config FILE names its own recipe; leave out --recipe")
     if options.config is not None:
         now = RunSettings.load(options.config)
-    elif options.recipe is not None or before is None:
+    elif options.recipe is not None or (before is None and options.init_from is None):
         now = RunSettings.of_recipe(options.recipe or _RECIPE)
+    elif before is None:
+        now = RunSettings.of_model(options.init_from)
     else:
         now = before
     if before is not None and now is not before:
-        now = dataclasses.replace(now, data=now.data or before.data, weights=before.weights)
+        now = dataclasses.replace(
+            now,
+            data=now.data or before.data,
+            weights=before.weights,
+            init_from=now.init_from or before.init_from,
+        )
     for assignment in (*options.set, *options.change):
         name, equals, value = assignment.partition("=")
         if not equals:
@@ -198,6 +221,7 @@ def _settings(options: argparse.Namespace) -> tuple[RunSettings, frozenset[str]]
         "data": options.data,
         "split_field": options.split_field,
         "max_pixels": options.max_pixels,
+        "init_from": None if options.init_from is None else model_name(options.init_from),
     }
     weights = {"stem": options.stem_weights, "stream": options.stream_weights}
     weights = {stage: file for stage, file in weights.items() if file is not None}
@@ -262,7 +286,7 @@ def _list_settings(options: argparse.Namespace) -> None:
 def _refuse_what_attributes_have_not(options: argparse.Namespace) -> None:
     """Raise InputError for options that the training of the classifier would ignore."""
     for name in (
-        *("recipe", "config", "set", "change", "settings"),  # it has no settings
+        *("recipe", "config", "set", "change", "settings", "init_from"),  # it has no settings
         *("stem_weights", "stream_weights", "compile", "no_real_row", "no_validation"),
     ):
         if getattr(options, name):

@@ -98,6 +98,7 @@ class TrainingExamples(Dataset[Example]):
         self._augment = augment
         self._seed = seed
         self._reads_images = True
+        self._crop: int | None = None
         # Shared between processes, because workers that outlive an epoch (persistent_workers) have
         # a copy of everything else. An anonymous mapping takes no space in /dev/shm, which may be
         # small or not writable.
@@ -112,6 +113,23 @@ class TrainingExamples(Dataset[Example]):
         if not 0 <= epoch < 2**63:
             raise InputError(f"epoch must be at least 0 and below 2**63, found {epoch}")
         self._epoch.fill_(epoch)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch."""
+        return int(self._epoch)
+
+    def of_crop(self, number: int) -> Self:
+        """Return the same examples with one of each picture's fixed crops, the same in all epochs.
+
+        Only pictures none of whose captions says "left" or "right" are flipped.
+
+        Args:
+            number: of the crop, at least 0. Without augmentation all crops are the same.
+        """
+        examples = copy.copy(self)
+        examples._crop = number
+        return examples
 
     def without_images(self) -> Self:
         """Return the same examples without images, which are not read.
@@ -165,11 +183,14 @@ class TrainingExamples(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
-        rng = np.random.default_rng((self._seed, int(self._epoch), index))
+        rng = np.random.default_rng((self._seed, self.epoch, index))
         tokens, length, may_flip = self._caption(index, rng)
         example = Example(
             tokens=tokens, length=length, index=index, label=self._images.label(index)
         )
+        if self._crop is not None:
+            rng = np.random.default_rng((self._seed, self._crop, index, 1))
+            may_flip = self._may_flip(self._images.captions(index))
         if self._reads_images:
             example["image"] = self._image(index, rng, may_flip)
         return example
@@ -185,11 +206,15 @@ class TrainingExamples(Dataset[Example]):
             encoded = self.vocabulary.encode([captions[choice]], self._caption_length, rng)
             length = int(encoded.lengths[0])
             if length > 0:
-                may_flip = {"left", "right"}.isdisjoint(self.vocabulary.tokenize(captions[choice]))
-                return encoded.tokens[0], length, may_flip
+                return encoded.tokens[0], length, self._may_flip([captions[choice]])
         raise InputError(
             f"picture {self._images.name(index)!r}: its captions have no word of the vocabulary"
         )
+
+    def _may_flip(self, captions: list[str]) -> bool:
+        """Return whether captions stay true if the image is flipped."""
+        sides = {"left", "right"}
+        return all(sides.isdisjoint(self.vocabulary.tokenize(caption)) for caption in captions)
 
     def _image(self, index: int, rng: np.random.Generator, may_flip: bool) -> Tensor:
         """Return the image, uint8 (3, S, S)."""

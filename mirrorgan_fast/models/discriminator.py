@@ -1,12 +1,14 @@
 """D_i, the discriminator of one stage: is the image real, and does it match the sentence?"""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mirrorgan_fast.models.config import CascadeConfig, Norm
 from mirrorgan_fast.models.layers import BatchNormLeakyReLU, Conv2d, initialize
+from mirrorgan_fast.ops import conv2d
 
 
 class Logits(NamedTuple):
@@ -65,15 +67,38 @@ class Discriminator(nn.Module):
 
     def conditional(self, features: Tensor, sentence: Tensor) -> Tensor:
         """Return the logits (N,) that they are real and fit ``sentence`` (N, D)."""
-        sentence_map = sentence[:, :, None, None].expand(-1, -1, *features.shape[2:])
-        joint = self.joint(torch.cat([features, sentence_map], dim=1))
-        logits: Tensor = self.conditional_logit(joint)
-        return logits.flatten()
+        return self.conditionals(features, [sentence])[0]
+
+    def conditionals(self, features: Tensor, sentences: Sequence[Tensor]) -> list[Tensor]:
+        """Do what ``conditional`` does for several sentences of each image, in less time.
+
+        ``joint`` maps the features beside the sentence, which is the same at every pixel. It is
+        linear, so the features' part is computed once for all sentences, and the sentence's part
+        from the sums of the kernel's taps that are inside the map.
+
+        Args:
+            features: (N, 8 DF, 4, 4), of N images.
+            sentences: each (N, D).
+        """
+        convolution, activation = self.joint[0], self.joint[1]
+        assert isinstance(convolution, Conv2d)
+        channels = features.shape[1]
+        kernel, bias = convolution.weight, convolution.bias
+        of_image = conv2d(features, kernel[:, :channels], bias, padding=1)
+        taps_of_channels = kernel[:, channels:].permute(0, 2, 3, 1).flatten(0, 2)  # (8 DF 9, D)
+        inside = functional.unfold(features.new_ones(1, 1, *features.shape[2:]), 3, padding=1)[0]
+        logits = []
+        for sentence in sentences:
+            taps = functional.linear(sentence, taps_of_channels).unflatten(1, (-1, len(inside)))
+            of_sentence = (taps @ inside).view_as(of_image)
+            joint = activation(of_image + of_sentence)
+            logits.append(self.conditional_logit(joint).flatten())
+        return logits
 
 
 def _convolution(
     in_channels: int, out_channels: int, kernel: int, stride: int, norm: Norm
-) -> nn.Module:
+) -> nn.Sequential:
     batch = norm == "batch"
     return nn.Sequential(
         Conv2d(in_channels, out_channels, kernel, stride=stride, padding=1, bias=not batch),

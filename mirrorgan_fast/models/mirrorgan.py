@@ -32,6 +32,7 @@ class MirrorGAN(TextToImage):
     SYSTEM = "mirrorgan"
     CONFIG = MirrorGANConfig
     SHARED: ClassVar[Mapping[str, str]] = {"stream.cnn.": "image_encoder.cnn."}
+    WORD_TABLES = TextToImage.WORD_TABLES | {"stream.embedding", "stream.word_linear"}
 
     def __init__(self, config: MirrorGANConfig, vocabulary: Vocabulary) -> None:
         super().__init__(config, vocabulary)

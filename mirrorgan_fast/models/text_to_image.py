@@ -47,6 +47,8 @@ class TextToImage(nn.Module):
     CONFIG: ClassVar[type[CascadeConfig]]
     SHARED: ClassVar[Mapping[str, str]] = {}
     """Parts that may be copies of another part, which a file then has once (``save_tensors``)."""
+    WORD_TABLES: ClassVar[frozenset[str]] = frozenset({"stem.embedding"})
+    """Layers whose tensors have a row for each word of the vocabulary."""
 
     def __init__(self, config: CascadeConfig, vocabulary: Vocabulary) -> None:
         super().__init__()

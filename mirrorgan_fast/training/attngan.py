@@ -1,5 +1,6 @@
 """Training of AttnGAN's generator against its discriminators."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -30,10 +31,13 @@ class AttnGANTraining(CascadeTraining):
         """Lower sum_i L_Di, then L_G; then average the generator."""
         settings, pace, processes = self.settings, self.pace(step), self.computation.processes
         given = self.encode(step, batch)
-        fakes, mu, log_var = self.generate(given)
+        fakes, mu, log_var = self.generate(step, given)
 
         D_losses, figures = self.discriminator_losses(given, fakes)
+        figures |= figures_of("D", D_losses)
         self.D_learner.lower(sum_of(D_losses + self.r1_penalties(step, given)), pace)
+        if not self.generator_trains(step):
+            return figures
 
         # G: be believed by every D_i, match the caption
         with self.D_learner.frozen():
@@ -47,7 +51,7 @@ class AttnGANTraining(CascadeTraining):
             lowered = self.G_learner.lower(loss_G, pace)
         if lowered:
             self.average.update(self.glam, step)
-        figures |= {**figures_of("D", D_losses), "KL": KL.detach(), **figures_of("G", G_losses)}
+        figures |= {"KL": KL.detach(), **figures_of("G", G_losses)}
         return figures | {"damsm": damsm.detach()}
 
 
@@ -59,6 +63,8 @@ def train_attngan(
     image_encoder: DAMSMImageEncoder,
     folder: Path,
     execution: Execution,
+    *,
+    start: Mapping[str, Tensor] | None = None,
     validate: Validate | None = None,
 ) -> GLAM:
     """Train AttnGAN's generator.
@@ -71,6 +77,7 @@ def train_attngan(
         image_encoder: pretrained with ``stem``.
         folder: of the run.
         execution: where and how to train.
+        start: see ``train_cascade``.
         validate: see ``train_cascade``.
 
     Returns:
@@ -98,5 +105,6 @@ def train_attngan(
         {"stem": stem, "image_encoder": image_encoder},
         folder,
         execution,
+        start=start,
         validate=validate,
     )

@@ -60,16 +60,21 @@ def origin(cnn: nn.Module, weights: BackboneWeights | None) -> dict[str, Any]:
 
 
 def freeze_backbone(cnn: nn.Module, run: Run) -> None:
-    """Freeze a CNN that started from ImageNet's weights, also when its run resumes."""
+    """Freeze a CNN that started from ImageNet's weights, also when its run resumes.
+
+    It is in evaluation mode, as it is when the generator is trained: its features of an image do
+    not depend on the batch.
+    """
     if run.settings.get(_ORIGIN, "random") != "random":
-        cnn.requires_grad_(False)
+        cnn.eval().requires_grad_(False)
 
 
-def load_small_cnn(cnn: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load a trained small CNN, and freeze it as ImageNet's CNNs are.
+def load_trained_cnn(cnn: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load a CNN that was trained before, and freeze it as ImageNet's CNNs are.
 
-    If it trains on beside parts that are still random, it unlearns: STREAM's cross-entropy on
-    painted birds was 1.30 after 1,750 steps with it, and after 1,000 with a frozen CNN.
+    If the small CNN trains on beside parts that are still random, it unlearns: STREAM's
+    cross-entropy on painted birds was 1.30 after 1,750 steps with it, and after 1,000 with a frozen
+    CNN.
     """
     cnn.load_state_dict(weights)
     cnn.eval().requires_grad_(False)

@@ -14,17 +14,17 @@ from mirrorgan_fast.training.backbones import (
     check_backbone,
     file_of,
     freeze_backbone,
-    load_small_cnn,
+    load_trained_cnn,
     origin,
 )
 from mirrorgan_fast.training.batches import Batch, Batches
 from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
-from mirrorgan_fast.training.features import ImageFeatures
+from mirrorgan_fast.training.features import ImageFeatures, fixed_crops
 from mirrorgan_fast.training.learner import Learner
 from mirrorgan_fast.training.loop import Part, fit
 from mirrorgan_fast.training.objectives import stream_loss
-from mirrorgan_fast.training.run import dependencies, open_run
+from mirrorgan_fast.training.run import dependencies, open_run, started_from
 from mirrorgan_fast.training.settings import MirrorGANTrainingSettings, STREAMSettings
 
 
@@ -87,7 +87,8 @@ def train_stream(
     execution: Execution,
     *,
     backbone_weights: BackboneWeights | None = None,
-    small_cnn: Mapping[str, Tensor] | None = None,
+    trained_cnn: Mapping[str, Tensor] | None = None,
+    start: Mapping[str, Tensor] | None = None,
 ) -> STREAM:
     """Train STREAM. Writes checkpoints and curves; resumes from the folder's checkpoint.
 
@@ -99,19 +100,24 @@ def train_stream(
         folder: of the run.
         execution: where and how to train.
         backbone_weights: what a large CNN starts from; the checkpoint remembers it.
-        small_cnn: weights of the small CNN, which stays as it is.
+        trained_cnn: weights of the CNN that stay as they are; None: see ``backbone_weights``.
+        start: weights that STREAM starts from; None: random ones.
 
     Raises:
         InputError: the CNN is large and has no weights to start from, or the file of weights
             cannot be used; see also ``Run``, ``Batches`` and ``fit``.
     """
     options, device = settings.stream, execution.device
-    check_backbone("stream", config.stream_encoder, backbone_weights, folder)
+    if trained_cnn is None:
+        check_backbone("stream", config.stream_encoder, backbone_weights, folder)
     torch.manual_seed(settings.seed)
     stream = STREAM(config, vocabulary_size, file_of(backbone_weights)).to(device)
-    if small_cnn is not None:
-        load_small_cnn(stream.cnn, small_cnn)
-    needs = dependencies(config, settings, options, examples, device, cnn=small_cnn)
+    if start is not None:
+        stream.load_state_dict(start)
+    if trained_cnn is not None:
+        load_trained_cnn(stream.cnn, trained_cnn)
+    needs = dependencies(config, settings, options, examples, device, cnn=trained_cnn)
+    needs |= started_from(start)
     needs |= origin(stream.cnn, backbone_weights)
     with open_run(folder, options, settings, needs, execution) as run:
         computation = run.computation(execution)
@@ -121,7 +127,7 @@ def train_stream(
             examples,
             execution,
             computation,
-            once=small_cnn is not None and not settings.augment,
+            crops=fixed_crops("stream", stream.cnn, options.crops, augment=settings.augment),
         )
         size, parts = options.batch_size, options.accumulate
         batches = Batches(features.examples, size, settings.seed, execution, parts)

@@ -16,9 +16,11 @@ from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.metrics.diversity import diversity
 from mirrorgan_fast.models.config import CascadeConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
-from mirrorgan_fast.models.discriminator import Discriminator
+from mirrorgan_fast.models.discriminator import Discriminator, Logits
 from mirrorgan_fast.models.glam import GLAM, Generated
 from mirrorgan_fast.models.stem import STEM, word_mask
+from mirrorgan_fast.ops import use
+from mirrorgan_fast.ops.choice import REFERENCE
 from mirrorgan_fast.ops.wide import wide
 from mirrorgan_fast.pictures import to_signed
 from mirrorgan_fast.training.average import MovingAverage
@@ -33,13 +35,10 @@ from mirrorgan_fast.training.objectives import (
     generator_loss,
     r1_penalty,
 )
-from mirrorgan_fast.training.run import Unsaid, dependencies, open_run
+from mirrorgan_fast.training.run import Unsaid, dependencies, open_run, started_from
 from mirrorgan_fast.training.settings import CascadeSettings, TrainingSettings
 from mirrorgan_fast.training.sheets import SampleSheets
 
-# R1 is computed in every fourth step, which works as well as in every step ("lazy regularization",
-# Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", sec. 3.1).
-_R1_EVERY = 4
 _COST_BEFORE_LAST = 0.4  # of a step without the last stage (birds-painted)
 Validate = Callable[[GLAM, int], Mapping[str, float]]
 """Measures a generator after a number of steps."""
@@ -132,6 +131,15 @@ class CascadeTraining(ABC):
         """
         return self.config.stages - (step < self.settings.last_stage_from)
 
+    def start_from(self, glam: Mapping[str, Tensor]) -> None:
+        """Give the generator and its average the weights of a trained one."""
+        for network in (self.glam, self.average.network):
+            network.load_state_dict(glam)
+
+    def generator_trains(self, step: int) -> bool:
+        """Return whether the generator trains in a step, or the discriminators alone."""
+        return step >= self.settings.generator_from
+
     def pace(self, step: int) -> float:
         """Return the factor on both learning rates in a step."""
         decay_steps = max(1, min(self.settings.decay_steps, self.settings.steps))
@@ -152,13 +160,13 @@ class CascadeTraining(ABC):
         mask = word_mask(lengths, tokens.shape[1])
         return Captioned(tokens, lengths, whole_lengths, labels, mask, words, sentence, reals)
 
-    def generate(self, given: Captioned) -> Generated:
+    def generate(self, step: int, given: Captioned) -> Generated:
         """Generate images of captions, at every size that ``given`` has real images of."""
         count, config = len(given.tokens), self.config
         drawn, device = self.computation.processes.drawn, self.computation.device
         z = drawn(torch.randn, count, config.noise_size, device=device)
         eps = drawn(torch.randn, count, config.condition_size, device=device)
-        with self.computation.autocast():
+        with torch.set_grad_enabled(self.generator_trains(step)), self.computation.autocast():
             generated: Generated = self._generate(
                 z, eps, given.words, given.mask, given.sentence, len(given.reals)
             )
@@ -176,20 +184,21 @@ class CascadeTraining(ABC):
             the losses, and how real D_i finds real and generated images, from 0 to 1, as figures.
         """
         losses, found = [], {}
-        processes = self.computation.processes
+        processes, sentences = self.computation.processes, [given.sentence]
+        if self.settings.form == "authors":  # each image with another caption of the batch
+            other_sentence, other_label = (
+                processes.own(processes.gathered(part).roll(1, dims=0))
+                for part in (given.sentence, given.labels)
+            )
+            sentences.append(other_sentence)
+            is_wrong = given.labels != other_label
         with self.computation.autocast():
             for D_i, real_i, fake_i in zip(self.D, given.reals, fakes, strict=False):
                 real_features, fake_features = D_i(real_i), D_i(fake_i.detach())
-                real_logits = D_i.judge(real_features, given.sentence)
+                conditional, *others = D_i.conditionals(real_features, sentences)
+                real_logits = Logits(D_i.unconditional(real_features), conditional)
                 fake_logits = D_i.judge(fake_features, given.sentence)
-                wrong = None
-                if self.settings.form == "authors":  # each image with another caption of the batch
-                    other_sentence, other_label = (
-                        processes.own(processes.gathered(part).roll(1, dims=0))
-                        for part in (given.sentence, given.labels)
-                    )
-                    wrong_logits = D_i.conditional(real_features, other_sentence)
-                    wrong = WrongPairs(wrong_logits, given.labels != other_label)
+                wrong = WrongPairs(others[0], is_wrong) if others else None
                 losses.append(discriminator_loss(real_logits, fake_logits, wrong, processes))
                 for name, logits in (("real", real_logits), ("generated", fake_logits)):
                     share = wide(logits.unconditional.detach()).sigmoid().mean()
@@ -198,15 +207,18 @@ class CascadeTraining(ABC):
 
     def r1_penalties(self, step: int, given: Captioned) -> list[Tensor]:
         """Return the weighted R1 penalty of each stage, in the steps that have it."""
-        weight = self.settings.r1_weight
-        if not weight or step % _R1_EVERY:
+        weight, every = self.settings.r1_weight, self.settings.r1_every
+        if not weight or step % every:
             return []
         penalties = []
-        for D_i, real_i in zip(self.D, given.reals, strict=False):
-            # second derivatives in float32, which costs little in every fourth step
-            x = wide(real_i).detach().requires_grad_()
-            penalty = r1_penalty(D_i.judge(D_i(x), wide(given.sentence)), x)
-            penalties.append(_R1_EVERY * weight * penalty)
+        # The convolutions are PyTorch's here: they skip gradients that are not asked for, and ours
+        # cannot see that the first backward pass does not need those of the weights.
+        with use(REFERENCE):
+            for D_i, real_i in zip(self.D, given.reals, strict=False):
+                # second derivatives in float32, which costs little, because few steps have them
+                x = wide(real_i).detach().requires_grad_()
+                penalty = r1_penalty(D_i.judge(D_i(x), wide(given.sentence)), x)
+                penalties.append(every * weight * penalty)
         return penalties
 
     @abstractmethod
@@ -241,6 +253,7 @@ def train_cascade(
     execution: Execution,
     *,
     also: Mapping[str, Any] | None = None,
+    start: Mapping[str, Tensor] | None = None,
     validate: Validate | None = None,
 ) -> GLAM:
     """Train a generator cascade against its discriminators.
@@ -256,26 +269,28 @@ def train_cascade(
         folder: of the run.
         execution: where and how to train.
         also: what else the result depends on.
+        start: weights that the generator starts from; None: random ones.
         validate: measures the moving average of the generator after a number of steps.
 
     Returns:
         the moving average of the generator.
 
     Raises:
-        InputError: the last stage would never be trained, or it is the only one and would not
-            train from the start; see also ``Run``, ``Batches`` and ``fit``.
+        InputError: see ``check_cascade``, ``Run``, ``Batches`` and ``fit``.
     """
     options, device = settings.gan, execution.device
-    check_last_stage(config, options)
+    check_cascade(config, options)
     batches = Batches(examples, options.batch_size, settings.seed, execution, options.accumulate)
     states = {name: network.state_dict() for name, network in networks.items()}
     needs = dependencies(config, settings, options, examples, device, **states)
-    needs |= also or {}
+    needs |= {**(also or {}), **started_from(start)}
     compiled = execution.compiled
     needs["compiled"] = Unsaid(False) if compiled is None else compiled
     with open_run(folder, options, settings, needs, execution) as run:
         torch.manual_seed(settings.seed)
         task = make(run.computation(execution), run.settings["compiled"])
+        if start is not None:
+            task.start_from(start)
         average = task.average.network
         sheets = SampleSheets(
             average,
@@ -315,14 +330,20 @@ def train_cascade(
     return average
 
 
-def check_last_stage(config: CascadeConfig, options: CascadeSettings) -> None:
-    """Raise InputError if the last stage would never train, or is the only one and would wait."""
+def check_cascade(config: CascadeConfig, options: CascadeSettings) -> None:
+    """Check that every network of a cascade will be trained.
+
+    Raises:
+        InputError: the generator or its last stage would never train, or the last stage is the only
+            one and would wait.
+    """
+    for name, what in (("last_stage_from", "last stage"), ("generator_from", "generator")):
+        if getattr(options, name) >= options.steps:
+            raise InputError(
+                f"gan.{name} is {getattr(options, name)} of {options.steps} steps: the {what} "
+                f"would never be trained; set it lower (0: it trains from the start)"
+            )
     first = options.last_stage_from
-    if first >= options.steps:
-        raise InputError(
-            f"gan.last_stage_from is {first} of {options.steps} steps: the last stage would never "
-            f"be trained; set it lower (0: all stages train from the start)"
-        )
     if first and config.stages == 1:
         raise InputError(
             f"gan.last_stage_from is {first}, but the model has only one stage, so nothing would "

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mirrorgan_fast.data.captioned_images import CaptionedImages
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.data.prepared_pictures import check_pictures
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.files import whole_folder
 from mirrorgan_fast.models.attngan import AttnGAN
 from mirrorgan_fast.models.backbones.small import SmallImageEncoder
 from mirrorgan_fast.models.config import AttnGANConfig, CascadeConfig, MirrorGANConfig
@@ -24,11 +24,12 @@ from mirrorgan_fast.training.backbones import BackboneWeights, check_backbone
 from mirrorgan_fast.training.batches import check_batch
 from mirrorgan_fast.training.best import BestModel
 from mirrorgan_fast.training.captioner import train_stream
-from mirrorgan_fast.training.cascade import Validate, check_last_stage
-from mirrorgan_fast.training.checkpoint import find_checkpoint, load_weights_of
+from mirrorgan_fast.training.cascade import Validate, check_cascade
+from mirrorgan_fast.training.checkpoint import find_checkpoint, has_checkpoint, load_weights_of
 from mirrorgan_fast.training.cnn import train_cnn
 from mirrorgan_fast.training.execution import Execution
-from mirrorgan_fast.training.matcher import train_stem
+from mirrorgan_fast.training.fine_tuning import START, check_sizes, starting_model
+from mirrorgan_fast.training.matcher import matching_networks, train_stem
 from mirrorgan_fast.training.mirrorgan import train_mirrorgan
 from mirrorgan_fast.training.settings import (
     STAGES,
@@ -49,6 +50,7 @@ def train(
     execution: Execution,
     *,
     backbone_weights: Mapping[Stage, BackboneWeights] | None = None,
+    init_from: TextToImage | None = None,
     begin: Callable[[], None] = lambda: None,
     validate: Callable[[TextToImage], Mapping[str, float]] | None = None,
 ) -> None:
@@ -56,6 +58,9 @@ def train(
 
     Each stage has a folder of its name in ``folder``. After the GAN, ``folder`` itself is a model
     that ``mirrorgan_fast.load`` loads.
+
+    A run that starts from a trained model keeps it, with the words of the data added, in its folder
+    ``start``. There is no stage ``cnn`` then, and the GAN can do with the model's STEM and STREAM.
 
     Args:
         stages: of ``stages_of(config)``, in that order. The GAN needs STEM and, if the system has
@@ -68,6 +73,8 @@ def train(
         execution: where and how to train.
         backbone_weights: ImageNet weights of DAMSM's (``stem``) and STREAM's (``stream``) CNN, if
             these are large; "random" trains one from nothing. A stage that has begun remembers its.
+        init_from: a trained model that the run starts from (see ``fine_tuning``); a run that has
+            begun has its own copy.
         validate: measures a model; the figures go to the curves of the GAN, and the best model by
             ``settings.best_by`` is kept in ``best``.
         begin: called when everything has been checked, before the first stage.
@@ -90,6 +97,19 @@ def train(
     if not small and set(stages) == {"cnn"}:
         raise InputError("train cnn: this model has no small CNN; go on with train stem")
     backbone_weights = backbone_weights or {}
+    start = _start(folder, config, init_from)
+    if start is not None:
+        if set(stages) == {"cnn"}:
+            raise InputError(
+                "train cnn: the CNN of the model that the run starts from stays as it is; go on "
+                "with train stem"
+            )
+        if backbone_weights:
+            raise InputError(
+                f"{next(iter(backbone_weights.values()))}: the CNNs are those of the model that "
+                f"the run starts from; leave this file out"
+            )
+        small = False
     for stage, path in backbone_weights.items():
         if stage not in there:
             raise InputError(f"{path}: this system has no part {stage}")
@@ -99,14 +119,15 @@ def train(
             )
     stages = [stage for stage in stages if stage != "cnn" or small]
     _check(stages, config, settings, images, execution.processes)
-    for stage, encoder in encoders.items():
-        if stage in stages:
-            check_backbone(stage, encoder, backbone_weights.get(stage), folder / stage)
-    before: dict[Stage, set[Stage]] = {"gan": {*encoders}}
-    before |= {stage: {"cnn"} for stage, encoder in encoders.items() if encoder == "small"}
-    for stage in stages:
-        for needed in sorted(before.get(stage, set()) - set(stages)):
-            find_checkpoint(folder / needed)
+    if start is None:
+        for stage, encoder in encoders.items():
+            if stage in stages:
+                check_backbone(stage, encoder, backbone_weights.get(stage), folder / stage)
+        before: dict[Stage, set[Stage]] = {"gan": {*encoders}}
+        before |= {stage: {"cnn"} for stage, encoder in encoders.items() if encoder == "small"}
+        for stage in stages:
+            for needed in sorted(before.get(stage, set()) - set(stages)):
+                find_checkpoint(folder / needed)
     images, prepared = check_pictures(
         images,
         config.image_size,
@@ -117,12 +138,15 @@ def train(
         quiet=execution.quiet,
     )
     _check(stages, config, settings, images, execution.processes)  # of those that are left
-    vocabulary = Vocabulary.build(
-        caption for index in range(len(images)) for caption in images.captions(index)
-    )
+    captions = (caption for index in range(len(images)) for caption in images.captions(index))
+    if start is None:
+        vocabulary = Vocabulary.build(captions)
+    else:
+        start = starting_model(start, config, captions)
+        vocabulary = start.vocabulary
 
     def claim() -> None:
-        _claim(folder, config, vocabulary)
+        _claim(folder, config, vocabulary, start)
         begin()
 
     execution.processes.once(claim)
@@ -146,7 +170,8 @@ def train(
             folder / "stem",
             execution,
             backbone_weights=backbone_weights.get("stem"),
-            small_cnn=_small_cnn(config.image_encoder, folder),
+            trained_cnn=_trained_cnn(config.image_encoder, folder, start, "image_encoder.cnn."),
+            start=None if start is None else matching_networks(start).state_dict(),
         )
     if "stream" in stages and isinstance(config, MirrorGANConfig):
         assert isinstance(settings, MirrorGANTrainingSettings)
@@ -158,10 +183,13 @@ def train(
             folder / "stream",
             execution,
             backbone_weights=backbone_weights.get("stream"),
-            small_cnn=_small_cnn(config.stream_encoder, folder),
+            trained_cnn=_trained_cnn(config.stream_encoder, folder, start, "stream.cnn."),
+            start=_part(start, "stream."),
         )
     if "gan" in stages:
-        model = _train_gan(config, settings, examples, folder, vocabulary, execution, validate)
+        model = _train_gan(
+            config, settings, examples, folder, vocabulary, execution, start, validate
+        )
         execution.processes.once(lambda: model.save_pretrained(folder))
 
 
@@ -179,13 +207,21 @@ def _train_gan(
     folder: Path,
     vocabulary: Vocabulary,
     execution: Execution,
+    start: TextToImage | None,
     validate: Callable[[TextToImage], Mapping[str, float]] | None,
 ) -> TextToImage:
     """Train the generator of the system, whose other networks are trained; return the model."""
 
     def load(model: AttnGAN | MirrorGAN) -> None:
-        matching = {"stem": model.stem, "image_encoder": model.image_encoder}
-        load_weights_of(folder / "stem", torch.nn.ModuleDict(matching))
+        """Load what the other stages trained, or else what the run starts from."""
+        trained: dict[str, nn.Module] = {"stem": matching_networks(model)}
+        if isinstance(model, MirrorGAN):
+            trained["stream"] = model.stream
+        if start is not None:
+            model.load_state_dict(start.state_dict())
+        for stage, module in trained.items():
+            if start is None or has_checkpoint(folder / stage):
+                load_weights_of(folder / stage, module)
 
     def measured(model: AttnGAN | MirrorGAN) -> Validate | None:
         """Return what measures the model with a generator in training, and keeps the best."""
@@ -205,18 +241,32 @@ def _train_gan(
         assert isinstance(settings, MirrorGANTrainingSettings)
         model = MirrorGAN(config, vocabulary)
         load(model)
-        load_weights_of(folder / "stream", model.stream)
-        networks = (model.stem, model.image_encoder, model.stream)
         model.glam = train_mirrorgan(
-            config, settings, examples, *networks, run, execution, measured(model)
+            config,
+            settings,
+            examples,
+            model.stem,
+            model.image_encoder,
+            model.stream,
+            run,
+            execution,
+            start=_part(start, "glam."),
+            validate=measured(model),
         )
         return model
     assert isinstance(config, AttnGANConfig)
     attngan = AttnGAN(config, vocabulary)
     load(attngan)
-    pretrained = (attngan.stem, attngan.image_encoder)
     attngan.glam = train_attngan(
-        config, settings, examples, *pretrained, run, execution, measured(attngan)
+        config,
+        settings,
+        examples,
+        attngan.stem,
+        attngan.image_encoder,
+        run,
+        execution,
+        start=_part(start, "glam."),
+        validate=measured(attngan),
     )
     return attngan
 
@@ -240,7 +290,7 @@ def _check(
             setting=f"--set {stage}.batch_size",
         )
     if "gan" in stages:
-        check_last_stage(config, settings.gan)
+        check_cascade(config, settings.gan)
     apart = {"stem", "gan"}.intersection(stages)  # which use other pictures' captions
     if apart and count > 1 and len({images.label(i) for i in range(count)}) == 1:
         raise InputError(
@@ -249,8 +299,53 @@ def _check(
         )
 
 
-def _small_cnn(encoder: str, folder: Path) -> dict[str, Tensor] | None:
-    """Return the weights of DAMSM's or STREAM's CNN, if it is the small one."""
+def _start(
+    folder: Path, config: CascadeConfig, init_from: TextToImage | None
+) -> AttnGAN | MirrorGAN | None:
+    """Return the model that a run started from, or that a new run is to start from."""
+    system = _system(config)
+    if os.path.lexists(folder / START):
+        return system.from_pretrained(folder / START)
+    if init_from is None:
+        return None
+    if os.path.lexists(folder / CONFIG):
+        raise InputError(
+            f"{folder}: holds a run that did not start from a trained model; choose another folder"
+        )
+    if not isinstance(init_from, system):
+        raise InputError(
+            f"the model to start from is of the system {init_from.SYSTEM!r}, the run is of "
+            f"{system.SYSTEM!r}"
+        )
+    check_sizes(init_from.config, config)
+    return init_from
+
+
+def _system(config: CascadeConfig) -> type[AttnGAN] | type[MirrorGAN]:
+    return MirrorGAN if isinstance(config, MirrorGANConfig) else AttnGAN
+
+
+def _part(model: TextToImage | None, prefix: str) -> dict[str, Tensor] | None:
+    """Return the weights of a part of a model, if there is a model."""
+    if model is None:
+        return None
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in model.state_dict().items()
+        if name.startswith(prefix)
+    }
+
+
+def _trained_cnn(
+    encoder: str, folder: Path, start: TextToImage | None, prefix: str
+) -> dict[str, Tensor] | None:
+    """Return the weights of DAMSM's or STREAM's CNN, if it was trained before.
+
+    It was if it is the small one, or if the run starts from a trained model, where the names of its
+    weights begin with ``prefix``.
+    """
+    if start is not None:
+        return _part(start, prefix)
     if encoder != "small":
         return None
     cnn = SmallImageEncoder()
@@ -258,10 +353,18 @@ def _small_cnn(encoder: str, folder: Path) -> dict[str, Tensor] | None:
     return cnn.state_dict()
 
 
-def _claim(folder: Path, config: CascadeConfig, vocabulary: Vocabulary) -> None:
-    """Write the model's description into a new run's folder, or compare it with the one there."""
-    system = MirrorGAN.SYSTEM if isinstance(config, MirrorGANConfig) else AttnGAN.SYSTEM
+def _claim(
+    folder: Path, config: CascadeConfig, vocabulary: Vocabulary, start: TextToImage | None
+) -> None:
+    """Write the model's description, and what it starts from, into a new run's folder.
+
+    If there is a run already, its description is compared.
+    """
+    system = _system(config).SYSTEM
     if not os.path.lexists(folder / CONFIG):
+        if start is not None and not os.path.lexists(folder / START):
+            with whole_folder(folder / START) as unfinished:
+                start.save_pretrained(unfinished)
         save_description(folder, system, config, vocabulary)
         return
     other, sizes = load_config(folder)

@@ -185,12 +185,13 @@ def _is_checkpoint(content: Mapping[str, Any]) -> bool:
         return False
     if not isinstance(not_logged, tuple) or len(not_logged) != 2:
         return False
-    sums, count = not_logged
+    sums, counts = not_logged
     return (
-        type(count) is int
-        and 0 <= count <= _MOST_STEPS
-        and isinstance(sums, dict)
+        isinstance(sums, dict)
+        and isinstance(counts, dict)
+        and sums.keys() == counts.keys()
         and all(type(total) is float and isfinite(total) for total in sums.values())
+        and all(type(count) is int and 0 < count <= _MOST_STEPS for count in counts.values())
         and all(isinstance(name, str) for name in (*settings, *sums))
     )
 

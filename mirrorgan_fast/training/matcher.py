@@ -8,25 +8,27 @@ from torch import Tensor, nn
 
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.metrics.r_precision import sentence_similarity
+from mirrorgan_fast.models.attngan import AttnGAN
 from mirrorgan_fast.models.config import CascadeConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.models.stem import STEM, word_mask
 from mirrorgan_fast.training.backbones import (
     BackboneWeights,
     check_backbone,
     file_of,
     freeze_backbone,
-    load_small_cnn,
+    load_trained_cnn,
     origin,
 )
 from mirrorgan_fast.training.batches import Batch, Batches
 from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
-from mirrorgan_fast.training.features import ImageFeatures
+from mirrorgan_fast.training.features import ImageFeatures, fixed_crops
 from mirrorgan_fast.training.learner import Learner
 from mirrorgan_fast.training.loop import Part, fit
 from mirrorgan_fast.training.objectives import damsm_loss
-from mirrorgan_fast.training.run import dependencies, open_run
+from mirrorgan_fast.training.run import dependencies, open_run, started_from
 from mirrorgan_fast.training.settings import STEMSettings, TrainingSettings
 
 
@@ -89,6 +91,11 @@ class MatcherTraining:
         return {"damsm": loss.detach(), "retrieval": retrieval}
 
 
+def matching_networks(model: AttnGAN | MirrorGAN) -> nn.ModuleDict:
+    """Return STEM and DAMSM's image encoder, which learn together."""
+    return nn.ModuleDict({"stem": model.stem, "image_encoder": model.image_encoder})
+
+
 def train_stem(
     config: CascadeConfig,
     settings: TrainingSettings,
@@ -98,7 +105,8 @@ def train_stem(
     execution: Execution,
     *,
     backbone_weights: BackboneWeights | None = None,
-    small_cnn: Mapping[str, Tensor] | None = None,
+    trained_cnn: Mapping[str, Tensor] | None = None,
+    start: Mapping[str, Tensor] | None = None,
 ) -> tuple[STEM, DAMSMImageEncoder]:
     """Train STEM and DAMSM's image encoder.
 
@@ -112,21 +120,26 @@ def train_stem(
         folder: of the run.
         execution: where and how to train.
         backbone_weights: what a large CNN starts from; the checkpoint remembers it.
-        small_cnn: weights of the small CNN, which stays as it is.
+        trained_cnn: weights of the CNN that stay as they are; None: see ``backbone_weights``.
+        start: weights that both networks start from; None: random ones.
 
     Raises:
         InputError: the CNN is large and has no weights to start from, or the file of weights
             cannot be used; see also ``Run``, ``Batches`` and ``fit``.
     """
     options, device = settings.stem, execution.device
-    check_backbone("stem", config.image_encoder, backbone_weights, folder)
+    if trained_cnn is None:
+        check_backbone("stem", config.image_encoder, backbone_weights, folder)
     torch.manual_seed(settings.seed)
     stem = STEM(config, vocabulary_size).to(device)
     image_encoder = DAMSMImageEncoder(config, file_of(backbone_weights)).to(device)
     cnn = image_encoder.cnn
-    if small_cnn is not None:
-        load_small_cnn(cnn, small_cnn)
-    needs = dependencies(config, settings, options, examples, device, cnn=small_cnn)
+    if start is not None:
+        nn.ModuleDict({"stem": stem, "image_encoder": image_encoder}).load_state_dict(start)
+    if trained_cnn is not None:
+        load_trained_cnn(cnn, trained_cnn)
+    needs = dependencies(config, settings, options, examples, device, cnn=trained_cnn)
+    needs |= started_from(start)
     needs |= origin(cnn, backbone_weights)
     with open_run(folder, options, settings, needs, execution) as run:
         computation = run.computation(execution)
@@ -136,7 +149,7 @@ def train_stem(
             examples,
             execution,
             computation,
-            once=small_cnn is not None and not settings.augment,
+            crops=fixed_crops("stem", cnn, options.crops, augment=settings.augment),
         )
         size, parts = options.batch_size, options.accumulate
         batches = Batches(features.examples, size, settings.seed, execution, parts)

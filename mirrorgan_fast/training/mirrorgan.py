@@ -1,5 +1,6 @@
 """Training of MirrorGAN's generator against its discriminators."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -62,10 +63,13 @@ class MirrorGANTraining(CascadeTraining):
         """Lower sum_i L_Di, then L_G; then average the generator."""
         settings, pace, processes = self.settings, self.pace(step), self.computation.processes
         given = self.encode(step, batch)
-        fakes, mu, log_var = self.generate(given)
+        fakes, mu, log_var = self.generate(step, given)
 
         D_losses, figures = self.discriminator_losses(given, fakes)
+        figures |= figures_of("D", D_losses)
         self.D_learner.lower(sum_of(D_losses + self.r1_penalties(step, given)), pace)
+        if not self.generator_trains(step):
+            return figures
 
         # G: be believed by every D_i, be described back as the caption
         with self.D_learner.frozen():
@@ -73,8 +77,7 @@ class MirrorGANTraining(CascadeTraining):
                 KL = kl_loss(mu, log_var)
                 G_losses = self.generator_losses(given, fakes)
                 loss_G = sum_of([settings.kl_weight * KL, *G_losses])
-                figures |= {**figures_of("D", D_losses), "KL": KL.detach()}
-                figures |= figures_of("G", G_losses)
+                figures |= {"KL": KL.detach(), **figures_of("G", G_losses)}
                 pooled: Tensor | None = None
                 if settings.damsm_weight:
                     regions, seen = self.image_encoder.cnn(fakes[-1])
@@ -113,6 +116,8 @@ def train_mirrorgan(
     stream: STREAM,
     folder: Path,
     execution: Execution,
+    *,
+    start: Mapping[str, Tensor] | None = None,
     validate: Validate | None = None,
 ) -> GLAM:
     """Train MirrorGAN's generator.
@@ -126,6 +131,7 @@ def train_mirrorgan(
         stream: pretrained captioner.
         folder: of the run.
         execution: where and how to train.
+        start: see ``train_cascade``.
         validate: see ``train_cascade``.
 
     Returns:
@@ -156,6 +162,7 @@ def train_mirrorgan(
         folder,
         execution,
         also={} if settings.stream.ends else {"stream.ends": False},
+        start=start,
         validate=validate,
     )
 

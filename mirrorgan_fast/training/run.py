@@ -55,7 +55,8 @@ VERSION = 5
 rounded to bfloat16 under autocast are in float32. 3: a fused Adam, which can skip a step. 4:
 the moving average copies integer buffers. 5: with augmentation, an image is cut from the scaled
 picture at whole pixels, the noise that the judge is trained with is drawn for the batch of all
-processes, and the gradients of the attention and of the convolutions have kernels of their own."""
+processes, ImageNet's CNNs are in evaluation mode, D's joint convolution is computed in two parts,
+and the gradients of the attention and of the convolutions have kernels of their own."""
 _LONGEST_POINT = 2**16  # bytes
 _LARGEST_CURVES = 2**28  # bytes; 710,000 steps of a GAN make 4 MB
 
@@ -133,7 +134,7 @@ class Run:
         self._interrupts = Interrupts(insisting=True)
         self._saved_step = -1
         self._sums: dict[str, float | Tensor] = {}
-        self._summed_steps = 0
+        self._counts: dict[str, int] = {}  # of the values in each sum
 
     def __enter__(self) -> Self:
         self.processes.once(self._lock_folder)
@@ -262,7 +263,7 @@ class Run:
             self._bar.update(cost(step))
 
     def add(self, figures: Mapping[str, float | Tensor]) -> None:
-        """Add figures to the next point of the curves, which is the mean of all that are added.
+        """Add figures to the next point of the curves, which has the mean of each.
 
         They are summed on their device: only a step that writes a point waits for a GPU.
         """
@@ -270,7 +271,7 @@ class Run:
             if isinstance(value, Tensor):
                 value = value.detach().double()
             self._sums[name] = self._sums.get(name, 0.0) + value
-        self._summed_steps += 1
+            self._counts[name] = self._counts.get(name, 0) + 1
 
     def log(
         self,
@@ -292,8 +293,8 @@ class Run:
         self.add(figures)
         if self.due(step, self.log_every):
             sums = self._read_sums(step)
-            means = {name: total / self._summed_steps for name, total in sums.items()}
-            self._sums, self._summed_steps = {}, 0
+            means = {name: total / self._counts[name] for name, total in sums.items()}
+            self._sums, self._counts = {}, {}
             last_step, last_time = self._last_point
             self._last_point = (step + 1, time.perf_counter())
             images = (step + 1 - last_step) * self._batch_size
@@ -315,7 +316,7 @@ class Run:
         for name, total in sums.items():
             if not isfinite(total):
                 raise InputError(
-                    f"{self.folder}: {name} is {total} in the {self._summed_steps} steps to step "
+                    f"{self.folder}: {name} is {total} in the {self._counts[name]} steps to step "
                     f"{step + 1}: the training has diverged; start it in another folder with a "
                     f"lower learning rate"
                 )
@@ -370,7 +371,7 @@ class Run:
         Raises:
             InputError: it cannot be written.
         """
-        not_logged = (self._read_sums(step), self._summed_steps)
+        not_logged = (self._read_sums(step), self._counts)
         self._saved_step = step
         if self.processes.rank > 0:
             return
@@ -387,7 +388,7 @@ class Run:
         self.checkpoint = self._load_checkpoint()
         if self.checkpoint is not None:
             self.first_step = self.checkpoint["step"]
-            self._sums, self._summed_steps = self.checkpoint["not_logged"]
+            self._sums, self._counts = self.checkpoint["not_logged"]
 
     def _load_checkpoint(self) -> dict[str, Any] | None:
         """Return the checkpoint, if there is one, and take the ``Unsaid`` settings from it."""
@@ -536,3 +537,8 @@ def dependencies(
     for name, weights in networks.items():
         values[f"weights of {name}"] = None if weights is None else fingerprint(weights)
     return values
+
+
+def started_from(weights: Mapping[str, Tensor] | None) -> dict[str, Any]:
+    """Return what a stage's result depends on if it started from trained weights."""
+    return {} if weights is None else {"weights that it started from": fingerprint(weights)}

@@ -42,6 +42,16 @@ class _StageSettings(_Settings):
 
 
 @dataclass(frozen=True)
+class _MatchingSettings(_StageSettings):
+    """What the stages have in common whose CNN may be frozen."""
+
+    crops: int = bounded(0, 0, 1024)
+    """With augmentation: how many fixed random crops each picture has, whose features of a frozen
+    CNN are computed once, before the first step. 0: another crop in each epoch, which the CNN sees
+    in that step."""
+
+
+@dataclass(frozen=True)
 class CNNSettings(_StageSettings):
     """Training of the small CNN on the phrases of captions, before DAMSM and STREAM use it.
 
@@ -56,7 +66,7 @@ class CNNSettings(_StageSettings):
 
 
 @dataclass(frozen=True)
-class STEMSettings(_StageSettings):
+class STEMSettings(_MatchingSettings):
     """Pretraining of STEM with DAMSM; the defaults are AttnGAN's for birds."""
 
     steps: int = bounded(36_000, 1, _MOST_STEPS)
@@ -69,7 +79,7 @@ class STEMSettings(_StageSettings):
 
 
 @dataclass(frozen=True)
-class STREAMSettings(_StageSettings):
+class STREAMSettings(_MatchingSettings):
     """Pretraining of STREAM as a captioner."""
 
     steps: int = bounded(36_000, 1, _MOST_STEPS)
@@ -108,10 +118,16 @@ class CascadeSettings(_StageSettings):
     kl_weight: float = bounded(1.0, 0)
     """Of the KL divergence of the conditioning augmentation."""
     r1_weight: float = bounded(0.0, 0)
-    """gamma of the R1 penalty (``r1_penalty``), which is added in every fourth step, times four."""
+    """gamma of the R1 penalty (``r1_penalty``)."""
+    r1_every: int = bounded(4, 1, 1024)
+    """The steps from one R1 penalty to the next, by which it is multiplied ("lazy regularization",
+    Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", sec. 3.1)."""
     last_stage_from: int = bounded(0, 0, _MOST_STEPS)
     """The step from which the last stage trains too. Until then only the other stages train, and a
     step takes 0.4 of the time: what captions mean is learned at half the size."""
+    generator_from: int = bounded(0, 0, _MOST_STEPS)
+    """The step from which the generator trains. Until then only the discriminators do. If the
+    generator is trained already, it would learn something wrong from new discriminators."""
     average_decay: float = bounded(0.999, 0, 1)
     """Of the moving average of the generator, which is the result of the training."""
 

@@ -29,7 +29,7 @@ class Watch:
         found = []
         for name in sorted(figures):
             stage = name.removesuffix("(real)")
-            if name == stage:
+            if name == stage or stage.replace("D", "G") not in figures:  # D_i trains alone
                 continue
             real, generated = figures[name], figures.get(f"{stage}(generated)", 0.5)
             if self._lasts(f"{stage} wins", real > 0.98 and generated < 0.02):

@@ -83,6 +83,26 @@ def test_a_picture_is_not_flipped_if_its_caption_names_a_side(tmp_path: Path) ->
     assert flipped["old bird"] > 5
 
 
+def test_fixed_crops_are_the_same_in_every_epoch(tmp_path: Path) -> None:
+    rows = [
+        {"file_name": "one.png", "captions": ["bird", "looks left bird"]},
+        {"file_name": "two.png", "captions": ["old bird", "bird"]},
+    ]
+    write_folder(tmp_path, rows, [gradient(90, 70)] * 2)
+    examples = TrainingExamples(ImageFolder(tmp_path), VOCABULARY, 32, augment=True)
+    crops = [examples.of_crop(number) for number in range(40)]
+    first = [[crop[index]["image"] for crop in crops] for index in (0, 1)]
+    examples.set_epoch(3)
+    for index in (0, 1):
+        for number, crop in enumerate(crops):
+            assert torch.equal(crop[index]["image"], first[index][number])
+        assert len({tuple(image.flatten().tolist()) for image in first[index]}) > 20
+    flipped = [sum(bool(image[0, 0, 0] > image[0, 0, -1]) for image in each) for each in first]
+    assert flipped[0] == 0  # a caption of it says left
+    assert 5 < flipped[1] < 35
+    assert not any(torch.equal(examples[1]["image"], image) for image in first[1])
+
+
 def test_captions_and_the_words_of_long_ones_vary_by_epoch(folder: Path) -> None:
     examples = TrainingExamples(ImageFolder(folder), VOCABULARY, 8, caption_length=2)
     seen = set()

@@ -50,6 +50,32 @@ def test_a_conditional_logit_depends_on_its_own_image_and_sentence_only() -> Non
         )
 
 
+@pytest.mark.parametrize("norm", ["batch", "none"])
+@pytest.mark.parametrize("size", [32, 48])
+def test_the_joint_convolution_sees_the_sentence_at_every_pixel(norm: Norm, size: int) -> None:
+    torch.manual_seed(4)
+    config = dataclasses.replace(CONFIG, discriminator_norm=norm)
+    discriminator = Discriminator(config, 32).double()
+    image = torch.rand(3, 3, size, size, dtype=torch.float64).requires_grad_()
+    sentences = [torch.randn(3, 6, dtype=torch.float64).requires_grad_() for _ in range(2)]
+    features = discriminator(image)
+    wanted = []
+    for sentence in sentences:
+        everywhere = sentence[:, :, None, None].expand(-1, -1, *features.shape[2:])
+        joint = discriminator.joint(torch.cat([features, everywhere], dim=1))
+        wanted.append(discriminator.conditional_logit(joint).flatten())
+    found = discriminator.conditionals(features, sentences)
+    learned = [image, *sentences, *discriminator.parameters()]
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+        cotangent = torch.randn_like(one)
+        grads, others = (
+            torch.autograd.grad(result, learned, cotangent, retain_graph=True, allow_unused=True)
+            for result in (one, other)
+        )
+        torch.testing.assert_close(grads, others, rtol=1e-9, atol=1e-11)
+
+
 @torch.no_grad()
 def test_computing_logits_does_not_change_the_features() -> None:
     torch.manual_seed(1)

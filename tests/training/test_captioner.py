@@ -43,7 +43,7 @@ def test_parts_of_a_batch_are_trained_on_as_the_whole(
         stream.image_norm.eval()
         computation = dataclasses.replace(FP32, accumulate=accumulate)
         features = ImageFeatures(
-            lambda image, stream=stream: (stream.see(image),), examples, HERE, FP32, once=False
+            lambda image, stream=stream: (stream.see(image),), examples, HERE, FP32, crops=0
         )
         task = CaptionerTraining(settings.stream, stream, features, computation)
         batches = Batches(examples, 8, 0, HERE, accumulate)

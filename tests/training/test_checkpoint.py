@@ -23,7 +23,7 @@ from mirrorgan_fast.training.checkpoint import (
     seal,
 )
 
-ABOUT = {"step": 4, "settings": {"betas": (0.5, 0.9)}, "not_logged": ({"loss": 1.5}, 2)}
+ABOUT = {"step": 4, "settings": {"betas": (0.5, 0.9)}, "not_logged": ({"loss": 1.5}, {"loss": 2})}
 
 
 def network() -> nn.Module:
@@ -93,14 +93,16 @@ def test_whatever_is_changed_is_noticed(change: Callable[[Any], Any], tmp_path: 
         ("settings", [1]),
         ("settings", {1: 2}),
         ("not_logged", None),
-        ("not_logged", ({}, 1, 2)),
-        ("not_logged", ([], 1)),
-        ("not_logged", ({"loss": "x"}, 1)),
-        ("not_logged", ({"loss": math.nan}, 1)),
-        ("not_logged", ({5: 1.0}, 1)),
-        ("not_logged", ({}, -1)),
-        ("not_logged", ({}, 10**400)),
-        ("not_logged", ({}, 1.5)),
+        ("not_logged", ({}, {}, {})),
+        ("not_logged", ([], {})),
+        ("not_logged", ({}, [])),
+        ("not_logged", ({"loss": "x"}, {"loss": 1})),
+        ("not_logged", ({"loss": math.nan}, {"loss": 1})),
+        ("not_logged", ({5: 1.0}, {5: 1})),
+        ("not_logged", ({"loss": 1.0}, {})),
+        ("not_logged", ({"loss": 1.0}, {"loss": 0})),
+        ("not_logged", ({"loss": 1.0}, {"loss": 10**400})),
+        ("not_logged", ({"loss": 1.0}, {"loss": 1.5})),
     ],
 )
 def test_a_right_checksum_makes_no_right_checkpoint(name: str, value: Any, tmp_path: Path) -> None:

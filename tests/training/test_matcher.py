@@ -33,7 +33,7 @@ def test_the_cnn_learns_to_see_phrases_and_stem_which_caption_is_whose(
     first, *_, last = curves(tmp_path / "cnn")
     assert last["cross_entropy"] < first["cross_entropy"] - 2
     train_stem(
-        LEARNING, settings, *two_hundred, tmp_path / "stem", HERE, small_cnn=cnn.state_dict()
+        LEARNING, settings, *two_hundred, tmp_path / "stem", HERE, trained_cnn=cnn.state_dict()
     )
     first, *_, last = curves(tmp_path / "stem")
     assert last["damsm"] < first["damsm"] - 1

@@ -506,6 +506,15 @@ def test_a_point_is_the_mean_of_the_steps_since_the_last(tmp_path: Path) -> None
     ]
 
 
+def test_a_figure_of_some_steps_has_the_mean_of_these(tmp_path: Path) -> None:
+    for stop in (6, 8):  # also if the run is resumed between two points
+        with Run(tmp_path, 8, SETTINGS, log_every=4, quiet=True) as run:
+            for step in range(run.first_step, stop):
+                run.log(step, {"D": 1.0} | ({"G": float(step)} if step >= 5 else {}))
+            run.save(stop - 1, {})
+    assert points(tmp_path) == [{"step": 4, "D": 1.0}, {"step": 8, "D": 1.0, "G": 6.0}]
+
+
 def test_tensorboard_has_the_same_points(tmp_path: Path) -> None:
     with Run(tmp_path, 4, SETTINGS, log_every=2, quiet=True) as run:
         for step in range(4):

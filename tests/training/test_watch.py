@@ -21,10 +21,13 @@ def said(points: list[dict[str, float]], batch_size: int = 16) -> list[str]:
 
 def test_a_discriminator_that_wins_is_named_once() -> None:
     wins = {"D_0(real)": 0.6, "D_0(generated)": 0.4, "D_1(real)": 0.999, "D_1(generated)": 0.001}
+    wins |= {"G_0": 1.0, "G_1": 7.0}
     (text,) = said([wins] * 30)
     assert text.startswith("D_1 tells every real image")
     assert "gan.learning_rate" in text
     assert said([wins] * 9 + [{**wins, "D_1(generated)": 0.3}] + [wins] * 9) == []
+    del wins["G_1"]  # before the generator trains
+    assert said([wins] * 30) == []
 
 
 def test_images_that_become_alike_are_a_collapse() -> None:
@@ -55,6 +58,6 @@ def test_a_run_says_it_with_its_step(
     monkeypatch.setattr("mirrorgan_fast.training.watch._IN_A_ROW", 3)
     with Run(tmp_path / "gan", 9, {}, log_every=1, quiet=True) as run:
         for step in range(9):
-            run.log(step, {"D_0(real)": 0.99, "D_0(generated)": 0.01})
+            run.log(step, {"D_0(real)": 0.99, "D_0(generated)": 0.01, "G_0": 5.0})
     (message,) = [record.getMessage() for record in caplog.records]
     assert message.startswith(f"{tmp_path / 'gan'}, step 3: D_0 tells every real image")

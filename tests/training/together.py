@@ -84,7 +84,7 @@ def main(folder: Path, stages: list[str], settings: MirrorGANTrainingSettings) -
         cnn = DAMSMImageEncoder(TINY).cnn.state_dict()
         plain = dataclasses.replace(settings, augment=False)
         arguments = (TINY, plain, examples, len(words), folder / "frozen", execution)
-        train_stem(*arguments, small_cnn=cnn)
+        train_stem(*arguments, trained_cnn=cnn)
     torch.manual_seed(2)
     networks = STEM(TINY, len(words)), DAMSMImageEncoder(TINY), STREAM(TINY, len(words))
     if "gan" in stages:
