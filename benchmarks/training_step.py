@@ -15,7 +15,8 @@ from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.layers import UpConv2d
 from mirrorgan_fast.ops import use
 from mirrorgan_fast.recipes import Recipe
-from mirrorgan_fast.training.cascade import Captioned, CascadeTraining, sum_of
+from mirrorgan_fast.training.attngan import AttnGANTraining
+from mirrorgan_fast.training.cascade import Captioned, sum_of
 from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.objectives import (
     WrongPairs,
@@ -55,54 +56,56 @@ class Clock:
         return {**self.parts, "step": step}
 
 
-class Ours(CascadeTraining):
-    """The step as the library trains, in parts."""
+class Ours:
+    """The step as the library trains, in parts.
+
+    Args:
+        recipe: whose networks and settings it has.
+        batch: images in a step.
+        precision: of the step.
+    """
 
     def __init__(self, recipe: Recipe, batch: int, precision: Precision) -> None:
         torch.manual_seed(0)
-        # The frozen networks are left out: nothing here asks for them
-        frozen = (nn.Identity(), nn.Identity())
-        computation = Computation(CPU, precision)
-        super().__init__(
+        # What is measured is the same for all cascades. The frozen networks are left out: nothing
+        # here asks for them.
+        self.task = AttnGANTraining(
             recipe.config,
             recipe.settings.gan,
-            *frozen,  # type: ignore[arg-type]
-            computation,
+            nn.Identity(),  # type: ignore[arg-type]
+            nn.Identity(),  # type: ignore[arg-type]
+            Computation(CPU, precision),
             compiled=False,
         )
         self.given = given(recipe, batch)
         self._adam_seconds = self._adam_start = 0.0
-        for learner in self.learners().values():
+        for learner in self.task.learners().values():
             learner.adam.register_step_pre_hook(lambda *_: self._adam_starts())
             learner.adam.register_step_post_hook(lambda *_: self._adam_ends())
 
     def __call__(self) -> dict[str, float]:
         """Take a step, and return the seconds of its parts."""
-        clock, given = Clock(), self.given
+        clock, task, given = Clock(), self.task, self.given
         with clock.time("G forward"):
-            fakes, mu, log_var = self.generate(0, given)
-        if self.settings.r1_weight:
+            fakes, mu, log_var = task.generate(0, given)
+        if task.settings.r1_weight:
             with clock.time("R1"):
-                sum_of(self.r1_penalties(0, given)).backward()
+                sum_of(task.r1_penalties(0, given)).backward()
         with clock.time("D forward"):
-            loss_D = sum_of(self.discriminator_losses(given, fakes)[0])
+            loss_D = sum_of(task.discriminator_losses(given, fakes)[0])
         with clock.time("D backward"):
-            self.D_learner.lower(loss_D)
+            task.D_learner.lower(loss_D)
         clock.move("D backward", "Adam", self._adam_seconds)
-        with self.D_learner.frozen():
-            with clock.time("G's loss"), self.computation.autocast():
-                KL = self.settings.kl_weight * kl_loss(mu, log_var)
-                loss_G = sum_of([KL, *self.generator_losses(given, fakes)])
+        with task.D_learner.frozen():
+            with clock.time("G's loss"), task.computation.autocast():
+                KL = task.settings.kl_weight * kl_loss(mu, log_var)
+                loss_G = sum_of([KL, *task.generator_losses(given, fakes)])
             with clock.time("G backward"):
-                self.G_learner.lower(loss_G)
+                task.G_learner.lower(loss_G)
             clock.move("G backward", "Adam", self._adam_seconds)
         with clock.time("EMA"):
-            self.average.update(self.glam, 1000)
+            task.average.update(task.glam, 1000)
         return clock.result()
-
-    def step(self, *_: object) -> dict[str, Tensor]:
-        """Not used: the benchmark calls the object."""
-        raise NotImplementedError
 
     def _adam_starts(self) -> None:
         self._adam_start = time.perf_counter()

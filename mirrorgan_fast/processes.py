@@ -129,7 +129,9 @@ class Processes:
             size += tensor.numel() * tensor.element_size()
             following = tensors[i + 1] if i + 1 < len(tensors) else None
             if following is None or size >= _MAX_BUCKET_BYTES or following.dtype != tensor.dtype:
-                whole = torch.cat([part.flatten() for part in bucket])
+                # autocast to bfloat16 would refuse to join tensors of float16
+                with torch.autocast(tensor.device.type, enabled=False):
+                    whole = torch.cat([part.flatten() for part in bucket])
                 _all_reduce(whole, self._group)
                 sizes = [part.numel() for part in bucket]
                 parts = [

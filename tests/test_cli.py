@@ -424,6 +424,32 @@ def test_all_stages_from_training_to_a_report(
     assert json.loads((other / "config.json").read_text())["sentence_attention"] == "none"
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--recipe=cub",
+        "--init-from=birds-painted",
+        "--config=settings.toml",
+        "--set=image_size=64",
+        "--change=gan.batch_size=4",
+        "--settings",
+        "--stem-weights=random",
+        "--stream-weights=random",
+        "--compile",
+        "--no-real-row",
+        "--no-validation",
+    ],
+)
+def test_options_without_meaning_for_attributes_are_refused(
+    option: str, birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", "attributes", "--data", birds, "--run", tmp_path / "run", option]
+    name = option.partition("=")[0]
+    expected = f"train attributes: {name} has no meaning here; leave it out"
+    assert expected in refusal(capsys, *arguments)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_remembers_its_settings(
     birds: Path,
     tmp_path: Path,

@@ -146,6 +146,8 @@ def _run(options: argparse.Namespace) -> None:
     # Imported here: importing TensorBoard takes longer than generating an image
     from mirrorgan_fast.training.chain import stages_of, train
 
+    if options.stage == "attributes":
+        _refuse_what_attributes_have_not(options)
     if options.settings:
         _list_settings(options)
         return
@@ -281,11 +283,20 @@ def _list_settings(options: argparse.Namespace) -> None:
             print_line(textwrap.indent(textwrap.fill(meaning, 96), "    "))
 
 
+def _refuse_what_attributes_have_not(options: argparse.Namespace) -> None:
+    """Raise InputError for options that the training of the classifier would ignore."""
+    for name in (
+        *("recipe", "config", "set", "change", "settings", "init_from"),  # it has no settings
+        *("stem_weights", "stream_weights", "compile", "no_real_row", "no_validation"),
+    ):
+        if getattr(options, name):
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"train attributes: {option} has no meaning here; leave it out")
+
+
 def _train_attributes(options: argparse.Namespace) -> None:
     from mirrorgan_fast.training.attributes import train_attribute_classifier
 
-    if options.set or options.change or options.config or options.recipe or options.init_from:
-        raise InputError("train attributes: has no settings; leave out --set and the like")
     if options.data is None:
         raise InputError("train attributes: needs --data FOLDER, with painted birds")
     keep_memory()

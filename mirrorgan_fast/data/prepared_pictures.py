@@ -24,11 +24,11 @@ from tqdm import tqdm
 
 from mirrorgan_fast.data import preparation as preparing
 from mirrorgan_fast.data.captioned_images import CaptionedImages
-from mirrorgan_fast.data.picture_cache import PREFIX, PictureCache, fill_cache
+from mirrorgan_fast.data.picture_cache import PIXELS, PREFIX, PictureCache, fill_cache
 from mirrorgan_fast.data.preparation import Preparation
 from mirrorgan_fast.data.worker_processes import in_processes
 from mirrorgan_fast.errors import InputError, printable
-from mirrorgan_fast.files import open_lock, reason
+from mirrorgan_fast.files import open_lock, reason, regular
 from mirrorgan_fast.vocabulary import END, Vocabulary
 
 Decoded = NDArray[np.uint8] | str
@@ -105,7 +105,9 @@ def check_pictures(
     or whose captions have no word is left out. Left-out pictures are logged, with the reason.
 
     The cache is a folder in ``cache`` whose name has a digest of all that decides its pixels, so a
-    changed data set gets a new one. A damaged cache is filled anew: nothing in it is lost that the
+    changed data set gets a new one. Its earlier ones are logged, but stay: another training may
+    read them, or need them to resume if ``cache`` has several data sets with the same names. A
+    damaged cache is filled anew: nothing in it is lost that the
     data set does not have. There is no cache if the disk has less than twice its size free, or if
     the data set cannot tell when its pictures change (``CaptionedImages.stamp``); this is logged.
 
@@ -117,7 +119,7 @@ def check_pictures(
         workers: 0: this process decodes the pictures. Otherwise as many processes as there are
             cores, at most 16, or more if this number is larger: nothing else computes meanwhile.
         strict: whether to raise an error instead of leaving pictures out.
-        quiet: no progress bar, and no word about the size of the cache.
+        quiet: no progress bar, and no word about the size of the cache and about earlier ones.
 
     Raises:
         InputError: fewer than two pictures can be trained on, one cannot and ``strict`` is set, or
@@ -245,7 +247,8 @@ def _open_or_fill(parent: Path, check: _Pass) -> PictureCache | None:
         _LOG.warning("pictures: no cache, because the data set cannot tell when they change")
         return None
     augmented = "augmented-" if preparation.augment else ""
-    folder = parent / f"{PREFIX}{preparation.image_size}-{augmented}{digest[:16]}"
+    kind = f"{PREFIX}{preparation.image_size}-{augmented}{_digest_of_names(images)[:8]}-"
+    folder = parent / f"{kind}{digest[:16]}"
 
     def opened() -> PictureCache | None:
         if not os.path.lexists(folder):
@@ -259,6 +262,8 @@ def _open_or_fill(parent: Path, check: _Pass) -> PictureCache | None:
     cache = opened()
     if cache is not None:
         return cache
+    if not check.quiet:
+        _report_earlier(parent, kind, folder)
     size, free = _size(images, preparation), _free(parent)
     where = printable(str(folder))
     if free < 2 * size:
@@ -289,6 +294,27 @@ def _digest(images: CaptionedImages, preparation: Preparation) -> str | None:
             return None
         rows.update(json.dumps([images.name(index), stamp]).encode())
     return rows.hexdigest()
+
+
+def _digest_of_names(images: CaptionedImages) -> str:
+    names = [images.name(index) for index in range(len(images))]
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+
+
+def _report_earlier(parent: Path, kind: str, new: Path) -> None:
+    """Log the other caches of pictures with the same names, of the same size."""
+    for earlier in sorted(parent.glob(f"{kind}*")):
+        try:
+            pixels = regular(earlier / PIXELS)
+        except OSError:
+            continue
+        if pixels is not None and earlier != new:
+            _LOG.warning(
+                "pictures: %s (%s) was made before these pictures changed, or of others with the "
+                "same names; it can be deleted if no training needs it",
+                printable(str(earlier)),
+                _gigabytes(pixels.st_size),
+            )
 
 
 def _size(images: CaptionedImages, preparation: Preparation) -> int:

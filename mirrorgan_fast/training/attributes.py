@@ -12,6 +12,7 @@ from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.data.image_folder import ImageFolder
 from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
 from mirrorgan_fast.data.painted_birds.data_set import true_attributes
+from mirrorgan_fast.data.prepared_pictures import check_pictures
 from mirrorgan_fast.models.attribute_classifier import INPUT_SIZE, AttributeClassifier
 from mirrorgan_fast.ops.wide import wide
 from mirrorgan_fast.pictures import to_signed
@@ -92,7 +93,8 @@ def train_attribute_classifier(
     """Train the classifier on exported painted birds, and write it into ``folder``.
 
     Args:
-        images: the training split of an exported folder, whose rows have "attributes".
+        images: the training split of an exported folder, whose rows have "attributes"; see
+            ``check_pictures`` for pictures that cannot be trained on.
         folder: gets checkpoints, curves and attributes.safetensors; resumes from its checkpoint.
         execution: where and how to train.
         steps: of the optimizer.
@@ -102,12 +104,24 @@ def train_attribute_classifier(
         precision: see ``autocast``.
 
     Raises:
-        InputError: a row has no such attributes; see also ``Run``, ``Batches`` and ``fit``.
+        InputError: a row has no such attributes; see also ``check_pictures``, ``Run``, ``Batches``
+            and ``fit``.
     """
-    vocabulary = Vocabulary.build(c for i in range(len(images)) for c in images.captions(i))
-    examples = TrainingExamples(images, vocabulary, INPUT_SIZE, seed=seed)
+    left, prepared = check_pictures(
+        images,
+        INPUT_SIZE,
+        augment=False,
+        cache=execution.cache,
+        workers=execution.workers,
+        strict=execution.strict,
+        quiet=execution.quiet,
+    )
+    place = {images.name(index): index for index in range(len(images))}
+    rows = [place[left.name(index)] for index in range(len(left))]
+    attributes = _as_numbers(true_attributes(images, rows))
+    vocabulary = Vocabulary.build(c for i in range(len(left)) for c in left.captions(i))
+    examples = TrainingExamples(left, vocabulary, INPUT_SIZE, seed=seed, prepared=prepared)
     batches = Batches(examples, batch_size, seed, execution)
-    attributes = _as_numbers(true_attributes(images, range(len(images))))
     settings: dict[str, Any] = {
         "version": VERSION,
         "batch_size": batch_size,

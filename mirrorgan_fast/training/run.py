@@ -251,8 +251,12 @@ class Run:
         self._batch_size = batches.batch_size
         self._compared = batches.batch_size // batches.accumulate
         self._last_point = (self.first_step, time.perf_counter())
+        # Steps from before count neither as taken now nor as taken back: the rate is of new ones.
+        self._bar.initial = 0
         self._bar.reset(sum(map(cost, range(self.steps))))
-        self._bar.initial = self._bar.n = sum(map(cost, range(self.first_step)))
+        done = sum(map(cost, range(self.first_step)))
+        self._bar.initial = self._bar.n = self._bar.last_print_n = done
+        self._bar.refresh()
         parts = batches.between(self.first_step, self.steps)
         for number, (step, epoch, batch) in enumerate(parts, start=1):
             yield step, epoch, batch

@@ -198,6 +198,33 @@ def test_a_changed_picture_is_not_taken_from_an_old_cache(folder: Path, cache: P
     assert len(caches(cache)) == 2
 
 
+def test_an_earlier_cache_is_named_and_stays(
+    folder: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    check(ImageFolder(folder), cache=cache)
+    (earlier,) = caches(cache)
+    size = (earlier / PIXELS).stat().st_size
+    # those of another split, another size and without augmentation are not earlier ones
+    check(ImageFolder(folder, "train"), cache=cache)
+    check_pictures(ImageFolder(folder), SIZE + 1, True, cache=cache)
+    check(ImageFolder(folder), cache=cache, augment=False)
+    assert len(caches(cache)) == 4
+    assert "can be deleted" not in caplog.text
+    os.utime(folder / "pictures/2.png", ns=(0, 0))
+    caplog.clear()
+    check(ImageFolder(folder), cache=cache, quiet=False)
+    about_earlier, new = caplog.messages
+    assert new.startswith("pictures: about")
+    assert about_earlier == (
+        f"pictures: {earlier} ({size / 1e6:.1f} MB) was made before these pictures changed, or of "
+        f"others with the same names; it can be deleted if no training needs it"
+    )
+    assert (earlier / PIXELS).stat().st_size == size
+    caplog.clear()
+    check(ImageFolder(folder), cache=cache, quiet=False)
+    assert caplog.messages == []  # once
+
+
 def test_what_decides_the_pixels_is_in_the_name(folder: Path, cache: Path, tmp_path: Path) -> None:
     check(ImageFolder(folder, max_pixels=30_000), cache=cache)
     check(ImageFolder(folder, max_pixels=40_000), cache=cache)

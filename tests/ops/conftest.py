@@ -1,13 +1,18 @@
 """Fixtures that the tests of the ops share."""
 
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from mirrorgan_fast.ops import use, why_not_compiled
+from mirrorgan_fast.ops import build_info, use, why_not_compiled
 
 from .calls import Call
 
@@ -26,6 +31,42 @@ def implementation(request) -> Iterator[str]:
     """Run the test once with each implementation."""
     with use(request.param):
         yield request.param
+
+
+_NARROWER = """
+import sys, torch
+from mirrorgan_fast import ops
+folder, tests_folder, wanted = sys.argv[1:]
+sys.path.append(tests_folder)
+assert ops.build_info().instruction_set == wanted, ops.build_info()
+given = torch.load(folder + "/given.pt")
+{script}
+torch.save(results, folder + "/results.pt")
+"""
+
+
+@pytest.fixture
+def run_narrower(tmp_path: Path) -> Callable[[str, Any, str], Any]:
+    """Run a script with an instruction set; skip the test if the processor lacks it.
+
+    The instruction set is chosen once per process, so this starts another process. The script
+    finds what is given in ``given``, and leaves ``results``, which are returned.
+    """
+
+    def run(capability: str, given: Any, script: str) -> Any:
+        wanted = "baseline" if capability == "default" else capability
+        if wanted not in build_info().processor_instruction_sets:
+            pytest.skip(f"this processor has no {wanted}")
+        torch.save(given, tmp_path / "given.pt")
+        whole = _NARROWER.format(script=textwrap.dedent(script))
+        subprocess.run(
+            [sys.executable, "-c", whole, tmp_path, Path(__file__).parent, wanted],
+            env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
+            check=True,
+        )
+        return torch.load(tmp_path / "results.pt")
+
+    return run
 
 
 @pytest.fixture

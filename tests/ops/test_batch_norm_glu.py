@@ -1,9 +1,5 @@
 """batch_norm_glu: every implementation against its formula in float64, and its contract."""
 
-import os
-import subprocess
-import sys
-import textwrap
 from typing import NamedTuple
 
 import pytest
@@ -15,7 +11,6 @@ from mirrorgan_fast.models.layers import BatchNormGLU
 from mirrorgan_fast.ops import (
     batch_norm_glu,
     batch_norm_leaky_relu,
-    build_info,
     choice,
     why_not_compiled,
 )
@@ -214,37 +209,21 @@ def test_threads_do_not_change_bits(dtype):
 
 @compiled
 @pytest.mark.parametrize("capability", ["default", "avx2"])
-def test_narrower_instruction_sets(assert_matches, tmp_path, capability):
-    """The instruction set is chosen once per process, so this needs another process."""
-    wanted = {"default": "baseline", "avx2": "avx2"}[capability]
-    if wanted not in build_info().processor_instruction_sets:
-        pytest.skip(f"this processor has no {wanted}")
+def test_narrower_instruction_sets(assert_matches, run_narrower, capability):
     cases = [make_inputs((2, 70, 9, 8), dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
     cotangents = [randn(2, 35, 9, 8).to(inputs.x.dtype) for inputs in cases]
-    torch.save([tuple(inputs) for inputs in cases], tmp_path / "inputs.pt")
-    torch.save(cotangents, tmp_path / "cotangents.pt")
     script = """
-        import sys, torch
-        from mirrorgan_fast.ops import build_info
-        folder, wanted = sys.argv[1:]
-        assert build_info().instruction_set == wanted, build_info()
         results = []
-        for inputs, cotangent in zip(
-            torch.load(folder + "/inputs.pt"), torch.load(folder + "/cotangents.pt")
-        ):
+        for inputs, cotangent in given:
             leaves = [tensor.requires_grad_() for tensor in inputs]
             out = torch.ops.mirrorgan.batch_norm_glu(*leaves, 1e-5)[0]
             results.append([out.detach(), *torch.autograd.grad(out, leaves, cotangent)])
-        torch.save(results, folder + "/results.pt")
     """
-    subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), tmp_path, wanted],
-        env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
-        check=True,
-    )
-    for actual, inputs, cotangent in zip(
-        torch.load(tmp_path / "results.pt"), cases, cotangents, strict=True
-    ):
+    pairs = [
+        (tuple(inputs), cotangent) for inputs, cotangent in zip(cases, cotangents, strict=True)
+    ]
+    found = run_narrower(capability, pairs, script)
+    for actual, inputs, cotangent in zip(found, cases, cotangents, strict=True):
         wide = Inputs(*(tensor.double() for tensor in inputs))
         exact = (float64_result(inputs)[0], *gradients(float64_result, wide, cotangent.double()))
         for tensor, expected in zip(actual, exact, strict=True):

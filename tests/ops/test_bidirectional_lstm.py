@@ -1,10 +1,5 @@
 """bidirectional_lstm against PyTorch's LSTM in float64, for captions of different lengths."""
 
-import os
-import subprocess
-import sys
-import textwrap
-
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -12,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.ops import bidirectional_lstm, build_info, pack_lstm, report, use
+from mirrorgan_fast.ops import bidirectional_lstm, pack_lstm, report, use
 from mirrorgan_fast.ops.bidirectional_lstm import reference
 
 from .conftest import compiled
@@ -174,28 +169,13 @@ def test_nan_stays_in_its_caption(implementation, case, dtype):
 @compiled
 @each_dtype
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512", "avx512_bf16"])
-def test_narrower_instruction_sets(case, tmp_path, capability, dtype):
-    """The instruction set is chosen once per process, so this needs another process."""
-    wanted = {"default": "baseline"}.get(capability, capability)
-    if wanted not in build_info().processor_instruction_sets:
-        pytest.skip(f"this processor has no {wanted}")
+def test_narrower_instruction_sets(case, run_narrower, capability, dtype):
     arguments, expected = case(11, 5, 40, dtype=dtype)
-    torch.save(arguments, tmp_path / "arguments.pt")
     script = """
-        import sys, torch
-        from mirrorgan_fast import ops
-        folder, wanted = sys.argv[1:]
-        assert ops.build_info().instruction_set == wanted, ops.build_info()
         with ops.use("cpu"):
-            results = ops.bidirectional_lstm(*torch.load(folder + "/arguments.pt"))
-        torch.save(results, folder + "/results.pt")
+            results = ops.bidirectional_lstm(*given)
     """
-    subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), tmp_path, wanted],
-        env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
-        check=True,
-    )
-    assert_close(torch.load(tmp_path / "results.pt"), expected, dtype)
+    assert_close(run_narrower(capability, arguments, script), expected, dtype)
 
 
 def test_compiles_as_one_graph_and_exports(implementation, case):

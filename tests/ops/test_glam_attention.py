@@ -1,9 +1,5 @@
 """glam_attention: every implementation against loops in float64, and its contract."""
 
-import os
-import subprocess
-import sys
-import textwrap
 from typing import NamedTuple
 
 import pytest
@@ -12,7 +8,6 @@ from torch import Tensor, nn
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.ops import (
-    build_info,
     choice,
     glam_attention,
     use,
@@ -203,33 +198,20 @@ def test_threads_do_not_change_bits():
 
 @compiled
 @pytest.mark.parametrize("capability", ["default", "avx2"])
-def test_narrower_instruction_sets(assert_matches, tmp_path, capability):
-    """The instruction set is chosen once per process, so this needs another process."""
-    wanted = {"default": "baseline", "avx2": "avx2"}[capability]
-    if wanted not in build_info().processor_instruction_sets:
-        pytest.skip(f"this processor has no {wanted}")
+def test_narrower_instruction_sets(assert_matches, run_narrower, capability):
     cases = [
         make_inputs(2, 32, 18, (11, 13), dtype=torch.float32),
         make_inputs(2, 7, 3, (9, 8), dtype=torch.bfloat16, seed=1),
     ]
-    torch.save([tuple(inputs) for inputs in cases], tmp_path / "inputs.pt")
     script = """
-        import sys, torch
-        from mirrorgan_fast.ops import build_info
-        folder, wanted = sys.argv[1:]
-        assert build_info().instruction_set == wanted, build_info()
-        cases = torch.load(folder + "/inputs.pt")
-        ops = torch.ops.mirrorgan
-        results = [ops.glam_attention(*inputs) for inputs in cases]
-        gradients = [ops.glam_attention_backward(r, *i) for r, i in zip(results, cases)]
-        torch.save((results, gradients), folder + "/results.pt")
+        op = torch.ops.mirrorgan
+        attended = [op.glam_attention(*inputs) for inputs in given]
+        results = [
+            (out, op.glam_attention_backward(out, *inputs)) for out, inputs in zip(attended, given)
+        ]
     """
-    subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), tmp_path, wanted],
-        env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
-        check=True,
-    )
-    for actual, grads, inputs in zip(*torch.load(tmp_path / "results.pt"), cases, strict=True):
+    found = run_narrower(capability, [tuple(inputs) for inputs in cases], script)
+    for (actual, grads), inputs in zip(found, cases, strict=True):
         assert_matches(actual, float64_result(inputs))
         for grad, expected in zip(grads, gradients(inputs, actual), strict=True):
             assert_matches(grad, expected)

@@ -1,11 +1,5 @@
 """Every inference op against float64. Its checks of arguments are in test_inference_refusals.py."""
 
-import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -274,11 +268,7 @@ def _run_ops_one_by_one(called: Call) -> Tensor:
 
 @compiled
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512", "avx512_bf16"])
-def test_narrower_instruction_sets(assert_result, tmp_path, capability):
-    """The instruction set is chosen once per process, so this needs another process."""
-    wanted = {"default": "baseline"}.get(capability, capability)
-    if wanted not in build_info().processor_instruction_sets:
-        pytest.skip(f"this processor has no {wanted}")
+def test_narrower_instruction_sets(assert_result, run_narrower, capability):
     cases = [
         (op, shapes, dtype)
         for op in OPS
@@ -290,25 +280,14 @@ def test_narrower_instruction_sets(assert_result, tmp_path, capability):
             Shapes(channels=48, width=17),
         )
     ]
-    torch.save([(op, tuple(shapes), dtype) for op, shapes, dtype in cases], tmp_path / "cases.pt")
     script = """
-        import sys, torch
-        folder, tests_folder, wanted = sys.argv[1:]
-        sys.path.append(tests_folder)
         from calls import Shapes, call  # which pack for this instruction set
-        from mirrorgan_fast import ops
-        assert ops.build_info().instruction_set == wanted, ops.build_info()
-        cases = torch.load(folder + "/cases.pt")
         with ops.use("cpu"):
-            results = [call(op, Shapes(*sizes), dtype).run() for op, sizes, dtype in cases]
-        torch.save(results, folder + "/results.pt")
+            results = [call(op, Shapes(*sizes), dtype).run() for op, sizes, dtype in given]
     """
-    subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), tmp_path, Path(__file__).parent, wanted],
-        env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
-        check=True,
-    )
-    for actual, case in zip(torch.load(tmp_path / "results.pt"), cases, strict=True):
+    given = [(op, tuple(shapes), dtype) for op, shapes, dtype in cases]
+    found = run_narrower(capability, given, script)
+    for actual, case in zip(found, cases, strict=True):
         assert_result(call(*case), actual)
 
 

@@ -21,6 +21,8 @@ from mirrorgan_fast.training.settings import (
 )
 from mirrorgan_fast.vocabulary import Vocabulary
 
+from .runs import TINY
+
 
 class KeptBirds(PaintedBirds):
     """Painted birds that are painted once."""
@@ -40,21 +42,7 @@ def device() -> torch.device:
 
 @pytest.fixture
 def config() -> MirrorGANConfig:
-    return MirrorGANConfig(
-        image_size=32,
-        stages=2,
-        generator_channels=4,
-        discriminator_channels=4,
-        residual_blocks=1,
-        noise_size=6,
-        condition_size=5,
-        embedding_size=16,
-        word_embedding_size=8,
-        caption_length=9,
-        image_encoder="small",
-        stream_encoder="small",
-        stream_hidden_size=8,
-    )
+    return TINY
 
 
 @pytest.fixture

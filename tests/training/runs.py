@@ -1,5 +1,6 @@
 """What the tests of trainings do with a run: stop it in the middle, and read its curves."""
 
+import dataclasses
 import json
 import signal
 from collections.abc import Callable
@@ -12,9 +13,14 @@ import torch
 from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.run import Run
+from tests.small import SMALL
 
 HERE = Execution(torch.device("cpu"), workers=0, quiet=True)
 """In this process, on the CPU."""
+TINY = dataclasses.replace(
+    SMALL, discriminator_channels=4, noise_size=6, condition_size=5, caption_length=9
+)
+"""A step of training takes a fraction of a second on one core."""
 LEARNING = MirrorGANConfig(
     image_size=64,
     stages=2,

@@ -1,20 +1,27 @@
 """Training of the attribute classifier: it learns, resumes, and is saved."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.data.image_folder import ImageFolder
 from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
 from mirrorgan_fast.data.painted_birds.data_set import export_image_folder, true_attributes
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.metrics.attributes import attribute_accuracy
 from mirrorgan_fast.models.attribute_classifier import FILE_NAME, AttributeClassifier
-from mirrorgan_fast.training.attributes import train_attribute_classifier
+from mirrorgan_fast.training.attributes import AttributesTraining, train_attribute_classifier
+from mirrorgan_fast.training.batches import Batch
+from mirrorgan_fast.training.execution import Execution
+from mirrorgan_fast.vocabulary import Vocabulary
 
 from .runs import HERE
 
@@ -27,13 +34,11 @@ def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def train(birds: Path, folder: Path, steps: int) -> AttributeClassifier:
+def train(
+    birds: Path, folder: Path, steps: int, how: Execution = HERE, batch_size: int = 16
+) -> AttributeClassifier:
     return train_attribute_classifier(
-        ImageFolder(birds, "train"),
-        folder,
-        HERE,
-        steps=steps,
-        batch_size=16,
+        ImageFolder(birds, "train"), folder, how, steps=steps, batch_size=batch_size
     )
 
 
@@ -99,3 +104,39 @@ def test_rows_without_attributes(birds: Path, tmp_path: Path) -> None:
     metadata.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(InputError, match="picture 'images/train/00002' has no attributes"):
         train(tmp_path / "birds", tmp_path / "run", steps=1)
+
+
+def test_a_picture_that_cannot_be_read(
+    birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is left out with its attributes, or it stops the training."""
+    shutil.copytree(birds, tmp_path / "birds")
+    whole = ImageFolder(tmp_path / "birds", "train")
+    (tmp_path / "birds" / f"{whole.name(3)}.png").write_bytes(b"no picture")
+    how = dataclasses.replace(HERE, cache=tmp_path / "cache")
+    strict = dataclasses.replace(how, strict=True)
+    with pytest.raises(InputError, match=f"picture '{whole.name(3)}' cannot be trained on"):
+        train(tmp_path / "birds", tmp_path / "run", 1, strict, batch_size=15)
+    learned: list[tuple[Tensor, Tensor]] = []
+    step = AttributesTraining.step
+
+    def kept(self: AttributesTraining, step_number: int, epoch: int, batch: Batch) -> Any:
+        learned.append((batch["image"], self.attributes[batch["index"]]))
+        return step(self, step_number, epoch, batch)
+
+    monkeypatch.setattr(AttributesTraining, "step", kept)
+    train(tmp_path / "birds", tmp_path / "run", 1, how, batch_size=15)
+    (cache,) = (tmp_path / "cache").glob("pictures-128-*")
+    assert (cache / "pixels.uint8").stat().st_size == 15 * 3 * 128**2
+    expected = {}
+    examples = TrainingExamples(ImageFolder(birds, "train"), Vocabulary.build(["a bird"]), 128)
+    values = true_attributes(whole, range(16))
+    for index in sorted({*range(16)} - {3}):
+        numbers = [options.index(values[index][name]) for name, options in ATTRIBUTES.items()]
+        expected[examples[index]["image"].numpy().tobytes()] = numbers
+    images, attributes = learned[0]
+    found = {
+        image.numpy().tobytes(): numbers.tolist()
+        for image, numbers in zip(images, attributes, strict=True)
+    }
+    assert found == expected

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mirrorgan_fast.data.painted_birds.data_set import export_image_folder
 from mirrorgan_fast.training.checkpoint import load_checkpoint
+from mirrorgan_fast.training.precision import Precision
 
 from .runs import curves
 from .together import How, together
@@ -86,6 +87,12 @@ def test_with_statistics_of_their_own_they_train_otherwise(
         if not torch.allclose(tensor, tensors(local["glam"])[name], rtol=1e-6)
     ]
     assert len(different) > len(synced["glam"]) / 2
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_several_processes_train_in_narrow_precisions(tmp_path: Path, precision: Precision) -> None:
+    how = How(steps=1, precision=precision)
+    assert together(2, tmp_path, *STAGES, how=how) == [0, 0]
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -582,6 +583,22 @@ def test_progress_is_shown_unless_quiet(
     shown = capsys.readouterr().err
     assert "stem" in shown
     assert "step 3 of 3" in shown
+
+
+def test_the_time_left_is_judged_by_the_steps_that_are_taken_now(
+    tmp_path: Path, examples: TrainingExamples, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Run(tmp_path, 1_000, SETTINGS, quiet=True) as run:
+        run.save(799, {})
+    with Run(tmp_path, 1_000, SETTINGS) as run:
+        for step, _, _ in run.batches(Batches(examples, 5, 0, HERE)):
+            time.sleep(0.15)
+            if step == 803:
+                break
+    shown = capsys.readouterr().err
+    assert "<-" not in shown
+    minutes, seconds = re.findall(r"<(\d\d):(\d\d), step 803 of 1,000", shown)[-1]
+    assert 60 * int(minutes) + int(seconds) >= 197 * 0.15 - 1
 
 
 # --- the end of a run -----------------------------------------------------------------------------

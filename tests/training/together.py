@@ -1,4 +1,4 @@
-"""Trains every stage in float64, alone or together with other processes."""
+"""Trains every stage, alone or with other processes, in float64 or in a narrow precision."""
 
 import dataclasses
 import os
@@ -13,7 +13,6 @@ import torch
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.data.painted_birds.data_set import PaintedBirds
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.models.stem import STEM
 from mirrorgan_fast.models.stream import STREAM
@@ -23,6 +22,7 @@ from mirrorgan_fast.training.cnn import train_cnn
 from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.matcher import train_stem
 from mirrorgan_fast.training.mirrorgan import train_mirrorgan
+from mirrorgan_fast.training.precision import Precision
 from mirrorgan_fast.training.run import Run
 from mirrorgan_fast.training.settings import (
     CNNSettings,
@@ -33,21 +33,8 @@ from mirrorgan_fast.training.settings import (
 )
 from mirrorgan_fast.vocabulary import Vocabulary
 
-CONFIG = MirrorGANConfig(
-    image_size=32,
-    stages=2,
-    generator_channels=4,
-    discriminator_channels=4,
-    residual_blocks=1,
-    noise_size=6,
-    condition_size=5,
-    embedding_size=16,
-    word_embedding_size=8,
-    caption_length=9,
-    image_encoder="small",
-    stream_encoder="small",
-    stream_hidden_size=8,
-)
+from .runs import TINY
+
 STEPS, SIZE = 3, 8
 SETTINGS = MirrorGANTrainingSettings(
     cnn=CNNSettings(steps=STEPS, batch_size=SIZE, phrases=20),
@@ -68,6 +55,7 @@ class How:
 
     steps: int = STEPS
     synced: bool = True
+    precision: Precision = "fp32"
     number: int | None = None
     rank: int = 0
     at: int = 1
@@ -75,15 +63,16 @@ class How:
 
 def main(folder: Path, stages: list[str], settings: MirrorGANTrainingSettings) -> None:
     """Train stages, each in a folder of its name."""
-    torch.set_default_dtype(torch.float64)
+    if settings.precision == "fp32":  # autocast is for float32
+        torch.set_default_dtype(torch.float64)
     processes = Processes.join()
     execution = Execution(torch.device("cpu"), workers=0, quiet=True, processes=processes)
     birds = PaintedBirds("train", 2 * SIZE, size=64)
     birds.label = lambda index: index // 2  # type: ignore[method-assign] # some are of one class
     texts = (text for index in range(len(birds)) for text in birds.captions(index))
     words = Vocabulary.build(texts)
-    examples = TrainingExamples(birds, words, CONFIG.image_size, CONFIG.caption_length, True)
-    what = (CONFIG, settings, examples)
+    examples = TrainingExamples(birds, words, TINY.image_size, TINY.caption_length, True)
+    what = (TINY, settings, examples)
     if "cnn" in stages:
         train_cnn(*what, folder / "cnn", execution)
     if "stem" in stages:
@@ -92,18 +81,18 @@ def main(folder: Path, stages: list[str], settings: MirrorGANTrainingSettings) -
         train_stream(*what, len(words), folder / "stream", execution)
     if "frozen" in stages:  # the features of a frozen CNN, in parts
         torch.manual_seed(1)
-        cnn = DAMSMImageEncoder(CONFIG).cnn.state_dict()
+        cnn = DAMSMImageEncoder(TINY).cnn.state_dict()
         plain = dataclasses.replace(settings, augment=False)
-        arguments = (CONFIG, plain, examples, len(words), folder / "frozen", execution)
+        arguments = (TINY, plain, examples, len(words), folder / "frozen", execution)
         train_stem(*arguments, trained_cnn=cnn)
     torch.manual_seed(2)
-    networks = STEM(CONFIG, len(words)), DAMSMImageEncoder(CONFIG), STREAM(CONFIG, len(words))
+    networks = STEM(TINY, len(words)), DAMSMImageEncoder(TINY), STREAM(TINY, len(words))
     if "gan" in stages:
         train_mirrorgan(*what, *networks, folder / "gan", execution)
     if "paper" in stages:
         gan = dataclasses.replace(settings.gan, form="paper", r1_weight=0.0)
         paper = dataclasses.replace(settings, gan=gan)
-        train_mirrorgan(CONFIG, paper, examples, *networks, folder / "paper", execution)
+        train_mirrorgan(TINY, paper, examples, *networks, folder / "paper", execution)
     processes.close()
 
 
@@ -131,7 +120,7 @@ def _child(
         stage: dataclasses.replace(getattr(SETTINGS, stage), steps=how.steps)
         for stage in ("cnn", "stem", "stream", "gan")
     }
-    changed |= {"sync_batch_norm": how.synced, "save_every": 2}
+    changed |= {"sync_batch_norm": how.synced, "precision": how.precision, "save_every": 2}
     try:
         main(folder, list(stages), dataclasses.replace(SETTINGS, **changed))
     except (InputError, KeyboardInterrupt) as error:
