@@ -3,14 +3,15 @@
 What the step learns from, the words and images, is random: no time depends on it.
 """
 
+import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from mirrorgan_fast.models.discriminator import Discriminator
+from mirrorgan_fast.models.discriminator import Discriminator, Logits
 from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.layers import UpConv2d
 from mirrorgan_fast.ops import use
@@ -28,15 +29,20 @@ from mirrorgan_fast.training.objectives import (
 from mirrorgan_fast.training.precision import Precision, autocast
 
 CPU = torch.device("cpu")
-R1_EVERY = 4
-"""Steps from one R1 penalty to the next, of which the whole step has its share."""
+See = Callable[[Tensor], Tensor]
+Judge = Callable[[Tensor, Tensor], Logits]
 
 
 class Clock:
-    """The seconds of the parts of one step."""
+    """The seconds of the parts of one step.
 
-    def __init__(self) -> None:
+    Args:
+        r1_every: steps from one R1 penalty to the next, of which the whole step has its share.
+    """
+
+    def __init__(self, r1_every: int) -> None:
         self.parts: dict[str, float] = {}
+        self.r1_every = r1_every
 
     @contextmanager
     def time(self, part: str) -> Iterator[None]:
@@ -52,7 +58,7 @@ class Clock:
 
     def result(self) -> dict[str, float]:
         """Return the seconds of each part, and of the whole as ``step``."""
-        step = sum(self.parts.values()) - self.parts.get("R1", 0.0) * (1 - 1 / R1_EVERY)
+        step = sum(self.parts.values()) - self.parts.get("R1", 0.0) * (1 - 1 / self.r1_every)
         return {**self.parts, "step": step}
 
 
@@ -85,7 +91,8 @@ class Ours:
 
     def __call__(self) -> dict[str, float]:
         """Take a step, and return the seconds of its parts."""
-        clock, task, given = Clock(), self.task, self.given
+        task, given = self.task, self.given
+        clock = Clock(task.settings.r1_every)
         with clock.time("G forward"):
             fakes, mu, log_var = task.generate(0, given)
         if task.settings.r1_weight:
@@ -146,14 +153,15 @@ class Plain:
             torch.optim.AdamW(network.parameters(), 1e-4, self.settings.betas, fused=True)
             for network in (self.D, self.glam)
         ]
+        self.run_glam: nn.Module = self.glam
         # R1 needs second derivatives, which compiled code has none of
-        self.plain_D = list(self.D)
-        self.run_glam, self.run_D = self.glam, self.plain_D
-        self.judge = [D_i.judge for D_i in self.plain_D]
+        self.plain_see: list[See] = [D_i.features for D_i in self.D]
+        self.plain_judge: list[Judge] = [functools.partial(judge, D_i) for D_i in self.D]
+        self.see, self.judge = self.plain_see, self.plain_judge
         if compiled:
             self.run_glam = torch.compile(self.glam)  # type: ignore[assignment]
-            self.run_D = [torch.compile(D_i) for D_i in self.plain_D]
-            self.judge = [torch.compile(D_i.judge) for D_i in self.plain_D]
+            self.see = [torch.compile(see) for see in self.see]
+            self.judge = [torch.compile(judge) for judge in self.judge]
 
     def __call__(self, *, penalized: bool = True) -> dict[str, float]:
         """Take a step, and return the seconds of its parts."""
@@ -161,7 +169,8 @@ class Plain:
             return self._step(penalized)
 
     def _step(self, penalized: bool) -> dict[str, float]:
-        clock, given, settings = Clock(), self.given, self.settings
+        given, settings = self.given, self.settings
+        clock = Clock(settings.r1_every)
         adam_D, adam_G = self.adams
         noise = [torch.randn(len(given.mask), size) for size in self.noise_sizes]
         wide = (given.words, given.mask, given.sentence)
@@ -172,10 +181,10 @@ class Plain:
                 self._penalize()
         with clock.time("D forward"), self._autocast():
             losses = []
-            for D_i, judge, real_i, fake_i in zip(
-                self.run_D, self.judge, given.reals, fakes, strict=True
+            for see, judge, real_i, fake_i in zip(
+                self.see, self.judge, given.reals, fakes, strict=True
             ):
-                real, fake = D_i(real_i), D_i(fake_i.detach())
+                real, fake = see(real_i), see(fake_i.detach())
                 wrong = None
                 if settings.form == "authors":
                     _, logits = judge(real, given.sentence.roll(1, dims=0))
@@ -191,8 +200,8 @@ class Plain:
         self.D.requires_grad_(False)
         with clock.time("G's loss"), self._autocast():
             losses = [settings.kl_weight * kl_loss(mu, log_var)]
-            for D_i, judge, fake_i in zip(self.run_D, self.judge, fakes, strict=True):
-                losses.append(generator_loss(judge(D_i(fake_i), given.sentence), settings.form))
+            for see, judge, fake_i in zip(self.see, self.judge, fakes, strict=True):
+                losses.append(generator_loss(judge(see(fake_i), given.sentence), settings.form))
             loss_G = sum_of(losses)
         with clock.time("G backward"):
             adam_G.zero_grad()
@@ -208,10 +217,12 @@ class Plain:
     def _penalize(self) -> None:
         """Add the gradients of the R1 penalty."""
         penalties = []
-        for D_i, real_i in zip(self.plain_D, self.given.reals, strict=True):
+        for see, judge, real_i in zip(
+            self.plain_see, self.plain_judge, self.given.reals, strict=True
+        ):
             x = real_i.detach().requires_grad_()
-            penalties.append(r1_penalty(D_i.judge(D_i(x), self.given.sentence), x))
-        (R1_EVERY * self.settings.r1_weight * sum_of(penalties)).backward()
+            penalties.append(r1_penalty(judge(see(x), self.given.sentence), x))
+        (self.settings.r1_every * self.settings.r1_weight * sum_of(penalties)).backward()
 
     def parameters(self) -> list[Tensor]:
         """Return the parameters of all networks."""
@@ -219,6 +230,14 @@ class Plain:
 
     def _autocast(self) -> torch.autocast:
         return autocast(CPU, self.precision)
+
+
+def judge(discriminator: Discriminator, features: Tensor, sentence: Tensor) -> Logits:
+    """Do what ``Discriminator.judge`` does, but concatenate the sentence to every pixel."""
+    everywhere = sentence[:, :, None, None].expand(-1, -1, *features.shape[2:])
+    joint = discriminator.joint(torch.cat([features, everywhere], dim=1))
+    unconditional = discriminator.unconditional_logit(features)
+    return Logits(unconditional.flatten(), discriminator.conditional_logit(joint).flatten())
 
 
 def given(recipe: Recipe, batch: int) -> Captioned:

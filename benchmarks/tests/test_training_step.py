@@ -25,8 +25,9 @@ def test_the_steps_have_the_same_parts() -> None:
     assert all(changed)
 
 
-def test_only_a_quarter_of_r1_is_counted() -> None:
-    recipe = Recipe(replace(SMALL, discriminator_norm="none"), BIRDS.settings)
+def test_only_a_share_of_r1_is_counted() -> None:
+    settings = replace(BIRDS.settings, gan=replace(BIRDS.settings.gan, r1_every=4))
+    recipe = Recipe(replace(SMALL, discriminator_norm="none"), settings)
     step = Plain(recipe, 2, "fp32")
     assert least_work(step, "fp32").operations > 0
     parts = step()
