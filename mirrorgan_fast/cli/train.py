@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import logging
 import os
 import shlex
 import textwrap
@@ -314,6 +315,8 @@ def _execution(
 ) -> Iterator[Execution]:
     """Join the processes of ``torchrun``, and leave them at the end."""
     processes = Processes.join()
+    if processes.rank > 0:  # process 0 says what all find
+        logging.getLogger("mirrorgan_fast").setLevel(logging.ERROR)
     try:
         yield Execution(
             device_of(options),

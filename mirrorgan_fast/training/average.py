@@ -28,15 +28,10 @@ class MovingAverage(Generic[Network]):
     def __init__(self, network: Network, decay: float) -> None:
         self.network: Network = copy.deepcopy(network).eval().requires_grad_(False)
         self.decay = decay
-        self._statistics = {name for name, _ in network.named_buffers()}
 
     @torch.no_grad()
     def update(self, network: Network, step: int) -> None:
-        """Move the average towards a network, after its step ``step``.
-
-        Statistics of the network that are not finite, which a step that overflowed in fp16 can
-        leave, are set back to the average.
-        """
+        """Move the average towards a network, after its step ``step``."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step)) if step else 1.0
         averages, currents = [], []
         current_state = network.state_dict()
@@ -45,8 +40,6 @@ class MovingAverage(Generic[Network]):
             if not average.is_floating_point():
                 average.copy_(current)
                 continue
-            if name in self._statistics:
-                current.copy_(torch.where(current.isfinite(), current, average))
             averages.append(average)
             currents.append(current)
         torch._foreach_lerp_(averages, currents, weight)

@@ -161,8 +161,9 @@ def check_batch(
             f"smaller batches ({setting}={images})"
         )
     shares = processes * accumulate
+    name = setting.removeprefix("--set ")
     if batch_size % shares or batch_size < 2 * shares:
         raise InputError(
-            f"{setting} is {batch_size}, expected a multiple of {shares} from {2 * shares} up: "
+            f"{name} is {batch_size}, expected a multiple of {shares} from {2 * shares} up: "
             f"{processes} processes share a batch, each in {accumulate} parts of 2 images or more"
         )

@@ -96,6 +96,7 @@ def train(
     small = "small" in encoders.values()
     if not small and set(stages) == {"cnn"}:
         raise InputError("train cnn: this model has no small CNN; go on with train stem")
+    _check_description(folder, config)
     backbone_weights = backbone_weights or {}
     start = _start(folder, config, init_from)
     if start is not None:
@@ -353,20 +354,11 @@ def _trained_cnn(
     return cnn.state_dict()
 
 
-def _claim(
-    folder: Path, config: CascadeConfig, vocabulary: Vocabulary, start: TextToImage | None
-) -> None:
-    """Write the model's description, and what it starts from, into a new run's folder.
-
-    If there is a run already, its description is compared.
-    """
-    system = _system(config).SYSTEM
+def _check_description(folder: Path, config: CascadeConfig) -> None:
+    """Raise InputError if the folder holds a run of another system or with other sizes."""
     if not os.path.lexists(folder / CONFIG):
-        if start is not None and not os.path.lexists(folder / START):
-            with whole_folder(folder / START) as unfinished:
-                start.save_pretrained(unfinished)
-        save_description(folder, system, config, vocabulary)
         return
+    system = _system(config).SYSTEM
     other, sizes = load_config(folder)
     if other != system:
         raise InputError(
@@ -380,6 +372,22 @@ def _claim(
                 f"{folder}: holds a run with {name} {found[name]!r}, now it is {wanted[name]!r}; "
                 f"go on with the same, or in another folder"
             )
+
+
+def _claim(
+    folder: Path, config: CascadeConfig, vocabulary: Vocabulary, start: TextToImage | None
+) -> None:
+    """Write the model's description, and what it starts from, into a new run's folder.
+
+    If there is a run already, it is compared.
+    """
+    if not os.path.lexists(folder / CONFIG):
+        if start is not None and not os.path.lexists(folder / START):
+            with whole_folder(folder / START) as unfinished:
+                start.save_pretrained(unfinished)
+        save_description(folder, _system(config).SYSTEM, config, vocabulary)
+        return
+    _check_description(folder, config)
     words = load_vocabulary(folder)
     if words.words != vocabulary.words:
         raise InputError(

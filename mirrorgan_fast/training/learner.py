@@ -87,6 +87,10 @@ class Learner:
         self.norm = torch.zeros((), device=device)
         """The norm of all gradients of the last step, before clipping; 0 if it was not finite."""
         self._processes, self._parts = computation.processes, computation.accumulate
+        self._statistics: list[Tensor] = []
+        if self.loss_scale is not None:
+            self._statistics = [b for b in module.buffers() if b.is_floating_point()]
+        self._finite: list[Tensor] = []  # the last statistics that were
         self._lowered = 0
         self._skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._processes.copy_first([*module.parameters(), *module.buffers()])
@@ -130,7 +134,20 @@ class Learner:
         # A fused AdamW skips its step if found_inf is 1; GradScaler uses the same flag.
         self.adam.found_inf = skip.float()  # type: ignore[attr-defined]
         self.adam.step()
+        self.mend_statistics()
         return True
+
+    @torch.no_grad()
+    def mend_statistics(self) -> None:
+        """In fp16, set statistics of batch norms that are not finite back to what they were.
+
+        An overflow in a forward pass changes no weight, but it leaves NaN or infinity in them.
+        """
+        if not self._finite:
+            self._finite = [torch.zeros_like(tensor) for tensor in self._statistics]
+        for tensor, finite in zip(self._statistics, self._finite, strict=True):
+            finite.copy_(torch.where(tensor.isfinite(), tensor, finite))
+            tensor.copy_(finite)
 
     def failure(self) -> str | None:
         """Return why the training cannot go on, if it cannot. On a GPU, this waits for all steps.

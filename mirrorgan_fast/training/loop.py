@@ -75,6 +75,8 @@ def fit(
     }
     parts = {**task.parts(), **scales}
     run.restore(parts)
+    for learner in learners.values():
+        learner.mend_statistics()
     run.say(_summary(learners, run, batches))
 
     def now() -> dict[str, float]:
@@ -94,6 +96,8 @@ def fit(
         run.log(step, figures, now)
         if run.saving(step):
             _check_gradients(learners, run, step)
+            for learner in learners.values():  # D also sees images after its step
+                learner.mend_statistics()
             run.save(step, {name: part.state_dict() for name, part in parts.items()})
         if validate is not None and run.due(step, validate_every):
             run.record(step, validate(step + 1))
@@ -110,6 +114,8 @@ def _summary(learners: Mapping[str, Learner], run: Run, batches: Batches) -> str
     ]
     device = next(iter(learners.values())).parameters[0].device
     count = run.processes.count
+    if run.first_step >= run.steps:
+        return f"all {run.steps:,} steps are taken"
     return (
         f"{len(examples):,} pictures, {len(examples.vocabulary):,} words; parameters to train: "
         f"{', '.join(sizes)}; {device.type}, {run.settings.get('precision', 'fp32')}, "

@@ -58,6 +58,8 @@ the moving average copies integer buffers. 5: with augmentation, an image is cut
 picture at whole pixels, the noise that the judge is trained with is drawn for the batch of all
 processes, ImageNet's CNNs are in evaluation mode, D's joint convolution is computed in two parts,
 and the gradients of the attention and of the convolutions have kernels of their own."""
+_WARM_UP, _TIMED = 2, 10  # steps before the time that is left is estimated, and for it
+_WORTH_SAYING = 60  # seconds
 _LONGEST_POINT = 2**16  # bytes
 _LARGEST_CURVES = 2**28  # bytes; 710,000 steps of a GAN make 4 MB
 
@@ -258,6 +260,7 @@ class Run:
         self._bar.initial = self._bar.n = self._bar.last_print_n = done
         self._bar.refresh()
         parts = batches.between(self.first_step, self.steps)
+        started = 0.0
         for number, (step, epoch, batch) in enumerate(parts, start=1):
             yield step, epoch, batch
             if number % batches.accumulate:
@@ -270,6 +273,15 @@ class Run:
             place = f"step {step + 1:,} of {self.steps:,}"
             self._bar.set_postfix_str(place + self._shown, refresh=False)
             self._bar.update(cost(step))
+            taken = step + 1 - self.first_step
+            if taken == _WARM_UP:
+                started = time.perf_counter()
+            elif taken == _WARM_UP + _TIMED:
+                per_unit = (time.perf_counter() - started) / (_TIMED * cost(step))
+                seconds = per_unit * sum(map(cost, range(step + 1, self.steps)))
+                if seconds > _WORTH_SAYING:
+                    hours, minutes = divmod(round(seconds / 60), 60)
+                    self.say(f"about {f'{hours} h ' * (hours > 0)}{minutes} min left")
 
     def add(self, figures: Mapping[str, float | Tensor]) -> None:
         """Add figures to the next point of the curves, which has the mean of each.

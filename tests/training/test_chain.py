@@ -148,6 +148,21 @@ def test_what_a_later_stage_would_refuse_is_refused_at_once(
     assert not list(tmp_path.iterdir())
 
 
+def test_another_model_is_refused_before_pictures_are_read(
+    tmp_path: Path,
+    config: MirrorGANConfig,
+    settings: MirrorGANTrainingSettings,
+    birds: CaptionedImages,
+    run: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run("cnn")
+    monkeypatch.setattr("mirrorgan_fast.training.chain.check_pictures", None)
+    other = dataclasses.replace(config, generator_channels=5)
+    with pytest.raises(InputError, match="holds a run with generator_channels 4, now it is 5"):
+        train(("cnn",), other, settings, birds, tmp_path, HERE)
+
+
 def test_a_picture_that_cannot_be_trained_on_is_left_out(
     tmp_path: Path,
     config: MirrorGANConfig,

@@ -189,6 +189,26 @@ def test_an_overflow_at_the_lowest_scale_fails() -> None:
     assert learner.failure() is not None  # also when it is looked at later
 
 
+def test_statistics_that_are_not_finite_are_set_back() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    learner = Learner(network, 0.01, computation=FP16)
+    norm = network[1]
+    for _ in range(3):
+        learner.lower(network(torch.randn(8, 3)).square().mean())
+    before = norm.running_mean.clone(), norm.running_var.clone()
+    norm.running_mean[1], norm.running_var[2] = torch.inf, torch.nan
+    learner.lower(network(torch.randn(8, 3)).square().mean())
+    statistics = (norm.running_mean, norm.running_var)
+    for after, earlier, place in zip(statistics, before, (1, 2), strict=True):
+        assert after.isfinite().all()
+        assert after[place] == earlier[place]
+        assert after[0] != earlier[0]  # the others move on
+    norm.running_mean[3] = torch.inf  # by another forward pass
+    learner.mend_statistics()
+    assert norm.running_mean.isfinite().all()
+
+
 def test_the_scale_doubles_after_many_good_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LossScale, "_DOUBLED_AFTER", 3)
     weight = nn.Linear(1, 1, bias=False)

@@ -585,6 +585,21 @@ def test_progress_is_shown_unless_quiet(
     assert "step 3 of 3" in shown
 
 
+def test_a_long_run_says_at_the_start_how_long_it_will_take(
+    tmp_path: Path, examples: TrainingExamples, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Run(tmp_path, 10_000, SETTINGS) as run:
+        # the second half of the steps takes three times as long
+        steps = run.batches(Batches(examples, 5, 0, HERE), lambda step: 1 + 2 * (step >= 5_000))
+        for step, _, _ in steps:
+            time.sleep(0.05)
+            if step == 13:
+                break
+    (said,) = re.findall(r"about (?:(\d+) h )?(\d+) min left", capsys.readouterr().err)
+    minutes = 60 * int(said[0] or 0) + int(said[1])
+    assert 0.9 * 0.05 * 20_000 / 60 < minutes < 5 * 0.05 * 20_000 / 60
+
+
 def test_the_time_left_is_judged_by_the_steps_that_are_taken_now(
     tmp_path: Path, examples: TrainingExamples, capsys: pytest.CaptureFixture[str]
 ) -> None:
