@@ -52,12 +52,16 @@ from mirrorgan_fast.training.watch import Watch
 _LOG = logging.getLogger("mirrorgan_fast")
 CURVES = "curves.jsonl"
 VERSION = 5
-"""Of the training, in every checkpoint; raised with each change of its numbers. 2: sums that were
-rounded to bfloat16 under autocast are in float32. 3: a fused Adam, which can skip a step. 4:
-the moving average copies integer buffers. 5: with augmentation, an image is cut from the scaled
-picture at whole pixels, the noise that the judge is trained with is drawn for the batch of all
-processes, ImageNet's CNNs are in evaluation mode, D's joint convolution is computed in two parts,
-and the gradients of the attention and of the convolutions have kernels of their own."""
+"""Of the training, in every checkpoint; raised with each change of its numbers.
+
+2: Sums that were rounded to bfloat16 under autocast are in float32.
+3: A fused Adam, which can skip a step.
+4: The moving average copies integer buffers.
+5: With augmentation, an image is cut from the scaled picture at whole pixels. The noise that the
+judge is trained with is drawn for the batch of all processes. ImageNet's CNNs are in evaluation
+mode. R1 is in every sixteenth step. D sees real and generated images at once, and computes its
+joint convolution in two parts. Attention and convolutions have gradients of their own.
+"""
 _WARM_UP, _TIMED = 2, 10  # steps before the time that is left is estimated, and for it
 _WORTH_SAYING = 60  # seconds
 _LONGEST_POINT = 2**16  # bytes
