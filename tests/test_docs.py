@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -37,6 +38,12 @@ SMALLER = {
     "sample": ["--quiet"],
     "evaluate": ["--quiet"],
 }
+FURTHER = [
+    *(f"--set={stage}.batch_size=4" for stage in ("stem", "stream", "gan")),
+    *(f"--set={stage}.steps=1" for stage in ("stem", "stream")),
+    "--set=gan.generator_from=0",
+    "--no-validation",
+]
 
 
 def commands(text: str) -> list[str]:
@@ -65,10 +72,13 @@ def test_the_commands_on_training_work(
             continue
         if "--settings" not in arguments:
             arguments += SMALLER[arguments[0]]
-            if arguments[0] == "train" and "--config" not in arguments:
+            if "--init-from" in arguments:  # of 128 pixels
+                shutil.copytree("birds", "mine")
+                arguments += FURTHER
+            elif arguments[0] == "train" and "--config" not in arguments:
                 arguments += ["--config", "tiny.toml"]
         assert main(arguments) == 0, line
-    for folder in ("birds", "small", "again", "ablation"):
+    for folder in ("birds", "small", "again", "ablation", "mine"):
         assert Path("runs", folder, "model.safetensors").exists()
 
 
