@@ -1,11 +1,11 @@
-"""How OpenMP's threads should wait for each other: a process alone, and with another beside it.
+"""How OpenMP's threads should wait for each other where cores are shared.
 
-python -m benchmarks.wait_policy [--turns 3] [--json FILE]
+python -m benchmarks.wait_policy [--turns 2] [--json FILE]
 
 PyTorch's threads wait by spinning at the end of every parallel loop, unless the environment says
-otherwise before it is loaded. Where another process holds a core, all threads spin until the one on
-that core is done. The program measures training steps and sampling of `birds-painted` with several
-policies in turns, in a process alone and beside a process that keeps a core busy.
+otherwise before it is loaded. The program measures training steps and sampling of `birds-painted`
+with several policies in turns: in a process alone, beside a process that keeps a core busy, and in
+two processes at once.
 """
 
 import argparse
@@ -21,19 +21,19 @@ from pathlib import Path
 POLICIES: dict[str, dict[str, str]] = {
     "default": {},
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
-    "spin 1,000": {"GOMP_SPINCOUNT": "1000"},
     "spin 4,000": {"GOMP_SPINCOUNT": "4000"},
-    "spin 16,000": {"GOMP_SPINCOUNT": "16000"},
+    "one thread": {"OMP_NUM_THREADS": "1"},
 }
 WORKS = ("training", "sampling 8", "sampling 1")
-_SECONDS = 8.0
+PLACES = ("alone", "beside a busy process", "two at once")
+_SECONDS = 5.0
 _BUSY = "while True: pass"
 
 
 def main() -> None:
     """Print milliseconds a step, as the median of the turns, and their ratios to the default."""
     parser = argparse.ArgumentParser(description="Wait policies of OpenMP.")
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--work", choices=WORKS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -42,40 +42,41 @@ def main() -> None:
         return
     found: dict[str, dict[str, float]] = {}
     for work in WORKS:
-        for beside in (False, True):
+        for place in PLACES:
             turns: dict[str, list[float]] = {policy: [] for policy in POLICIES}
             for _ in range(options.turns):
                 for policy, variables in POLICIES.items():
-                    turns[policy].append(in_process(work, variables, beside=beside))
+                    turns[policy].append(measure(work, variables, place))
             row = {policy: statistics.median(each) for policy, each in turns.items()}
-            found[f"{work}, {'beside a busy process' if beside else 'alone'}"] = row
+            found[f"{work}, {place}"] = row
             shown = ", ".join(
                 f"{policy} {ms:.1f} ms ({ms / row['default']:.2f})" for policy, ms in row.items()
             )
-            print(f"{work}, {'beside a busy process' if beside else 'alone'}: {shown}", flush=True)
+            print(f"{work}, {place}: {shown}", flush=True)
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
-def in_process(work: str, variables: dict[str, str], *, beside: bool) -> float:
-    """Return the milliseconds of a step in a process of its own, possibly beside a busy one."""
+def measure(work: str, variables: dict[str, str], place: str) -> float:
+    """Return the milliseconds of a step in a process of its own, or the mean of two at once."""
     clean = {
         name: value
         for name, value in os.environ.items()
-        if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+        if name not in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GOMP_SPINCOUNT")
     }
     command = [sys.executable, "-m", "benchmarks.wait_policy", "--work", work]
     busy = [sys.executable, "-c", _BUSY]
-    other = subprocess.Popen(busy) if beside else None
+    other = subprocess.Popen(busy) if place == "beside a busy process" else None
     try:
-        done = subprocess.run(
-            command, env=clean | variables, capture_output=True, text=True, check=True
-        )
+        started = [
+            subprocess.Popen(command, env=clean | variables, stdout=subprocess.PIPE, text=True)
+            for _ in range(2 if place == "two at once" else 1)
+        ]
+        return statistics.mean(float(each.communicate()[0]) for each in started)
     finally:
         if other is not None:
             other.kill()
             other.wait()
-    return float(done.stdout)
 
 
 def milliseconds(work: str) -> float:
