@@ -84,51 +84,13 @@ def train(
             has not been trained, or has been trained further since; the data cannot be trained on
             with these settings; see also ``Run``, ``Batches`` and ``fit``.
     """
-    there = stages_of(config)
-    for stage in stages:
-        if stage not in there:
-            raise InputError(
-                f"train {stage}: this system has no such part; there are: {', '.join(there)}"
-            )
-    encoders: dict[Stage, str] = {"stem": config.image_encoder}
-    if isinstance(config, MirrorGANConfig):
-        encoders["stream"] = config.stream_encoder
-    small = "small" in encoders.values()
-    if not small and set(stages) == {"cnn"}:
-        raise InputError("train cnn: this model has no small CNN; go on with train stem")
-    _check_description(folder, config)
     backbone_weights = backbone_weights or {}
+    _check_description(folder, config)
     start = _start(folder, config, init_from)
-    if start is not None:
-        if set(stages) == {"cnn"}:
-            raise InputError(
-                "train cnn: the CNN of the model that the run starts from stays as it is; go on "
-                "with train stem"
-            )
-        if backbone_weights:
-            raise InputError(
-                f"{next(iter(backbone_weights.values()))}: the CNNs are those of the model that "
-                f"the run starts from; leave this file out"
-            )
-        small = False
-    for stage, path in backbone_weights.items():
-        if stage not in there:
-            raise InputError(f"{path}: this system has no part {stage}")
-        if encoders.get(stage) == "small":
-            raise InputError(
-                f"{path}: this model's {stage} has the small CNN, which does not start from a file"
-            )
-    stages = [stage for stage in stages if stage != "cnn" or small]
+    stages = _usable(stages, config, backbone_weights, starts_from_model=start is not None)
     _check(stages, config, settings, images, execution.processes)
     if start is None:
-        for stage, encoder in encoders.items():
-            if stage in stages:
-                check_backbone(stage, encoder, backbone_weights.get(stage), folder / stage)
-        before: dict[Stage, set[Stage]] = {"gan": {*encoders}}
-        before |= {stage: {"cnn"} for stage, encoder in encoders.items() if encoder == "small"}
-        for stage in stages:
-            for needed in sorted(before.get(stage, set()) - set(stages)):
-                find_checkpoint(folder / needed)
+        _check_what_is_needed(stages, config, backbone_weights, folder)
     images, prepared = check_pictures(
         images,
         config.image_size,
@@ -151,6 +113,8 @@ def train(
         begin()
 
     execution.processes.once(claim)
+    if start is not None:
+        start = _system(config).from_pretrained(folder / START)
     examples = TrainingExamples(
         images,
         vocabulary,
@@ -270,6 +234,72 @@ def _train_gan(
         validate=measured(attngan),
     )
     return attngan
+
+
+def _encoders(config: CascadeConfig) -> dict[Stage, str]:
+    """Return the name of the CNN of each stage that has one."""
+    encoders: dict[Stage, str] = {"stem": config.image_encoder}
+    if isinstance(config, MirrorGANConfig):
+        encoders["stream"] = config.stream_encoder
+    return encoders
+
+
+def _usable(
+    stages: Sequence[Stage],
+    config: CascadeConfig,
+    backbone_weights: Mapping[Stage, BackboneWeights],
+    *,
+    starts_from_model: bool,
+) -> list[Stage]:
+    """Return the stages that there are to train of those that are asked for.
+
+    Raises:
+        InputError: the system has no such stage, or weights are given that it cannot use.
+    """
+    there, encoders = stages_of(config), _encoders(config)
+    for stage in stages:
+        if stage not in there:
+            raise InputError(
+                f"train {stage}: this system has no such part; there are: {', '.join(there)}"
+            )
+    if starts_from_model and backbone_weights:
+        raise InputError(
+            f"{next(iter(backbone_weights.values()))}: the CNNs are those of the model that the "
+            f"run starts from; leave this file out"
+        )
+    for stage, path in backbone_weights.items():
+        if stage not in there:
+            raise InputError(f"{path}: this system has no part {stage}")
+        if encoders.get(stage) == "small":
+            raise InputError(
+                f"{path}: this model's {stage} has the small CNN, which does not start from a file"
+            )
+    if "small" in encoders.values() and not starts_from_model:
+        return list(stages)
+    if set(stages) == {"cnn"}:
+        why = "this model has no small CNN"
+        if starts_from_model:
+            why = "the CNN of the model that the run starts from stays as it is"
+        raise InputError(f"train cnn: {why}; go on with train stem")
+    return [stage for stage in stages if stage != "cnn"]
+
+
+def _check_what_is_needed(
+    stages: Sequence[Stage],
+    config: CascadeConfig,
+    backbone_weights: Mapping[Stage, BackboneWeights],
+    folder: Path,
+) -> None:
+    """Raise InputError if a stage needs another that is not trained, or weights of a CNN."""
+    encoders = _encoders(config)
+    for stage, encoder in encoders.items():
+        if stage in stages:
+            check_backbone(stage, encoder, backbone_weights.get(stage), folder / stage)
+    before: dict[Stage, set[Stage]] = {"gan": {*encoders}}
+    before |= {stage: {"cnn"} for stage, encoder in encoders.items() if encoder == "small"}
+    for stage in stages:
+        for needed in sorted(before.get(stage, set()) - set(stages)):
+            find_checkpoint(folder / needed)
 
 
 def _check(
