@@ -31,13 +31,13 @@ UNKNOWN = {
     "brown": "chestnut",
 }
 STEPS = {
-    "fine-tuned": {"stem": 150, "stream": 400, "gan": 600},
-    "from nothing": {"cnn": 300, "stem": 300, "stream": 800, "gan": 700},
+    "fine-tuned": {"stem": 150, "stream": 300, "gan": 480},
+    "from nothing": {"cnn": 300, "stem": 300, "stream": 800, "gan": 650},
 }
-"""Steps of each stage, for ten minutes on two cores with bf16 (Zen 4)."""
+"""Steps of each stage, for about ten minutes on two cores with bf16 (Zen 4)."""
 SETTINGS = {
-    "fine-tuned": {"gan.decay_steps": 120},
-    "from nothing": {"gan.decay_steps": 140, "gan.last_stage_from": 140, "stem.decay": 0.97},
+    "fine-tuned": {"gan.decay_steps": 100},
+    "from nothing": {"gan.decay_steps": 130, "gan.last_stage_from": 300, "stem.decay": 0.97},
 }
 
 

@@ -77,8 +77,8 @@ class RunSettings:
         """Return the settings for training a model further.
 
         They are those that it was trained with, if its folder has them, or else those of the recipe
-        with its sizes, or of its system. Each stage takes a tenth of the steps, the whole cascade
-        trains from the start, and the new discriminators train alone first.
+        with its sizes, or of its system. Each stage takes a tenth of the steps, and all
+        stages of the cascade train from the start.
 
         Raises:
             InputError: there is no such model, or its description or its settings are damaged.

@@ -16,7 +16,6 @@ START = "start"
 """The folder, in that of a run, of the model that the run starts from."""
 Model = TypeVar("Model", bound=TextToImage)
 Settings = TypeVar("Settings", bound=TrainingSettings)
-_D_ALONE = 200
 # Sizes that the trained networks do not have: D starts new, and a longer caption only has more
 # words. Stages can be added and left out at the end of the cascade.
 _FREE = {
@@ -40,7 +39,6 @@ def for_fine_tuning(settings: Settings) -> Settings:
         changed["gan"],
         decay_steps=settings.gan.decay_steps // 10,
         last_stage_from=0,
-        generator_from=min(_D_ALONE, changed["gan"].steps - 1),
     )
     return replace(settings, **changed)
 
