@@ -94,3 +94,12 @@ CONV2D = [
     ConvolutionShape(32, 256, 8, 512, 4, 2),
     ConvolutionShape(32, 512, 4, 256, 3, 1),
 ]
+
+# From cub at batch 4: D_2's fifth to seventh, D_0's joint one; from birds-painted: D_2's fifth
+WIDE_CONV2D = [
+    ConvolutionShape(4, 512, 16, 1024, 4, 2),
+    ConvolutionShape(4, 1024, 8, 2048, 4, 2),
+    ConvolutionShape(4, 2048, 4, 1024, 3, 1),
+    ConvolutionShape(4, 512, 4, 512, 3, 1),
+    ConvolutionShape(32, 256, 8, 512, 4, 2),
+]
