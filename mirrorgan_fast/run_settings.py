@@ -77,8 +77,8 @@ class RunSettings:
         """Return the settings for training a model further.
 
         They are those that it was trained with, if its folder has them, or else those of the recipe
-        with its sizes, or of its system. Each stage takes a tenth of the steps, and all
-        stages of the cascade train from the start.
+        with its sizes, or of its system. Each stage takes a tenth of the steps, all stages
+        of the cascade train from the start, and their learning rates are lower.
 
         Raises:
             InputError: there is no such model, or its description or its settings are damaged.
@@ -86,7 +86,7 @@ class RunSettings:
         folder = find_pretrained(name_or_path)
         system, config = load_description(folder)
         recipes = (recipe for recipe in RECIPES.values() if recipe.config == config)
-        training = next(recipes, _base(None, system)).settings
+        training = for_fine_tuning(next(recipes, _base(None, system)).settings)
         if os.path.lexists(folder / SETTINGS):
             trained = cls.load(folder / SETTINGS)
             if trained.system != system:
@@ -94,8 +94,10 @@ class RunSettings:
                     f"{folder / SETTINGS}: is of the system {trained.system}, but the model is of "
                     f"{system}; get another copy of the model"
                 )
-            training = trained.training
-        return cls(config, for_fine_tuning(training), init_from=model_name(name_or_path))
+            training = trained.training  # of a run that was fine-tuning already: as it was
+            if trained.init_from is None:
+                training = for_fine_tuning(training)
+        return cls(config, training, init_from=model_name(name_or_path))
 
     @classmethod
     def load(cls, path: Path) -> "RunSettings":

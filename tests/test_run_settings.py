@@ -141,7 +141,9 @@ def test_a_model_is_trained_further_as_it_was_trained(tmp_path: Path) -> None:
     assert own.training == for_fine_tuning(RECIPES["cub-paper"].settings)
     dataclasses.replace(own).changed("gan.learning_rate", "0.5").save(model)
     again = RunSettings.of_model(str(model))
-    assert again.training.gan.learning_rate == 0.5
+    assert again.training == own.changed("gan.learning_rate", "0.5").training  # not once more
+    dataclasses.replace(own, init_from=None).save(model)
+    assert RunSettings.of_model(str(model)).training == for_fine_tuning(own.training)
     again.save(tmp_path)
     assert RunSettings.load(tmp_path / SETTINGS) == again
     RunSettings.of_recipe("attngan-cub").save(model)

@@ -12,6 +12,9 @@ from mirrorgan_fast.models.config import CascadeConfig
 from mirrorgan_fast.models.text_to_image import TextToImage
 from mirrorgan_fast.training.settings import STAGES, TrainingSettings
 
+# Of the learning rates of a training from nothing. At the whole rates, a trained generator forgets
+# how a bird looks: after 480 steps on 200 birds the images were blurred and had false colors.
+_PACE_OF_G, _PACE_OF_D = 0.15, 0.5
 START = "start"
 """The folder, in that of a run, of the model that the run starts from."""
 Model = TypeVar("Model", bound=TextToImage)
@@ -39,6 +42,8 @@ def for_fine_tuning(settings: Settings) -> Settings:
         changed["gan"],
         decay_steps=settings.gan.decay_steps // 10,
         last_stage_from=0,
+        learning_rate=_PACE_OF_G * settings.gan.learning_rate,
+        discriminator_learning_rate=_PACE_OF_D * settings.gan.discriminator_learning_rate,
     )
     return replace(settings, **changed)
 

@@ -104,7 +104,9 @@ def test_the_settings_are_those_of_a_tenth_of_the_training() -> None:
     settings = for_fine_tuning(recipe)
     assert (settings.stem.steps, settings.stream.steps, settings.gan.steps) == (550, 1600, 1500)
     assert (settings.gan.last_stage_from, settings.gan.decay_steps) == (0, 300)
-    assert settings.gan.learning_rate == recipe.gan.learning_rate
+    assert settings.gan.learning_rate == pytest.approx(3e-4)
+    assert settings.gan.discriminator_learning_rate == pytest.approx(3e-4)
+    assert settings.stem.learning_rate == recipe.stem.learning_rate
     attngan = for_fine_tuning(find_recipe("attngan-cub").settings)
     assert attngan.gan.steps == 26_500
 
