@@ -22,7 +22,7 @@ PANELS: list[tuple[str, str, list[str]]] = [
         [f"D_{i}({kind})" for i in range(3) for kind in ("real", "generated")],
     ),
     ("gan", "validation: shares", ["r_precision", "attributes", "redescription"]),
-    ("gan", "validation: difference between images of a caption, gray levels", ["diversity"]),
+    ("gan", "validation: images of a caption apart, gray levels", ["diversity"]),
 ]
 """Stage, title and figures of each panel."""
 
