@@ -1,7 +1,5 @@
 """conv2d: PyTorch's convolution with a weight gradient of its own."""
 
-from typing import NamedTuple
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,21 +9,9 @@ from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.ops import build_info, choice, conv2d, instruction_set, use
 
 from .conftest import compiled
+from .convolutions import Case, make_inputs
 
 weight_gradient = torch.ops.mirrorgan.conv2d_weight_gradient
-
-
-class Case(NamedTuple):
-    """The sizes of a convolution."""
-
-    batch: int
-    channels: int
-    size: tuple[int, int]
-    out_channels: int
-    kernel: tuple[int, int] = (3, 3)
-    stride: int = 1
-    padding: int = 1
-    transposed: bool = False
 
 
 CASES = [
@@ -37,16 +23,6 @@ CASES = [
     Case(2, 20, (5, 4), 7, (1, 1), 1, 0),
     Case(1, 16, (3, 4), 2, (3, 2), 3, 2),  # wide stride and padding
 ]
-
-
-def make_inputs(case: Case, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Return x, weight and bias in float64."""
-    rng = torch.Generator().manual_seed(seed)
-    planes = (case.out_channels, case.channels)
-    weight_shape = (*(reversed(planes) if case.transposed else planes), *case.kernel)
-    x = torch.randn(case.batch, case.channels, *case.size, generator=rng, dtype=torch.float64)
-    weight = torch.randn(weight_shape, generator=rng, dtype=torch.float64)
-    return x, weight, torch.randn(case.out_channels, generator=rng, dtype=torch.float64)
 
 
 def run(function, case: Case, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

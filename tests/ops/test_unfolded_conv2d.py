@@ -1,7 +1,5 @@
 """unfolded_conv2d: a convolution and its gradients as matrix products."""
 
-from typing import NamedTuple
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,19 +9,9 @@ from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.ops import choice, conv2d, use
 from mirrorgan_fast.ops.unfolded_conv2d import suits, unfolded_conv2d
 
+from .convolutions import Case, make_inputs
+
 OP = torch.ops.mirrorgan.unfolded_conv2d
-
-
-class Case(NamedTuple):
-    """The sizes of a convolution."""
-
-    batch: int
-    channels: int
-    size: tuple[int, int]
-    out_channels: int
-    kernel: tuple[int, int] = (3, 3)
-    stride: int = 1
-    padding: int = 1
 
 
 PRODUCTS = [
@@ -35,15 +23,6 @@ PRODUCTS = [
 ]
 PLAIN = [Case(2, 3, (5, 7), 4), Case(3, 5, (9, 6), 2, (4, 4), 2)]  # too many pixels for a product
 ALL = [*PRODUCTS, *PLAIN]
-
-
-def make_inputs(case: Case) -> tuple[Tensor, Tensor, Tensor]:
-    """Return x, weight and bias in float64."""
-    rng = torch.Generator().manual_seed(0)
-    x = torch.randn(case.batch, case.channels, *case.size, generator=rng, dtype=torch.float64)
-    planes = (case.out_channels, case.channels)
-    weight = torch.randn(*planes, *case.kernel, generator=rng, dtype=torch.float64)
-    return x, weight, torch.randn(case.out_channels, generator=rng, dtype=torch.float64)
 
 
 def run(function, case: Case, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
