@@ -213,19 +213,23 @@ def check_changes(
         )
     begun = {stage for stage in STAGES if has_checkpoint(folder / stage)}
     old, new = dict(_flat(asdict(before.training))), dict(_flat(asdict(now.training)))
+    changed = []
     for name in {**old, **new}:
         stage, _, setting = name.rpartition(".")
         free = setting in (_FREE_OF_STAGE if stage else _FREE)
         affected = stage in begun if stage else bool(begun)
-        if old.get(name) == new.get(name) or free or not affected or name in on_purpose:
-            continue
-        advice = "begin another run"
-        if setting in _CHANGEABLE:
-            advice = f"--change {name}={new.get(name)} changes it from now on"
-        raise InputError(
-            f"{folder}: was begun with {name} {old.get(name)!r}, now it is {new.get(name)!r}; "
-            f"{advice}"
-        )
+        if old.get(name) != new.get(name) and affected and not free and name not in on_purpose:
+            changed.append(name)
+    if not changed:
+        return
+    fixed = [name for name in changed if name.rpartition(".")[2] not in _CHANGEABLE]
+    first = next(iter(fixed or changed))
+    options = " ".join(f"--change {name}={new.get(name)}" for name in changed)
+    advice = "begin another run" if fixed else f"{options} changes it from now on"
+    raise InputError(
+        f"{folder}: was begun with {first} {old.get(first)!r}, now it is {new.get(first)!r}; "
+        f"{advice}"
+    )
 
 
 def _from(model: str | None) -> str:

@@ -128,6 +128,20 @@ def test_what_may_change_while_a_stage_is_trained(
             check_changes(before, now, tmp_path, frozenset({name}))
 
 
+def test_all_changes_are_named_together(tmp_path: Path) -> None:
+    (tmp_path / "gan").mkdir()
+    (tmp_path / "gan" / CHECKPOINT).touch()
+    before = RunSettings.of_recipe("birds-painted")
+    now = before.changed("gan.learning_rate", "0.5").changed("gan.batch_size", "7")
+    both = "--change gan.batch_size=7 --change gan.learning_rate=0.5 changes it from now on"
+    with pytest.raises(InputError, match=both):
+        check_changes(before, now, tmp_path, frozenset())
+    # --change would lead nowhere if something else differs too, as with another recipe
+    other = dataclasses.replace(now, training=RunSettings.of_recipe("cub").training)
+    with pytest.raises(InputError, match=r"was begun with gan\.\w+ .*; begin another run"):
+        check_changes(before, other, tmp_path, frozenset())
+
+
 def test_a_model_is_trained_further_as_it_was_trained(tmp_path: Path) -> None:
     shipped = RunSettings.of_model("birds-painted")
     assert shipped.init_from == "birds-painted"

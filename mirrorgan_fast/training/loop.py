@@ -57,7 +57,8 @@ def fit(
         run: the folder of checkpoints and curves, and the number of steps. It must be entered
             already (inside ``with run``).
         batches: what to train on.
-        validate: called with the number of steps taken; what it returns goes to the curves.
+        validate: called with the number of steps taken; what it returns, if anything, goes to the
+            curves.
         validate_every: steps between two calls; it is also called after the last step.
         sheet: called with the number of steps taken, to draw what the task has learned.
         sheet_every: steps between two calls; it is also called after the last step.
@@ -100,7 +101,9 @@ def fit(
                 learner.mend_statistics()
             run.save(step, {name: part.state_dict() for name, part in parts.items()})
         if validate is not None and run.due(step, validate_every):
-            run.record(step, validate(step + 1))
+            measured = validate(step + 1)
+            if measured:
+                run.record(step, measured)
         if sheet is not None and run.due(step, sheet_every):
             sheet(step + 1)
 

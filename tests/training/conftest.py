@@ -1,27 +1,32 @@
 """Tiny networks and pictures: a step of training takes a fraction of a second on one core."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
+from mirrorgan_fast.data.captioned_images import CaptionedImages
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.data.painted_birds.data_set import PaintedBirds
 from mirrorgan_fast.models.config import MirrorGANConfig
+from mirrorgan_fast.training.chain import train
 from mirrorgan_fast.training.run import Run
 from mirrorgan_fast.training.settings import (
     CNNSettings,
     MirrorGANSettings,
     MirrorGANTrainingSettings,
+    Stage,
     STEMSettings,
     STREAMSettings,
 )
 from mirrorgan_fast.vocabulary import Vocabulary
 
-from .runs import TINY
+from .runs import HERE, TINY
 
 
 class KeptBirds(PaintedBirds):
@@ -64,6 +69,27 @@ def birds() -> KeptBirds:
 @pytest.fixture(scope="session")
 def vocabulary(birds: KeptBirds) -> Vocabulary:
     return Vocabulary.build(text for index in range(len(birds)) for text in birds.captions(index))
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path,
+    config: MirrorGANConfig,
+    settings: MirrorGANTrainingSettings,
+    birds: KeptBirds,
+) -> Callable[..., None]:
+    """Train stages in ``tmp_path``.
+
+    Other images and what ``train`` takes by name may be given, and settings by their names.
+    """
+    names = {field.name for field in dataclasses.fields(settings)}
+
+    def train_stages(*stages: Stage, images: CaptionedImages = birds, **given: Any) -> None:
+        changed = {name: given.pop(name) for name in names & given.keys()}
+        settings_of_run = dataclasses.replace(settings, **changed)
+        train(stages, config, settings_of_run, images, tmp_path, HERE, **given)
+
+    return train_stages
 
 
 @pytest.fixture

@@ -20,34 +20,6 @@ from mirrorgan_fast.training.settings import STAGES, MirrorGANTrainingSettings, 
 from .runs import HERE
 
 
-@pytest.fixture
-def run(
-    tmp_path: Path,
-    config: MirrorGANConfig,
-    settings: MirrorGANTrainingSettings,
-    birds: CaptionedImages,
-) -> Callable[..., None]:
-    """Train stages in ``tmp_path``, with other settings or images if they are given."""
-
-    def train_stages(
-        *stages: Stage,
-        images: CaptionedImages = birds,
-        weights: dict[Stage, Path] | None = None,
-        **changed: Any,
-    ) -> None:
-        train(
-            stages,
-            config,
-            dataclasses.replace(settings, **changed),
-            images,
-            tmp_path,
-            HERE,
-            backbone_weights=weights,
-        )
-
-    return train_stages
-
-
 def test_the_model_has_the_trained_cnn_twice(tmp_path: Path, run: Callable[..., None]) -> None:
     run(*STAGES)
     model = MirrorGAN.from_pretrained(tmp_path)
@@ -141,7 +113,10 @@ def test_what_a_later_stage_would_refuse_is_refused_at_once(
         ({"gan": late}, "last stage would never be trained"),
         ({"stream": large}, r"fewer than a batch of 13.*--set stream\.batch_size=12"),
         ({"images": Changed(birds, label=7)}, "all 12 pictures are of class 7"),
-        ({"weights": {"stem": Path("a.pth")}}, "a.pth: this model's stem has the small CNN"),
+        (
+            {"backbone_weights": {"stem": Path("a.pth")}},
+            "a.pth: this model's stem has the small CNN",
+        ),
     ):
         with pytest.raises(InputError, match=fault):
             run(*STAGES, **changed)

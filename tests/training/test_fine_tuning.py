@@ -21,7 +21,7 @@ from mirrorgan_fast.training.chain import train
 from mirrorgan_fast.training.checkpoint import load_checkpoint
 from mirrorgan_fast.training.fine_tuning import for_fine_tuning, starting_model
 from mirrorgan_fast.training.run import Run
-from mirrorgan_fast.training.settings import MirrorGANTrainingSettings, Stage
+from mirrorgan_fast.training.settings import MirrorGANTrainingSettings
 from mirrorgan_fast.vocabulary import END, Vocabulary
 
 from ..small import SMALL, WORDS, small_model
@@ -121,29 +121,6 @@ def begun(config: MirrorGANConfig, vocabulary: Vocabulary) -> MirrorGAN:
     return MirrorGAN(config, Vocabulary(vocabulary.words[: 2 * len(vocabulary) // 3])).eval()
 
 
-@pytest.fixture
-def run(
-    tmp_path: Path,
-    config: MirrorGANConfig,
-    settings: MirrorGANTrainingSettings,
-    birds: CaptionedImages,
-) -> Callable[..., None]:
-    """Train stages in ``tmp_path / "run"``."""
-
-    def train_stages(*stages: Stage, init_from: TextToImage | None = None, **changed: Any) -> None:
-        train(
-            stages,
-            config,
-            dataclasses.replace(settings, **changed),
-            birds,
-            tmp_path / "run",
-            HERE,
-            init_from=init_from,
-        )
-
-    return train_stages
-
-
 def test_a_run_starts_from_a_model_and_keeps_it(
     tmp_path: Path,
     begun: MirrorGAN,
@@ -152,8 +129,8 @@ def test_a_run_starts_from_a_model_and_keeps_it(
 ) -> None:
     run("stem", init_from=begun)
     run("stream", "gan")  # goes on without it
-    start = MirrorGAN.from_pretrained(tmp_path / "run" / "start")
-    trained = MirrorGAN.from_pretrained(tmp_path / "run")
+    start = MirrorGAN.from_pretrained(tmp_path / "start")
+    trained = MirrorGAN.from_pretrained(tmp_path)
     assert set(trained.vocabulary.words) == set(vocabulary.words)
     assert trained.vocabulary.words[: len(begun.vocabulary)] == begun.vocabulary.words
     learned = 0
@@ -179,8 +156,8 @@ def test_the_first_step_is_taken_from_the_models_weights(
         for stage in ("stem", "stream", "gan")
     }
     run("stem", "stream", "gan", init_from=begun, **still)
-    start = MirrorGAN.from_pretrained(tmp_path / "run" / "start").state_dict()
-    for name, tensor in MirrorGAN.from_pretrained(tmp_path / "run").state_dict().items():
+    start = MirrorGAN.from_pretrained(tmp_path / "start").state_dict()
+    for name, tensor in MirrorGAN.from_pretrained(tmp_path).state_dict().items():
         statistics = ("running_mean", "running_var", "num_batches_tracked")
         if not name.endswith(statistics):
             torch.testing.assert_close(tensor, start[name], msg=name)
@@ -190,9 +167,9 @@ def test_the_gan_can_do_with_the_models_other_networks(
     tmp_path: Path, begun: MirrorGAN, run: Callable[..., None]
 ) -> None:
     run("gan", init_from=begun)
-    assert not (tmp_path / "run" / "stem").exists()
-    start = MirrorGAN.from_pretrained(tmp_path / "run" / "start").state_dict()
-    for name, tensor in MirrorGAN.from_pretrained(tmp_path / "run").state_dict().items():
+    assert not (tmp_path / "stem").exists()
+    start = MirrorGAN.from_pretrained(tmp_path / "start").state_dict()
+    for name, tensor in MirrorGAN.from_pretrained(tmp_path).state_dict().items():
         if name.startswith(("stem.", "stream.", "image_encoder.")):
             assert torch.equal(tensor, start[name]), name
 
@@ -207,15 +184,15 @@ def test_a_killed_run_that_starts_from_a_model_resumes_exactly(
 ) -> None:
     write_every(1, 1)
     run("stem", "gan", init_from=begun)
-    whole = {stage: load_checkpoint(tmp_path / "run" / stage) for stage in ("stem", "gan")}
-    shutil.rmtree(tmp_path / "run")
+    whole = {stage: load_checkpoint(tmp_path / stage) for stage in ("stem", "gan")}
+    shutil.rmtree(tmp_path)
     for stage in ("stem", "gan"):
         with monkeypatch.context() as patch:
             stop(patch, 3, kill)
             with pytest.raises(RuntimeError, match="killed"):
                 run(stage, init_from=begun)
         run(stage, init_from=begun)
-        assert_same(load_checkpoint(tmp_path / "run" / stage), whole[stage])
+        assert_same(load_checkpoint(tmp_path / stage), whole[stage])
 
 
 def test_what_does_not_go_together_is_refused(
@@ -235,7 +212,7 @@ def test_what_does_not_go_together_is_refused(
             config,
             settings,
             birds,
-            tmp_path / "run",
+            tmp_path,
             HERE,
             init_from=begun,
             backbone_weights={"stem": Path("a.pth")},
@@ -243,7 +220,7 @@ def test_what_does_not_go_together_is_refused(
     late = dataclasses.replace(settings.gan, generator_from=6)
     with pytest.raises(InputError, match=r"generator_from is 6 of 6 .* generator would never be"):
         run("gan", init_from=begun, gan=late)
-    assert not (tmp_path / "run").exists()
+    assert not list(tmp_path.iterdir())
     run("cnn")
     with pytest.raises(InputError, match="holds a run that did not start from a trained model"):
         run("stem", init_from=begun)
@@ -253,7 +230,7 @@ def test_another_model_in_the_folder_is_refused(
     tmp_path: Path, begun: MirrorGAN, run: Callable[..., None]
 ) -> None:
     run("stem", init_from=begun)
-    folder = tmp_path / "run" / "start"
+    folder = tmp_path / "start"
     start = MirrorGAN.from_pretrained(folder)
     with torch.no_grad():
         start.stem.embedding.weight[1, 1] += 1
@@ -272,6 +249,11 @@ def test_the_discriminators_train_alone_first(
 ) -> None:
     write_every(1, 1)
     states: dict[int, dict[str, Any]] = {}
+    validated = []
+
+    def validate(model: TextToImage) -> dict[str, float]:
+        validated.append(model)
+        return {"held_out": 0.5}
 
     def keep(self: Run, step: int, state: dict[str, Any]) -> None:
         states[step] = {
@@ -280,8 +262,9 @@ def test_the_discriminators_train_alone_first(
         }
 
     monkeypatch.setattr(Run, "save", keep)
-    run("gan", init_from=begun, gan=dataclasses.replace(settings.gan, generator_from=3))
-    start = MirrorGAN.from_pretrained(tmp_path / "run" / "start").glam.state_dict()
+    gan = dataclasses.replace(settings.gan, generator_from=3)
+    run("gan", init_from=begun, validate=validate, validate_every=1, gan=gan)
+    start = MirrorGAN.from_pretrained(tmp_path / "start").glam.state_dict()
     for name in (name for name, _ in begun.glam.named_parameters()):
         assert torch.equal(states[2]["glam"][name], start[name]), name
         assert not torch.equal(states[3]["glam"][name], start[name]), name
@@ -289,6 +272,8 @@ def test_the_discriminators_train_alone_first(
         assert torch.equal(tensor, start[name]), name
     for name in ("0.unconditional_logit.weight", "1.unconditional_logit.weight"):
         assert not torch.equal(states[1]["D"][name], states[0]["D"][name]), name
-    points = curves(tmp_path / "run" / "gan")
+    points = [point for point in curves(tmp_path / "gan") if "D_0" in point]
     assert ["G_0" in point for point in points] == [False] * 3 + [True] * 3
-    assert all("D_0" in point for point in points)
+    held_out = [point["step"] for point in curves(tmp_path / "gan") if "held_out" in point]
+    assert held_out == [4, 5, 6]
+    assert len(validated) == 3  # of a generator that trains
