@@ -1,9 +1,13 @@
 """Fast MirrorGAN and AttnGAN: generate images from captions, and describe images in words."""
 
-from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.models.attngan import AttnGAN
-from mirrorgan_fast.models.mirrorgan import MirrorGAN
-from mirrorgan_fast.recipes import load
-from mirrorgan_fast.sampling.sampler import Sampler
+from mirrorgan_fast.openmp import spin_briefly
+
+spin_briefly()  # before PyTorch is loaded
+
+from mirrorgan_fast.errors import InputError  # noqa: E402
+from mirrorgan_fast.models.attngan import AttnGAN  # noqa: E402
+from mirrorgan_fast.models.mirrorgan import MirrorGAN  # noqa: E402
+from mirrorgan_fast.recipes import load  # noqa: E402
+from mirrorgan_fast.sampling.sampler import Sampler  # noqa: E402
 
 __all__ = ["AttnGAN", "InputError", "MirrorGAN", "Sampler", "load"]

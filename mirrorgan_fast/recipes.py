@@ -61,6 +61,7 @@ class Recipe(NamedTuple):
     settings: TrainingSettings
 
 
+DEFAULT_RECIPE = "birds-painted"
 RECIPES: dict[str, Recipe] = {
     "birds-painted": Recipe(
         MirrorGANConfig(

@@ -16,14 +16,20 @@ from mirrorgan_fast.files import read_file, whole_file
 from mirrorgan_fast.models.config import CascadeConfig
 from mirrorgan_fast.models.text_to_image import TextToImage
 from mirrorgan_fast.pictures import MAX_PIXELS
-from mirrorgan_fast.recipes import RECIPES, SYSTEMS, Recipe, find_recipe, load_description
+from mirrorgan_fast.recipes import (
+    DEFAULT_RECIPE,
+    RECIPES,
+    SYSTEMS,
+    Recipe,
+    find_recipe,
+    load_description,
+)
 from mirrorgan_fast.training.backbones import BackboneWeights
 from mirrorgan_fast.training.checkpoint import has_checkpoint
 from mirrorgan_fast.training.fine_tuning import for_fine_tuning
-from mirrorgan_fast.training.settings import STAGES, Stage, TrainingSettings
+from mirrorgan_fast.training.settings import SETTINGS, STAGES, Stage, TrainingSettings
 from mirrorgan_fast.weights import CONFIG, find_pretrained
 
-SETTINGS = "settings.toml"
 _MAX_BYTES = 2**20
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 # What may change while a stage is trained: some of it at any time, the rest if it is asked for.
@@ -248,8 +254,10 @@ def _base(recipe: str | None, system: str | None) -> Recipe:
         if system is not None and SYSTEMS.get(system) is not _system_of(found):
             raise InputError(f"the recipe {recipe} is not of the system {system:.80}")
         return found
+    if system is None:
+        return find_recipe(DEFAULT_RECIPE)
     for name in ("cub-paper", "attngan-cub"):  # those that are all defaults
-        if (system or "mirrorgan") == _system_of(find_recipe(name)).SYSTEM:
+        if system == _system_of(find_recipe(name)).SYSTEM:
             return find_recipe(name)
     raise InputError(f"system is {system!r:.80}, expected {' or '.join(SYSTEMS)}")
 

@@ -34,13 +34,16 @@ gan = {batch_size = 4, last_stage_from = 0}
 """
 SMALLER = {
     "paint": ["--train=24", "--test=12", "--size=64", "--quiet"],
-    "train": ["--set=gan.steps=1", "--workers=0", "--quiet"],
+    "train": [
+        *(f"--set={stage}.steps=1" for stage in ("cnn", "stem", "stream", "gan")),
+        "--set=gan.last_stage_from=0",
+        *("--workers=0", "--quiet"),
+    ],
     "sample": ["--quiet"],
     "evaluate": ["--quiet"],
 }
 FURTHER = [
     *(f"--set={stage}.batch_size=4" for stage in ("stem", "stream", "gan")),
-    *(f"--set={stage}.steps=1" for stage in ("stem", "stream")),
     "--set=gan.generator_from=0",
     "--no-validation",
 ]
@@ -78,7 +81,7 @@ def test_the_commands_on_training_work(
             elif arguments[0] == "train" and "--config" not in arguments:
                 arguments += ["--config", "tiny.toml"]
         assert main(arguments) == 0, line
-    for folder in ("birds", "small", "again", "ablation", "mine"):
+    for folder in ("birds", "small", "again", "ablation", "mine", "short"):
         assert Path("runs", folder, "model.safetensors").exists()
 
 

@@ -20,7 +20,7 @@ LAYERS = (
     "ops kernels",
     "tensor_files interrupts fields memory processes vocabulary",
     "files",
-    "errors",
+    "errors openmp",
 )
 LAYER = {
     name: (number, part)

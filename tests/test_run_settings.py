@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.recipes import RECIPES
+from mirrorgan_fast.recipes import DEFAULT_RECIPE, RECIPES
 from mirrorgan_fast.run_settings import SETTINGS, RunSettings, check_changes
 from mirrorgan_fast.training.checkpoint import CHECKPOINT
 from mirrorgan_fast.training.fine_tuning import for_fine_tuning
@@ -86,6 +86,12 @@ def test_what_a_file_may_not_have(tmp_path: Path, text: str, fault: str) -> None
         RunSettings.load(path)
     assert str(refusal.value).startswith(f"{path}: ")
     assert fault in str(refusal.value)
+
+
+def test_a_file_without_a_recipe_starts_from_the_default_one(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("[training]\nseed = 3\n")
+    default = RunSettings.of_recipe(DEFAULT_RECIPE)
+    assert RunSettings.load(tmp_path / "mine.toml") == default.changed("seed", "3")
 
 
 def test_the_file_is_bounded(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from mirrorgan_fast.memory import keep_memory
 from mirrorgan_fast.models.attribute_classifier import AttributeClassifier
 from mirrorgan_fast.pictures import MAX_PIXELS
 from mirrorgan_fast.processes import Processes
-from mirrorgan_fast.recipes import load
+from mirrorgan_fast.recipes import DEFAULT_RECIPE, load
 from mirrorgan_fast.run_settings import SETTINGS, RunSettings, check_changes, model_name
 from mirrorgan_fast.training.backbones import BackboneWeights
 from mirrorgan_fast.training.execution import Execution
@@ -40,8 +40,6 @@ from mirrorgan_fast.training.settings import STAGES
 if TYPE_CHECKING:
     from mirrorgan_fast.evaluation.validation import Validation
     from mirrorgan_fast.models.text_to_image import TextToImage
-
-_RECIPE = "birds-painted"
 
 
 def _backbone_weights(text: str) -> BackboneWeights:
@@ -62,7 +60,7 @@ def add_to(commands: Commands) -> None:
         type=Path,
         metavar="FOLDER",
         dest="folder",
-        help=f"of the run; its {SETTINGS} remembers everything below",
+        help=f"of the run; its {SETTINGS} remembers the settings, the data and the weights",
     )
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="the pictures and captions")
     parser.add_argument(
@@ -71,7 +69,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--recipe",
         metavar="NAME",
-        help=f"sizes of the networks and training settings (default: {_RECIPE})",
+        help=f"sizes of the networks and training settings (default: {DEFAULT_RECIPE})",
     )
     parser.add_argument(
         "--init-from",
@@ -201,7 +199,7 @@ def _settings(options: argparse.Namespace) -> tuple[RunSettings, frozenset[str]]
     if options.config is not None:
         now = RunSettings.load(options.config)
     elif options.recipe is not None or (before is None and options.init_from is None):
-        now = RunSettings.of_recipe(options.recipe or _RECIPE)
+        now = RunSettings.of_recipe(options.recipe or DEFAULT_RECIPE)
     elif before is None:
         now = RunSettings.of_model(options.init_from)
     else:

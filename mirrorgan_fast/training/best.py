@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from mirrorgan_fast.files import parse_json, read_file, whole_file
 from mirrorgan_fast.models.text_to_image import TextToImage
-from mirrorgan_fast.training.settings import BestBy
+from mirrorgan_fast.training.settings import SETTINGS, BestBy
 
 _RECORD = "best.json"
 
@@ -17,8 +18,10 @@ _RECORD = "best.json"
 class BestModel:
     """A folder with the best model so far, and ``best.json``: its step, figure and value.
 
+    The settings of the run are there too, for a run that trains this model further.
+
     Args:
-        folder: of the model.
+        folder: of the model, in that of the run.
         best_by: the figure; a larger value is better. "none": no model is kept.
     """
 
@@ -43,6 +46,10 @@ class BestModel:
         if before.get("figure") == self.best_by and before["value"] >= value:
             return
         model.save_pretrained(self.folder)
+        settings = self.folder.parent / SETTINGS
+        if os.path.lexists(settings):
+            with whole_file(self.folder / SETTINGS) as unfinished:
+                shutil.copyfile(settings, unfinished)
         record = {"step": steps, "figure": self.best_by, "value": value}
         with whole_file(self.folder / _RECORD) as unfinished:
             unfinished.write_text(json.dumps(record) + "\n", encoding="utf-8")

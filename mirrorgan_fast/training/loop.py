@@ -87,7 +87,9 @@ def fit(
             found[f"learning rate of {name}"] = learner.adam.param_groups[0]["lr"]
         return found
 
-    for number, (step, epoch, batch) in enumerate(run.batches(batches, cost), start=1):
+    on_cpu = all(learner.parameters[0].device.type == "cpu" for learner in learners.values())
+    threads = torch.get_num_threads() if on_cpu else None
+    for number, (step, epoch, batch) in enumerate(run.batches(batches, cost, threads), start=1):
         figures = task.step(step, epoch, batch)
         if number % batches.accumulate:
             run.add(figures)

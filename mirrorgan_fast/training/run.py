@@ -64,6 +64,7 @@ joint convolution in two parts. Attention and convolutions have gradients of the
 """
 _WARM_UP, _TIMED = 2, 10  # steps before the time that is left is estimated, and for it
 _WORTH_SAYING = 60  # seconds
+_LEAST_SHARE = 0.7  # of the cores' time, with which the threads do not wait for other programs
 _LONGEST_POINT = 2**16  # bytes
 _LARGEST_CURVES = 2**28  # bytes; 710,000 steps of a GAN make 4 MB
 
@@ -241,13 +242,17 @@ class Run:
             self._bar.write(f"{self.folder.name}: {text}", file=sys.stderr)
 
     def batches(
-        self, batches: Batches, cost: Callable[[int], float] = lambda step: 1.0
+        self,
+        batches: Batches,
+        cost: Callable[[int], float] = lambda step: 1.0,
+        threads: int | None = None,
     ) -> Iterator[tuple[int, int, Batch]]:
         """Yield (step, epoch, batch) from the first step that is missing to the last.
 
         Args:
             batches: what to yield.
             cost: of a step, in any unit; the time that is left is estimated by it.
+            threads: of the CPU that compute a step; None: a step is not computed there.
 
         Raises:
             InputError: as ``Batches.between``.
@@ -264,7 +269,7 @@ class Run:
         self._bar.initial = self._bar.n = self._bar.last_print_n = done
         self._bar.refresh()
         parts = batches.between(self.first_step, self.steps)
-        started = 0.0
+        started = computed = 0.0
         for number, (step, epoch, batch) in enumerate(parts, start=1):
             yield step, epoch, batch
             if number % batches.accumulate:
@@ -279,13 +284,34 @@ class Run:
             self._bar.update(cost(step))
             taken = step + 1 - self.first_step
             if taken == _WARM_UP:
-                started = time.perf_counter()
+                started, computed = time.perf_counter(), time.process_time()
             elif taken == _WARM_UP + _TIMED:
-                per_unit = (time.perf_counter() - started) / (_TIMED * cost(step))
+                passed = time.perf_counter() - started
+                if threads is not None and threads > 1:
+                    self._say_if_cores_are_shared(threads, time.process_time() - computed, passed)
+                per_unit = passed / (_TIMED * cost(step))
                 seconds = per_unit * sum(map(cost, range(step + 1, self.steps)))
                 if seconds > _WORTH_SAYING:
                     hours, minutes = divmod(round(seconds / 60), 60)
                     self.say(f"about {f'{hours} h ' * (hours > 0)}{minutes} min left")
+
+    def _say_if_cores_are_shared(self, threads: int, computed: float, passed: float) -> None:
+        """Say it if other programs need the cores too: spinning threads then wait for each other.
+
+        Two trainings at once with two threads each took 6.9 times as long as with one thread each.
+
+        Args:
+            threads: that compute a step.
+            computed: seconds that they computed, together.
+            passed: seconds that passed meanwhile.
+        """
+        share = computed / (threads * passed)
+        if share < _LEAST_SHARE:
+            self.say(
+                f"other programs use the cores too: the {threads} threads of this one get "
+                f"{share:.0%} of their time, and wait for each other; a run with "
+                f"OMP_NUM_THREADS={max(1, int(threads * share))} is probably faster"
+            )
 
     def add(self, figures: Mapping[str, float | Tensor]) -> None:
         """Add figures to the next point of the curves, which has the mean of each.

@@ -11,6 +11,8 @@ Stage = Literal["cnn", "stem", "stream", "gan"]
 STAGES: tuple[Stage, ...] = ("cnn", "stem", "stream", "gan")
 """The stages of the chain, in their order."""
 
+SETTINGS = "settings.toml"
+"""The file in a run's folder that has all settings."""
 BestBy = Literal["none", "r_precision", "redescription", "attributes", "diversity"]
 _MOST_STEPS = 1_000_000_000
 _MOST_OF_A_BATCH = 65_536

@@ -8,6 +8,7 @@ import torch
 
 import mirrorgan_fast
 from mirrorgan_fast.training.best import BestModel
+from mirrorgan_fast.training.settings import SETTINGS
 from tests.small import small_model
 
 
@@ -24,6 +25,15 @@ def test_a_better_model_takes_the_place_of_another(tmp_path: Path) -> None:
     assert values == {10: 0.2, 20: 0.5, 30: 0.5, 40: 0.5, 50: 0.6, 60: 0.6}
     record = json.loads((tmp_path / "best" / "best.json").read_text())
     assert record == {"step": 50, "figure": "r_precision", "value": 0.6}
+
+
+def test_it_has_the_settings_of_its_run(tmp_path: Path) -> None:
+    best = BestModel(tmp_path / "best", "r_precision")
+    best.keep(small_model(), 1, {"r_precision": 0.1})
+    assert not (tmp_path / "best" / SETTINGS).exists()  # the run has none
+    (tmp_path / SETTINGS).write_text('system = "mirrorgan"')
+    best.keep(small_model(), 2, {"r_precision": 0.2})
+    assert (tmp_path / "best" / SETTINGS).read_text() == 'system = "mirrorgan"'
 
 
 @pytest.mark.parametrize("figures", [{}, {"diversity": 3.0}, {"r_precision": float("nan")}])

@@ -616,6 +616,33 @@ def test_the_time_left_is_judged_by_the_steps_that_are_taken_now(
     assert 60 * int(minutes) + int(seconds) >= 197 * 0.15 - 1
 
 
+@pytest.mark.parametrize(("threads", "said"), [(2, True), (1, False), (None, False)])
+def test_shared_cores_are_noticed(
+    tmp_path: Path,
+    examples: TrainingExamples,
+    capsys: pytest.CaptureFixture[str],
+    threads: int | None,
+    said: bool,
+) -> None:
+    """A process that sleeps gets as little of the cores as one that waits for them."""
+    with Run(tmp_path, 20, SETTINGS) as run:
+        for _ in run.batches(Batches(examples, 5, 0, HERE), threads=threads):
+            time.sleep(0.02)
+    shown = capsys.readouterr().err
+    assert shown.count("OMP_NUM_THREADS=1 is probably faster") == said
+
+
+def test_cores_that_are_not_shared_are_no_concern(
+    tmp_path: Path, examples: TrainingExamples, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Run(tmp_path, 20, SETTINGS) as run:
+        for number, _ in enumerate(run.batches(Batches(examples, 5, 0, HERE), threads=2)):
+            if number == 2:
+                run._say_if_cores_are_shared(2, computed=1.6, passed=1.0)
+                break
+    assert "OMP_NUM_THREADS" not in capsys.readouterr().err
+
+
 # --- the end of a run -----------------------------------------------------------------------------
 
 
