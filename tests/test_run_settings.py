@@ -9,9 +9,10 @@ import pytest
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.recipes import DEFAULT_RECIPE, RECIPES
-from mirrorgan_fast.run_settings import SETTINGS, RunSettings, check_changes
+from mirrorgan_fast.run_settings import RunSettings, check_changes
 from mirrorgan_fast.training.checkpoint import CHECKPOINT
 from mirrorgan_fast.training.fine_tuning import for_fine_tuning
+from mirrorgan_fast.training.settings import SETTINGS
 
 from .small import SMALL, small_model
 

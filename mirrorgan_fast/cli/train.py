@@ -31,11 +31,11 @@ from mirrorgan_fast.models.attribute_classifier import AttributeClassifier
 from mirrorgan_fast.pictures import MAX_PIXELS
 from mirrorgan_fast.processes import Processes
 from mirrorgan_fast.recipes import DEFAULT_RECIPE, load
-from mirrorgan_fast.run_settings import SETTINGS, RunSettings, check_changes, model_name
+from mirrorgan_fast.run_settings import RunSettings, check_changes, model_name
 from mirrorgan_fast.training.backbones import BackboneWeights
 from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.fine_tuning import START
-from mirrorgan_fast.training.settings import STAGES
+from mirrorgan_fast.training.settings import SETTINGS, STAGES
 
 if TYPE_CHECKING:
     from mirrorgan_fast.evaluation.validation import Validation
