@@ -19,17 +19,8 @@ void conv_add_cpu(
     Tensor out) {
   constexpr const char* kOp = "conv_add";
   const Tensor dense_x = torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
-  Arguments a = arguments_of(kOp, dense_x, weight, bias, Epilogue::add);
-  MIRRORGAN_CHECK(a.phases == 1, kOp, "weight", shape_text(weight.sizes()), "weights packed without upsample");
-  check_map(kOp, "out", out, x.scalar_type(), {a.samples, a.out_channels, a.height, a.width});
-  std::optional<Tensor> dense_residual;
-  if (residual) {
-    dense_residual = torch::stable::contiguous(*residual, MemoryFormat::ChannelsLast);
-    check_map(kOp, "residual", *dense_residual, x.scalar_type(), {a.samples, a.out_channels, a.height, a.width});
-    a.residual = dense_residual->const_data_ptr();
-  }
-  a.out = out.mutable_data_ptr();
-  convolution::convolve(a, Epilogue::add, x.scalar_type());
+  const Arguments a = arguments_of(kOp, dense_x, weight, bias, Epilogue::add);
+  convolve_and_add(kOp, a, residual, out, x.scalar_type());
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// A 3x3 or 1x1 convolution with an epilogue: the engine of mirrorgan::conv_glu, conv_add and image_head.
+// A 3x3 or 1x1 convolution with an epilogue: the engine of mirrorgan::conv_glu, conv_add, conv_relu and
+// image_head.
 //
 // A strip of rows is copied once into a window with zeros around it, in the data type of the products. In the window,
 // 16 pixels and 32 channels of any tap are rows at a constant distance, which a matrix tile can load. The sums of 32
@@ -36,7 +37,7 @@ inline int64_t divide_up(int64_t value, int64_t by) {
 
 enum class Epilogue {
   glu,    // (values + bias) * sigmoid(gates + bias)
-  add,    // sums + bias + residual, if there is one
+  add,    // sums + bias + residual, if there is one; not below zero with `relu`
   image,  // tanh(sums + bias) in [-1, 1] as a gray level
 };
 
@@ -51,6 +52,7 @@ struct Arguments {
   int64_t taps;       // taps per phase: 9, 4 (with four phases) or 1
   int64_t products;   // products per tile in Winograd's form: 36 (float32), 16 (bfloat16) or 9 (four phases); otherwise 0
   int64_t out_pitch;  // pixels from a row of `out` (and `residual`) to the next
+  bool relu;          // whether results below zero become zero, for Epilogue::add
 
   // How many times larger than the map the result is.
   int64_t scale() const {

@@ -4,6 +4,7 @@
 
 #if defined(MIRRORGAN_X86)
 
+#include <limits>
 #include <type_traits>
 #include <vector>
 
@@ -49,6 +50,7 @@ struct Pending {
   const result_t* residual = nullptr;
   __mmask16 low = 0, high = 0;               // which channels of the two halves exist
   __m512 first_bias = {}, second_bias = {};  // the bias of gates is scaled, as the sigmoid wants it
+  __m512 least = {};                         // of the results: zero with a ReLU
 
   MIRRORGAN_INLINE Pending() {}
 
@@ -62,7 +64,8 @@ struct Pending {
         low(amx::first_of(a.out_channels - channel)),
         high(amx::first_of(a.out_channels - channel - kHalf)),
         first_bias(_mm512_load_ps(bias)),
-        second_bias(_mm512_load_ps(bias + kHalf)) {
+        second_bias(_mm512_load_ps(bias + kHalf)),
+        least(_mm512_set1_ps(a.relu ? 0.0f : -std::numeric_limits<float>::infinity())) {
     if constexpr (epilogue == Epilogue::glu) {
       second_bias = _mm512_mul_ps(second_bias, _mm512_set1_ps(amx::Sigmoid::kScale));
     }
@@ -88,8 +91,11 @@ MIRRORGAN_INLINE void write_pixel(
       add_low = amx::widen(_mm256_maskz_loadu_epi16(p.low, p.residual + place));
       add_high = amx::widen(_mm256_maskz_loadu_epi16(p.high, p.residual + place + kHalf));
     }
-    _mm256_mask_storeu_epi16(out, p.low, (__m256i)_mm512_cvtneps_pbh(_mm512_add_ps(first, add_low)));
-    _mm256_mask_storeu_epi16(out + kHalf, p.high, (__m256i)_mm512_cvtneps_pbh(_mm512_add_ps(second, add_high)));
+    // The second argument is the result if one is NaN.
+    const __m512 low = _mm512_max_ps(p.least, _mm512_add_ps(first, add_low));
+    const __m512 high = _mm512_max_ps(p.least, _mm512_add_ps(second, add_high));
+    _mm256_mask_storeu_epi16(out, p.low, (__m256i)_mm512_cvtneps_pbh(low));
+    _mm256_mask_storeu_epi16(out + kHalf, p.high, (__m256i)_mm512_cvtneps_pbh(high));
   }
 }
 

@@ -5,6 +5,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <initializer_list>
+#include <optional>
+
 #include "../checks.h"
 #include "convolution.h"
 
@@ -37,8 +40,8 @@ inline Arguments layer_of(
   a.products = parts == 9 || parts == (wide ? 36 : 16) ? parts : 0;
   a.phases = a.products == 9 || parts == 4 ? 4 : 1;
   a.taps = a.phases == 4 ? 4 : a.products == 0 && weight.size(2) == 1 ? 1 : 9;
-  // In float32, plain taps are only for images.
-  const bool may_have_taps = !wide || (epilogue != Epilogue::glu && a.out_channels <= kImageChannels);
+  // In float32, plain taps are only for images and for transposed convolutions.
+  const bool may_have_taps = !wide || a.phases == 4 || (epilogue != Epilogue::glu && a.out_channels <= kImageChannels);
   MIRRORGAN_CHECK(a.products > 0 || a.taps == 1 || may_have_taps, op, "weight", shape_text(weight.sizes()),
                   "Winograd's form in Float");
   MIRRORGAN_CHECK_SHAPE(op, "weight", weight,
@@ -72,6 +75,22 @@ inline void convolve(const Arguments& a, Epilogue epilogue, ScalarType dtype) {
   } else {
     convolve<float>(a, epilogue);
   }
+}
+
+// Convolves into `out`, which has the right size for the arguments, and adds `residual` if there is one.
+inline void convolve_and_add(
+    const char* op, Arguments a, const std::optional<Tensor>& residual, Tensor& out, ScalarType dtype) {
+  const int64_t scale = a.scale();
+  const std::initializer_list<int64_t> shape{a.samples, a.out_channels, a.height * scale, a.width * scale};
+  check_map(op, "out", out, dtype, shape);
+  std::optional<Tensor> dense_residual;
+  if (residual) {
+    dense_residual = torch::stable::contiguous(*residual, MemoryFormat::ChannelsLast);
+    check_map(op, "residual", *dense_residual, dtype, shape);
+    a.residual = dense_residual->const_data_ptr();
+  }
+  a.out = out.mutable_data_ptr();
+  convolve(a, Epilogue::add, dtype);
 }
 
 }  // namespace mirrorgan::convolution

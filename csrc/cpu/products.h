@@ -155,11 +155,15 @@ MIRRORGAN_INLINE void write_half(
         load<Lanes>(residual, add);
         value += add;
       }
+      if (epilogue == Epilogue::add && a.relu) {
+        value = value < 0.0f ? Float{} : value;  // NaN stays
+      }
       store<Lanes>(value, out);
       continue;
     }
     for (int64_t i = 0; c + i < valid; ++i) {
-      store(a.residual == nullptr ? value[i] : value[i] + to_float(residual[i]), out + i);
+      const float sum = a.residual == nullptr ? value[i] : value[i] + to_float(residual[i]);
+      store(a.relu && sum < 0.0f ? 0.0f : sum, out + i);
     }
   }
 }

@@ -14,12 +14,13 @@ from mirrorgan_fast.ops.choice import Choice, asked_for, report, use
 from mirrorgan_fast.ops.conv2d import conv2d
 from mirrorgan_fast.ops.conv_add import conv_add
 from mirrorgan_fast.ops.conv_glu import conv_glu
+from mirrorgan_fast.ops.conv_relu import conv_relu
 from mirrorgan_fast.ops.glam import PackedGLAM, PackedLayer, PackedStage, glam
 from mirrorgan_fast.ops.glam_attention import glam_attention, word_attention_map
 from mirrorgan_fast.ops.glam_attention_mix import glam_attention_mix
 from mirrorgan_fast.ops.glam_stage import glam_stage
 from mirrorgan_fast.ops.image_head import image_head
-from mirrorgan_fast.ops.packing import Layout, pack
+from mirrorgan_fast.ops.packing import Layout, pack, pack_transposed
 from mirrorgan_fast.ops.word_similarity import word_similarity
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "conv2d",
     "conv_add",
     "conv_glu",
+    "conv_relu",
     "glam",
     "glam_attention",
     "glam_attention_mix",
@@ -46,6 +48,7 @@ __all__ = [
     "instruction_set",
     "pack",
     "pack_lstm",
+    "pack_transposed",
     "report",
     "use",
     "why_no_cuda_kernels",

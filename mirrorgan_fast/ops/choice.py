@@ -114,6 +114,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
         _FOR_INFERENCE._replace(dtypes=_ANY),
         _IN_CUDA,
     ),
+    "conv_relu": (Row("cpu", "cpu", _BOTH, "not measured yet", differentiable=False),),
     # With AVX-512 oneDNN computes it in another way, and it was not measured there
     "conv2d": (
         Row(

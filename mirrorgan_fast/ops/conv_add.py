@@ -2,6 +2,8 @@
 
     out = weight * x + bias + residual
 
+The convolution is of x, or of x upsampled by two (see `mirrorgan_fast.ops.packing`).
+
 In inference a batch norm after the convolution is folded into weight and bias. This is the second
 half of a residual block of MirrorGAN's generators.
 """
@@ -29,8 +31,8 @@ def conv_add(
     x: Tensor,  # (N, C, H, W)
     weight: Tensor,  # packed, for C' output channels
     bias: Tensor,  # (C',)
-    residual: Tensor | None = None,  # (N, C', H, W)
-    out: Tensor | None = None,  # (N, C', H, W)
+    residual: Tensor | None = None,  # (N, C', H', W')
+    out: Tensor | None = None,  # (N, C', H', W')
 ) -> Tensor:
     """Convolve, add the bias and, if given, the residual.
 
@@ -39,21 +41,22 @@ def conv_add(
 
     Args:
         x: float32, bfloat16 or float16; channels_last is fastest.
-        weight: From ``pack(..., glu=False, upsample=False)``, in x's data type.
+        weight: From ``pack(..., glu=False)`` or ``pack_transposed``, in x's data type.
         bias: float32.
         residual: In x's data type. None: only the convolution.
         out: Where to write the result. It may be ``residual`` itself, but must not overlap x, or
             the residual in another way. None: a new map is made.
 
     Returns:
-        ``out``, channels_last and in x's data type.
+        ``out``, channels_last and in x's data type. H' = 2H and W' = 2W if ``weight`` was packed
+        with ``upsample`` or is transposed, otherwise H and W.
 
     Raises:
         InputError: Shapes, data types or devices do not match.
     """
-    if check_packed(_NAME, x, weight, bias, glu=False) != 1:
-        refuse(_NAME, "weight", weight, "weights packed without upsample")
-    shape = (x.shape[0], len(bias), *x.shape[2:])
+    scale = check_packed(_NAME, x, weight, bias, glu=False)
+    batch, _, height, width = x.shape
+    shape = (batch, len(bias), height * scale, width * scale)
     if residual is not None:
         check_tensor(_NAME, "residual", residual, x, shape, x.dtype)
     if out is not None:
@@ -64,6 +67,8 @@ def conv_add(
     implementation = choose_packed(_NAME, x, weight, needs_grad=differentiated)
     if implementation == CUDA and not _fits_cuda(x, weight):
         implementation = TRITON
+    if implementation == TRITON and scale == 2:
+        implementation = REFERENCE  # the kernel writes no upsampled map
     if implementation == REFERENCE:
         return write_to(out, run_reference(reference, x, weight, bias, residual))
     if out is None:
@@ -94,7 +99,7 @@ def reference(
     x: Tensor,  # (N, C, H, W)
     weight: Tensor,  # packed, for C' output channels
     bias: Tensor,  # (C',)
-    residual: Tensor | None = None,  # (N, C', H, W)
+    residual: Tensor | None = None,  # (N, C', H', W')
 ) -> Tensor:
     """Define `conv_add` in plain PyTorch. Same arguments, not checked."""
     out = convolve_packed(x, weight, bias, glu=False)

@@ -121,13 +121,7 @@ def pack(
             f"pack: weight: found {weight.dtype} of shape {tuple(weight.shape)}, wanted floating "
             f"point of shape (N, C, 3, 3){'' if upsample else ' or (N, C, 1, 1)'}"
         )
-    if layout is None:
-        layout = layout_on(weight.device)
-    if layout not in _DIMS:
-        raise InputError(f"pack: layout: found {layout!r}, wanted {' or '.join(_DIMS)}")
-    dtypes = _DTYPES if layout == "rows" else _DTYPES[:2]
-    if dtype not in dtypes:
-        raise InputError(f"pack: dtype: found {dtype}, wanted {' or '.join(map(str, dtypes))}")
+    layout = _checked_layout(layout, dtype, weight.device)
     if weight.numel() == 0 or (glu and weight.shape[0] % 2):
         raise InputError(
             f"pack: weight: found shape {tuple(weight.shape)}, wanted at least one channel, "
@@ -140,6 +134,69 @@ def pack(
         phases = products.flatten(2).permute(2, 0, 1)[..., None, None]  # (P, N, C, 1, 1)
     else:
         phases = _phases(wide) if upsample else wide[None]  # (P, N, C, h, w)
+    return _arranged(phases, dtype, layout, glu=glu)
+
+
+def pack_transposed(
+    weight: Tensor,  # (C, N, 4, 4)
+    *,
+    dtype: torch.dtype,
+    layout: Layout | None = None,
+) -> Tensor:
+    """Pack the weights of a transposed 4x4 convolution with stride 2 and padding 1, without a GLU.
+
+    It is a convolution of the map upsampled by two, whose four phases have taps of their own.
+
+    Args:
+        weight: Weight in any floating-point data type, as ``nn.ConvTranspose2d`` has it.
+        dtype: As in `pack`.
+        layout: As in `pack`.
+
+    Returns:
+        As `pack` with ``upsample``.
+
+    Raises:
+        InputError: The weight has another shape or data type.
+    """
+    if weight.dim() != 4 or weight.shape[2:] != (4, 4) or not weight.is_floating_point():
+        raise InputError(
+            f"pack_transposed: weight: found {weight.dtype} of shape {tuple(weight.shape)}, wanted "
+            f"floating point of shape (C, N, 4, 4)"
+        )
+    layout = _checked_layout(layout, dtype, weight.device)
+    if weight.numel() == 0:
+        raise InputError(
+            f"pack_transposed: weight: found shape {tuple(weight.shape)}, wanted at least one "
+            f"channel"
+        )
+    wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32)).transpose(0, 1)
+    # The pixels before, at and after a pixel meet the taps 3, 1 for its even and 2, 0 for its odd
+    # result.
+    taps = ((3, 1), (2, 0))
+    phases = torch.stack([wide[:, :, taps[low]][..., taps[right]] for low, right in _PHASES])
+    return _arranged(phases, dtype, layout, glu=False)
+
+
+def _checked_layout(layout: Layout | None, dtype: torch.dtype, device: torch.device) -> Layout:
+    """Return the layout, by default that of the device; both must go together with ``dtype``."""
+    if layout is None:
+        layout = layout_on(device)
+    if layout not in _DIMS:
+        raise InputError(f"pack: layout: found {layout!r}, wanted {' or '.join(_DIMS)}")
+    dtypes = _DTYPES if layout == "rows" else _DTYPES[:2]
+    if dtype not in dtypes:
+        raise InputError(f"pack: dtype: found {dtype}, wanted {' or '.join(map(str, dtypes))}")
+    return layout
+
+
+def _arranged(
+    phases: Tensor,  # (P, N, C, h, w)
+    dtype: torch.dtype,
+    layout: Layout,
+    *,
+    glu: bool,
+) -> Tensor:
+    """Return kernels in a layout."""
     taps = phases.flatten(3).permute(0, 3, 2, 1)  # (P, taps, C, N)
     if layout == "rows":
         if glu:
@@ -232,7 +289,7 @@ def _fits_tiles(weight: Tensor, channels: int, size: int, *, glu: bool) -> bool:
     # Packed for float32, whatever data type the weight was converted to afterwards.
     wide = tile == [_DEPTH, _HALF]
     makes_image = not glu and size <= _IMAGE_CHANNELS
-    forms: tuple[tuple[int, int], ...] = ((9, 1), (36 if wide else 16, 1), _ONE_BY_ONE)
+    forms: tuple[tuple[int, int], ...] = ((9, 1), (36 if wide else 16, 1), _ONE_BY_ONE, (4, 4))
     if not wide or makes_image:
         forms += _TAPS
     # Inequalities rather than divisions: torch.compile can solve them for symbolic sizes.

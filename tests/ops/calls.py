@@ -10,6 +10,7 @@ from torch.nn import functional
 from mirrorgan_fast.ops import (
     conv_add,
     conv_glu,
+    conv_relu,
     glam_attention_mix,
     glam_stage,
     image_head,
@@ -54,6 +55,7 @@ class Call(NamedTuple):
         per_sample = {
             "conv_glu": (0,),
             "conv_add": (0, 3),
+            "conv_relu": (0, 3),
             "image_head": (0,),
             "glam_attention_mix": (0, 1, 2, 3),
             "glam_stage": (0, 1, 2, 3),
@@ -148,12 +150,26 @@ def _conv_glu(s: Shapes, random: _Random) -> Call:
 
 
 def _conv_add(s: Shapes, random: _Random) -> Call:
+    if s.layout == "rows":  # no kernel for a GPU writes an upsampled map
+        s = s._replace(upsample=False)
     x = random.map(s.batch, s.channels, s.height, s.width)
-    weight, bias = random.conv(s.out_channels, s.channels, s.side)
-    residual = random.map(s.batch, s.out_channels, s.height, s.width)
-    packed = pack(weight, glu=False, upsample=False, dtype=random.dtype, layout=s.layout)
-    expected = _convolved(x.double(), weight, bias) + residual.double()
-    return Call(conv_add, (x, packed, bias, residual), expected)
+    weight, bias = random.conv(s.out_channels, s.channels, 3 if s.upsample else s.side)
+    scale = 2 if s.upsample else 1
+    residual = random.map(s.batch, s.out_channels, s.height * scale, s.width * scale)
+    options = {"upsample": s.upsample, "dtype": random.dtype, "layout": s.layout}
+    expected = _convolved(x.double(), weight, bias, upsample=s.upsample) + residual.double()
+    return Call(conv_add, (x, pack(weight, glu=False, **options), bias, residual), expected)
+
+
+def _conv_relu(s: Shapes, random: _Random) -> Call:
+    x = random.map(s.batch, s.channels, s.height, s.width)
+    weight, bias = random.conv(s.out_channels, s.channels, 3 if s.upsample else s.side)
+    scale = 2 if s.upsample else 1
+    residual = random.map(s.batch, s.out_channels, s.height * scale, s.width * scale)
+    options = {"upsample": s.upsample, "dtype": random.dtype, "layout": s.layout}
+    expected = _convolved(x.double(), weight, bias, upsample=s.upsample) + residual.double()
+    packed = pack(weight, glu=False, **options)
+    return Call(conv_relu, (x, packed, bias, residual), expected.clamp(min=0))
 
 
 def _levels(y: Tensor) -> Tensor:
@@ -229,6 +245,7 @@ def _glam_stage(s: Shapes, random: _Random) -> Call:
 _CALLS = {
     "conv_add": _conv_add,
     "conv_glu": _conv_glu,
+    "conv_relu": _conv_relu,
     "glam_attention_mix": _glam_attention_mix,
     "glam_stage": _glam_stage,
     "image_head": _image_head,

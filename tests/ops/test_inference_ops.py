@@ -5,13 +5,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mirrorgan_fast.ops import (
     build_info,
+    conv_add,
     conv_glu,
+    conv_relu,
     glam_attention_mix,
     glam_stage,
     pack,
+    pack_transposed,
     packing,
     use,
 )
@@ -253,6 +257,31 @@ def test_a_stage_with_several_numbers_of_image_channels(
     assert_result(called, called.run())
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sizes", [(2, 5, 3, 4, 6), (1, 32, 64, 7, 32), (3, 40, 33, 5, 17)])
+@pytest.mark.parametrize("op", [conv_add, conv_relu])
+def test_transposed_convolutions(implementation, assert_matches, op, sizes, dtype):
+    batch, channels, out_channels, height, width = sizes
+    torch.manual_seed(0)
+    weight = torch.randn(channels, out_channels, 4, 4) / (4 * channels) ** 0.5
+    x, bias = torch.randn(batch, channels, height, width).to(dtype), torch.randn(out_channels)
+    expected = functional.conv_transpose2d(
+        x.double(), weight.double(), bias.double(), stride=2, padding=1
+    )
+    if op is conv_relu:
+        expected = expected.clamp(min=0)
+    assert_matches(op(x, pack_transposed(weight, dtype=dtype), bias), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("upsample", [False, True])
+def test_conv_relu_without_a_residual(implementation, assert_result, dtype, upsample):
+    called = call("conv_relu", WHOLE_TILES._replace(upsample=upsample), dtype)
+    x, weight, bias, residual = called.arguments
+    zero = torch.zeros_like(residual)
+    assert torch.equal(conv_relu(x, weight, bias), conv_relu(x, weight, bias, zero))
+
+
 def _run_ops_one_by_one(called: Call) -> Tensor:
     """Run the single ops of a stage."""
     from mirrorgan_fast.ops import conv_add, conv_glu, glam_attention_mix, image_head
@@ -294,7 +323,14 @@ def test_narrower_instruction_sets(assert_result, run_narrower, capability):
 @pytest.mark.parametrize("packed_for", ["amx", "avx512_bf16"])
 @pytest.mark.parametrize(
     ("op", "upsample"),
-    [("conv_add", False), ("conv_glu", False), ("conv_glu", True), ("image_head", False)],
+    [
+        ("conv_add", False),
+        ("conv_glu", False),
+        ("conv_glu", True),
+        ("conv_relu", False),
+        ("conv_relu", True),
+        ("image_head", False),
+    ],
 )
 def test_weights_packed_for_another_processor(
     implementation, assert_result, monkeypatch, op, upsample, packed_for
@@ -311,7 +347,13 @@ def test_weights_packed_for_another_processor(
 @pytest.mark.parametrize("shapes", [Shapes(height=12, width=13), WHOLE_TILES._replace(height=12)])
 @pytest.mark.parametrize(
     ("op", "reach"),  # how many pixels away results are NaN
-    [("conv_glu", 1), ("conv_add", 1), ("image_head", 1), ("glam_attention_mix", 0)],
+    [
+        ("conv_glu", 1),
+        ("conv_add", 1),
+        ("conv_relu", 1),
+        ("image_head", 1),
+        ("glam_attention_mix", 0),
+    ],
 )
 def test_nan_stays_near_its_pixel(implementation, op, reach, shapes, dtype):
     called = call(op, shapes, dtype)
@@ -373,6 +415,19 @@ def test_has_forward_derivatives(implementation, op):
     assert error < 0.02 * difference.abs().max()
 
 
+def test_conv_relu_has_forward_derivatives(implementation):
+    """Those of the sum where it is above zero, and zero elsewhere."""
+    x, *others = call("conv_relu", WHOLE_TILES, torch.float32).arguments
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    tangents = [
+        torch.func.jvp(lambda x, op=op: op(x, *others), (x,), (direction,))
+        for op in (conv_relu, conv_add)
+    ]
+    (result, tangent), (whole, whole_tangent) = tangents
+    torch.testing.assert_close(result, whole.clamp(min=0))
+    torch.testing.assert_close(tangent, torch.where(whole > 0, whole_tangent, 0.0))
+
+
 class Module(nn.Module):
     """A module that calls the op."""
 
@@ -397,7 +452,7 @@ def test_compiles_as_one_graph(implementation, assert_result, op, dtype, dynamic
 
 
 @compiled
-@pytest.mark.parametrize("op", ["conv_glu", "conv_add", "glam_attention_mix"])
+@pytest.mark.parametrize("op", ["conv_glu", "conv_add", "conv_relu", "glam_attention_mix"])
 def test_inductor_takes_maps_of_one_pixel(op):
     """A linear layer has such maps at batch size 1. Other operations surround the op."""
     called = call(op, Shapes(batch=1, height=1, width=1), torch.bfloat16)

@@ -50,9 +50,11 @@ REFUSED = [
     ("conv_glu", "weight", 1, packed(6, glu=True).mT.contiguous().mT, "a contiguous tensor"),
     ("conv_glu", "bias", 2, ONES(5), "float32 of shape (2C,)"),
     ("conv_glu", "bias", 2, ONES(6, dtype=torch.bfloat16), "float32 of shape (2C,)"),
-    ("conv_add", "weight", 1, packed(upsample=True), "packed without upsample"),
     ("conv_add", "residual", 3, ONES(2, 4, 4, 6), "of shape (2, 3, 4, 6)"),
     ("conv_add", "residual", 3, ONES(2, 3, 4, 6, device="meta"), "device cpu"),
+    ("conv_relu", "bias", 2, ONES(4, 1), "float32 of shape (C,)"),
+    ("conv_relu", "residual", 3, ONES(2, 4, 4, 6), "of shape (2, 3, 4, 6)"),
+    ("conv_relu", "residual", 3, ONES(2, 3, 4, 6, device="meta"), "device cpu"),
     ("image_head", "weight", 1, packed(upsample=True), "packed without upsample"),
     ("image_head", "weight", 1, packed(dtype=BF16).float(), IN_FLOAT32),
     ("image_head", "bias", 2, ONES(4, 1), "float32 of shape (C,)"),
@@ -113,7 +115,9 @@ def test_compiled_op_checks_out_for_itself(op, dtype):
             implementation(*valid.arguments, out)
 
 
-@pytest.mark.parametrize("op", ["conv_glu", "conv_add", "glam_attention_mix", "glam_stage"])
+@pytest.mark.parametrize(
+    "op", ["conv_glu", "conv_add", "conv_relu", "glam_attention_mix", "glam_stage"]
+)
 def test_refuses_a_wrong_out(implementation, op):
     valid = call(op, Shapes(), F32)
     result = valid.run()
@@ -138,7 +142,9 @@ def map_in(memory, start, like):
     return flat.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("op", ["conv_glu", "conv_add", "glam_attention_mix", "glam_stage"])
+@pytest.mark.parametrize(
+    "op", ["conv_glu", "conv_add", "conv_relu", "glam_attention_mix", "glam_stage"]
+)
 def test_refuses_an_out_that_overlaps_x(implementation, op):
     valid = call(op, Shapes(channels=8, out_channels=8), F32)
     x, *others = valid.arguments

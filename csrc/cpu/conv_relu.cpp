@@ -1,0 +1,32 @@
+// mirrorgan::conv_relu on the CPU. What it computes is defined in mirrorgan_fast/ops/conv_relu.py.
+
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+
+#include "convolution_arguments.h"
+
+namespace mirrorgan {
+namespace {
+
+using namespace convolution;
+
+void conv_relu_cpu(
+    const Tensor& x,
+    const Tensor& weight,
+    const Tensor& bias,
+    const std::optional<Tensor>& residual,
+    Tensor out) {
+  constexpr const char* kOp = "conv_relu";
+  const Tensor dense_x = torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
+  Arguments a = arguments_of(kOp, dense_x, weight, bias, Epilogue::add);
+  a.relu = true;
+  convolve_and_add(kOp, a, residual, out, x.scalar_type());
+}
+
+}  // namespace
+}  // namespace mirrorgan
+
+STABLE_TORCH_LIBRARY_IMPL(mirrorgan, CPU, library) {
+  library.impl("conv_relu", TORCH_BOX(&mirrorgan::conv_relu_cpu));
+}
