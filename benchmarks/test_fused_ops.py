@@ -11,13 +11,15 @@ from benchmarks.alternatives import alternatives, as_map, work
 from benchmarks.harness import Comparison
 from benchmarks.shapes import LAST_STAGE
 from mirrorgan_fast.inference.fused_glam import FusedGLAM
+from mirrorgan_fast.inference.packing import Packing, folded
 from mirrorgan_fast.models.glam import GLAM
-from mirrorgan_fast.models.layers import ResidualBlock
+from mirrorgan_fast.models.layers import ReLUResidualBlock, ReLUUpBlock, ResidualBlock
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.ops import (
     PackedGLAM,
     conv_add,
     conv_glu,
+    conv_relu,
     glam,
     glam_attention_mix,
     glam_stage,
@@ -36,6 +38,18 @@ class Residual(nn.Module):
     def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
         added: Tensor = residual + self.second(hidden)
         return added
+
+
+class ReLUResidual(nn.Module):
+    """The second half of a residual block of StackGAN."""
+
+    def __init__(self, block: ReLUResidualBlock) -> None:
+        super().__init__()
+        self.second = nn.Sequential(*block.block[2:])
+
+    def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        added: Tensor = residual + self.second(hidden)
+        return added.relu()
 
 
 class GrayLevels(nn.Module):
@@ -107,12 +121,28 @@ def parts_of(name: str, model: MirrorGAN, dtype: torch.dtype, batch: int) -> Par
     attention = (as_map(f, dtype), keys, mask, v, stage.sentence_weight, stage.mix)
     x = as_map(wide, dtype)
     layers, head = stage.layers, packed.head
+    packing = Packing(dtype, None)
+    relu_block = ReLUResidualBlock(2 * channels).eval()
+    relu_up = ReLUUpBlock(2 * channels, channels).eval()
+    transposed = nn.ConvTranspose2d(2 * channels, channels, 4, 2, 1, bias=False)
     weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
     return {
         "glam_attention_mix": Parts(glam_attention_mix, attention, F_att_i, (f, w, mask, s_ca)),
         "conv_glu": Parts(conv_glu, (x, *layers[0]), block.block[:2], (wide,)),
         "conv_glu_upsampled": Parts(conv_glu, (x, *layers[-1]), F_i[-1], (wide,)),
         "conv_add": Parts(conv_add, (x, *layers[1], x), Residual(block), (wide, wide)),
+        "conv_add_transposed": Parts(
+            conv_add, (x, *packing.transposed(transposed)), transposed, (wide,)
+        ),
+        "conv_relu": Parts(
+            conv_relu,
+            (x, *packing.packed(*folded(*relu_block.block[2:])), x),
+            ReLUResidual(relu_block),
+            (wide, wide),
+        ),
+        "conv_relu_upsampled": Parts(
+            conv_relu, (x, *packing.packed(*folded(*relu_up), upsample=True)), relu_up, (wide,)
+        ),
         "image_head": Parts(image_head, (as_map(grown, dtype), *head), GrayLevels(G_i), (grown,)),
         "glam_stage": Parts(
             glam_stage,
@@ -138,6 +168,9 @@ NAMES = (
     "conv_glu",
     "conv_glu_upsampled",
     "conv_add",
+    "conv_add_transposed",
+    "conv_relu",
+    "conv_relu_upsampled",
     "image_head",
     "glam_stage",
     "glam",

@@ -14,7 +14,7 @@ from benchmarks import peers
 from benchmarks.alternatives import generator_work
 from benchmarks.cub_model import inputs_of
 from benchmarks.harness import Comparison
-from mirrorgan_fast.inference.fused_glam import fastest_dtype
+from mirrorgan_fast.inference.packing import fastest_dtype
 from mirrorgan_fast.inference.renderer import fuse
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.ops import use

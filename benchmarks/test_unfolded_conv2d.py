@@ -6,7 +6,7 @@ from torch import nn
 
 from benchmarks.harness import Comparison, Work
 from benchmarks.shapes import WIDE_CONV2D, ConvolutionShape
-from mirrorgan_fast.inference.fused_glam import fastest_dtype
+from mirrorgan_fast.inference.packing import fastest_dtype
 from mirrorgan_fast.ops import conv2d, use
 
 

@@ -17,8 +17,8 @@ from mirrorgan_fast.models.layers import UpConv2d
 from mirrorgan_fast.ops import use
 from mirrorgan_fast.recipes import Recipe
 from mirrorgan_fast.training.attngan import AttnGANTraining
-from mirrorgan_fast.training.cascade import Captioned, sum_of
 from mirrorgan_fast.training.computation import Computation
+from mirrorgan_fast.training.gan import Captioned, sum_of
 from mirrorgan_fast.training.objectives import (
     WrongPairs,
     discriminator_loss,
@@ -106,12 +106,12 @@ class Ours:
         with task.D_learner.frozen():
             with clock.time("G's loss"), task.computation.autocast():
                 KL = task.settings.kl_weight * kl_loss(mu, log_var)
-                loss_G = sum_of([KL, *task.generator_losses(given, fakes)])
+                loss_G = sum_of([KL, *task.generator_losses(given, fakes, task.settings.form)])
             with clock.time("G backward"):
                 task.G_learner.lower(loss_G)
             clock.move("G backward", "Adam", self._adam_seconds)
         with clock.time("EMA"):
-            task.average.update(task.glam, 1000)
+            task.average.update(task.generator, 1000)
         return clock.result()
 
     def _adam_starts(self) -> None:
@@ -253,6 +253,6 @@ def given(recipe: Recipe, batch: int) -> Captioned:
         torch.arange(batch),
         torch.arange(count) < lengths[:, None],
         torch.randn(batch, count, depth, generator=rng),
-        torch.randn(batch, depth, generator=rng),
+        *[torch.randn(batch, depth, generator=rng)] * 2,
         [real.contiguous(memory_format=torch.channels_last) for real in reals],
     )

@@ -1,26 +1,36 @@
-"""All systems and all recipes by name. A recipe is a model's sizes and training settings."""
+"""All recipes by name. A recipe is a model's sizes and training settings."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import StrPath
-from mirrorgan_fast.models.attngan import AttnGAN
-from mirrorgan_fast.models.config import AttnGANConfig, CascadeConfig, MirrorGANConfig
-from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.models.config import (
+    AttnGANConfig,
+    GanIntClsConfig,
+    MirrorGANConfig,
+    StackGANConfig,
+    StackGANv2Config,
+    TextToImageConfig,
+)
+from mirrorgan_fast.models.systems import SYSTEMS
 from mirrorgan_fast.models.text_to_image import TextToImage
 from mirrorgan_fast.training.settings import (
-    CascadeSettings,
+    AttnGANSettings,
+    AttnGANTrainingSettings,
+    GanIntClsSettings,
+    GanIntClsTrainingSettings,
     MirrorGANSettings,
     MirrorGANTrainingSettings,
+    StackGANSettings,
+    StackGANTrainingSettings,
+    StackGANv2Settings,
+    StackGANv2TrainingSettings,
     STEMSettings,
     STREAMSettings,
     TrainingSettings,
 )
 from mirrorgan_fast.weights import CONFIG, find_pretrained, load_config
-
-SYSTEMS: dict[str, type[TextToImage]] = {system.SYSTEM: system for system in (MirrorGAN, AttnGAN)}
-"""The class of each system, by its name in config.json."""
 
 
 def load(name_or_path: StrPath = "birds-painted") -> TextToImage:
@@ -38,7 +48,7 @@ class Description(NamedTuple):
     """The content of a model's config.json."""
 
     system: str
-    config: CascadeConfig
+    config: TextToImageConfig
 
 
 def load_description(folder: StrPath) -> Description:
@@ -57,7 +67,7 @@ def load_description(folder: StrPath) -> Description:
 class Recipe(NamedTuple):
     """A model's sizes and training settings; the class of ``config`` determines the system."""
 
-    config: CascadeConfig
+    config: TextToImageConfig
     settings: TrainingSettings
 
 
@@ -132,9 +142,9 @@ RECIPES: dict[str, Recipe] = {
             text_dropout=0.1,
             image_encoder="small",
         ),
-        TrainingSettings(
+        AttnGANTrainingSettings(
             stem=STEMSettings(steps=5_500, decay=0.85),
-            gan=CascadeSettings(
+            gan=AttnGANSettings(
                 steps=15_000,
                 decay_steps=3_000,
                 batch_size=32,
@@ -146,7 +156,7 @@ RECIPES: dict[str, Recipe] = {
             augment=False,
         ),
     ),
-    "attngan-cub": Recipe(AttnGANConfig(), TrainingSettings()),
+    "attngan-cub": Recipe(AttnGANConfig(), AttnGANTrainingSettings()),
     "attngan-coco": Recipe(
         AttnGANConfig(
             generator_channels=48,
@@ -154,10 +164,87 @@ RECIPES: dict[str, Recipe] = {
             residual_blocks=3,
             caption_length=12,
         ),
-        TrainingSettings(
-            gan=CascadeSettings(batch_size=14, steps=710_000, damsm_weight=50.0),
+        AttnGANTrainingSettings(
+            gan=AttnGANSettings(batch_size=14, steps=710_000, damsm_weight=50.0),
         ),
     ),
+    "stackgan2-birds-painted": Recipe(
+        StackGANv2Config(
+            image_size=128,
+            generator_channels=64,
+            discriminator_channels=32,
+            discriminator_norm="none",
+            residual_blocks=1,
+            condition_size=100,
+            word_embedding_size=128,
+            text_dropout=0.1,
+            image_encoder="small",
+        ),
+        StackGANv2TrainingSettings(
+            stem=STEMSettings(steps=5_500, decay=0.85),
+            gan=StackGANv2Settings(
+                steps=15_000,
+                decay_steps=3_000,
+                batch_size=32,
+                learning_rate=2e-3,
+                discriminator_learning_rate=6e-4,
+                kl_weight=1.0,
+                r1_weight=0.1,
+                last_stage_from=3_000,
+            ),
+            augment=False,
+        ),
+    ),
+    "stackgan-birds-painted": Recipe(
+        StackGANConfig(
+            image_size=128,
+            generator_channels=64,
+            discriminator_channels=32,
+            discriminator_norm="none",
+            condition_size=100,
+            residual_blocks=1,
+            word_embedding_size=128,
+            text_dropout=0.1,
+            image_encoder="small",
+        ),
+        StackGANTrainingSettings(
+            stem=STEMSettings(steps=5_500, decay=0.85),
+            stage1=StackGANSettings(
+                steps=12_000,
+                decay_steps=3_000,
+                batch_size=32,
+                learning_rate=2e-3,
+                discriminator_learning_rate=6e-4,
+            ),
+            stage2=StackGANSettings(
+                steps=8_000,
+                decay_steps=2_000,
+                batch_size=32,
+                learning_rate=2e-3,
+                discriminator_learning_rate=6e-4,
+            ),
+            augment=False,
+        ),
+    ),
+    # 600 epochs of 8,855 birds in each stage. The code of the authors, for COCO alone, has a
+    # learning rate that is halved every 20 of 120 epochs; the paper's is halved every 100.
+    "stackgan-cub": Recipe(StackGANConfig(), StackGANTrainingSettings()),
+    "gan-int-cls-birds-painted": Recipe(
+        GanIntClsConfig(
+            generator_channels=64,
+            discriminator_channels=32,
+            word_embedding_size=128,
+            text_dropout=0.1,
+            image_encoder="small",
+        ),
+        GanIntClsTrainingSettings(
+            stem=STEMSettings(steps=5_500, decay=0.85),
+            gan=GanIntClsSettings(steps=20_000, decay_steps=5_000, halve_every=0),
+            augment=False,
+        ),
+    ),
+    "gan-int-cls-cub": Recipe(GanIntClsConfig(), GanIntClsTrainingSettings()),
+    "stackgan2-cub": Recipe(StackGANv2Config(), StackGANv2TrainingSettings()),
 }
 
 

@@ -13,13 +13,12 @@ import tomli_w
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.fields import field_kinds
 from mirrorgan_fast.files import read_file, whole_file
-from mirrorgan_fast.models.config import CascadeConfig
-from mirrorgan_fast.models.text_to_image import TextToImage
+from mirrorgan_fast.models.config import TextToImageConfig
+from mirrorgan_fast.models.systems import SYSTEMS, system_of
 from mirrorgan_fast.pictures import MAX_PIXELS
 from mirrorgan_fast.recipes import (
     DEFAULT_RECIPE,
     RECIPES,
-    SYSTEMS,
     Recipe,
     find_recipe,
     load_description,
@@ -40,18 +39,27 @@ _CHANGEABLE = (
     "discriminator_learning_rate",
     "batch_size",
     "stream_weight",
+    "color_weight",
     "damsm_weight",
     "kl_weight",
     "r1_weight",
 )
-Record = TypeVar("Record", bound=CascadeConfig | TrainingSettings)
+_ALL_DEFAULTS = {
+    "mirrorgan": "cub-paper",
+    "attngan": "attngan-cub",
+    "gan-int-cls": "gan-int-cls-cub",
+    "stackgan": "stackgan-cub",
+    "stackgan-v2": "stackgan2-cub",
+}
+"""Of each system, the recipe that changes no default."""
+Record = TypeVar("Record", bound=TextToImageConfig | TrainingSettings)
 
 
 @dataclass(frozen=True)
 class RunSettings:
     """Everything that a training run is started with."""
 
-    config: CascadeConfig
+    config: TextToImageConfig
     """The sizes of the networks; its class is that of the system."""
     training: TrainingSettings
     data: Path | None = None
@@ -67,7 +75,7 @@ class RunSettings:
     @property
     def system(self) -> str:
         """The name of the system."""
-        return next(name for name, cls in SYSTEMS.items() if cls.CONFIG is type(self.config))
+        return system_of(self.config).SYSTEM
 
     @classmethod
     def of_recipe(cls, name: str) -> "RunSettings":
@@ -251,19 +259,14 @@ def _base(recipe: str | None, system: str | None) -> Recipe:
     """Return what the values come from that a file leaves out."""
     if recipe is not None:
         found = find_recipe(recipe)
-        if system is not None and SYSTEMS.get(system) is not _system_of(found):
+        if system is not None and SYSTEMS.get(system) is not system_of(found.config):
             raise InputError(f"the recipe {recipe} is not of the system {system:.80}")
         return found
     if system is None:
         return find_recipe(DEFAULT_RECIPE)
-    for name in ("cub-paper", "attngan-cub"):  # those that are all defaults
-        if system == _system_of(find_recipe(name)).SYSTEM:
-            return find_recipe(name)
+    if system in _ALL_DEFAULTS:
+        return find_recipe(_ALL_DEFAULTS[system])
     raise InputError(f"system is {system!r:.80}, expected {' or '.join(SYSTEMS)}")
-
-
-def _system_of(recipe: Recipe) -> type[TextToImage]:
-    return next(cls for cls in SYSTEMS.values() if cls.CONFIG is type(recipe.config))
 
 
 def _flat(values: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """Shared by all tests: how close two tensors must be, by data type."""
 
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -35,3 +36,8 @@ def assert_matches() -> AssertMatches:
         )
 
     return check
+
+
+def pytest_configure() -> None:
+    """Receive Ctrl-C, which some tests send, also if a shell started this in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

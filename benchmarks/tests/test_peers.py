@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import peers
 from benchmarks.cub_model import Inputs, inputs_of
-from mirrorgan_fast.inference.fused_glam import fastest_dtype
+from mirrorgan_fast.inference.packing import fastest_dtype
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from tests.small import SMALL, small_model
 

@@ -35,7 +35,7 @@ from mirrorgan_fast.run_settings import RunSettings, check_changes, model_name
 from mirrorgan_fast.training.backbones import BackboneWeights
 from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.fine_tuning import START
-from mirrorgan_fast.training.settings import SETTINGS, STAGES
+from mirrorgan_fast.training.settings import GAN_STAGES, SETTINGS, STAGES
 
 if TYPE_CHECKING:
     from mirrorgan_fast.evaluation.validation import Validation
@@ -241,7 +241,7 @@ def _validation(
     from mirrorgan_fast.evaluation.validation import Validation
 
     assert settings.data is not None
-    if options.stage not in ("gan", "all") or options.no_validation:
+    if options.stage not in (*GAN_STAGES, "all") or options.no_validation:
         return None
     try:
         images = open_images(settings.data, "test", settings.split_field, settings.max_pixels)
@@ -260,14 +260,14 @@ def _what_next(options: argparse.Namespace, settings: RunSettings) -> str:
     from mirrorgan_fast.training.chain import stages_of
 
     run = f"--run {shlex.quote(str(options.folder))}"
-    if options.stage in ("gan", "all"):
+    later = stages_of(settings.config)
+    if options.stage in ("all", later[-1]):
         folder = shlex.quote(str(options.folder))
         return (
             f"mirrorgan-fast: the model is in {folder}; next: mirrorgan-fast sample "
             f'"a caption" --model {folder} -o out/, or evaluate --data '
             f"{shlex.quote(str(settings.data))} --model {folder}"
         )
-    later = stages_of(settings.config)
     following = later[later.index(options.stage) + 1]
     command = f"mirrorgan-fast train {following} {run}"
     return f"mirrorgan-fast: {options.stage} is trained; next: {command}"

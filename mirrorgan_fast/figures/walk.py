@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import whole_file
+from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.stem import word_mask
 from mirrorgan_fast.models.text_to_image import TextToImage, in_evaluation, warn_of_unknown
 from mirrorgan_fast.pictures import to_uint8
@@ -29,7 +31,8 @@ def walk(
 
     Noise is interpolated along the great circle, on which all points are equally likely (White,
     2016, "Sampling Generative Networks"). Between captions, the sentence feature is interpolated,
-    and so is the output of each F_att, because the captions may have different numbers of words.
+    and so is the output of each F_att of a cascade, because the captions may have different numbers
+    of words.
 
     Args:
         model: its plain layers are used, in evaluation mode, not a renderer.
@@ -53,37 +56,58 @@ def walk(
     if not 2 <= frames <= MOST_FRAMES:
         raise InputError(f"a walk has 2 to {MOST_FRAMES:,} frames, found {frames}")
     check_psi(psi)
-    model.check_weights("stem", "glam")
+    model.check_weights("stem", model.GENERATOR)
     with torch.no_grad():
-        glam, stem = in_evaluation(model.glam), in_evaluation(model.stem)
+        generator, stem = in_evaluation(model.generator), in_evaluation(model.stem)
         encoded = model.encode([*captions, *captions][:2])
         warn_of_unknown(encoded.unknown)
         device = next(model.parameters()).device
         tokens, lengths = encoded.tokens.to(device), encoded.lengths.to(device)
         words, sentence = stem(tokens, lengths)
-        mask = word_mask(lengths, tokens.shape[1])
-        noise, condition_noise = (
-            psi * part.to(sentence) for part in model.noise(seed, [0, 2 - len(captions)])
-        )
+        ends = _Ends(words, word_mask(lengths, tokens.shape[1]), sentence)
+        noises = [psi * part.to(sentence) for part in model.noise(seed, [0, 2 - len(captions)])]
         images = []
         for t in torch.linspace(0, 1, frames)[:, None].to(sentence).split(_BATCH_SIZE):
-            s_ca, _, _ = glam.augment(
-                torch.lerp(sentence[:1], sentence[1:], t), _great_circle(condition_noise, t)
-            )
-            f = glam.F[0](_great_circle(noise, t), s_ca)
-            for F_att_i, F_i in zip(glam.F_att, glam.F[1:], strict=True):
-                first, second = (
-                    F_att_i(
-                        f,
-                        words[i].expand(len(t), -1, -1),
-                        mask[i].expand(len(t), -1),
-                        s_ca,
-                    )
-                    for i in (0, 1)
-                )
-                f = F_i(torch.lerp(first, second, t[:, :, None, None]))
-            images.append(to_uint8(glam.G[-1](f)).cpu())
+            between = [_great_circle(noise, t) for noise in noises]
+            if isinstance(generator, GLAM):
+                frame = _frames_of_cascade(generator, ends, t, *between)
+            else:
+                s = torch.lerp(sentence[:1], sentence[1:], t)
+                frame = generator(*between, words[:1], ends.mask[:1], s).images[-1]
+            images.append(to_uint8(frame).cpu())
     return torch.cat(images).numpy()
+
+
+class _Ends(NamedTuple):
+    """What STEM makes of the two captions of a walk."""
+
+    words: Tensor
+    """(2, T, D)."""
+    mask: Tensor
+    """bool (2, T)."""
+    sentence: Tensor
+    """(2, D)."""
+
+
+def _frames_of_cascade(
+    glam: GLAM,
+    ends: _Ends,
+    t: Tensor,  # (F, 1)
+    noise: Tensor,  # (F, noise)
+    condition_noise: Tensor,  # (F, condition)
+) -> Tensor:
+    """Return the images (F, 3, S, S) at the places ``t`` between the captions."""
+    words, mask, sentence = ends
+    s_ca, _, _ = glam.augment(torch.lerp(sentence[:1], sentence[1:], t), condition_noise)
+    f = glam.F[0](noise, s_ca)
+    for F_att_i, F_i in zip(glam.F_att, glam.F[1:], strict=True):
+        first, second = (
+            F_att_i(f, words[i].expand(len(t), -1, -1), mask[i].expand(len(t), -1), s_ca)
+            for i in (0, 1)
+        )
+        f = F_i(torch.lerp(first, second, t[:, :, None, None]))
+    images: Tensor = glam.G[-1](f)
+    return images
 
 
 def write_walk(path: str | os.PathLike[str], images: np.ndarray) -> None:

@@ -8,7 +8,8 @@ for ``torch._inductor.aoti_load_package``. Both are a function of these inputs, 
     noise             float32 (N, noise_size), z, standard normal
     condition_noise   float32 (N, condition_size), eps, standard normal
 
-in this order. The output is
+in this order. (The last are those of ``config.noises``, which these are for most systems.) The
+output is
 
     images            uint8 (N, image_size, image_size, 3)
 
@@ -25,6 +26,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +61,7 @@ def export(model: TextToImage, path: str | os.PathLike[str], format: str) -> Non
     suffix, content = FORMATS[format]
     if Path(path).suffix != suffix:
         raise InputError(f"{path}: expected a name that ends in {suffix} for the format {format}")
-    model.check_weights("stem", "glam")
+    model.check_weights("stem", model.GENERATOR)
     device = next(model.parameters()).device
     # The caller's autocast must not be traced.
     with whole_file(path) as partial, torch.autocast(device.type, enabled=False):
@@ -77,9 +79,10 @@ def _onnx(model: TextToImage) -> bytes:
     with _quiet():
         program = torch.onnx.export(
             _traced(model),
-            input_names=["tokens", "lengths", "noise", "condition_noise"],
+            input_names=["tokens", "lengths", *model.config.noises],
             output_names=["images"],
-            dynamic_shapes=({0: "batch"},) * 4,  # only names it; tracing made it dynamic
+            # only names it; tracing made it dynamic
+            dynamic_shapes=_for_all_inputs(model, {0: "batch"}),
             dynamo=True,
             verbose=False,
         )
@@ -125,15 +128,14 @@ class _Render(nn.Module):
 
     def __init__(self, model: TextToImage) -> None:
         super().__init__()
-        self.stem, self.glam = copy.deepcopy((model.stem, model.glam))
+        self.stem, self.generator = copy.deepcopy((model.stem, model.generator))
         self.float().eval()
 
     def forward(
         self,
         tokens: Tensor,  # (N, T)
         lengths: Tensor,  # (N,)
-        noise: Tensor,  # (N, noise)
-        condition_noise: Tensor,  # (N, condition)
+        *noises: Tensor,  # each (N, length)
     ) -> Tensor:
         """Return the last images, uint8 (N, S, S, 3)."""
         # Without these checks a compiled file would crash the process. ONNX drops them.
@@ -143,7 +145,7 @@ class _Render(nn.Module):
         torch._assert_async(possible.all(), "lengths: expected 1 to caption_length")
         mask = word_mask(lengths, tokens.shape[1])
         words, sentence = self._encode(tokens, lengths, mask)
-        return to_uint8(self.glam(noise, condition_noise, words, mask, sentence).images[-1])
+        return to_uint8(self.generator(*noises, words, mask, sentence).images[-1])
 
     def _encode(
         self,
@@ -180,12 +182,19 @@ def _traced(model: TextToImage) -> torch.export.ExportedProgram:
     example = (
         torch.zeros(2, config.caption_length, dtype=torch.int64, device=device),
         torch.ones(2, dtype=torch.int64, device=device),
-        torch.zeros(2, config.noise_size, device=device, dtype=torch.float32),
-        torch.zeros(2, config.condition_size, device=device, dtype=torch.float32),
+        *(
+            torch.zeros(2, size, device=device, dtype=torch.float32)
+            for size in config.noises.values()
+        ),
     )
-    batch = {0: torch.export.Dim("batch", min=1)}
+    shapes = _for_all_inputs(model, {0: torch.export.Dim("batch", min=1)})
     with use(REFERENCE):  # the file must not need the ops of this package
-        return torch.export.export(_Render(model), example, dynamic_shapes=(batch,) * len(example))
+        return torch.export.export(_Render(model), example, dynamic_shapes=shapes)
+
+
+def _for_all_inputs(model: TextToImage, value: Any) -> tuple[Any, ...]:
+    """Return the value for tokens, for lengths and, in a tuple, for each random vector."""
+    return value, value, (value,) * len(model.config.noises)
 
 
 def _metadata(model: TextToImage) -> dict[str, str]:

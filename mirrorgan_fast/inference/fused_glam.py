@@ -1,24 +1,12 @@
 """GLAM for inference: batch norms are folded, and weights are packed for the op `glam`."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
+from mirrorgan_fast.inference.packing import Packing, fastest_dtype, folded
 from mirrorgan_fast.models.glam import GLAM, Attention, FirstTransformer, Transformer
-from mirrorgan_fast.models.layers import BatchNormActivation, ResidualBlock, UpBlock
-from mirrorgan_fast.ops import (
-    Layout,
-    PackedGLAM,
-    PackedLayer,
-    PackedStage,
-    glam,
-    instruction_set,
-    pack,
-)
-
-BF16 = torch.bfloat16
-_MULTIPLY_BF16 = ("amx", "avx512_bf16")  # instruction sets
+from mirrorgan_fast.models.layers import ResidualBlock
+from mirrorgan_fast.ops import Layout, PackedGLAM, PackedStage, glam
 
 
 class FusedGLAM:
@@ -55,7 +43,7 @@ class FusedGLAM:
             packing.first_linear(first),
             [packing.up_conv(block) for block in first.upsample],
             [
-                packing.stage(F_att_i, F_i)
+                _stage(packing, F_att_i, F_i)
                 for F_att_i, F_i in zip(generator.F_att, generator.F[1:], strict=True)
             ],
             packing.packed(head.weight, None),
@@ -86,80 +74,25 @@ class FusedGLAM:
         return glam(noise, condition_noise, words, mask, sentence, self.packed, out)
 
 
-def fastest_dtype(device: str = "cpu") -> torch.dtype:
-    """Return the data type in which a fused generator is fastest on a device of this type."""
-    narrow = device == "cuda" or (device == "cpu" and instruction_set() in _MULTIPLY_BF16)
-    return BF16 if narrow else torch.float32
-
-
-class Packing(NamedTuple):
-    """How the weights of a generator's layers are packed."""
-
-    dtype: torch.dtype
-    layout: Layout | None
-
-    def packed(
-        self,
-        weight: Tensor,  # (N, C, h, w), or (N, C) of a linear layer
-        bias: Tensor | None,  # (N,)
-        *,
-        glu: bool = False,
-        upsample: bool = False,
-    ) -> PackedLayer:
-        """Pack a layer."""
-        weight = weight.detach() if weight.dim() == 4 else weight.detach()[:, :, None, None]
-        bias = weight.new_zeros(len(weight)) if bias is None else bias.detach()
-        packed = pack(weight, glu=glu, upsample=upsample, dtype=self.dtype, layout=self.layout)
-        return PackedLayer(packed, bias.float().clone())
-
-    def up_conv(self, block: nn.Module) -> PackedLayer:
-        """Pack an up-block."""
-        assert isinstance(block, UpBlock)
-        return self.packed(*_folded(*block), glu=True, upsample=True)
-
-    def stage(self, F_att_i: nn.Module, F_i: nn.Module) -> PackedStage:  # noqa: N803
-        """Pack a later stage."""
-        assert isinstance(F_att_i, Attention)
-        assert isinstance(F_i, Transformer)
-        V = M = None
-        mix = torch.eye(2 * F_att_i.U.out_features, device=F_att_i.U.weight.device)
-        if F_att_i.V is not None:
-            assert isinstance(F_att_i.mix, nn.Conv2d)
-            V = self.packed(F_att_i.V.weight, F_att_i.V.bias)
-            mix = F_att_i.mix.weight.detach().flatten(1)
-        if F_att_i.sentence_conv is not None:
-            M = F_att_i.sentence_conv.weight.detach().flatten(1).to(self.dtype, copy=True)
-        *blocks, up = F_i
-        layers = []
-        for block in blocks:
-            assert isinstance(block, ResidualBlock)
-            conv, norm, second_conv, second_norm = block.block
-            layers.append(self.packed(*_folded(conv, norm), glu=True))
-            layers.append(self.packed(*_folded(second_conv, second_norm)))
-        layers.append(self.up_conv(up))
-        U = self.packed(F_att_i.U.weight, None)
-        return PackedStage(U, V, M, mix.to(self.dtype, copy=True), layers)
-
-    def first_linear(self, first: FirstTransformer) -> PackedLayer:
-        """Pack F_0's linear layer, with its outputs in the order of a channels_last map."""
-
-        def channels_last(rows: Tensor) -> Tensor:
-            halves: Tensor = rows.unflatten(0, (2, first.channels, 4 * 4))
-            return halves.transpose(1, 2).flatten(0, 2)
-
-        weight, bias = _folded(first.linear, first.norm)
-        return self.packed(channels_last(weight), channels_last(bias), glu=True)
-
-
-def _folded(
-    layer: nn.Module,  # without a bias
-    norm: nn.Module,
-) -> tuple[Tensor, Tensor]:
-    """Return the weight and bias of a layer with the following batch norm folded in."""
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
-    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | BatchNormActivation)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-    weight = layer.weight * scale.view(-1, *[1] * (layer.weight.dim() - 1))
-    return weight, norm.bias - norm.running_mean * scale
+def _stage(packing: Packing, F_att_i: nn.Module, F_i: nn.Module) -> PackedStage:  # noqa: N803
+    """Pack a later stage."""
+    assert isinstance(F_att_i, Attention)
+    assert isinstance(F_i, Transformer)
+    V = M = None
+    mix = torch.eye(2 * F_att_i.U.out_features, device=F_att_i.U.weight.device)
+    if F_att_i.V is not None:
+        assert isinstance(F_att_i.mix, nn.Conv2d)
+        V = packing.packed(F_att_i.V.weight, F_att_i.V.bias)
+        mix = F_att_i.mix.weight.detach().flatten(1)
+    if F_att_i.sentence_conv is not None:
+        M = F_att_i.sentence_conv.weight.detach().flatten(1).to(packing.dtype, copy=True)
+    *blocks, up = F_i
+    layers = []
+    for block in blocks:
+        assert isinstance(block, ResidualBlock)
+        conv, norm, second_conv, second_norm = block.block
+        layers.append(packing.packed(*folded(conv, norm), glu=True))
+        layers.append(packing.packed(*folded(second_conv, second_norm)))
+    layers.append(packing.up_conv(up))
+    U = packing.packed(F_att_i.U.weight, None)
+    return PackedStage(U, V, M, mix.to(packing.dtype, copy=True), layers)

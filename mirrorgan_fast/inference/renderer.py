@@ -1,6 +1,6 @@
 """The renderer: a model's text encoder and generator, made ready for inference."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,11 +8,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mirrorgan_fast.inference.fused_glam import FusedGLAM
+from mirrorgan_fast.inference.fused_generators import fuse_generator
 from mirrorgan_fast.inference.fused_stem import FusedSTEM
 from mirrorgan_fast.inference.graphs import Graphs
 from mirrorgan_fast.models.stem import word_mask
-from mirrorgan_fast.models.text_to_image import TextToImage, check_noise, sample_with
+from mirrorgan_fast.models.text_to_image import TextToImage, check_noises, sample_with
 from mirrorgan_fast.ops.parts import in_parts
 
 _BATCH_SIZE = 64  # images of a larger batch go in parts, so that memory does not grow with it
@@ -51,25 +51,25 @@ class Renderer:
     @property
     def dtype(self) -> torch.dtype:
         """Of weights and features."""
-        return self._glam.dtype
+        return self._generator.dtype
 
     def _make(self) -> None:
         model = self.model
-        model.check_weights("stem", "glam")
+        model.check_weights("stem", model.GENERATOR)
         self._places: list[tuple[dict[str, Any], str]] = [
             (model._modules, "stem"),
-            (model._modules, "glam"),
+            (model._modules, model.GENERATOR),
         ]
         self._places += [
             (entries, name)
-            for network in (model.stem, model.glam)
+            for network in (model.stem, model.generator)
             for module in network.modules()
             for entries in (module._modules, module._parameters, module._buffers)
             for name in entries
         ]
         self._made_of = self._weights()
-        self._glam = FusedGLAM(model.glam, self._wanted_dtype)
-        self._stem = FusedSTEM(model.stem, dtype=self._glam.dtype)
+        self._generator = fuse_generator(model.generator, self._wanted_dtype)
+        self._stem = FusedSTEM(model.stem, dtype=self._generator.dtype)
         on_gpu = next(model.parameters()).device.type == "cuda"
         self._graphs = Graphs(self._render) if on_gpu else None
 
@@ -96,8 +96,7 @@ class Renderer:
         self,
         tokens: Tensor,  # (N, T)
         lengths: Tensor,  # (N,)
-        noise: Tensor,  # (N, noise)
-        condition_noise: Tensor,  # (N, condition)
+        *noises: Tensor,  # each (N, length)
     ) -> Tensor:
         """Do what ``TextToImage.render`` does: return the last images, uint8 (N, S, S, 3).
 
@@ -105,30 +104,30 @@ class Renderer:
             InputError: on the CPU, a noise is NaN or infinite; or the model's weights have changed,
                 and one of them is.
         """
-        check_noise(noise, condition_noise)
+        check_noises(self.model.config, noises)
         if self._weights() != self._made_of:
             self._make()
         if self._graphs is None:
-            return self._render(tokens, lengths, noise, condition_noise)
+            return self._render(tokens, lengths, *noises)
         # All captions are padded to one length, so that one graph serves all lengths.
         missing = self.model.config.caption_length - tokens.shape[1]
         tokens = functional.pad(tokens, (0, max(0, missing)))
-        return self._graphs(tokens, lengths, noise, condition_noise)
+        return self._graphs(tokens, lengths, *noises)
 
     def _render(
         self,
         tokens: Tensor,  # (N, T)
         lengths: Tensor,  # (N,)
-        noise: Tensor,  # (N, noise)
-        condition_noise: Tensor,  # (N, condition)
+        *noises: Tensor,  # each (N, length)
     ) -> Tensor:
         size = self.model.config.image_size
         images = torch.empty(len(tokens), size, size, 3, dtype=torch.uint8, device=tokens.device)
         mask = word_mask(lengths, tokens.shape[1])
-        rows = (tokens, lengths, noise, condition_noise, mask, images)
-        for some_tokens, some_lengths, z, eps, some_mask, out in in_parts(rows, _BATCH_SIZE):
+        rows = (images, tokens, lengths, mask, *noises)
+        generate: Callable[..., Tensor] = self._generator
+        for out, some_tokens, some_lengths, some_mask, *some_noises in in_parts(rows, _BATCH_SIZE):
             words, sentence = self._stem(some_tokens, some_lengths)
-            self._glam(z, eps, words, some_mask, sentence, out=out)
+            generate(*some_noises, words, some_mask, sentence, out=out)
         return images
 
 

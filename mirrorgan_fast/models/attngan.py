@@ -2,11 +2,11 @@
 
 from mirrorgan_fast.models.config import AttnGANConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
-from mirrorgan_fast.models.text_to_image import TextToImage
+from mirrorgan_fast.models.text_to_image import Cascade
 from mirrorgan_fast.vocabulary import Vocabulary
 
 
-class AttnGAN(TextToImage):
+class AttnGAN(Cascade):
     """A text encoder and a cascade with word attention, trained with DAMSM's image encoder.
 
     The parts that it shares with MirrorGAN have that paper's names: ``stem`` is the text encoder,
@@ -15,6 +15,7 @@ class AttnGAN(TextToImage):
 
     SYSTEM = "attngan"
     CONFIG = AttnGANConfig
+    config: AttnGANConfig
 
     def __init__(self, config: AttnGANConfig, vocabulary: Vocabulary) -> None:
         super().__init__(config, vocabulary)

@@ -14,12 +14,11 @@ SentenceAttention = Literal["paper", "authors", "none"]
 
 
 @dataclass(frozen=True)
-class CascadeConfig:
-    """What a text encoder and a cascade of generators are made of.
+class TextToImageConfig:
+    """What every text-to-image system is made of.
 
-    The defaults are MirrorGAN's and AttnGAN's for birds (CUB). ``generator_channels`` and
-    ``discriminator_channels`` are the channels C of the first layer at full resolution (GF and DF
-    in the authors' code); every other width follows from them.
+    ``generator_channels`` and ``discriminator_channels`` are GF and DF in the authors' code; every
+    other width follows from them.
 
     The bounds keep what a damaged or hostile file may ask for within what a machine can build.
 
@@ -28,17 +27,13 @@ class CascadeConfig:
     """
 
     image_size: int = bounded(256, 8, 4096)
-    """Pixels a side of the last stage's images: a power of two, each stage doubles it."""
-    stages: int = bounded(3, 1, 8)
-    """m, the number of generators in the cascade."""
+    """Pixels a side of the images: a power of two."""
     generator_channels: int = bounded(32, 1, 1024)
     """Channels of the generator at full resolution (GF in the authors' code)."""
     discriminator_channels: int = bounded(64, 1, 1024)
     """Channels of the first layer of each discriminator (DF in the authors' code)."""
     discriminator_norm: Norm = "batch"
     """``batch`` is the authors'; ``none`` goes with the R1 penalty (``gan.r1_weight``)."""
-    residual_blocks: int = bounded(2, 1, 32)
-    """How many each later stage of the generator has."""
     noise_size: int = bounded(100, 1, 4096)
     """Length of z."""
     condition_size: int = bounded(100, 1, 4096)
@@ -57,30 +52,25 @@ class CascadeConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "model config")
-        if self.image_size & (self.image_size - 1) or self.first_size < 8:
-            raise InputError(
-                f"model config: image_size {self.image_size} with {self.stages} stages, expected a "
-                f"power of two that leaves at least 8 pixels for the first stage"
-            )
         if self.embedding_size % 2:
             raise InputError(
                 f"model config: embedding_size is {self.embedding_size}, expected an even number"
             )
 
     @property
-    def sentence_attention(self) -> SentenceAttention:
-        """Form of the sentence attention; ``none`` leaves it out."""
-        return "none"
-
-    @property
-    def first_size(self) -> int:
-        """Pixels a side of the first stage's images."""
-        return self.image_size >> (self.stages - 1)
-
-    @property
     def stage_sizes(self) -> tuple[int, ...]:
         """Pixels a side of each stage's images, the first stage first."""
-        return tuple(self.first_size << stage for stage in range(self.stages))
+        return (self.image_size,)
+
+    @property
+    def judged_size(self) -> int:
+        """Length of what discriminators are told of a caption: its sentence feature s."""
+        return self.embedding_size
+
+    @property
+    def noises(self) -> dict[str, int]:
+        """The lengths of the random vectors that an image is generated from, by their names."""
+        return {"noise": self.noise_size, "condition_noise": self.condition_size}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: StrPath | None = None) -> Self:
@@ -105,6 +95,53 @@ class CascadeConfig:
 
 
 @dataclass(frozen=True)
+class CascadeConfig(TextToImageConfig):
+    """What a text encoder and a cascade of generators are made of.
+
+    The defaults are MirrorGAN's and AttnGAN's for birds (CUB). Each stage doubles the size of the
+    images, down to at least 8 pixels for the first.
+    """
+
+    stages: int = bounded(3, 1, 8)
+    """m, the number of generators in the cascade."""
+    residual_blocks: int = bounded(2, 1, 32)
+    """How many each later stage of the generator has."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size & (self.image_size - 1) or self.first_size < 8:
+            raise InputError(
+                f"model config: image_size {self.image_size} with {self.stages} stages, expected a "
+                f"power of two that leaves at least 8 pixels for the first stage"
+            )
+
+    @property
+    def word_attention(self) -> bool:
+        """Whether later stages attend to words; without, the sentence s_ca is beside f."""
+        return True
+
+    @property
+    def sentence_attention(self) -> SentenceAttention:
+        """Form of the sentence attention; ``none`` leaves it out."""
+        return "none"
+
+    @property
+    def first_size(self) -> int:
+        """Pixels a side of the first stage's images."""
+        return self.image_size >> (self.stages - 1)
+
+    @property
+    def stage_sizes(self) -> tuple[int, ...]:
+        """Pixels a side of each stage's images, the first stage first."""
+        return tuple(self.first_size << stage for stage in range(self.stages))
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels of each stage's features, the first stage first."""
+        return (self.generator_channels,) * self.stages
+
+
+@dataclass(frozen=True)
 class AttnGANConfig(CascadeConfig):
     """What an AttnGAN is made of: word attention, no sentence attention."""
 
@@ -119,3 +156,122 @@ class MirrorGANConfig(CascadeConfig):
     """The CNN of STREAM."""
     stream_hidden_size: int = bounded(512, 1, 8192)
     """Units of the LSTM of STREAM."""
+
+
+@dataclass(frozen=True)
+class StackGANv2Config(CascadeConfig):
+    """What a StackGAN++ (v2) is made of: a cascade without attention.
+
+    The defaults are those of the authors' code for birds. The channels of f are halved from stage
+    to stage, so ``generator_channels`` are those of the first stage.
+    """
+
+    generator_channels: int = bounded(64, 1, 1024)
+    """Channels of the first stage at full resolution (GF in the authors' code); each later stage
+    has half of those before."""
+    condition_size: int = bounded(128, 1, 4096)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.generator_channels % (1 << (self.stages - 1)):
+            raise InputError(
+                f"model config: generator_channels is {self.generator_channels} with {self.stages} "
+                f"stages, expected a multiple of {1 << (self.stages - 1)}: each stage halves them"
+            )
+
+    @property
+    def judged_size(self) -> int:
+        """Length of what discriminators are told of a caption: mu of the augmentation."""
+        return self.condition_size
+
+    @property
+    def word_attention(self) -> bool:
+        """Whether later stages attend to words: they do not."""
+        return False
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels of each stage's features, the first stage first."""
+        return tuple(self.generator_channels >> stage for stage in range(self.stages))
+
+
+@dataclass(frozen=True)
+class StackGANConfig(TextToImageConfig):
+    """What a StackGAN is made of: two separate stages, of which the second refines the first.
+
+    The defaults are those of the authors' code, which are near the birds of the paper.
+    """
+
+    generator_channels: int = bounded(128, 4, 1024)
+    """GF in the authors' code; a multiple of 4."""
+    condition_size: int = bounded(128, 1, 4096)
+    residual_blocks: int = bounded(4, 1, 32)
+    """Of the second stage."""
+    stages: int = bounded(2, 1, 2)
+    """2, or 1 for a model that is the first stage alone."""
+    first_size: int = bounded(64, 8, 4096)
+    """Pixels a side of the first stage's images: a power of two. With one stage, ``image_size``."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.first_size & (self.first_size - 1) or self.image_size & (self.image_size - 1):
+            raise InputError(
+                f"model config: image_size is {self.image_size} and first_size {self.first_size}, "
+                f"expected powers of two"
+            )
+        if self.generator_channels % 4:
+            raise InputError(
+                f"model config: generator_channels is {self.generator_channels}, expected a "
+                f"multiple of 4"
+            )
+        factor = self.image_size / self.first_size
+        if factor not in ((1,) if self.stages == 1 else (2, 4)):
+            wanted = "equal" if self.stages == 1 else "two or four times as large"
+            raise InputError(
+                f"model config: image_size is {self.image_size} and first_size {self.first_size}, "
+                f"expected image_size {wanted}, for {self.stages} stages"
+            )
+
+    @property
+    def stage_sizes(self) -> tuple[int, ...]:
+        """Pixels a side of each stage's images, the first stage first."""
+        return (self.first_size, self.image_size)[: self.stages]
+
+    @property
+    def judged_size(self) -> int:
+        """Length of what discriminators are told of a caption: mu of the augmentation."""
+        return self.condition_size
+
+    @property
+    def noises(self) -> dict[str, int]:
+        """The lengths of z, and of the eps of all stages together."""
+        return {
+            "noise": self.noise_size,
+            "condition_noise": self.stages * self.condition_size,
+        }
+
+
+@dataclass(frozen=True)
+class GanIntClsConfig(TextToImageConfig):
+    """What a GAN-INT-CLS is made of: one stage, and a projection of the sentence in G and in D.
+
+    The defaults are those of the authors' code for birds, with sentences of STEM.
+    """
+
+    image_size: int = bounded(64, 16, 4096)
+    generator_channels: int = bounded(128, 1, 1024)
+    """ngf: channels of the generator's last map before the image, at half the image's size."""
+    condition_size: int = bounded(128, 1, 4096)
+    """nt: the length of the projected sentence."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size & (self.image_size - 1):
+            raise InputError(
+                f"model config: image_size is {self.image_size}, expected a power of two"
+            )
+
+    @property
+    def noises(self) -> dict[str, int]:
+        """The length of z."""
+        return {"noise": self.noise_size}

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from mirrorgan_fast.models.backbones.inception_v3 import InceptionV3
 from mirrorgan_fast.models.backbones.small import SmallImageEncoder
-from mirrorgan_fast.models.config import CascadeConfig
+from mirrorgan_fast.models.config import TextToImageConfig
 
 
 class DAMSMImageEncoder(nn.Module):
@@ -16,7 +16,9 @@ class DAMSMImageEncoder(nn.Module):
     AttnGAN. The small CNN is trained before, and then stays frozen too (``training.matcher``).
     """
 
-    def __init__(self, config: CascadeConfig, backbone_weights: str | Path | None = None) -> None:
+    def __init__(
+        self, config: TextToImageConfig, backbone_weights: str | Path | None = None
+    ) -> None:
         super().__init__()
         self.cnn: InceptionV3 | SmallImageEncoder
         if config.image_encoder == "inception_v3":

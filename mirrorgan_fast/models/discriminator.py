@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mirrorgan_fast.models.config import CascadeConfig, Norm
+from mirrorgan_fast.models.config import Norm, TextToImageConfig
 from mirrorgan_fast.models.layers import BatchNormLeakyReLU, Conv2d, initialize
 from mirrorgan_fast.ops import conv2d
 
@@ -42,9 +42,16 @@ class Discriminator(nn.Module):
 
     ``config.discriminator_norm`` says whether the convolutions are followed by batch norm, as in
     the authors' code, or have a bias, in which case each image is judged on its own.
+
+    Args:
+        config: the sizes of the networks.
+        image_size: of the images, in pixels.
+        unconditional: whether there is a logit of the image alone.
     """
 
-    def __init__(self, config: CascadeConfig, image_size: int) -> None:
+    def __init__(
+        self, config: TextToImageConfig, image_size: int, *, unconditional: bool = True
+    ) -> None:
         super().__init__()
         channels = config.discriminator_channels
         norm = config.discriminator_norm
@@ -59,8 +66,9 @@ class Discriminator(nn.Module):
         while channels > config.discriminator_channels * 8:
             self.features.append(_convolution(channels, channels // 2, 3, 1, norm))
             channels //= 2
-        self.unconditional_logit = nn.Conv2d(channels, 1, 4)
-        self.joint = _convolution(channels + config.embedding_size, channels, 3, 1, norm)
+        if unconditional:
+            self.unconditional_logit = nn.Conv2d(channels, 1, 4)
+        self.joint = _convolution(channels + config.judged_size, channels, 3, 1, norm)
         self.conditional_logit = nn.Conv2d(channels, 1, 4)
         # Without a norm, the scale of the weights keeps the signal's size from layer to layer.
         initialize(self, gain=1.0 if norm == "batch" else nn.init.calculate_gain("leaky_relu", 0.2))

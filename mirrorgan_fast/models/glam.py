@@ -1,14 +1,18 @@
 """GLAM, the global-local collaborative attentive module: features to images, coarse to fine."""
 
+import itertools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import CascadeConfig
 from mirrorgan_fast.models.layers import (
+    BatchNormGLU,
     ConditioningAugmentation,
+    Conv2d,
     ResidualBlock,
     UpBlock,
     initialize,
@@ -31,7 +35,8 @@ class GLAM(nn.Module):
     """The generator: f_0 = F_0(z, s_ca), f_i = F_i(F_att_i(f_{i-1}, w, s_ca)), I_i = G_i(f_i).
 
     MirrorGAN, eq. 2 to 5. F_att_i concatenates f_{i-1} with the word and sentence context, and
-    mixes the three with a 1x1 convolution as the authors' code does.
+    mixes the three with a 1x1 convolution as the authors' code does. AttnGAN has no sentence
+    context, and StackGAN++ has s_ca in the place of both.
     """
 
     def __init__(self, config: CascadeConfig) -> None:
@@ -39,11 +44,15 @@ class GLAM(nn.Module):
         self.augment = ConditioningAugmentation(config)
         self.F = nn.ModuleList([FirstTransformer(config)])
         self.F_att = nn.ModuleList()
-        self.G = nn.ModuleList([ImageGenerator(config)])
-        for _ in range(1, config.stages):
-            self.F_att.append(Attention(config))
-            self.F.append(Transformer(config))
-            self.G.append(ImageGenerator(config))
+        self.G = nn.ModuleList([ImageGenerator(config.stage_channels[0])])
+        for before, channels in itertools.pairwise(config.stage_channels):
+            if config.word_attention:
+                self.F_att.append(Attention(config))
+                self.F.append(Transformer(before * 2, channels, config.residual_blocks))
+            else:
+                self.F_att.append(JoinedSentence(before, config.condition_size))
+                self.F.append(Transformer(before, channels, config.residual_blocks))
+            self.G.append(ImageGenerator(channels))
         initialize(self)
 
     def forward(
@@ -74,6 +83,11 @@ class GLAM(nn.Module):
             images.append(G_i(f))
         return Generated(images, mu, log_var)
 
+    @property
+    def attends(self) -> bool:
+        """Whether there is word attention."""
+        return any(isinstance(F_att_i, Attention) for F_att_i in self.F_att)
+
     def attention_maps(
         self,
         noise: Tensor,  # (N, noise)
@@ -86,12 +100,16 @@ class GLAM(nn.Module):
 
         The maps sum to 1 over the words. The arguments are those of ``forward``. The map of stage i
         has the resolution of f_{i-1}.
+
+        Raises:
+            InputError: the system has no word attention.
         """
         s_ca, _, _ = self.augment(sentence, condition_noise)
         f = self.F[0](noise, s_ca)
         maps = []
         for F_att_i, F_i in zip(self.F_att, self.F[1:], strict=True):
-            assert isinstance(F_att_i, Attention)
+            if not isinstance(F_att_i, Attention):
+                raise InputError("this system has no word attention, so there are no maps of it")
             maps.append(F_att_i.word_map(f, words, mask))
             f = F_i(F_att_i(f, words, mask, s_ca))
         return maps
@@ -180,21 +198,41 @@ class Attention(nn.Module):
         return word_attention_map(features, self.U(words), mask)
 
 
-class Transformer(nn.Sequential):
-    """F_i for i > 0: residual blocks at 2C channels, then an up-block to C channels."""
+class JoinedSentence(nn.Module):
+    """StackGAN++'s F_att: s_ca at every pixel beside f, joined by a 3x3 convolution."""
 
-    def __init__(self, config: CascadeConfig) -> None:
-        channels = config.generator_channels * 2
+    def __init__(self, channels: int, condition_size: int) -> None:
+        super().__init__()
+        self.join = nn.Sequential(
+            Conv2d(condition_size + channels, channels * 2, 3, padding=1, bias=False),
+            BatchNormGLU(channels * 2),
+        )
+
+    def forward(
+        self,
+        features: Tensor,  # (N, C, H, W)
+        words: Tensor,  # (N, T, D)
+        mask: Tensor,  # (N, T)
+        s_ca: Tensor,  # (N, condition)
+    ) -> Tensor:
+        """Return (N, C, H, W). The words are not used."""
+        sentence = s_ca.to(features.dtype)[:, :, None, None].expand(-1, -1, *features.shape[2:])
+        joined: Tensor = self.join(torch.cat([sentence, features], dim=1))
+        return joined
+
+
+class Transformer(nn.Sequential):
+    """F_i for i > 0: residual blocks, then an up-block."""
+
+    def __init__(self, in_channels: int, out_channels: int, residual_blocks: int) -> None:
         super().__init__(
-            *(ResidualBlock(channels) for _ in range(config.residual_blocks)),
-            UpBlock(channels, channels // 2),
+            *(ResidualBlock(in_channels) for _ in range(residual_blocks)),
+            UpBlock(in_channels, out_channels),
         )
 
 
 class ImageGenerator(nn.Sequential):
     """G_i: features (N, C, H, W) to an image (N, 3, H, W) in [-1, 1]."""
 
-    def __init__(self, config: CascadeConfig) -> None:
-        super().__init__(
-            nn.Conv2d(config.generator_channels, 3, 3, padding=1, bias=False), nn.Tanh()
-        )
+    def __init__(self, channels: int) -> None:
+        super().__init__(nn.Conv2d(channels, 3, 3, padding=1, bias=False), nn.Tanh())

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-from mirrorgan_fast.models.config import CascadeConfig
+from mirrorgan_fast.models.config import TextToImageConfig
 from mirrorgan_fast.ops import batch_norm_glu, batch_norm_leaky_relu, conv2d
 from mirrorgan_fast.processes import ALONE, Processes
 
@@ -118,6 +118,12 @@ class BatchNormLeakyReLU(BatchNormActivation):
             out, mean, variance = batch_norm_leaky_relu(x, *weights, self.SLOPE, self.eps)
         self.update_averages(x, mean, variance)
         return out
+
+
+class BatchNormReLU(BatchNormLeakyReLU):
+    """Batch norm, then a ReLU."""
+
+    SLOPE = 0.0
 
 
 class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -234,11 +240,19 @@ class LSTM(nn.LSTM):
 
 
 class ConditioningAugmentation(nn.Module):
-    """s_ca = mu(s) + sigma(s) * eps (StackGAN, section 3.2)."""
+    """s_ca = mu(s) + sigma(s) * eps (StackGAN, section 3.2).
 
-    def __init__(self, config: CascadeConfig) -> None:
+    mu and log sigma^2 are a linear layer and a GLU, as in AttnGAN's code.
+    """
+
+    def __init__(self, config: TextToImageConfig) -> None:
         super().__init__()
         self.linear = nn.Linear(config.embedding_size, config.condition_size * 4)
+
+    def statistics(self, sentence: Tensor) -> tuple[Tensor, Tensor]:
+        """Map (N, D) to mu and log sigma^2, each (N, condition)."""
+        mu, log_var = functional.glu(self.linear(sentence), dim=1).chunk(2, dim=1)
+        return mu, log_var
 
     def forward(
         self,
@@ -246,9 +260,22 @@ class ConditioningAugmentation(nn.Module):
         noise: Tensor,  # (N, condition)
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return s_ca, mu and log sigma^2, each (N, condition), for standard normal ``noise``."""
-        mu, log_var = functional.glu(self.linear(sentence), dim=1).chunk(2, dim=1)
+        mu, log_var = self.statistics(sentence)
         noise = noise.to(self.linear.weight.dtype)
         return mu + torch.exp(0.5 * log_var) * noise, mu, log_var
+
+
+class ReLUConditioningAugmentation(ConditioningAugmentation):
+    """StackGAN's own: mu and log sigma^2 are a linear layer and a ReLU, so never below zero."""
+
+    def __init__(self, config: TextToImageConfig) -> None:
+        nn.Module.__init__(self)
+        self.linear = nn.Linear(config.embedding_size, config.condition_size * 2)
+
+    def statistics(self, sentence: Tensor) -> tuple[Tensor, Tensor]:
+        """Map (N, D) to mu and log sigma^2, each (N, condition)."""
+        mu, log_var = functional.relu(self.linear(sentence)).chunk(2, dim=1)
+        return mu, log_var
 
 
 class UpBlock(nn.Sequential):
@@ -258,6 +285,16 @@ class UpBlock(nn.Sequential):
         super().__init__(
             UpConv2d(in_channels, out_channels * 2, 3, padding=1, bias=False),
             BatchNormGLU(out_channels * 2),
+        )
+
+
+class ReLUUpBlock(nn.Sequential):
+    """Nearest 2x upsampling, 3x3 convolution, batch norm, ReLU: StackGAN's up-block."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(
+            UpConv2d(in_channels, out_channels, 3, padding=1, bias=False),
+            BatchNormReLU(out_channels),
         )
 
 
@@ -315,6 +352,52 @@ class ResidualBlock(nn.Module):
         return x + residual
 
 
+class ReLUResidualBlock(nn.Module):
+    """ReLU(x + BN(conv(ReLU(BN(conv(x)))))): StackGAN's residual block."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            Conv2d(channels, channels, 3, padding=1, bias=False),
+            BatchNormReLU(channels),
+            Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, channels, H, W) to the same shape."""
+        residual: Tensor = self.block(x)
+        return functional.relu(x + residual)
+
+
+class Bottleneck(nn.Module):
+    """x + BN(conv3(a(BN(conv3(a(BN(conv1(x)))))))), then a: GAN-INT-CLS's residual block.
+
+    Args:
+        channels: of the input and of the result.
+        inner: channels between the convolutions.
+        slope: of the leaky ReLU a; 0: a ReLU.
+    """
+
+    def __init__(self, channels: int, inner: int, slope: float) -> None:
+        super().__init__()
+        self.slope = slope
+        activated = BatchNormLeakyReLU if slope else BatchNormReLU
+        self.block = nn.Sequential(
+            Conv2d(channels, inner, 1, bias=False),
+            activated(inner),
+            Conv2d(inner, inner, 3, padding=1, bias=False),
+            activated(inner),
+            Conv2d(inner, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, channels, H, W) to the same shape."""
+        residual: Tensor = self.block(x)
+        return functional.leaky_relu(x + residual, self.slope)
+
+
 def initialize(network: nn.Module, gain: float = 1.0) -> None:
     """Initialize as the authors do: orthogonal weights, batch norm scales around one."""
     for module in network.modules():
@@ -323,6 +406,27 @@ def initialize(network: nn.Module, gain: float = 1.0) -> None:
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.orthogonal_(module.weight, gain)
             if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | BatchNormActivation):
+            nn.init.normal_(module.weight, 1.0, 0.02)
+            nn.init.zeros_(module.bias)
+
+
+def initialize_normally(network: nn.Module, *, linear: bool = True) -> None:
+    """Initialize as DCGAN does: weights N(0, 0.02), batch norm scales N(1, 0.02), biases 0.
+
+    The bias of a convolution to a single channel, a discriminator's logit, stays PyTorch's.
+
+    Args:
+        network: whose layers are initialized.
+        linear: whether linear layers are, too, which otherwise stay PyTorch's.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) or (
+            linear and isinstance(module, nn.Linear)
+        ):
+            nn.init.normal_(module.weight, 0.0, 0.02)
+            if module.bias is not None and len(module.bias) > 1:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | BatchNormActivation):
             nn.init.normal_(module.weight, 1.0, 0.02)

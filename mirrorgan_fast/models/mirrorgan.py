@@ -13,14 +13,14 @@ from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.models.stream import STREAM
-from mirrorgan_fast.models.text_to_image import TextToImage, in_evaluation
+from mirrorgan_fast.models.text_to_image import Cascade, in_evaluation
 from mirrorgan_fast.pictures import Picture, from_image
 from mirrorgan_fast.vocabulary import Vocabulary
 
 _DESCRIBED_TOGETHER = 64  # images, so that memory does not grow with their number
 
 
-class MirrorGAN(TextToImage):
+class MirrorGAN(Cascade):
     """STEM, GLAM and STREAM, with DAMSM's image encoder beside them.
 
     STEM encodes a caption into word and sentence features. GLAM generates images from them and from
@@ -31,8 +31,9 @@ class MirrorGAN(TextToImage):
 
     SYSTEM = "mirrorgan"
     CONFIG = MirrorGANConfig
+    config: MirrorGANConfig
     SHARED: ClassVar[Mapping[str, str]] = {"stream.cnn.": "image_encoder.cnn."}
-    WORD_TABLES = TextToImage.WORD_TABLES | {"stream.embedding", "stream.word_linear"}
+    WORD_TABLES = Cascade.WORD_TABLES | {"stream.embedding", "stream.word_linear"}
 
     def __init__(self, config: MirrorGANConfig, vocabulary: Vocabulary) -> None:
         super().__init__(config, vocabulary)

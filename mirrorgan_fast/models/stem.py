@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mirrorgan_fast.models.config import CascadeConfig
+from mirrorgan_fast.models.config import TextToImageConfig
 from mirrorgan_fast.models.layers import LSTM, Dropout
 
 
@@ -14,7 +14,7 @@ class STEM(nn.Module):
     is the last state of each.
     """
 
-    def __init__(self, config: CascadeConfig, vocabulary_size: int) -> None:
+    def __init__(self, config: TextToImageConfig, vocabulary_size: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary_size, config.word_embedding_size)
         self.dropout = Dropout(config.text_dropout)

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mirrorgan_fast.errors import InputError, UnknownWordsWarning, listed
-from mirrorgan_fast.models.config import CascadeConfig
+from mirrorgan_fast.models.config import CascadeConfig, TextToImageConfig
+from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.models.glam import GLAM, Generated
 from mirrorgan_fast.models.stem import STEM, word_mask
 from mirrorgan_fast.ops.checks import at_hand
@@ -35,7 +36,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class TextToImage(nn.Module):
-    """A text encoder and a generator. Subclasses say what else belongs to the system.
+    """A text encoder and a generator. Subclasses add the generator, and what else they have.
 
     Args:
         config: the sizes of the networks.
@@ -44,30 +45,37 @@ class TextToImage(nn.Module):
 
     SYSTEM: ClassVar[str]
     """The system's name, which config.json has."""
-    CONFIG: ClassVar[type[CascadeConfig]]
+    CONFIG: ClassVar[type[TextToImageConfig]]
+    GENERATOR: ClassVar[str]
+    """The name of the part that is the generator. It takes the random vectors of ``config.noises``,
+    then STEM's words, their mask and the sentence, and returns ``Generated``."""
     SHARED: ClassVar[Mapping[str, str]] = {}
     """Parts that may be copies of another part, which a file then has once (``save_tensors``)."""
     WORD_TABLES: ClassVar[frozenset[str]] = frozenset({"stem.embedding"})
     """Layers whose tensors have a row for each word of the vocabulary."""
+    image_encoder: DAMSMImageEncoder
 
-    def __init__(self, config: CascadeConfig, vocabulary: Vocabulary) -> None:
+    def __init__(self, config: TextToImageConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.config = config
         self.vocabulary = vocabulary
         self.stem = STEM(config, len(vocabulary))
-        self.glam = GLAM(config)
+
+    @property
+    def generator(self) -> nn.Module:
+        """The generator."""
+        return self.get_submodule(self.GENERATOR)
 
     def forward(
         self,
         tokens: Tensor,  # (N, T)
         lengths: Tensor,  # (N,)
-        noise: Tensor,  # (N, noise)
-        condition_noise: Tensor,  # (N, condition)
+        *noises: Tensor,  # each (N, length)
     ) -> Generated:
-        """Generate the images of all stages for captions (see ``GLAM.forward``)."""
+        """Generate the images of all stages for captions, from the vectors of ``noise``."""
         words, sentence = self.stem(tokens, lengths)
         mask = word_mask(lengths, tokens.shape[1])
-        generated: Generated = self.glam(noise, condition_noise, words, mask, sentence)
+        generated: Generated = self.generator(*noises, words, mask, sentence)
         return generated
 
     @torch.no_grad()
@@ -113,10 +121,12 @@ class TextToImage(nn.Module):
                 )
         return encoded
 
-    def noise(self, seed: int | Sequence[int], indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return z (N, noise) and eps (N, condition) for images, given their indices.
+    def noise(self, seed: int | Sequence[int], indices: Sequence[int]) -> tuple[Tensor, ...]:
+        """Return the random vectors of images, given their indices.
 
-        They depend on (seed, index) alone, and are the same on every device and torch version.
+        They are those of ``config.noises``, each (N, length) and standard normal: of most systems,
+        z and the eps of the conditioning augmentation. They depend on (seed, index) alone, and are
+        the same on every device and torch version.
 
         Args:
             seed: of all images, or of each.
@@ -135,20 +145,20 @@ class TextToImage(nn.Module):
                     raise InputError(
                         f"{name} is {value!r:.60}, expected a whole number from 0 to 2^128 - 1"
                     )
-        size = self.config.noise_size + self.config.condition_size
-        both = torch.empty(len(indices), size)
-        for row, seed_and_index in zip(both.numpy(), zip(seeds, indices, strict=True), strict=True):
-            bits = np.random.Philox(_seed_sequence(*seed_and_index))
+        sizes = list(self.config.noises.values())
+        drawn = torch.empty(len(indices), sum(sizes))
+        for row, of_image in zip(drawn.numpy(), zip(seeds, indices, strict=True), strict=True):
+            bits = np.random.Philox(_seed_sequence(*of_image))
             np.random.Generator(bits).standard_normal(dtype=np.float32, out=row)
-        return both[:, : self.config.noise_size], both[:, self.config.noise_size :]
+        noises: tuple[Tensor, ...] = drawn.split(sizes, dim=1)
+        return noises
 
     @torch.no_grad()
     def render(
         self,
         tokens: Tensor,  # (N, T)
         lengths: Tensor,  # (N,)
-        noise: Tensor,  # (N, noise)
-        condition_noise: Tensor,  # (N, condition)
+        *noises: Tensor,  # each (N, length)
     ) -> Tensor:
         """Return the last stage's images, uint8 (N, S, S, 3). The model may be in training mode.
 
@@ -157,9 +167,22 @@ class TextToImage(nn.Module):
         Raises:
             InputError: on the CPU, a noise is NaN or infinite. (On a GPU, checking would wait.)
         """
-        check_noise(noise, condition_noise)
-        generated = in_evaluation(self)(tokens, lengths, noise, condition_noise)
+        check_noises(self.config, noises)
+        generated = in_evaluation(self)(tokens, lengths, *noises)
         return to_uint8(generated.images[-1])
+
+    def attention_maps(
+        self,
+        tokens: Tensor,  # (N, T)
+        lengths: Tensor,  # (N,)
+        *noises: Tensor,  # each (N, length)
+    ) -> list[Tensor]:
+        """Return the word attention of each stage that has one, (N, T, S, S) (see ``GLAM``).
+
+        Raises:
+            InputError: the system has no word attention.
+        """
+        raise InputError(f"a {self.SYSTEM} model has no word attention, so there are no maps of it")
 
     def check_weights(self, *parts: str) -> None:
         """Raise InputError if a weight of these parts, such as "stem", is NaN or infinite."""
@@ -210,9 +233,39 @@ class TextToImage(nn.Module):
         return model.eval()
 
 
+class Cascade(TextToImage):
+    """A system whose generator is a cascade (``GLAM``), matched with captions by DAMSM."""
+
+    GENERATOR = "glam"
+    CONFIG: ClassVar[type[CascadeConfig]]
+    config: CascadeConfig
+
+    def __init__(self, config: CascadeConfig, vocabulary: Vocabulary) -> None:
+        super().__init__(config, vocabulary)
+        self.glam = GLAM(config)
+
+    def attention_maps(
+        self,
+        tokens: Tensor,  # (N, T)
+        lengths: Tensor,  # (N,)
+        *noises: Tensor,  # each (N, length)
+    ) -> list[Tensor]:
+        """Return the word attention of each stage after the first, (N, T, S, S).
+
+        Raises:
+            InputError: the system has no word attention.
+        """
+        if not self.config.word_attention:
+            return super().attention_maps(tokens, lengths, *noises)
+        words, sentence = self.stem(tokens, lengths)
+        mask = word_mask(lengths, tokens.shape[1])
+        noise, condition_noise = noises
+        return self.glam.attention_maps(noise, condition_noise, words, mask, sentence)
+
+
 def sample_with(
     model: TextToImage,
-    render: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    render: Callable[..., Tensor],
     captions: Sequence[str],
     seed: int,
     indices: Sequence[int] | None,
@@ -235,9 +288,9 @@ def sample_with(
     return [Image.fromarray(array) for array in images.cpu().numpy()]
 
 
-def check_noise(noise: Tensor, condition_noise: Tensor) -> None:
-    """Raise InputError if a noise on the CPU is NaN or infinite."""
-    for name, given in (("noise", noise), ("condition_noise", condition_noise)):
+def check_noises(config: TextToImageConfig, noises: Sequence[Tensor]) -> None:
+    """Raise InputError if a random vector on the CPU is NaN or infinite."""
+    for name, given in zip(config.noises, noises, strict=True):
         if at_hand(given) and not given.isfinite().all():
             raise InputError(f"{name}: found NaN or infinity, expected finite numbers")
 

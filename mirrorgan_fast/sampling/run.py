@@ -327,7 +327,7 @@ def _fingerprint(model: TextToImage) -> str:
     digest = hashlib.blake2b(digest_size=16)
     description = (model.SYSTEM, changed_fields(model.config), model.vocabulary.words)
     digest.update(repr(description).encode())
-    for part in (model.stem, model.glam):
+    for part in (model.stem, model.generator):
         for name, tensor in part.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().numpy())

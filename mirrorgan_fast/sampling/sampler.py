@@ -15,7 +15,6 @@ from torch import Tensor
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.inference.renderer import fuse
-from mirrorgan_fast.models.stem import word_mask
 from mirrorgan_fast.models.text_to_image import TextToImage, in_evaluation, warn_of_unknown
 from mirrorgan_fast.sampling.captions import Refused, Request, no_known_word
 from mirrorgan_fast.vocabulary import Encoded, each_caption
@@ -189,8 +188,8 @@ class Sampler:
             attention: whether the results have attention maps.
 
         Raises:
-            InputError: ``psi``, a seed or an index is out of range, or there is not enough memory
-                for a single image.
+            InputError: ``psi``, a seed or an index is out of range, there is not enough memory
+                for a single image, or the system has no word attention.
         """
         check_psi(psi)
         unread = iter(requests)
@@ -258,17 +257,14 @@ class Sampler:
         lengths = encoded.lengths[rows]
         tokens = encoded.tokens[rows, : int(lengths.max())]
         seeds, indices = zip(*((job.request.seed, job.request.index) for job in batch), strict=True)
-        noise, condition_noise = (psi * part for part in self.model.noise(seeds, indices))
+        noises = (psi * part for part in self.model.noise(seeds, indices))
         start = time.perf_counter()
-        inputs = [
-            part.to(self.device, non_blocking=True)
-            for part in (tokens, lengths, noise, condition_noise)
-        ]
+        inputs = [part.to(self.device, non_blocking=True) for part in (tokens, lengths, *noises)]
         with self._lock:
             images = self.renderer.render(*inputs).to("cpu", non_blocking=True)
         maps = [
             each.to("cpu", non_blocking=True)
-            for each in (self._attention_maps(*inputs) if attention else [])
+            for each in (in_evaluation(self.model).attention_maps(*inputs) if attention else [])
         ]
         done = None
         if self.device.type == "cuda":
@@ -276,14 +272,6 @@ class Sampler:
             done.record()
         self.seconds += time.perf_counter() - start
         return _Painted(batch, images, maps, done)
-
-    def _attention_maps(
-        self, tokens: Tensor, lengths: Tensor, noise: Tensor, condition_noise: Tensor
-    ) -> list[Tensor]:
-        model = in_evaluation(self.model)
-        words, sentence = model.stem(tokens, lengths)
-        mask = word_mask(lengths, tokens.shape[1])
-        return model.glam.attention_maps(noise, condition_noise, words, mask, sentence)
 
     def _halve(self) -> None:
         """Halve the batch size."""

@@ -1,31 +1,47 @@
 """Training of AttnGAN's generator against its discriminators."""
 
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Unpack
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.models.config import AttnGANConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
-from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.stem import STEM
 from mirrorgan_fast.training.batches import Batch
-from mirrorgan_fast.training.cascade import (
-    CascadeTraining,
-    Validate,
-    figures_of,
-    sum_of,
-    train_cascade,
-)
+from mirrorgan_fast.training.cascade import CascadeTraining
 from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
+from mirrorgan_fast.training.gan import MoreOfGAN, figures_of, frozen, sum_of, train_gan
 from mirrorgan_fast.training.objectives import damsm_loss, kl_loss
-from mirrorgan_fast.training.settings import TrainingSettings
+from mirrorgan_fast.training.settings import AttnGANSettings, AttnGANTrainingSettings
 
 
 class AttnGANTraining(CascadeTraining):
-    """L_G = sum_i L_Gi + lambda L_DAMSM + KL (AttnGAN, eq. 3; the KL as in the authors' code)."""
+    """L_G = sum_i L_Gi + lambda L_DAMSM + KL (AttnGAN, eq. 3; the KL as in the authors' code).
+
+    The other arguments are those of ``CascadeTraining``.
+
+    Args:
+        image_encoder: DAMSM's, trained with ``stem``, which stays as it is.
+    """
+
+    settings: AttnGANSettings
+
+    def __init__(
+        self,
+        config: AttnGANConfig,
+        settings: AttnGANSettings,
+        stem: STEM,
+        image_encoder: DAMSMImageEncoder,
+        computation: Computation,
+        *,
+        compiled: bool,
+    ) -> None:
+        super().__init__(config, settings, stem, computation, compiled=compiled)
+        self.image_encoder = frozen(image_encoder, computation.device)
 
     def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:
         """Lower sum_i L_Di, then L_G; then average the generator."""
@@ -43,68 +59,33 @@ class AttnGANTraining(CascadeTraining):
         with self.D_learner.frozen():
             with self.computation.autocast():
                 KL = kl_loss(mu, log_var)
-                G_losses = self.generator_losses(given, fakes)
+                G_losses = self.generator_losses(given, fakes, settings.form)
                 regions, codes = self.image_encoder(fakes[-1])
                 captions = (given.words, given.mask, given.sentence)
                 damsm = damsm_loss(*captions, regions, codes, given.labels, processes=processes)
                 loss_G = sum_of(G_losses) + settings.damsm_weight * damsm + settings.kl_weight * KL
             lowered = self.G_learner.lower(loss_G, pace)
         if lowered:
-            self.average.update(self.glam, step)
+            self.average.update(self.generator, step)
         figures |= {"KL": KL.detach(), **figures_of("G", G_losses)}
         return figures | {"damsm": damsm.detach()}
 
 
 def train_attngan(
     config: AttnGANConfig,
-    settings: TrainingSettings,
+    settings: AttnGANTrainingSettings,
     examples: TrainingExamples,
     stem: STEM,
     image_encoder: DAMSMImageEncoder,
     folder: Path,
     execution: Execution,
-    *,
-    start: Mapping[str, Tensor] | None = None,
-    validate: Validate | None = None,
-) -> GLAM:
-    """Train AttnGAN's generator.
+    **more: Unpack[MoreOfGAN],
+) -> nn.Module:
+    """Train AttnGAN's generator with a pretrained text encoder and image encoder.
 
-    Args:
-        config: the sizes of the networks.
-        settings: of the whole chain.
-        examples: what to train on.
-        stem: pretrained text encoder.
-        image_encoder: pretrained with ``stem``.
-        folder: of the run.
-        execution: where and how to train.
-        start: see ``train_cascade``.
-        validate: see ``train_cascade``.
-
-    Returns:
-        the moving average of the generator.
-
-    Raises:
-        InputError: see ``train_cascade``.
+    The other arguments, the result and the errors are those of ``train_gan``.
     """
-
-    def make(computation: Computation, compiled: bool) -> AttnGANTraining:
-        return AttnGANTraining(
-            config,
-            settings.gan,
-            stem,
-            image_encoder,
-            computation,
-            compiled=compiled,
-        )
-
-    return train_cascade(
-        make,
-        config,
-        settings,
-        examples,
-        {"stem": stem, "image_encoder": image_encoder},
-        folder,
-        execution,
-        start=start,
-        validate=validate,
-    )
+    options, networks = settings.gan, {"stem": stem, "image_encoder": image_encoder}
+    make = partial(AttnGANTraining, config, options, stem, image_encoder)
+    where = (networks, folder, execution)
+    return train_gan(make, config, options, settings, examples, *where, **more)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -14,9 +15,17 @@ from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import whole_folder
 from mirrorgan_fast.models.attngan import AttnGAN
 from mirrorgan_fast.models.backbones.small import SmallImageEncoder
-from mirrorgan_fast.models.config import AttnGANConfig, CascadeConfig, MirrorGANConfig
-from mirrorgan_fast.models.glam import GLAM
+from mirrorgan_fast.models.config import (
+    CascadeConfig,
+    MirrorGANConfig,
+    StackGANConfig,
+    TextToImageConfig,
+)
+from mirrorgan_fast.models.gan_int_cls import GanIntCls
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.models.stackgan import StackGAN, StackGANGenerator
+from mirrorgan_fast.models.stackgan_v2 import StackGANv2
+from mirrorgan_fast.models.systems import system_of
 from mirrorgan_fast.models.text_to_image import TextToImage
 from mirrorgan_fast.processes import Processes
 from mirrorgan_fast.training.attngan import train_attngan
@@ -24,26 +33,36 @@ from mirrorgan_fast.training.backbones import BackboneWeights, check_backbone
 from mirrorgan_fast.training.batches import check_batch
 from mirrorgan_fast.training.best import BestModel
 from mirrorgan_fast.training.captioner import train_stream
-from mirrorgan_fast.training.cascade import Validate, check_cascade
+from mirrorgan_fast.training.cascade import check_cascade
 from mirrorgan_fast.training.checkpoint import find_checkpoint, has_checkpoint, load_weights_of
 from mirrorgan_fast.training.cnn import train_cnn
 from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.fine_tuning import START, check_sizes, starting_model
+from mirrorgan_fast.training.gan import MoreOfGAN
+from mirrorgan_fast.training.gan_int_cls import train_gan_int_cls
 from mirrorgan_fast.training.matcher import matching_networks, train_stem
 from mirrorgan_fast.training.mirrorgan import train_mirrorgan
 from mirrorgan_fast.training.settings import (
-    STAGES,
+    GAN_STAGES,
+    AttnGANTrainingSettings,
+    CascadeTrainingSettings,
+    GanIntClsTrainingSettings,
     MirrorGANTrainingSettings,
+    StackGANSettings,
+    StackGANTrainingSettings,
+    StackGANv2TrainingSettings,
     Stage,
     TrainingSettings,
 )
+from mirrorgan_fast.training.stackgan import first_stage_of, train_stackgan
+from mirrorgan_fast.training.stackgan_v2 import train_stackgan_v2
 from mirrorgan_fast.vocabulary import Vocabulary
 from mirrorgan_fast.weights import CONFIG, load_config, load_vocabulary, save_description
 
 
 def train(
     stages: Sequence[Stage],
-    config: CascadeConfig,
+    config: TextToImageConfig,
     settings: TrainingSettings,
     images: CaptionedImages,
     folder: Path,
@@ -114,7 +133,7 @@ def train(
 
     execution.processes.once(claim)
     if start is not None:
-        start = _system(config).from_pretrained(folder / START)
+        start = system_of(config).from_pretrained(folder / START)
     examples = TrainingExamples(
         images,
         vocabulary,
@@ -151,22 +170,28 @@ def train(
             trained_cnn=_trained_cnn(config.stream_encoder, folder, start, "stream.cnn."),
             start=_part(start, "stream."),
         )
-    if "gan" in stages:
-        model = _train_gan(
-            config, settings, examples, folder, vocabulary, execution, start, validate
-        )
-        execution.processes.once(lambda: model.save_pretrained(folder))
+    for stage in GAN_STAGES:
+        if stage in stages:
+            model = _train_gan(
+                stage, config, settings, examples, folder, vocabulary, execution, start, validate
+            )
+            if stage == stages_of(config)[-1]:
+                execution.processes.once(partial(model.save_pretrained, folder))
 
 
-def stages_of(config: CascadeConfig) -> tuple[Stage, ...]:
+def stages_of(config: TextToImageConfig) -> tuple[Stage, ...]:
     """Return the stages of a system's training, in their order."""
-    if isinstance(config, MirrorGANConfig):
-        return STAGES
-    return tuple(stage for stage in STAGES if stage != "stream")
+    match config:
+        case MirrorGANConfig():
+            return "cnn", "stem", "stream", "gan"
+        case StackGANConfig():
+            return "cnn", "stem", "stage1", "stage2"
+    return "cnn", "stem", "gan"
 
 
 def _train_gan(
-    config: CascadeConfig,
+    stage: Stage,
+    config: TextToImageConfig,
     settings: TrainingSettings,
     examples: TrainingExamples,
     folder: Path,
@@ -175,68 +200,81 @@ def _train_gan(
     start: TextToImage | None,
     validate: Callable[[TextToImage], Mapping[str, float]] | None,
 ) -> TextToImage:
-    """Train the generator of the system, whose other networks are trained; return the model."""
+    """Train a generator of the system, whose other networks are trained; return the model."""
+    if stage == "stage1" and isinstance(config, StackGANConfig):
+        config = first_stage_of(config)
+    model = system_of(config)(config, vocabulary)
+    # what the other stages trained, or else what the run starts from
+    trained: dict[str, nn.Module] = {"stem": matching_networks(model)}
+    if isinstance(model, MirrorGAN):
+        trained["stream"] = model.stream
+    if start is not None:
+        known = start.state_dict()
+        model.load_state_dict({name: known[name] for name in model.state_dict()})
+    for name, module in trained.items():
+        if start is None or has_checkpoint(folder / name):
+            load_weights_of(folder / name, module)
+    best = BestModel(folder / "best", settings.best_by)
 
-    def load(model: AttnGAN | MirrorGAN) -> None:
-        """Load what the other stages trained, or else what the run starts from."""
-        trained: dict[str, nn.Module] = {"stem": matching_networks(model)}
-        if isinstance(model, MirrorGAN):
-            trained["stream"] = model.stream
-        if start is not None:
-            model.load_state_dict(start.state_dict())
-        for stage, module in trained.items():
-            if start is None or has_checkpoint(folder / stage):
-                load_weights_of(folder / stage, module)
-
-    def measured(model: AttnGAN | MirrorGAN) -> Validate | None:
-        """Return what measures the model with a generator in training, and keeps the best."""
-        best = BestModel(folder / "best", settings.best_by)
-
-        def measure(glam: GLAM, steps: int) -> Mapping[str, float]:
-            assert validate is not None
-            model.glam = glam
-            figures = validate(model)
+    def measure(generator: nn.Module, steps: int) -> Mapping[str, float]:
+        """Measure the model with a generator in training, and keep the best."""
+        assert validate is not None
+        model.add_module(model.GENERATOR, generator)
+        figures = validate(model)
+        if stage != "stage1":
             best.keep(model, steps, figures)
-            return figures
+        return figures
 
-        return None if validate is None else measure
-
-    run = folder / "gan"
-    if isinstance(config, MirrorGANConfig):
-        assert isinstance(settings, MirrorGANTrainingSettings)
-        model = MirrorGAN(config, vocabulary)
-        load(model)
-        model.glam = train_mirrorgan(
-            config,
-            settings,
-            examples,
-            model.stem,
-            model.image_encoder,
-            model.stream,
-            run,
-            execution,
-            start=_part(start, "glam."),
-            validate=measured(model),
-        )
-        return model
-    assert isinstance(config, AttnGANConfig)
-    attngan = AttnGAN(config, vocabulary)
-    load(attngan)
-    attngan.glam = train_attngan(
-        config,
+    generator = _trained_generator(
+        stage,
+        model,
         settings,
         examples,
-        attngan.stem,
-        attngan.image_encoder,
-        run,
+        folder,
         execution,
-        start=_part(start, "glam."),
-        validate=measured(attngan),
+        MoreOfGAN(
+            start=None if start is None else model.generator.state_dict(),
+            validate=None if validate is None else measure,
+        ),
     )
-    return attngan
+    model.add_module(model.GENERATOR, generator)
+    return model
 
 
-def _encoders(config: CascadeConfig) -> dict[Stage, str]:
+def _trained_generator(
+    stage: Stage,
+    model: TextToImage,
+    settings: TrainingSettings,
+    examples: TrainingExamples,
+    folder: Path,
+    execution: Execution,
+    more: MoreOfGAN,
+) -> nn.Module:
+    """Train the generator of a model whose other networks are trained (see ``train_gan``)."""
+    where = (folder / stage, execution)
+    match model, settings:
+        case MirrorGAN(), MirrorGANTrainingSettings():
+            networks = (model.stem, model.image_encoder, model.stream)
+            return train_mirrorgan(model.config, settings, examples, *networks, *where, **more)
+        case AttnGAN(), AttnGANTrainingSettings():
+            encoders = (model.stem, model.image_encoder)
+            return train_attngan(model.config, settings, examples, *encoders, *where, **more)
+        case StackGANv2(), StackGANv2TrainingSettings():
+            return train_stackgan_v2(model.config, settings, examples, model.stem, *where, **more)
+        case GanIntCls(), GanIntClsTrainingSettings():
+            return train_gan_int_cls(model.config, settings, examples, model.stem, *where, **more)
+        case StackGAN(), StackGANTrainingSettings():
+            first = None
+            if stage == "stage2":
+                first = StackGANGenerator(first_stage_of(model.config))
+                load_weights_of(folder / "stage1", first, part="average")
+            options: StackGANSettings = getattr(settings, stage)
+            text = (examples, model.stem, first)
+            return train_stackgan(model.config, options, settings, *text, *where, **more)
+    raise TypeError(f"{model.SYSTEM} cannot be trained with {type(settings).__name__}")
+
+
+def _encoders(config: TextToImageConfig) -> dict[Stage, str]:
     """Return the name of the CNN of each stage that has one."""
     encoders: dict[Stage, str] = {"stem": config.image_encoder}
     if isinstance(config, MirrorGANConfig):
@@ -246,7 +284,7 @@ def _encoders(config: CascadeConfig) -> dict[Stage, str]:
 
 def _usable(
     stages: Sequence[Stage],
-    config: CascadeConfig,
+    config: TextToImageConfig,
     backbone_weights: Mapping[Stage, BackboneWeights],
     *,
     starts_from_model: bool,
@@ -286,7 +324,7 @@ def _usable(
 
 def _check_what_is_needed(
     stages: Sequence[Stage],
-    config: CascadeConfig,
+    config: TextToImageConfig,
     backbone_weights: Mapping[Stage, BackboneWeights],
     folder: Path,
 ) -> None:
@@ -295,7 +333,8 @@ def _check_what_is_needed(
     for stage, encoder in encoders.items():
         if stage in stages:
             check_backbone(stage, encoder, backbone_weights.get(stage), folder / stage)
-    before: dict[Stage, set[Stage]] = {"gan": {*encoders}}
+    before: dict[Stage, set[Stage]] = {"gan": {*encoders}, "stage1": {"stem"}}
+    before["stage2"] = {"stem", "stage1"}
     before |= {stage: {"cnn"} for stage, encoder in encoders.items() if encoder == "small"}
     for stage in stages:
         for needed in sorted(before.get(stage, set()) - set(stages)):
@@ -304,7 +343,7 @@ def _check_what_is_needed(
 
 def _check(
     stages: Sequence[Stage],
-    config: CascadeConfig,
+    config: TextToImageConfig,
     settings: TrainingSettings,
     images: CaptionedImages,
     processes: Processes,
@@ -320,9 +359,10 @@ def _check(
             options.accumulate,
             setting=f"--set {stage}.batch_size",
         )
-    if "gan" in stages:
+    if "gan" in stages and isinstance(config, CascadeConfig):
+        assert isinstance(settings, CascadeTrainingSettings)
         check_cascade(config, settings.gan)
-    apart = {"stem", "gan"}.intersection(stages)  # which use other pictures' captions
+    apart = {"stem", *GAN_STAGES}.intersection(stages)  # which use other pictures' captions
     if apart and count > 1 and len({images.label(i) for i in range(count)}) == 1:
         raise InputError(
             f"all {count} pictures are of class {images.label(0)}: nothing tells them apart; leave "
@@ -331,10 +371,10 @@ def _check(
 
 
 def _start(
-    folder: Path, config: CascadeConfig, init_from: TextToImage | None
-) -> AttnGAN | MirrorGAN | None:
+    folder: Path, config: TextToImageConfig, init_from: TextToImage | None
+) -> TextToImage | None:
     """Return the model that a run started from, or that a new run is to start from."""
-    system = _system(config)
+    system = system_of(config)
     if os.path.lexists(folder / START):
         return system.from_pretrained(folder / START)
     if init_from is None:
@@ -350,10 +390,6 @@ def _start(
         )
     check_sizes(init_from.config, config)
     return init_from
-
-
-def _system(config: CascadeConfig) -> type[AttnGAN] | type[MirrorGAN]:
-    return MirrorGAN if isinstance(config, MirrorGANConfig) else AttnGAN
 
 
 def _part(model: TextToImage | None, prefix: str) -> dict[str, Tensor] | None:
@@ -384,11 +420,11 @@ def _trained_cnn(
     return cnn.state_dict()
 
 
-def _check_description(folder: Path, config: CascadeConfig) -> None:
+def _check_description(folder: Path, config: TextToImageConfig) -> None:
     """Raise InputError if the folder holds a run of another system or with other sizes."""
     if not os.path.lexists(folder / CONFIG):
         return
-    system = _system(config).SYSTEM
+    system = system_of(config).SYSTEM
     other, sizes = load_config(folder)
     if other != system:
         raise InputError(
@@ -405,7 +441,7 @@ def _check_description(folder: Path, config: CascadeConfig) -> None:
 
 
 def _claim(
-    folder: Path, config: CascadeConfig, vocabulary: Vocabulary, start: TextToImage | None
+    folder: Path, config: TextToImageConfig, vocabulary: Vocabulary, start: TextToImage | None
 ) -> None:
     """Write the model's description, and what it starts from, into a new run's folder.
 
@@ -415,7 +451,7 @@ def _claim(
         if start is not None and not os.path.lexists(folder / START):
             with whole_folder(folder / START) as unfinished:
                 start.save_pretrained(unfinished)
-        save_description(folder, _system(config).SYSTEM, config, vocabulary)
+        save_description(folder, system_of(config).SYSTEM, config, vocabulary)
         return
     _check_description(folder, config)
     words = load_vocabulary(folder)

@@ -69,25 +69,26 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
     return content
 
 
-def load_weights_of(folder: Path, module: nn.Module, prefix: str = "") -> None:
-    """Load the weights of a stage, the ``model`` of its checkpoint, into a module.
+def load_weights_of(folder: Path, module: nn.Module, prefix: str = "", part: str = "model") -> None:
+    """Load the weights of a stage, a part of its checkpoint, into a module.
 
     Args:
         folder: of the stage's run.
         module: where to load them.
         prefix: of the names of these weights in the checkpoint; other weights are ignored.
+        part: of the checkpoint.
 
     Raises:
         InputError: as ``load_checkpoint``, or the weights do not fit the module.
     """
-    state = load_checkpoint(folder).get("model")
+    state = load_checkpoint(folder).get(part)
     if isinstance(state, dict):
         state = {
             name.removeprefix(prefix): tensor
             for name, tensor in state.items()
             if isinstance(name, str) and name.startswith(prefix)
         }
-    restore(module, state, f"{folder / CHECKPOINT}: its model")
+    restore(module, state, f"{folder / CHECKPOINT}: its {part}")
 
 
 def restore(part: nn.Module | torch.optim.Adam, state: Any, source: str) -> None:

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.models.backbones.small import SmallImageEncoder
-from mirrorgan_fast.models.config import CascadeConfig
+from mirrorgan_fast.models.config import TextToImageConfig
 from mirrorgan_fast.ops.wide import wide
 from mirrorgan_fast.pictures import to_signed
 from mirrorgan_fast.training.batches import Batch, Batches
@@ -78,7 +78,7 @@ class CNNTraining:
 
 
 def train_cnn(
-    config: CascadeConfig,
+    config: TextToImageConfig,
     settings: TrainingSettings,
     examples: TrainingExamples,
     folder: Path,

@@ -8,9 +8,14 @@ import torch
 from torch import Tensor
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.models.config import CascadeConfig
+from mirrorgan_fast.models.config import CascadeConfig, TextToImageConfig
 from mirrorgan_fast.models.text_to_image import TextToImage
-from mirrorgan_fast.training.settings import STAGES, TrainingSettings
+from mirrorgan_fast.training.settings import (
+    STAGES,
+    CascadeSettings,
+    GANSettings,
+    TrainingSettings,
+)
 
 # Of the learning rates of a training from nothing. At the whole rates, a trained generator forgets
 # how a bird looks: after 480 steps on 200 birds the images were blurred and had false colors.
@@ -20,15 +25,15 @@ START = "start"
 Model = TypeVar("Model", bound=TextToImage)
 Settings = TypeVar("Settings", bound=TrainingSettings)
 # Sizes that the trained networks do not have: D starts new, and a longer caption only has more
-# words. Stages can be added and left out at the end of the cascade.
+# words.
 _FREE = {
-    "image_size",
-    "stages",
     "discriminator_channels",
     "discriminator_norm",
     "caption_length",
     "text_dropout",
 }
+# Stages can be added and left out at the end of a cascade.
+_FREE_OF_CASCADES = {"image_size", "stages"}
 
 
 def for_fine_tuning(settings: Settings) -> Settings:
@@ -36,19 +41,20 @@ def for_fine_tuning(settings: Settings) -> Settings:
     changed: dict[str, Any] = {}
     for stage in STAGES:
         options = getattr(settings, stage, None)
-        if options is not None:
-            changed[stage] = replace(options, steps=max(1, options.steps // 10))
-    changed["gan"] = replace(
-        changed["gan"],
-        decay_steps=settings.gan.decay_steps // 10,
-        last_stage_from=0,
-        learning_rate=_PACE_OF_G * settings.gan.learning_rate,
-        discriminator_learning_rate=_PACE_OF_D * settings.gan.discriminator_learning_rate,
-    )
+        if options is None:
+            continue
+        new: dict[str, Any] = {"steps": max(1, options.steps // 10)}
+        if isinstance(options, GANSettings):
+            new["decay_steps"] = options.decay_steps // 10
+            new["learning_rate"] = _PACE_OF_G * options.learning_rate
+            new["discriminator_learning_rate"] = _PACE_OF_D * options.discriminator_learning_rate
+        if isinstance(options, CascadeSettings):
+            new["last_stage_from"] = 0
+        changed[stage] = replace(options, **new)
     return replace(settings, **changed)
 
 
-def check_sizes(before: CascadeConfig, now: CascadeConfig) -> None:
+def check_sizes(before: TextToImageConfig, now: TextToImageConfig) -> None:
     """Check that a model's networks can have other sizes.
 
     Args:
@@ -59,13 +65,18 @@ def check_sizes(before: CascadeConfig, now: CascadeConfig) -> None:
         InputError: a network would have other shapes.
     """
     old, new = asdict(before), asdict(now)
+    free = _FREE | (_FREE_OF_CASCADES if isinstance(now, CascadeConfig) else set())
     for name, value in new.items():
-        if name not in _FREE and old[name] != value:
+        if name not in free and old[name] != value:
             raise InputError(
                 f"the model that the run starts from has {name} {old[name]!r}, the run has "
-                f"{value!r}; only these may differ: {', '.join(sorted(_FREE))}"
+                f"{value!r}; only these may differ: {', '.join(sorted(free))}"
             )
-    if before.first_size != now.first_size:
+    if (
+        isinstance(before, CascadeConfig)
+        and isinstance(now, CascadeConfig)
+        and before.first_size != now.first_size
+    ):
         stages = (now.image_size // before.first_size).bit_length()
         raise InputError(
             f"image_size {now.image_size} with {now.stages} stages begins at {now.first_size} "
@@ -75,7 +86,7 @@ def check_sizes(before: CascadeConfig, now: CascadeConfig) -> None:
         )
 
 
-def starting_model(model: Model, config: CascadeConfig, captions: Iterable[str]) -> Model:
+def starting_model(model: Model, config: TextToImageConfig, captions: Iterable[str]) -> Model:
     """Return the model that a run starts from: a trained one with more words and other stages.
 
     The words of the captions that the model does not know are added to its vocabulary. In every
@@ -94,7 +105,7 @@ def starting_model(model: Model, config: CascadeConfig, captions: Iterable[str])
     check_sizes(model.config, config)
     vocabulary = model.vocabulary.extended(captions)
     grown = type(model)(config, vocabulary)
-    old, last = model.state_dict(), model.config.stages - 1
+    old, last = model.state_dict(), len(model.config.stage_sizes) - 1
     new_words = len(vocabulary) - len(model.vocabulary)
     state: dict[str, Tensor] = {}
     for name, tensor in grown.state_dict().items():

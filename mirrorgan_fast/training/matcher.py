@@ -8,11 +8,10 @@ from torch import Tensor, nn
 
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.metrics.r_precision import sentence_similarity
-from mirrorgan_fast.models.attngan import AttnGAN
-from mirrorgan_fast.models.config import CascadeConfig
+from mirrorgan_fast.models.config import TextToImageConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
-from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.models.stem import STEM, word_mask
+from mirrorgan_fast.models.text_to_image import TextToImage
 from mirrorgan_fast.training.backbones import (
     BackboneWeights,
     check_backbone,
@@ -91,13 +90,13 @@ class MatcherTraining:
         return {"damsm": loss.detach(), "retrieval": retrieval}
 
 
-def matching_networks(model: AttnGAN | MirrorGAN) -> nn.ModuleDict:
+def matching_networks(model: TextToImage) -> nn.ModuleDict:
     """Return STEM and DAMSM's image encoder, which learn together."""
     return nn.ModuleDict({"stem": model.stem, "image_encoder": model.image_encoder})
 
 
 def train_stem(
-    config: CascadeConfig,
+    config: TextToImageConfig,
     settings: TrainingSettings,
     examples: TrainingExamples,
     vocabulary_size: int,

@@ -1,7 +1,8 @@
 """Training of MirrorGAN's generator against its discriminators."""
 
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -9,19 +10,13 @@ from torch import Tensor, nn
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
-from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.stem import STEM
 from mirrorgan_fast.models.stream import STREAM
 from mirrorgan_fast.training.batches import Batch
-from mirrorgan_fast.training.cascade import (
-    CascadeTraining,
-    Validate,
-    figures_of,
-    sum_of,
-    train_cascade,
-)
+from mirrorgan_fast.training.cascade import CascadeTraining
 from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
+from mirrorgan_fast.training.gan import MoreOfGAN, figures_of, frozen, sum_of, train_gan
 from mirrorgan_fast.training.objectives import damsm_loss, kl_loss, stream_loss
 from mirrorgan_fast.training.settings import MirrorGANSettings, MirrorGANTrainingSettings
 
@@ -33,6 +28,7 @@ class MirrorGANTraining(CascadeTraining):
     those of ``CascadeTraining``.
 
     Args:
+        image_encoder: DAMSM's, trained with ``stem``, which stays as it is.
         stream: the captioner.
         ends: see ``stream_loss``.
     """
@@ -51,8 +47,9 @@ class MirrorGANTraining(CascadeTraining):
         ends: bool = True,
         compiled: bool,
     ) -> None:
-        super().__init__(config, settings, stem, image_encoder, computation, compiled=compiled)
-        self.stream = stream.to(computation.device).eval().requires_grad_(False)
+        super().__init__(config, settings, stem, computation, compiled=compiled)
+        self.image_encoder = frozen(image_encoder, computation.device)
+        self.stream = frozen(stream, computation.device)
         self.ends = ends
         # On CUDA, an LSTM must be in training mode for gradients to reach the image.
         stream.lstm.train()
@@ -75,7 +72,7 @@ class MirrorGANTraining(CascadeTraining):
         with self.D_learner.frozen():
             with self.computation.autocast():
                 KL = kl_loss(mu, log_var)
-                G_losses = self.generator_losses(given, fakes)
+                G_losses = self.generator_losses(given, fakes, settings.form)
                 loss_G = sum_of([settings.kl_weight * KL, *G_losses])
                 figures |= {"KL": KL.detach(), **figures_of("G", G_losses)}
                 pooled: Tensor | None = None
@@ -103,7 +100,7 @@ class MirrorGANTraining(CascadeTraining):
                     figures["stream"] = loss.detach()
             lowered = self.G_learner.lower(loss_G, pace)
         if lowered:
-            self.average.update(self.glam, step)
+            self.average.update(self.generator, step)
         return figures
 
 
@@ -116,55 +113,18 @@ def train_mirrorgan(
     stream: STREAM,
     folder: Path,
     execution: Execution,
-    *,
-    start: Mapping[str, Tensor] | None = None,
-    validate: Validate | None = None,
-) -> GLAM:
-    """Train MirrorGAN's generator.
+    **more: Unpack[MoreOfGAN],
+) -> nn.Module:
+    """Train MirrorGAN's generator with a pretrained text encoder, image encoder and captioner.
 
-    Args:
-        config: the sizes of the networks.
-        settings: of the whole chain.
-        examples: what to train on.
-        stem: pretrained text encoder.
-        image_encoder: pretrained with ``stem``.
-        stream: pretrained captioner.
-        folder: of the run.
-        execution: where and how to train.
-        start: see ``train_cascade``.
-        validate: see ``train_cascade``.
-
-    Returns:
-        the moving average of the generator.
-
-    Raises:
-        InputError: see ``train_cascade``.
+    The other arguments, the result and the errors are those of ``train_gan``.
     """
-
-    def make(computation: Computation, compiled: bool) -> MirrorGANTraining:
-        return MirrorGANTraining(
-            config,
-            settings.gan,
-            stem,
-            image_encoder,
-            stream,
-            computation,
-            ends=settings.stream.ends,
-            compiled=compiled,
-        )
-
-    return train_cascade(
-        make,
-        config,
-        settings,
-        examples,
-        {"stem": stem, "image_encoder": image_encoder, "stream": stream},
-        folder,
-        execution,
-        also={} if settings.stream.ends else {"stream.ends": False},
-        start=start,
-        validate=validate,
-    )
+    options, ends = settings.gan, settings.stream.ends
+    networks = {"stem": stem, "image_encoder": image_encoder, "stream": stream}
+    make = partial(MirrorGANTraining, config, options, stem, image_encoder, stream, ends=ends)
+    also = {} if ends else {"stream.ends": False}
+    where = (networks, folder, execution)
+    return train_gan(make, config, options, settings, examples, *where, also=also, **more)
 
 
 def _same(one: nn.Module, other: nn.Module) -> bool:

@@ -5,6 +5,8 @@ that are more than a mean over equal parts take the processes as an argument. Ev
 in float32 or wider, also under autocast.
 """
 
+import itertools
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -51,11 +53,54 @@ def discriminator_loss(
     fake_loss, fake_pair = _bce(fake.unconditional, 0.0), _bce(fake.conditional, 0.0)
     if wrong is None:
         return (real_loss + real_pair + fake_loss + fake_pair) / 2
-    logits = wide(wrong.logits)
-    is_wrong = wrong.is_wrong.to(logits.dtype)
-    count = processes.summed(is_wrong.sum()).clamp(min=1)
-    wrong_pair = (functional.softplus(logits) * is_wrong).sum() / count * processes.count
+    wrong_pair = _wrong_pair_loss(wrong, processes)
     return (real_loss + real_pair) / 2 + (fake_loss + fake_pair + wrong_pair) / 3
+
+
+def stackgan_v2_discriminator_loss(
+    real: Logits,  # (N,) each
+    fake: Logits,  # (N,) each
+    wrong: WrongPairs | None = None,
+    processes: Processes = ALONE,
+) -> Tensor:
+    """Return L_Di of StackGAN++, whose terms have no factors. The arguments are as above.
+
+    Without wrong pairs, the paper's: real, fake, real with its sentence, fake with its sentence.
+    With them, that of the authors' code, where the pairs are made of further images of the data
+    set: those are to be found real, and wrong with their sentences. Here they are the same images
+    with other sentences, so that the real images count twice.
+    """
+    real_loss, real_pair = _bce(real.unconditional, 1.0), _bce(real.conditional, 1.0)
+    fake_loss, fake_pair = _bce(fake.unconditional, 0.0), _bce(fake.conditional, 0.0)
+    loss = real_loss + real_pair + fake_loss + fake_pair
+    return loss if wrong is None else loss + _wrong_pair_loss(wrong, processes) + real_loss
+
+
+def matching_discriminator_loss(
+    real: Tensor,  # (N,)
+    fake: Tensor,  # (N,)
+    wrong: WrongPairs | None = None,
+    wrong_weight: float = 0.5,
+    processes: Processes = ALONE,
+) -> Tensor:
+    """Return the loss of a matching-aware discriminator, which judges pairs alone.
+
+    That is bce(real, 1) + c bce(wrong, 0) + (1 - c) bce(fake, 0), where c is ``wrong_weight``: that
+    of GAN-INT-CLS (Reed et al., 2016, algorithm 1) and of StackGAN's first stage in the authors'
+    code. Without wrong pairs c is 0: the equations 3 and 5 of StackGAN.
+
+    Args:
+        real: logits for images of the data set with their captions.
+        fake: those for generated images, detached from the generator.
+        wrong: those for images of the data set with captions of others.
+        wrong_weight: from 0 to 1.
+        processes: that share the batch.
+    """
+    loss = _bce(real, 1.0)
+    if wrong is None:
+        return loss + _bce(fake, 0.0)
+    wrong_pair = _wrong_pair_loss(wrong, processes)
+    return loss + wrong_weight * wrong_pair + (1 - wrong_weight) * _bce(fake, 0.0)
 
 
 def r1_penalty(
@@ -87,6 +132,48 @@ def generator_loss(
     """
     loss = _bce(fake.unconditional, 1.0) + _bce(fake.conditional, 1.0)
     return loss / 2 if form == "paper" else loss
+
+
+def believed_loss(fake: Tensor) -> Tensor:
+    """Return - E log D: the cross-entropy of taking images with these logits (N,) for real ones."""
+    return _bce(fake, 1.0)
+
+
+def saturating_loss(fake: Tensor) -> Tensor:
+    """Return E log(1 - D) for the logits (N,) of generated images (StackGAN, eq. 4 and 6).
+
+    It has the same minimum as ``believed_loss``, but nearly no gradient while D is sure.
+    """
+    return -functional.softplus(wide(fake)).mean()
+
+
+def color_consistency_loss(images: Sequence[Tensor], form: Form = "paper") -> Tensor:
+    """Return L_C: how much the colors of each stage's images differ from those of the stage before.
+
+    StackGAN++, section 4.3: the squared distance of the mean colors, and five times that of the
+    covariances of the colors, in the mean over images. Only the larger image of a pair learns.
+
+    Args:
+        images: I_i of each stage, (N, 3, S_i, S_i).
+        form: ``paper``: the sums over colors and over pairs of colors; ``authors``: their means.
+    """
+    reduced = torch.sum if form == "paper" else torch.mean
+    total = torch.zeros((), device=images[0].device)
+    for smaller, larger in itertools.pairwise(images):
+        mean, covariance = _color_statistics(larger)
+        wanted_mean, wanted_covariance = _color_statistics(smaller.detach())
+        total = total + reduced((mean - wanted_mean).square(), dim=1).mean()
+        distance = reduced((covariance - wanted_covariance).square(), dim=(1, 2)).mean()
+        total = total + 5 * distance
+    return total
+
+
+def _color_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean color (N, 3) and the colors' covariance (N, 3, 3) of each image."""
+    pixels = wide(images).flatten(2)
+    mean = pixels.mean(dim=2, keepdim=True)
+    centered = pixels - mean
+    return mean[:, :, 0], centered @ centered.transpose(1, 2) / pixels.shape[2]
 
 
 def stream_loss(
@@ -166,6 +253,14 @@ def damsm_loss(
         total = total + functional.cross_entropy(processes.own(whole), own_target)
         total = total + functional.cross_entropy(processes.own(whole.T), own_target)
     return total
+
+
+def _wrong_pair_loss(wrong: WrongPairs, processes: Processes) -> Tensor:
+    """Return the cross-entropy of taking wrong pairs for wrong, in the mean over those that are."""
+    logits = wide(wrong.logits)
+    is_wrong = wrong.is_wrong.to(logits.dtype)
+    count = processes.summed(is_wrong.sum()).clamp(min=1)
+    return (functional.softplus(logits) * is_wrong).sum() / count * processes.count
 
 
 def _bce(logits: Tensor, target: float) -> Tensor:

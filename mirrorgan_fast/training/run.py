@@ -26,7 +26,7 @@ from mirrorgan_fast.errors import InputError, printable
 from mirrorgan_fast.fields import changed_fields
 from mirrorgan_fast.files import open_file, open_lock, parse_json, reason, whole_file
 from mirrorgan_fast.interrupts import Interrupts
-from mirrorgan_fast.models.config import CascadeConfig
+from mirrorgan_fast.models.config import TextToImageConfig
 from mirrorgan_fast.processes import ALONE, Processes
 from mirrorgan_fast.training.batches import Batch, Batches
 from mirrorgan_fast.training.checkpoint import (
@@ -555,7 +555,7 @@ def open_run(
 
 
 def dependencies(
-    config: CascadeConfig,
+    config: TextToImageConfig,
     settings: TrainingSettings,
     options: StageSettings,
     examples: TrainingExamples,

@@ -7,10 +7,12 @@ from mirrorgan_fast.fields import bounded, check_fields
 from mirrorgan_fast.training.objectives import Form
 from mirrorgan_fast.training.precision import Precision
 
-Stage = Literal["cnn", "stem", "stream", "gan"]
-STAGES: tuple[Stage, ...] = ("cnn", "stem", "stream", "gan")
-"""The stages of the chain, in their order."""
+Stage = Literal["cnn", "stem", "stream", "gan", "stage1", "stage2"]
+STAGES: tuple[Stage, ...] = ("cnn", "stem", "stream", "gan", "stage1", "stage2")
+"""The stages of all chains, in their order; each system has some of them."""
 
+GAN_STAGES: tuple[Stage, ...] = ("gan", "stage1", "stage2")
+"""Those that train generators."""
 SETTINGS = "settings.toml"
 """The file in a run's folder that has all settings."""
 BestBy = Literal["none", "r_precision", "redescription", "attributes", "diversity"]
@@ -95,14 +97,9 @@ class STREAMSettings(_MatchingSettings):
 
 
 @dataclass(frozen=True)
-class CascadeSettings(_StageSettings):
-    """Training of a generator cascade against its discriminators.
+class GANSettings(_StageSettings):
+    """Training of a generator against discriminators."""
 
-    The defaults are AttnGAN's for birds.
-    """
-
-    steps: int = bounded(265_000, 1, _MOST_STEPS)
-    batch_size: int = bounded(20, 2, _MOST_OF_A_BATCH)
     learning_rate: float = bounded(2e-4, 0)
     """Of the generator, at the start."""
     discriminator_learning_rate: float = bounded(2e-4, 0)
@@ -112,11 +109,54 @@ class CascadeSettings(_StageSettings):
     decay_steps: int = bounded(0, 0, _MOST_STEPS)
     """The last steps, in which both learning rates fall linearly to zero, as in CycleGAN; at most
     ``steps``."""
+    halve_every: int = bounded(0, 0, _MOST_STEPS)
+    """Steps after which both learning rates are halved, again and again; 0: never."""
+    average_decay: float = bounded(0.999, 0, 1)
+    """Of the moving average of the generator, which is the result of the training."""
+
+
+@dataclass(frozen=True)
+class StackGANSettings(GANSettings):
+    """Training of one stage of StackGAN; the defaults are those of the authors' code for birds."""
+
+    steps: int = bounded(83_000, 1, _MOST_STEPS)
+    batch_size: int = bounded(64, 2, _MOST_OF_A_BATCH)
     form: Form = "authors"
-    """Form of the losses: MirrorGAN's paper's, or those of the authors' code, which is AttnGAN's
-    in this."""
-    damsm_weight: float = bounded(5.0, 0)
-    """AttnGAN's lambda."""
+    """Form of the losses: those of the paper's equations, or of the authors' code."""
+    kl_weight: float = bounded(2.0, 0)
+    """lambda: the weight of the KL divergence of the conditioning augmentation, which is a sum over
+    its dimensions in the paper, and a mean in the authors' code."""
+
+
+@dataclass(frozen=True)
+class GanIntClsSettings(GANSettings):
+    """Training of GAN-INT-CLS; the defaults are those of the authors' code for birds."""
+
+    steps: int = bounded(83_000, 1, _MOST_STEPS)
+    batch_size: int = bounded(64, 4, _MOST_OF_A_BATCH)
+    halve_every: int = bounded(13_800, 0, _MOST_STEPS)
+    """As the authors: after each 100 of 600 epochs; 0: never."""
+    wrong_weight: float = bounded(0.5, 0, 1)
+    """Of real images with wrong captions in the discriminator's loss (CLS), against generated ones;
+    0: the loss of a plain GAN."""
+    interpolation_weight: float = bounded(1.0, 0)
+    """Of images of mixed sentences in the generator's loss (INT); 0: there are none."""
+    beta: float = bounded(0.5, 0, 1)
+    """The share of the first of two mixed sentences."""
+
+
+@dataclass(frozen=True)
+class CascadeSettings(GANSettings):
+    """Training of a generator cascade against its discriminators.
+
+    The defaults are AttnGAN's for birds.
+    """
+
+    steps: int = bounded(265_000, 1, _MOST_STEPS)
+    batch_size: int = bounded(20, 2, _MOST_OF_A_BATCH)
+    form: Form = "authors"
+    """Form of the losses: the paper's, or those of the authors' code. Those of AttnGAN's authors
+    are those of MirrorGAN's."""
     kl_weight: float = bounded(1.0, 0)
     """Of the KL divergence of the conditioning augmentation."""
     r1_weight: float = bounded(0.0, 0)
@@ -135,8 +175,26 @@ class CascadeSettings(_StageSettings):
     with unknown words, ``birds-painted`` had 93.8 % of the attributes right, a redescription of
     84.9 % and a diversity of 27.7 gray levels if both trained from the start, and 93.8 %, 81.9 %
     and 24.7 if the discriminators trained alone for 200 steps before."""
-    average_decay: float = bounded(0.999, 0, 1)
-    """Of the moving average of the generator, which is the result of the training."""
+
+
+@dataclass(frozen=True)
+class AttnGANSettings(CascadeSettings):
+    """Training of AttnGAN's generator; the defaults are the authors' for birds."""
+
+    damsm_weight: float = bounded(5.0, 0)
+    """lambda."""
+
+
+@dataclass(frozen=True)
+class StackGANv2Settings(CascadeSettings):
+    """Training of StackGAN++'s generator; the defaults are the authors' for birds."""
+
+    steps: int = bounded(221_000, 1, _MOST_STEPS)
+    batch_size: int = bounded(24, 2, _MOST_OF_A_BATCH)
+    kl_weight: float = bounded(2.0, 0)
+    color_weight: float = bounded(0.0, 0)
+    """alpha of the color consistency (``color_consistency_loss``). The authors have 0 with
+    captions, and 50 without."""
 
 
 @dataclass(frozen=True)
@@ -146,20 +204,20 @@ class MirrorGANSettings(CascadeSettings):
     form: Form = "paper"
     """Form of the losses: the paper's, or those of the authors' code."""
     damsm_weight: float = bounded(0.0, 0)
+    """lambda of AttnGAN's L_DAMSM."""
     stream_weight: float = bounded(20.0, 0)
     """lambda."""
 
 
-StageSettings = CNNSettings | STEMSettings | STREAMSettings | CascadeSettings
+StageSettings = CNNSettings | STEMSettings | STREAMSettings | GANSettings
 
 
 @dataclass(frozen=True)
 class TrainingSettings(_Settings):
-    """The whole chain of AttnGAN, which others add to."""
+    """What the chains of all systems have in common."""
 
     cnn: CNNSettings = field(default_factory=CNNSettings)
     stem: STEMSettings = field(default_factory=STEMSettings)
-    gan: CascadeSettings = field(default_factory=CascadeSettings)
     precision: Precision = "auto"
     """``auto`` is the checkpoint's. Without a checkpoint, it is bf16 autocast if the processor has
     bf16 instructions, else fp32. ``fp16`` scales the loss; it is for GPUs without bf16."""
@@ -186,7 +244,43 @@ class TrainingSettings(_Settings):
 
 
 @dataclass(frozen=True)
-class MirrorGANTrainingSettings(TrainingSettings):
+class CascadeTrainingSettings(TrainingSettings):
+    """The chain of a system whose generator is a cascade."""
+
+    gan: CascadeSettings = field(default_factory=CascadeSettings)
+
+
+@dataclass(frozen=True)
+class AttnGANTrainingSettings(CascadeTrainingSettings):
+    """The whole chain of AttnGAN."""
+
+    gan: AttnGANSettings = field(default_factory=AttnGANSettings)
+
+
+@dataclass(frozen=True)
+class StackGANv2TrainingSettings(CascadeTrainingSettings):
+    """The whole chain of StackGAN++."""
+
+    gan: StackGANv2Settings = field(default_factory=StackGANv2Settings)
+
+
+@dataclass(frozen=True)
+class GanIntClsTrainingSettings(TrainingSettings):
+    """The whole chain of GAN-INT-CLS."""
+
+    gan: GanIntClsSettings = field(default_factory=GanIntClsSettings)
+
+
+@dataclass(frozen=True)
+class StackGANTrainingSettings(TrainingSettings):
+    """The whole chain of StackGAN."""
+
+    stage1: StackGANSettings = field(default_factory=StackGANSettings)
+    stage2: StackGANSettings = field(default_factory=StackGANSettings)
+
+
+@dataclass(frozen=True)
+class MirrorGANTrainingSettings(CascadeTrainingSettings):
     """The whole chain of MirrorGAN."""
 
     stream: STREAMSettings = field(default_factory=STREAMSettings)

@@ -1,6 +1,7 @@
 """Contact sheets of what a generator in training makes of a few captions."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mirrorgan_fast.data.examples import TrainingExamples
-from mirrorgan_fast.models.config import CascadeConfig
+from mirrorgan_fast.models.config import TextToImageConfig
 from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.stem import STEM, word_mask
 from mirrorgan_fast.pictures import to_uint8, write_sheet
@@ -38,7 +39,7 @@ class SampleSheets:
         generator: nn.Module,
         stem: STEM,
         examples: TrainingExamples,
-        config: CascadeConfig,
+        config: TextToImageConfig,
         folder: Path,
         device: torch.device,
         real_row: bool = True,
@@ -56,12 +57,12 @@ class SampleSheets:
         self._lengths = torch.tensor([example["length"] for example in chosen]).to(device)
 
     @torch.no_grad()
-    def write(self, steps: int, stages: int) -> tuple[Path, Tensor]:
+    def write(self, steps: int, options: tuple[Any, ...] = ()) -> tuple[Path, Tensor]:
         """Write the sheet of a generator that was trained for so many steps, as a PNG file.
 
         Args:
             steps: name the file.
-            stages: of the generator, to draw the last of them.
+            options: what else the generator is called with.
 
         Returns:
             the file, and the generated images, uint8 (captions, noises, S, S, 3).
@@ -69,15 +70,10 @@ class SampleSheets:
         Raises:
             InputError: it cannot be written.
         """
-        words, sentence = self.stem(self._tokens, self._lengths)
-        mask = word_mask(self._lengths, self._tokens.shape[1])
-        count = len(self._tokens)
         random = torch.Generator().manual_seed(0)
         rows: list[Tensor] = []
         for _ in range(_NOISES):
-            z = torch.randn(count, self.config.noise_size, generator=random).to(self.device)
-            eps = torch.randn(count, self.config.condition_size, generator=random).to(self.device)
-            made = self.generator(z, eps, words, mask, sentence, stages).images[-1]
+            made = self.generator(*self._inputs(random), *options).images[-1]
             rows.append(to_uint8(made).cpu())
         side = self.config.image_size * -(-_LEAST_SIDE // self.config.image_size)
         images = [*self._real, *(image.numpy() for row in rows for image in row)]
@@ -86,24 +82,30 @@ class SampleSheets:
             for image in images
         ]
         path = self.folder / f"{steps:07d}.png"
-        write_sheet(path, scaled, columns=count, captions=self._captions)
+        write_sheet(path, scaled, columns=len(self._tokens), captions=self._captions)
         return path, torch.stack(rows, dim=1)
 
     @torch.no_grad()
-    def attention(self) -> np.ndarray:
+    def attention(self, options: tuple[Any, ...] = ()) -> np.ndarray | None:
         """Return a picture of the last stage's word attention, uint8 (H, W, 3).
 
-        A row has the maps of a caption's words. White is the largest weight of a map. The generator
-        must have two stages or more.
+        A row has the maps of a caption's words. White is the largest weight of a map. There is none
+        if the generator has no word attention, or only one stage is computed.
         """
-        assert isinstance(self.generator, GLAM)
-        words, sentence = self.stem(self._tokens, self._lengths)
-        mask = word_mask(self._lengths, self._tokens.shape[1])
-        count = len(self._tokens)
-        random = torch.Generator().manual_seed(0)
-        z = torch.randn(count, self.config.noise_size, generator=random).to(self.device)
-        eps = torch.randn(count, self.config.condition_size, generator=random).to(self.device)
-        maps = self.generator.attention_maps(z, eps, words, mask, sentence)[-1].float().cpu()
+        if not isinstance(self.generator, GLAM) or not self.generator.attends or options == (1,):
+            return None
+        inputs = self._inputs(torch.Generator().manual_seed(0))
+        maps = self.generator.attention_maps(*inputs)[-1].float().cpu()
         maps = maps / maps.amax(dim=(2, 3), keepdim=True).clamp(min=1e-9)
         rows = maps.transpose(1, 2).flatten(2).flatten(0, 1)  # (N S, T S)
         return (rows * 255).byte()[..., None].expand(-1, -1, 3).numpy()
+
+    def _inputs(self, random: torch.Generator) -> list[Tensor]:
+        """Return what the generator makes images of the captions from, with new random vectors."""
+        words, sentence = self.stem(self._tokens, self._lengths)
+        count = len(self._tokens)
+        noises = [
+            torch.randn(count, size, generator=random).to(self.device)
+            for size in self.config.noises.values()
+        ]
+        return [*noises, words, word_mask(self._lengths, self._tokens.shape[1]), sentence]

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.inference.fused_glam import FusedGLAM, fastest_dtype
+from mirrorgan_fast.inference.fused_glam import FusedGLAM
+from mirrorgan_fast.inference.packing import fastest_dtype
 from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.layers import BatchNormActivation

@@ -8,10 +8,10 @@ import torch
 
 import mirrorgan_fast
 from mirrorgan_fast import AttnGAN, MirrorGAN
-from mirrorgan_fast.cli.main import main
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.inference.renderer import fuse
 from mirrorgan_fast.models.config import AttnGANConfig
+from mirrorgan_fast.models.systems import SYSTEMS
 from mirrorgan_fast.recipes import RECIPES, find_recipe
 from mirrorgan_fast.vocabulary import END, Vocabulary
 from tests.small import SMALL, WORDS, small_model
@@ -55,23 +55,7 @@ def test_a_folder_says_which_system_it_holds(model: AttnGAN, tmp_path: Path) -> 
         AttnGAN.from_pretrained(tmp_path / "mirrorgan")
 
 
-def test_commands_accept_it_or_say_that_it_has_no_captioner(
-    model: AttnGAN, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = str(tmp_path / "model")
-    model.save_pretrained(folder)
-    assert main(["sample", "a red bird", "--model", folder, "-o", str(tmp_path / "out")]) == 0
-    walk = ["--walk", "3", "-o", str(tmp_path / "walk.webp")]
-    assert main(["sample", "a red bird", "--model", folder, *walk]) == 0
-    onnx = ["--format", "onnx", "-o", str(tmp_path / "model.onnx")]
-    assert main(["export", "--model", folder, *onnx, "--quiet"]) == 0
-    assert main(["info", "--model", folder]) == 0
-    assert "system: attngan" in capsys.readouterr().out
-    assert main(["describe", str(tmp_path / "out" / "0000.png"), "--model", folder]) == 2
-    assert "attngan model, which has no captioner" in capsys.readouterr().err
-
-
 def test_each_recipe_belongs_to_one_system() -> None:
     for recipe in RECIPES.values():
-        system = [kind for kind in (MirrorGAN, AttnGAN) if kind.CONFIG is type(recipe.config)]
-        assert len(system) == 1
+        systems = [kind for kind in SYSTEMS.values() if kind.CONFIG is type(recipe.config)]
+        assert len(systems) == 1

@@ -186,7 +186,7 @@ def test_blocks_match_the_formulas(assert_matches: Match) -> None:
     inner = glu(norm(conv(x.double(), first), first_norm))
     assert_matches(actual, x.double() + norm(conv(inner, second), second_norm))
 
-    image = ImageGenerator(CONFIG)
+    image = ImageGenerator(CONFIG.generator_channels)
     actual = image(x)
     exponential = torch.exp(2 * conv(x.double(), image.double()[0]))
     assert_matches(actual, (exponential - 1) / (exponential + 1))
@@ -285,7 +285,7 @@ def test_each_form_has_the_layers_it_needs(form: str) -> None:
 
 def test_initialization_matches_the_authors_code() -> None:
     torch.manual_seed(8)
-    blocks = Transformer(dataclasses.replace(CONFIG, generator_channels=32))
+    blocks = Transformer(64, 32, CONFIG.residual_blocks)
     initialize(blocks)
     for module in blocks.modules():
         if isinstance(module, nn.Conv2d):

@@ -208,12 +208,11 @@ def test_nan_or_infinite_noise_is_refused(
 ) -> None:
     """It would give a black image."""
     encoded, (noise, condition_noise) = model.encode(["a red bird"]), model.noise(0, [0])
-    given = {"noise": noise, "condition_noise": condition_noise}
-    given[name] = given[name].clone()
+    given = {"noise": noise.clone(), "condition_noise": condition_noise.clone()}
     given[name][0, 1] = value
     paints = fuse(model) if fused else model
     with pytest.raises(InputError, match=f"^{name}: found NaN or infinity"):
-        paints.render(encoded.tokens, encoded.lengths, **given)
+        paints.render(encoded.tokens, encoded.lengths, *given.values())
 
 
 def test_tracing_does_not_read_the_noise(model: MirrorGAN) -> None:

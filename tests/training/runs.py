@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from mirrorgan_fast.models.config import MirrorGANConfig
+from mirrorgan_fast.models.config import (
+    GanIntClsConfig,
+    MirrorGANConfig,
+    StackGANConfig,
+    StackGANv2Config,
+)
 from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.run import Run
 from tests.small import SMALL
@@ -21,6 +26,20 @@ TINY = dataclasses.replace(
     SMALL, discriminator_channels=4, noise_size=6, condition_size=5, caption_length=9
 )
 """A step of training takes a fraction of a second on one core."""
+_SHARED: dict[str, Any] = {
+    name: getattr(TINY, name)
+    for name in (
+        *("embedding_size", "word_embedding_size", "caption_length", "condition_size"),
+        *("noise_size", "discriminator_channels", "image_encoder"),
+    )
+}
+STACKGAN = StackGANConfig(
+    image_size=32, first_size=16, generator_channels=8, residual_blocks=1, **_SHARED
+)
+STACKGAN_V2 = StackGANv2Config(
+    image_size=32, stages=2, generator_channels=8, residual_blocks=1, **_SHARED
+)
+INT_CLS = GanIntClsConfig(image_size=32, generator_channels=4, **_SHARED)
 LEARNING = MirrorGANConfig(
     image_size=64,
     stages=2,

@@ -13,11 +13,13 @@ from mirrorgan_fast.data.captioned_images import CaptionedImages
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
-from mirrorgan_fast.training.chain import train
+from mirrorgan_fast.training.chain import stages_of, train
 from mirrorgan_fast.training.checkpoint import load_checkpoint
-from mirrorgan_fast.training.settings import STAGES, MirrorGANTrainingSettings, Stage
+from mirrorgan_fast.training.settings import MirrorGANTrainingSettings, Stage
 
-from .runs import HERE
+from .runs import HERE, TINY
+
+STAGES = stages_of(TINY)
 
 
 def test_the_model_has_the_trained_cnn_twice(tmp_path: Path, run: Callable[..., None]) -> None:

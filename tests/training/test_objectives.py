@@ -19,11 +19,16 @@ from mirrorgan_fast.models.stream import STREAM
 from mirrorgan_fast.ops import word_similarity
 from mirrorgan_fast.training.objectives import (
     WrongPairs,
+    believed_loss,
+    color_consistency_loss,
     damsm_loss,
     discriminator_loss,
     generator_loss,
     kl_loss,
+    matching_discriminator_loss,
     r1_penalty,
+    saturating_loss,
+    stackgan_v2_discriminator_loss,
     stream_loss,
 )
 
@@ -159,6 +164,80 @@ def test_r1_is_the_slope_by_differences(batch: int) -> None:
             weight[0, 2, 1, 3] -= move
     change = (penalties[0] - penalties[1]) / 2e-4
     torch.testing.assert_close(expected, change, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 3], [4, 4, 1, 1]], ids=str)
+@pytest.mark.parametrize("form", ["paper", "authors"])
+def test_stackgan_v2_discriminator_loss(
+    assert_matches: Match, labels: list[int], form: Any
+) -> None:
+    torch.manual_seed(2)
+    count, told = len(labels), torch.tensor(labels)
+    real, fake = (Logits(torch.randn(count), torch.randn(count)) for _ in range(2))
+    wrong = WrongPairs(torch.randn(count), told != told.roll(1))
+    actual = stackgan_v2_discriminator_loss(real, fake, wrong if form == "authors" else None)
+
+    def mean(logits: Tensor, *, real: bool) -> Tensor:
+        return sum(surprise(logit, real=real) for logit in logits) / len(logits)
+
+    expected = mean(real.unconditional, real=True) + mean(real.conditional, real=True)
+    expected = expected + mean(fake.unconditional, real=False) + mean(fake.conditional, real=False)
+    if form == "authors":  # the images of wrong pairs are real
+        expected = expected + mean(wrong.logits[wrong.is_wrong], real=False)
+        expected = expected + mean(real.unconditional, real=True)
+    assert_matches(actual, expected)
+
+
+@pytest.mark.parametrize("weight", [None, 0.0, 0.3, 0.5, 1.0])
+def test_matching_discriminator_loss(assert_matches: Match, weight: float | None) -> None:
+    torch.manual_seed(3)
+    real, fake, other = torch.randn(3, 5)
+    is_wrong = torch.tensor([True, False, True, True, False])
+    terms = [
+        [surprise(logit, real=True) for logit in real],
+        [surprise(logit, real=False) for logit in fake],
+        [surprise(other[n], real=False) for n in (0, 2, 3)],
+    ]
+    real_pair, fake_pair, wrong_pair = (sum(each) / len(each) for each in terms)
+    if weight is None:
+        actual, expected = matching_discriminator_loss(real, fake), real_pair + fake_pair
+    else:
+        actual = matching_discriminator_loss(real, fake, WrongPairs(other, is_wrong), weight)
+        expected = real_pair + weight * wrong_pair + (1 - weight) * fake_pair
+    assert_matches(actual, expected)
+
+
+def test_losses_of_a_generator_that_is_judged_with_its_caption(assert_matches: Match) -> None:
+    torch.manual_seed(4)
+    fake = torch.randn(6)
+    probability = 1 / (1 + torch.exp(-fake.double()))
+    assert_matches(believed_loss(fake), -torch.log(probability).mean())
+    assert_matches(saturating_loss(fake), torch.log(1 - probability).mean())
+
+
+@pytest.mark.parametrize("form", ["paper", "authors"])
+def test_color_consistency(assert_matches: Match, form: Any) -> None:
+    torch.manual_seed(5)
+    images = [torch.rand(3, 3, size, size) * 2 - 1 for size in (4, 8, 16)]
+    images = [image.requires_grad_() for image in images]
+    exact = [image.detach().double().requires_grad_() for image in images]
+    expected = torch.zeros((), dtype=torch.float64)
+    for smaller, larger in itertools.pairwise(exact):
+        for n in range(3):
+            statistics = []
+            for image in (smaller[n].detach(), larger[n]):
+                pixels = image.flatten(1)
+                statistics.append((pixels.mean(1), torch.cov(pixels, correction=0)))
+            (mean, covariance), (other_mean, other_covariance) = statistics
+            colors = ((mean - other_mean) ** 2).sum() / (1 if form == "paper" else 3)
+            pairs = ((covariance - other_covariance) ** 2).sum() / (1 if form == "paper" else 9)
+            expected = expected + (colors + 5 * pairs) / 3
+    actual = color_consistency_loss(images, form)
+    assert_matches(actual, expected)
+    gradients = torch.autograd.grad(actual, images, allow_unused=True)
+    assert gradients[0] is None  # the smallest is only compared with
+    for ours, theirs in zip(gradients[1:], torch.autograd.grad(expected, exact[1:]), strict=True):
+        assert_matches(ours, theirs)
 
 
 @pytest.mark.parametrize("form", ["paper", "authors"])

@@ -17,7 +17,17 @@ from mirrorgan_fast.training.precision import Precision
 from .runs import curves
 from .together import How, together
 
-STAGES = ("cnn", "stem", "stream", "frozen", "gan", "paper")
+STAGES = (
+    "cnn",
+    "stem",
+    "stream",
+    "frozen",
+    "gan",
+    "paper",
+    "stackgan-v2",
+    "stackgan",
+    "gan-int-cls",
+)
 TRAINED = {1: STAGES, 2: STAGES, 4: ("stem", "frozen", "gan")}
 
 

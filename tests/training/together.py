@@ -14,26 +14,37 @@ from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.data.painted_birds.data_set import PaintedBirds
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
+from mirrorgan_fast.models.stackgan import StackGANGenerator
 from mirrorgan_fast.models.stem import STEM
 from mirrorgan_fast.models.stream import STREAM
 from mirrorgan_fast.processes import Processes
 from mirrorgan_fast.training.captioner import train_stream
 from mirrorgan_fast.training.cnn import train_cnn
 from mirrorgan_fast.training.execution import Execution
+from mirrorgan_fast.training.gan_int_cls import train_gan_int_cls
 from mirrorgan_fast.training.matcher import train_stem
 from mirrorgan_fast.training.mirrorgan import train_mirrorgan
 from mirrorgan_fast.training.precision import Precision
 from mirrorgan_fast.training.run import Run
 from mirrorgan_fast.training.settings import (
     CNNSettings,
+    GanIntClsSettings,
+    GanIntClsTrainingSettings,
     MirrorGANSettings,
     MirrorGANTrainingSettings,
+    StackGANSettings,
+    StackGANTrainingSettings,
+    StackGANv2Settings,
+    StackGANv2TrainingSettings,
     STEMSettings,
     STREAMSettings,
+    TrainingSettings,
 )
+from mirrorgan_fast.training.stackgan import first_stage_of, train_stackgan
+from mirrorgan_fast.training.stackgan_v2 import train_stackgan_v2
 from mirrorgan_fast.vocabulary import Vocabulary
 
-from .runs import TINY
+from .runs import INT_CLS, STACKGAN, STACKGAN_V2, TINY
 
 STEPS, SIZE = 3, 8
 SETTINGS = MirrorGANTrainingSettings(
@@ -93,7 +104,37 @@ def main(folder: Path, stages: list[str], settings: MirrorGANTrainingSettings) -
         gan = dataclasses.replace(settings.gan, form="paper", r1_weight=0.0)
         paper = dataclasses.replace(settings, gan=gan)
         train_mirrorgan(TINY, paper, examples, *networks, folder / "paper", execution)
+    _train_others(stages, settings, examples, networks[0], folder, execution)
     processes.close()
+
+
+def _train_others(
+    stages: list[str],
+    settings: MirrorGANTrainingSettings,
+    examples: TrainingExamples,
+    stem: STEM,
+    folder: Path,
+    execution: Execution,
+) -> None:
+    """Train the generators of the systems without attention."""
+    common = {
+        field.name: getattr(settings, field.name) for field in dataclasses.fields(TrainingSettings)
+    }
+    length = {"steps": settings.gan.steps, "batch_size": SIZE}
+    if "stackgan-v2" in stages:
+        v2 = StackGANv2Settings(**length, color_weight=1.0, r1_weight=1.0)
+        chain = StackGANv2TrainingSettings(**common, gan=v2)
+        train_stackgan_v2(STACKGAN_V2, chain, examples, stem, folder / "stackgan-v2", execution)
+    if "stackgan" in stages:
+        options = StackGANSettings(**length)
+        of_chain = (StackGANTrainingSettings(**common), examples, stem)
+        small, where = first_stage_of(STACKGAN), (folder / "stage1", execution)
+        first = train_stackgan(small, options, *of_chain, None, *where)
+        assert isinstance(first, StackGANGenerator)
+        train_stackgan(STACKGAN, options, *of_chain, first, folder / "stackgan", execution)
+    if "gan-int-cls" in stages:
+        int_cls = GanIntClsTrainingSettings(**common, gan=GanIntClsSettings(**length))
+        train_gan_int_cls(INT_CLS, int_cls, examples, stem, folder / "gan-int-cls", execution)
 
 
 def send_at(step: int, number: int) -> None:

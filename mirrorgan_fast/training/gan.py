@@ -1,0 +1,302 @@
+"""What the trainings of all text-to-image systems share: a generator against discriminators."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol, TypedDict, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mirrorgan_fast.data.examples import TrainingExamples
+from mirrorgan_fast.metrics.diversity import diversity
+from mirrorgan_fast.models.config import TextToImageConfig
+from mirrorgan_fast.models.glam import Generated
+from mirrorgan_fast.models.stem import STEM, word_mask
+from mirrorgan_fast.pictures import to_signed
+from mirrorgan_fast.training.average import MovingAverage
+from mirrorgan_fast.training.batches import Batch, Batches
+from mirrorgan_fast.training.computation import Computation
+from mirrorgan_fast.training.execution import Execution
+from mirrorgan_fast.training.learner import Learner
+from mirrorgan_fast.training.loop import Part, fit
+from mirrorgan_fast.training.run import Unsaid, dependencies, open_run, started_from
+from mirrorgan_fast.training.settings import GANSettings, TrainingSettings
+from mirrorgan_fast.training.sheets import SampleSheets
+
+Network = TypeVar("Network", bound=nn.Module)
+Validate = Callable[[nn.Module, int], Mapping[str, float]]
+"""Measures a generator after a number of steps."""
+
+
+class Captioned(NamedTuple):
+    """A batch of captions and their images, on the device."""
+
+    tokens: Tensor
+    """int64 (N, T)."""
+    lengths: Tensor
+    """int64 (N,)."""
+    whole_lengths: Tensor
+    """int64 (M,), of all captions, if these are one of several parts of a batch."""
+    labels: Tensor
+    """int64 (N,), the class of each image."""
+    mask: Tensor
+    """bool (N, T), true at real words."""
+    words: Tensor
+    """w (N, T, D)."""
+    sentence: Tensor
+    """s (N, D)."""
+    judged: Tensor
+    """What discriminators are told of the captions, (N, D'): the sentence, or what the system makes
+    of it."""
+    reals: list[Tensor]
+    """The images at the size of each stage that trains, (N, 3, S_i, S_i) in [-1, 1]."""
+
+
+class GANTraining(ABC):
+    """A generator, its moving average, and discriminators, for captions that STEM encodes.
+
+    Args:
+        config: the sizes of the networks.
+        settings: of this training.
+        stem: the text encoder, which stays as it is.
+        generator: takes the random vectors of ``config.noises``, then STEM's words, their mask and
+            the sentence.
+        D: the discriminators.
+        computation: how a step computes.
+        compiled: whether ``torch.compile`` compiles the generator.
+    """
+
+    PART: ClassVar[str] = "generator"
+    """The name of the generator in a checkpoint."""
+
+    def __init__(
+        self,
+        config: TextToImageConfig,
+        settings: GANSettings,
+        stem: STEM,
+        generator: nn.Module,
+        D: Sequence[nn.Module],  # noqa: N803
+        computation: Computation,
+        *,
+        compiled: bool,
+    ) -> None:
+        self.config, self.settings, self.computation = config, settings, computation
+        device = computation.device
+        self.stem = frozen(stem, device)
+        all_D = nn.ModuleList(D)
+        for network in (generator, all_D):
+            network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average: MovingAverage[nn.Module] = MovingAverage(generator, settings.average_decay)
+        for network in (generator, all_D):
+            computation.share(network)
+        self.generator, self.all_D = generator, all_D
+        self.G_learner, self.D_learner = (
+            Learner(network, learning_rate, settings.betas, computation=computation)
+            for network, learning_rate in (
+                (generator, settings.learning_rate),
+                (all_D, settings.discriminator_learning_rate),
+            )
+        )
+        self._generate = torch.compile(generator) if compiled else generator
+
+    def parts(self) -> dict[str, Part]:
+        """Return what a checkpoint holds."""
+        return {
+            self.PART: self.generator,
+            "D": self.all_D,
+            "average": self.average.network,
+            "G_adam": self.G_learner.adam,
+            "D_adam": self.D_learner.adam,
+        }
+
+    def learners(self) -> dict[str, Learner]:
+        """Return the learners by their networks."""
+        return {"D": self.D_learner, "G": self.G_learner}
+
+    def start_from(self, generator: Mapping[str, Tensor]) -> None:
+        """Give the generator and its average the weights of a trained one."""
+        for network in (self.generator, self.average.network):
+            network.load_state_dict(generator)
+
+    @abstractmethod
+    def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:
+        """Train on one batch (see ``loop.Task``)."""
+
+    def sizes(self, step: int) -> tuple[int, ...]:
+        """Return the sizes in pixels of the real images of a step."""
+        return self.config.stage_sizes
+
+    def generator_trains(self, step: int) -> bool:
+        """Return whether the generator trains in a step, or the discriminators alone."""
+        return True
+
+    def cost(self, step: int) -> float:
+        """Return how long a step takes, in any unit."""
+        return 1.0
+
+    def options(self, step: int) -> tuple[Any, ...]:
+        """Return what else the generator is called with in a step."""
+        return ()
+
+    def pace(self, step: int) -> float:
+        """Return the factor on both learning rates in a step."""
+        settings = self.settings
+        decay_steps = max(1, min(settings.decay_steps, settings.steps))
+        halvings = step // settings.halve_every if settings.halve_every else 0
+        return min(1.0, (settings.steps - step) / decay_steps) * 0.5**halvings
+
+    def encode(self, step: int, batch: Batch) -> Captioned:
+        """Encode the captions of a batch, and scale its images to the sizes of the step."""
+        tokens, lengths, whole_lengths, labels = self.computation.on_device(
+            batch, "tokens", "length", "lengths", "label"
+        )
+        real = to_signed(batch["image"], self.computation.device)
+        reals = [
+            real if size == real.shape[2] else functional.adaptive_avg_pool2d(real, size)
+            for size in self.sizes(step)
+        ]
+        with torch.no_grad(), self.computation.autocast():
+            words, sentence = self.stem(tokens, batch["length"])
+        mask = word_mask(lengths, tokens.shape[1])
+        return Captioned(
+            tokens, lengths, whole_lengths, labels, mask, words, sentence, sentence, reals
+        )
+
+    def noises(self, count: int) -> list[Tensor]:
+        """Draw new random vectors for so many images."""
+        drawn, device = self.computation.processes.drawn, self.computation.device
+        return [drawn(torch.randn, count, n, device=device) for n in self.config.noises.values()]
+
+    def generate(self, step: int, given: Captioned) -> Generated:
+        """Generate images of captions, with new random vectors."""
+        noises = self.noises(len(given.tokens))
+        text = (given.words, given.mask, given.sentence)
+        with torch.set_grad_enabled(self.generator_trains(step)), self.computation.autocast():
+            generated: Generated = self._generate(*noises, *text, *self.options(step))
+        return generated
+
+
+def frozen(network: Network, device: torch.device) -> Network:
+    """Put a trained network that stays as it is on the device, and return it."""
+    network.to(device).eval().requires_grad_(False)
+    return network
+
+
+def sum_of(losses: list[Tensor]) -> Tensor:
+    """Return the sum of scalar losses."""
+    return torch.stack(losses).sum()
+
+
+def figures_of(name: str, losses: list[Tensor]) -> dict[str, Tensor]:
+    """Return the losses of the stages as figures, by names such as "D_0"."""
+    return {f"{name}_{i}": loss.detach() for i, loss in enumerate(losses)}
+
+
+class Make(Protocol):
+    """Makes a task."""
+
+    def __call__(self, computation: Computation, *, compiled: bool) -> GANTraining:
+        """Return the task, given how a step computes and whether the generator is compiled."""
+        ...
+
+
+class MoreOfGAN(TypedDict, total=False):
+    """What ``train_gan`` can be given by name."""
+
+    start: Mapping[str, Tensor] | None
+    """Weights that the generator starts from; None: random ones."""
+    validate: Validate | None
+    """Measures the moving average of the generator after a number of steps."""
+
+
+def train_gan(
+    make: Make,
+    config: TextToImageConfig,
+    options: GANSettings,
+    settings: TrainingSettings,
+    examples: TrainingExamples,
+    networks: Mapping[str, nn.Module],
+    folder: Path,
+    execution: Execution,
+    *,
+    also: Mapping[str, Any] | None = None,
+    start: Mapping[str, Tensor] | None = None,
+    validate: Validate | None = None,
+) -> nn.Module:
+    """Train a generator against discriminators.
+
+    Writes checkpoints, curves and sheets of samples; resumes from the folder's checkpoint.
+
+    Args:
+        make: makes the task.
+        config: the sizes of the networks.
+        options: the settings of this stage of the chain.
+        settings: of the whole chain.
+        examples: what to train on.
+        networks: those that were trained before, by name. A checkpoint made with others is refused.
+        folder: of the run.
+        execution: where and how to train.
+        also: what else the result depends on.
+        start: weights that the generator starts from; None: random ones.
+        validate: measures the moving average of the generator after a number of steps.
+
+    Returns:
+        the moving average of the generator.
+
+    Raises:
+        InputError: see ``Run``, ``Batches`` and ``fit``.
+    """
+    device = execution.device
+    batches = Batches(examples, options.batch_size, settings.seed, execution, options.accumulate)
+    states = {name: network.state_dict() for name, network in networks.items()}
+    needs = dependencies(config, settings, options, examples, device, **states)
+    needs |= {**(also or {}), **started_from(start)}
+    compiled = execution.compiled
+    needs["compiled"] = Unsaid(False, (False, True)) if compiled is None else compiled
+    with open_run(folder, options, settings, needs, execution) as run:
+        torch.manual_seed(settings.seed)
+        task = make(run.computation(execution), compiled=run.settings["compiled"])
+        if start is not None:
+            task.start_from(start)
+        average = task.average.network
+        sheets = SampleSheets(
+            average,
+            task.stem,
+            examples,
+            config,
+            folder / "samples",
+            device,
+            real_row=execution.real_row,
+        )
+
+        def draw(steps: int) -> None:
+            if execution.processes.rank > 0:
+                return
+            with task.computation.autocast():
+                path, images = sheets.write(steps, task.options(steps - 1))
+                if (maps := sheets.attention(task.options(steps - 1))) is not None:
+                    run.show(steps - 1, "attention", maps)
+            run.show(steps - 1, "samples", np.asarray(Image.open(path)))
+            run.watch(steps - 1, {"diversity": diversity(images)})
+
+        def measure(steps: int) -> Mapping[str, float]:
+            if not task.generator_trains(steps - 1):  # the figures are those of the last time
+                return {}
+            figures = execution.processes.once(lambda: validate(average, steps))  # type: ignore[misc]
+            return figures or {}
+
+        fit(
+            task,
+            run,
+            batches,
+            validate=None if validate is None else measure,
+            validate_every=settings.validate_every,
+            sheet=draw,
+            sheet_every=settings.sheet_every,
+            cost=task.cost,
+        )
+    return average

@@ -1,0 +1,125 @@
+"""Training of GAN-INT-CLS's generator against its discriminator."""
+
+from functools import partial
+from pathlib import Path
+from typing import Unpack
+
+import torch
+from torch import Tensor, nn
+
+from mirrorgan_fast.data.examples import TrainingExamples
+from mirrorgan_fast.models.config import GanIntClsConfig
+from mirrorgan_fast.models.gan_int_cls import GanIntClsDiscriminator, GanIntClsGenerator
+from mirrorgan_fast.models.stem import STEM
+from mirrorgan_fast.ops.wide import wide
+from mirrorgan_fast.training.batches import Batch
+from mirrorgan_fast.training.computation import Computation
+from mirrorgan_fast.training.execution import Execution
+from mirrorgan_fast.training.gan import GANTraining, MoreOfGAN, train_gan
+from mirrorgan_fast.training.objectives import (
+    WrongPairs,
+    believed_loss,
+    matching_discriminator_loss,
+)
+from mirrorgan_fast.training.settings import GanIntClsSettings, GanIntClsTrainingSettings
+
+
+class GanIntClsTraining(GANTraining):
+    """GAN-INT-CLS (Reed et al., algorithm 1, and eq. 5 for mixed sentences).
+
+    With ``wrong_weight`` 0 it is GAN-INT, with ``interpolation_weight`` 0 GAN-CLS, and with both 0
+    a GAN. Wrong pairs are images with captions of others, as in the paper; the authors' code takes
+    other images with the caption. The arguments are those of ``GANTraining``.
+    """
+
+    config: GanIntClsConfig
+    settings: GanIntClsSettings
+
+    def __init__(
+        self,
+        config: GanIntClsConfig,
+        settings: GanIntClsSettings,
+        stem: STEM,
+        computation: Computation,
+        *,
+        compiled: bool,
+    ) -> None:
+        generator = GanIntClsGenerator(config)
+        self.D = GanIntClsDiscriminator(config)
+        super().__init__(
+            config, settings, stem, generator, [self.D], computation, compiled=compiled
+        )
+
+    def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:
+        """Lower L_D, then L_G on images of new noise; then average the generator."""
+        settings, pace, D = self.settings, self.pace(step), self.D
+        processes = self.computation.processes
+        given = self.encode(step, batch)
+        s = given.sentence
+        with torch.no_grad():
+            fake_images = self.generate(step, given).images[-1]
+        with self.computation.autocast():
+            seen = D(given.reals[-1])
+            real, fake = D.conditional(seen, s), D.conditional(D(fake_images), s)
+            wrong = None
+            if settings.wrong_weight:
+                other, label = (
+                    processes.own(processes.gathered(part).roll(1, dims=0))
+                    for part in (s, given.labels)
+                )
+                wrong = WrongPairs(D.conditional(seen, other), given.labels != label)
+            loss_D = matching_discriminator_loss(
+                real, fake, wrong, settings.wrong_weight, processes
+            )
+        self.D_learner.lower(loss_D, pace)
+
+        # G: be believed with the captions' sentences, and with mixtures of two of them
+        mixed = self.mixed(s)
+        both = torch.cat([s, mixed])
+        noises = map(torch.cat, zip(self.noises(len(s)), self.noises(len(mixed)), strict=True))
+        with self.D_learner.frozen():
+            with self.computation.autocast():
+                images = self._generate(*noises, given.words, given.mask, both).images[-1]
+                logits = D.conditional(D(images), both)
+                loss_G = believed_loss(logits[: len(s)]) * len(s)
+                if len(mixed):
+                    loss_mixed = believed_loss(logits[len(s) :]) * len(mixed)
+                    loss_G = loss_G + settings.interpolation_weight * loss_mixed
+                loss_G = loss_G / len(both)
+            lowered = self.G_learner.lower(loss_G, pace)
+        if lowered:
+            self.average.update(self.generator, step)
+        figures = {"D": loss_D.detach(), "G": loss_G.detach()}
+        shares = {"D(real)": real, "D(generated)": fake}
+        return figures | {name: wide(it.detach()).sigmoid().mean() for name, it in shares.items()}
+
+    def mixed(self, sentences: Tensor) -> Tensor:
+        """Return mixtures of the first half of the batch's sentences (N, D) with the second half.
+
+        There are N / 2, or fewer if processes could not share them equally; none if the weight of
+        their images is 0.
+        """
+        processes, beta = self.computation.processes, self.settings.beta
+        whole = processes.gathered(sentences)
+        half = len(whole) // 2 if self.settings.interpolation_weight else 0
+        half -= half % processes.count
+        return processes.own(beta * whole[:half] + (1 - beta) * whole[len(whole) // 2 :][:half])
+
+
+def train_gan_int_cls(
+    config: GanIntClsConfig,
+    settings: GanIntClsTrainingSettings,
+    examples: TrainingExamples,
+    stem: STEM,
+    folder: Path,
+    execution: Execution,
+    **more: Unpack[MoreOfGAN],
+) -> nn.Module:
+    """Train GAN-INT-CLS's generator for captions that a pretrained text encoder reads.
+
+    The other arguments, the result and the errors are those of ``train_gan``.
+    """
+    options, networks = settings.gan, {"stem": stem}
+    make = partial(GanIntClsTraining, config, options, stem)
+    where = (networks, folder, execution)
+    return train_gan(make, config, options, settings, examples, *where, **more)

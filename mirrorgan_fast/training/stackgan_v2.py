@@ -1,0 +1,85 @@
+"""Training of StackGAN++'s generator against its discriminators."""
+
+from functools import partial
+from pathlib import Path
+from typing import Unpack
+
+from torch import Tensor, nn
+
+from mirrorgan_fast.data.examples import TrainingExamples
+from mirrorgan_fast.models.config import StackGANv2Config
+from mirrorgan_fast.models.discriminator import Logits
+from mirrorgan_fast.models.stem import STEM
+from mirrorgan_fast.training.batches import Batch
+from mirrorgan_fast.training.cascade import CascadeTraining
+from mirrorgan_fast.training.execution import Execution
+from mirrorgan_fast.training.gan import MoreOfGAN, figures_of, sum_of, train_gan
+from mirrorgan_fast.training.objectives import (
+    WrongPairs,
+    color_consistency_loss,
+    kl_loss,
+    stackgan_v2_discriminator_loss,
+)
+from mirrorgan_fast.training.settings import StackGANv2Settings, StackGANv2TrainingSettings
+
+
+class StackGANv2Training(CascadeTraining):
+    """L_G = sum_i L_Gi + alpha sum_i L_Ci + KL (StackGAN++, section 4).
+
+    What discriminators are told of a caption is mu of the conditioning augmentation. They do not
+    change it, but the generator does.
+    """
+
+    settings: StackGANv2Settings
+
+    def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:
+        """Lower sum_i L_Di, then L_G; then average the generator."""
+        settings, pace = self.settings, self.pace(step)
+        given = self.encode(step, batch)
+        fakes, mu, log_var = self.generate(step, given)
+        told = given._replace(judged=mu.detach())
+
+        D_losses, figures = self.discriminator_losses(told, fakes)
+        figures |= figures_of("D", D_losses)
+        self.D_learner.lower(sum_of(D_losses + self.r1_penalties(step, told)), pace)
+        if not self.generator_trains(step):
+            return figures
+
+        # G: be believed by every D_i, and keep the colors from stage to stage
+        with self.D_learner.frozen():
+            with self.computation.autocast():
+                KL = kl_loss(mu, log_var)
+                G_losses = self.generator_losses(given._replace(judged=mu), fakes, "authors")
+                loss_G = sum_of([settings.kl_weight * KL, *G_losses])
+                figures |= {"KL": KL.detach(), **figures_of("G", G_losses)}
+                if settings.color_weight:
+                    color = color_consistency_loss(fakes, settings.form)
+                    loss_G = loss_G + settings.color_weight * color
+                    figures["color"] = color.detach()
+            lowered = self.G_learner.lower(loss_G, pace)
+        if lowered:
+            self.average.update(self.generator, step)
+        return figures
+
+    def discriminator_loss(self, real: Logits, fake: Logits, wrong: WrongPairs | None) -> Tensor:
+        """Return L_Di."""
+        return stackgan_v2_discriminator_loss(real, fake, wrong, self.computation.processes)
+
+
+def train_stackgan_v2(
+    config: StackGANv2Config,
+    settings: StackGANv2TrainingSettings,
+    examples: TrainingExamples,
+    stem: STEM,
+    folder: Path,
+    execution: Execution,
+    **more: Unpack[MoreOfGAN],
+) -> nn.Module:
+    """Train StackGAN++'s generator for captions that a pretrained text encoder reads.
+
+    The other arguments, the result and the errors are those of ``train_gan``.
+    """
+    options, networks = settings.gan, {"stem": stem}
+    make = partial(StackGANv2Training, config, options, stem)
+    where = (networks, folder, execution)
+    return train_gan(make, config, options, settings, examples, *where, **more)
