@@ -14,7 +14,7 @@ LAYERS = (
     "cli",
     "figures evaluation run_settings",
     "sampling recipes",
-    "inference | training",
+    "inference | training | convert",
     "models | data",
     "metrics weights pictures",
     "ops kernels",

@@ -1,0 +1,93 @@
+"""Names of published weights in the networks of this package."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor
+
+from mirrorgan_fast.errors import InputError
+
+_Rule = tuple[str, str | Callable[[re.Match[str]], str]]
+
+
+def _up_block(match: re.Match[str]) -> str:
+    # upsample2.1 is a convolution and upsample2.2 its batch norm
+    return f"upsample.{int(match[1]) - 1}.{int(match[2]) - 1}."
+
+
+def _of_d(match: re.Match[str]) -> str:
+    # after the first convolution: convolution, batch norm and activation in turns, from 2 on
+    place = int(match[1]) - 2
+    return f"features.{2 + place // 3}.{place % 3}."
+
+
+_STAGE_1: tuple[_Rule, ...] = (
+    (r"ca_net\.fc\.", "augment.linear."),
+    (r"fc\.0\.", "linear."),
+    (r"fc\.1\.", "norm."),
+    (r"upsample(\d)\.([12])\.", _up_block),
+    (r"img\.0\.", "image.0."),
+)
+_ENCODER = {"0": 0, "2": 2, "3": 3, "5": 4, "6": 5}
+_STAGE_2: tuple[_Rule, ...] = (
+    (r"ca_net\.fc\.", "augment.linear."),
+    (r"encoder\.([02356])\.", lambda match: f"encoder.{_ENCODER[match[1]]}."),
+    (r"hr_joint\.([01])\.", lambda match: f"join.{match[1]}."),
+    (
+        r"residual\.(\d+)\.block\.([0134])\.",
+        lambda match: f"residual.{match[1]}.block.{'0134'.index(match[2])}.",
+    ),
+    (r"upsample(\d)\.([12])\.", _up_block),
+    (r"img\.0\.", "image.0."),
+)
+_D: tuple[_Rule, ...] = (
+    (r"encode_img\.0\.", "features.0."),
+    (r"encode_img\.(\d+)\.", _of_d),
+    (r"get_cond_logits\.outlogits\.([01])\.", lambda match: f"joint.{match[1]}."),
+    (r"get_cond_logits\.outlogits\.3\.", "conditional_logit."),
+    (r"get_uncond_logits\.outlogits\.0\.", "unconditional_logit."),
+)
+
+
+def stackgan_generator(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return published weights of StackGAN's generator with the names of ``StackGANGenerator``.
+
+    Args:
+        state: a state dict of hanzhanggit/StackGAN-Pytorch, of the first stage, or of the second
+            with the first inside (``STAGE1_G``).
+
+    Raises:
+        InputError: a name is unknown.
+    """
+    if not any(name.startswith("STAGE1_G.") for name in state):
+        return {f"stage1.{_renamed(name, _STAGE_1)}": state[name] for name in state}
+    renamed = {}
+    for name, tensor in state.items():
+        inner = name.removeprefix("STAGE1_G.")
+        stage, rules = ("stage2", _STAGE_2) if inner == name else ("stage1", _STAGE_1)
+        renamed[f"{stage}.{_renamed(inner, rules)}"] = tensor
+    return renamed
+
+
+def stackgan_discriminator(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return published weights of a discriminator of StackGAN with the names of ``Discriminator``.
+
+    Args:
+        state: a state dict of hanzhanggit/StackGAN-Pytorch, of either stage.
+
+    Raises:
+        InputError: a name is unknown.
+    """
+    return {_renamed(name, _D): tensor for name, tensor in state.items()}
+
+
+def _renamed(name: str, rules: Sequence[_Rule]) -> str:
+    """Return a name with its beginning replaced by the first rule that fits.
+
+    Raises:
+        InputError: none fits.
+    """
+    for pattern, replacement in rules:
+        if re.match(pattern, name):
+            return re.sub(f"^{pattern}", replacement, name)
+    raise InputError(f"weights {name!r:.80}: this name is not one of StackGAN's")
