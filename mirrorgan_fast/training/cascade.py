@@ -75,9 +75,10 @@ class CascadeTraining(GANTraining):
         """Return how many stages the generator is to compute."""
         return (self.stages(step),)
 
-    def cost(self, step: int) -> float:
-        """Return how long a step takes, in any unit."""
-        return 1.0 if self.stages(step) == self.config.stages else _COST_BEFORE_LAST
+    def work(self, steps: int) -> float:
+        """Return how much the first steps are, in any unit."""
+        before_last = min(steps, self.settings.last_stage_from)
+        return steps - (1 - _COST_BEFORE_LAST) * before_last
 
     def generator_trains(self, step: int) -> bool:
         """Return whether the generator trains in a step, or the discriminators alone."""

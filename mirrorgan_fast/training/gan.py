@@ -134,9 +134,9 @@ class GANTraining(ABC):
         """Return whether the generator trains in a step, or the discriminators alone."""
         return True
 
-    def cost(self, step: int) -> float:
-        """Return how long a step takes, in any unit."""
-        return 1.0
+    def work(self, steps: int) -> float:
+        """Return how much the first steps are, in any unit."""
+        return steps
 
     def options(self, step: int) -> tuple[Any, ...]:
         """Return what else the generator is called with in a step."""
@@ -297,6 +297,6 @@ def train_gan(
             validate_every=settings.validate_every,
             sheet=draw,
             sheet_every=settings.sheet_every,
-            cost=task.cost,
+            work=task.work,
         )
     return average

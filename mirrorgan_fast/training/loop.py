@@ -48,7 +48,7 @@ def fit(
     validate_every: int = 1000,
     sheet: Callable[[int], None] | None = None,
     sheet_every: int = 1000,
-    cost: Callable[[int], float] = lambda step: 1.0,
+    work: Callable[[int], float] = float,
 ) -> None:
     """Train from the run's checkpoint, or from the start, to the run's last step.
 
@@ -62,7 +62,8 @@ def fit(
         validate_every: steps between two calls; it is also called after the last step.
         sheet: called with the number of steps taken, to draw what the task has learned.
         sheet_every: steps between two calls; it is also called after the last step.
-        cost: of a step, in any unit, to estimate the time that is left.
+        work: how much the first steps are, given their number, in any unit, to estimate the time
+            that is left.
 
     Raises:
         InputError: a network's gradients were not finite; see also ``Run`` and ``Batches``.
@@ -89,7 +90,7 @@ def fit(
 
     on_cpu = all(learner.parameters[0].device.type == "cpu" for learner in learners.values())
     threads = torch.get_num_threads() if on_cpu else None
-    for number, (step, epoch, batch) in enumerate(run.batches(batches, cost, threads), start=1):
+    for number, (step, epoch, batch) in enumerate(run.batches(batches, work, threads), start=1):
         figures = task.step(step, epoch, batch)
         if number % batches.accumulate:
             run.add(figures)

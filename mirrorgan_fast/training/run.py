@@ -244,14 +244,15 @@ class Run:
     def batches(
         self,
         batches: Batches,
-        cost: Callable[[int], float] = lambda step: 1.0,
+        work: Callable[[int], float] = float,
         threads: int | None = None,
     ) -> Iterator[tuple[int, int, Batch]]:
         """Yield (step, epoch, batch) from the first step that is missing to the last.
 
         Args:
             batches: what to yield.
-            cost: of a step, in any unit; the time that is left is estimated by it.
+            work: how much the first steps are, given their number, in any unit; the time that is
+                left is estimated by it.
             threads: of the CPU that compute a step; None: a step is not computed there.
 
         Raises:
@@ -264,9 +265,8 @@ class Run:
         self._last_point = (self.first_step, time.perf_counter())
         # Steps from before count neither as taken now nor as taken back: the rate is of new ones.
         self._bar.initial = 0
-        self._bar.reset(sum(map(cost, range(self.steps))))
-        done = sum(map(cost, range(self.first_step)))
-        self._bar.initial = self._bar.n = self._bar.last_print_n = done
+        self._bar.reset(work(self.steps))
+        self._bar.initial = self._bar.n = self._bar.last_print_n = work(self.first_step)
         self._bar.refresh()
         parts = batches.between(self.first_step, self.steps)
         started = computed = 0.0
@@ -281,7 +281,7 @@ class Run:
                 self._interrupts.hold()
             place = f"step {step + 1:,} of {self.steps:,}"
             self._bar.set_postfix_str(place + self._shown, refresh=False)
-            self._bar.update(cost(step))
+            self._bar.update(work(step + 1) - work(step))
             taken = step + 1 - self.first_step
             if taken == _WARM_UP:
                 started, computed = time.perf_counter(), time.process_time()
@@ -289,8 +289,8 @@ class Run:
                 passed = time.perf_counter() - started
                 if threads is not None and threads > 1:
                     self._say_if_cores_are_shared(threads, time.process_time() - computed, passed)
-                per_unit = passed / (_TIMED * cost(step))
-                seconds = per_unit * sum(map(cost, range(step + 1, self.steps)))
+                left = (work(self.steps) - work(step + 1)) / (work(step + 1) - work(step))
+                seconds = passed / _TIMED * left
                 if seconds > _WORTH_SAYING:
                     hours, minutes = divmod(round(seconds / 60), 60)
                     self.say(f"about {f'{hours} h ' * (hours > 0)}{minutes} min left")

@@ -590,7 +590,8 @@ def test_a_long_run_says_at_the_start_how_long_it_will_take(
 ) -> None:
     with Run(tmp_path, 10_000, SETTINGS) as run:
         # the second half of the steps takes three times as long
-        steps = run.batches(Batches(examples, 5, 0, HERE), lambda step: 1 + 2 * (step >= 5_000))
+        work = lambda steps: steps + 2 * max(0, steps - 5_000)  # noqa: E731
+        steps = run.batches(Batches(examples, 5, 0, HERE), work)
         for step, _, _ in steps:
             time.sleep(0.05)
             if step == 13:
@@ -598,6 +599,16 @@ def test_a_long_run_says_at_the_start_how_long_it_will_take(
     (said,) = re.findall(r"about (?:(\d+) h )?(\d+) min left", capsys.readouterr().err)
     minutes = 60 * int(said[0] or 0) + int(said[1])
     assert 0.9 * 0.05 * 20_000 / 60 < minutes < 5 * 0.05 * 20_000 / 60
+
+
+def test_a_checkpoint_of_very_many_steps_takes_no_longer(
+    tmp_path: Path, examples: TrainingExamples
+) -> None:
+    with Run(tmp_path, 5, SETTINGS, quiet=True) as run:
+        run.save(10**11, {})
+    start = time.perf_counter()
+    assert seen(Run(tmp_path, 5, SETTINGS, quiet=True), examples) == []
+    assert time.perf_counter() - start < 10
 
 
 def test_the_time_left_is_judged_by_the_steps_that_are_taken_now(

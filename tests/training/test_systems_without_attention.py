@@ -28,6 +28,7 @@ from mirrorgan_fast.training.settings import (
     StackGANv2TrainingSettings,
 )
 from mirrorgan_fast.training.stackgan import StackGANTraining, first_stage_of
+from mirrorgan_fast.training.stackgan_v2 import StackGANv2Training
 from mirrorgan_fast.vocabulary import END, Vocabulary
 
 from .runs import HERE, INT_CLS, STACKGAN, STACKGAN_V2, curves, kill, stop
@@ -155,6 +156,12 @@ def test_stackgan_v2_is_trained_with_color_consistency(
     assert isinstance(model, StackGANv2)
     figures = {name for point in curves(tmp_path / "gan") for name in point}
     assert {"D_0", "D_1", "G_0", "G_1", "KL", "color"} <= figures
+
+
+def test_a_step_without_the_last_stage_is_less_work(v2: StackGANv2TrainingSettings) -> None:
+    gan = dataclasses.replace(v2.gan, last_stage_from=3)
+    task = StackGANv2Training(STACKGAN_V2, gan, STEM(STACKGAN_V2, 5), FP32, compiled=False)
+    assert [task.work(steps) for steps in (0, 2, 3, 4)] == pytest.approx([0, 0.8, 1.2, 2.2])
 
 
 # --- GAN-INT-CLS ----------------------------------------------------------------------------------
