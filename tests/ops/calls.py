@@ -150,8 +150,6 @@ def _conv_glu(s: Shapes, random: _Random) -> Call:
 
 
 def _conv_add(s: Shapes, random: _Random) -> Call:
-    if s.layout == "rows":  # no kernel for a GPU writes an upsampled map
-        s = s._replace(upsample=False)
     x = random.map(s.batch, s.channels, s.height, s.width)
     weight, bias = random.conv(s.out_channels, s.channels, 3 if s.upsample else s.side)
     scale = 2 if s.upsample else 1
