@@ -271,11 +271,15 @@ void convolve_strip(
   static thread_local std::vector<Pair> pairs;
   static thread_local std::vector<int64_t> offsets;
   list_pairs(a, window, groups, phase_of(a, 0), pairs);
-  Arguments phase_arguments = a;  // the places are those of the first phase, from another `out`
+  using result_t = typename Pending<epilogue>::result_t;
+  Arguments phase_arguments = a;  // the places are those of the first phase, from another `out` and residual
   for (int64_t phase = 0; phase < a.phases; ++phase) {
     list_offsets(window, phase_of(a, phase), offsets);
-    phase_arguments.out = static_cast<typename Pending<epilogue>::result_t*>(a.out) +
-                   (phase / 2 * a.out_pitch + phase % 2) * a.out_channels;
+    const int64_t shift = (phase / 2 * a.out_pitch + phase % 2) * a.out_channels;
+    phase_arguments.out = static_cast<result_t*>(a.out) + shift;
+    if (a.residual != nullptr) {
+      phase_arguments.residual = static_cast<const result_t*>(a.residual) + shift;
+    }
     convolve(phase_arguments, window, pairs, offsets.data(), phase, first_block, end_block);
   }
 }
