@@ -28,6 +28,7 @@ def test_threads_spin_briefly(before: str, given: dict[str, str], expected: str)
     assert run.stdout.strip() == expected
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="PyTorch has another OpenMP there")
 def test_openmp_reads_it() -> None:
     """GNU's OpenMP says in which way it waits."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("GOMP_", "OMP_"))}
@@ -38,6 +39,4 @@ def test_openmp_reads_it() -> None:
         text=True,
         check=True,
     )
-    if "GOMP_SPINCOUNT" not in run.stderr:
-        pytest.skip("PyTorch has another OpenMP here")
     assert "GOMP_SPINCOUNT = '4000'" in run.stderr

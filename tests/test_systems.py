@@ -15,6 +15,7 @@ from mirrorgan_fast.models.systems import SYSTEMS
 from mirrorgan_fast.models.text_to_image import TextToImage
 from mirrorgan_fast.recipes import RECIPES
 from mirrorgan_fast.sampling.sampler import Sampler
+from mirrorgan_fast.training.fine_tuning import starting_model
 from mirrorgan_fast.vocabulary import END, Vocabulary
 
 from .small import SMALL, WORDS
@@ -100,6 +101,16 @@ def test_attention_maps_are_there_or_refused(system: str) -> None:
         return
     with pytest.raises(InputError, match=f"a {system} model has no word attention"):
         next(sampler(["a red bird"], attention=True))
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_each_can_be_trained_further(system: str) -> None:
+    """With new words; what it draws of captions with known ones stays the same."""
+    model = small(system)
+    grown = starting_model(model, model.config, ["a scarlet bird"])
+    assert "fine-tune" in CAN[system]
+    assert grown.vocabulary.words == (*model.vocabulary.words, "scarlet")
+    assert grown.sample(["a red bird"]) == model.sample(["a red bird"])
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
