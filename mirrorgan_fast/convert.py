@@ -81,7 +81,65 @@ def stackgan_discriminator(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {_renamed(name, _D): tensor for name, tensor in state.items()}
 
 
-def _renamed(name: str, rules: Sequence[_Rule]) -> str:
+_RESNET: tuple[_Rule, ...] = (
+    (r"model\.1\.", "first."),
+    (r"model\.([47])\.", lambda match: f"down.{'47'.index(match[1])}."),
+    (r"model\.(1\d)\.conv_block\.1\.", lambda match: f"blocks.{int(match[1]) - 10}.first."),
+    (  # 6 if there is a dropout
+        r"model\.(1\d)\.conv_block\.[56]\.",
+        lambda match: f"blocks.{int(match[1]) - 10}.second.",
+    ),
+)
+_PATCHES: tuple[_Rule, ...] = (
+    (r"model\.0\.", "first."),
+    (r"model\.([258])\.", lambda match: f"convolutions.{'258'.index(match[1])}."),
+    (r"model\.11\.", "logit."),
+)
+_STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")
+
+
+def cyclegan_generator(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return published weights of a generator of CycleGAN with the names of ``ResNetGenerator``.
+
+    Args:
+        state: a state dict of junyanz/pytorch-CycleGAN-and-pix2pix, of any number of residual
+            blocks. Statistics of instance norms, which files from before PyTorch 0.4 have, are left
+            out.
+
+    Raises:
+        InputError: a name is unknown.
+    """
+    blocks = {name.split(".")[1] for name in state if ".conv_block." in name}
+    after = 10 + len(blocks)
+    ends: tuple[_Rule, ...] = (
+        (rf"model\.{after}\.", "up.0."),
+        (rf"model\.{after + 3}\.", "up.1."),
+        (rf"model\.{after + 7}\.", "last."),
+    )
+    return {
+        _renamed(name, (*_RESNET, *ends), "CycleGAN"): tensor
+        for name, tensor in state.items()
+        if not name.endswith(_STATISTICS)
+    }
+
+
+def cyclegan_discriminator(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return published weights of CycleGAN's PatchGAN with the names of ``PatchDiscriminator``.
+
+    Args:
+        state: as for ``cyclegan_generator``.
+
+    Raises:
+        InputError: a name is unknown.
+    """
+    return {
+        _renamed(name, _PATCHES, "CycleGAN"): tensor
+        for name, tensor in state.items()
+        if not name.endswith(_STATISTICS)
+    }
+
+
+def _renamed(name: str, rules: Sequence[_Rule], system: str = "StackGAN") -> str:
     """Return a name with its beginning replaced by the first rule that fits.
 
     Raises:
@@ -90,4 +148,4 @@ def _renamed(name: str, rules: Sequence[_Rule]) -> str:
     for pattern, replacement in rules:
         if re.match(pattern, name):
             return re.sub(f"^{pattern}", replacement, name)
-    raise InputError(f"weights {name!r:.80}: this name is not one of StackGAN's")
+    raise InputError(f"weights {name!r:.80}: this name is not one of {system}'s")

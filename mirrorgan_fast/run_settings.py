@@ -13,8 +13,8 @@ import tomli_w
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.fields import field_kinds
 from mirrorgan_fast.files import read_file, whole_file
-from mirrorgan_fast.models.config import TextToImageConfig
-from mirrorgan_fast.models.systems import SYSTEMS, system_of
+from mirrorgan_fast.models.config import SystemConfig
+from mirrorgan_fast.models.systems import name_of, names
 from mirrorgan_fast.pictures import MAX_PIXELS
 from mirrorgan_fast.recipes import (
     DEFAULT_RECIPE,
@@ -26,11 +26,11 @@ from mirrorgan_fast.recipes import (
 from mirrorgan_fast.training.backbones import BackboneWeights
 from mirrorgan_fast.training.checkpoint import has_checkpoint
 from mirrorgan_fast.training.fine_tuning import for_fine_tuning
-from mirrorgan_fast.training.settings import SETTINGS, STAGES, Stage, TrainingSettings
+from mirrorgan_fast.training.settings import SETTINGS, STAGES, CommonSettings, Stage
 from mirrorgan_fast.weights import CONFIG, find_pretrained
 
 _MAX_BYTES = 2**20
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
 # What may change while a stage is trained: some of it at any time, the rest if it is asked for.
 _FREE = ("save_every", "log_every", "sheet_every", "validate_every", "best_by")
 _FREE_OF_STAGE = ("steps",)
@@ -40,30 +40,37 @@ _CHANGEABLE = (
     "batch_size",
     "stream_weight",
     "color_weight",
+    "cycle_weight",
     "damsm_weight",
+    "identity_weight",
     "kl_weight",
     "r1_weight",
 )
 _ALL_DEFAULTS = {
     "mirrorgan": "cub-paper",
     "attngan": "attngan-cub",
+    "cyclegan": "cyclegan-horses",
     "gan-int-cls": "gan-int-cls-cub",
     "stackgan": "stackgan-cub",
     "stackgan-v2": "stackgan2-cub",
 }
 """Of each system, the recipe that changes no default."""
-Record = TypeVar("Record", bound=TextToImageConfig | TrainingSettings)
+Record = TypeVar("Record", bound=SystemConfig | CommonSettings)
 
 
 @dataclass(frozen=True)
 class RunSettings:
     """Everything that a training run is started with."""
 
-    config: TextToImageConfig
+    config: SystemConfig
     """The sizes of the networks; its class is that of the system."""
-    training: TrainingSettings
+    training: CommonSettings
     data: Path | None = None
     """The folder of the data set."""
+    data_y: Path | None = None
+    """The folder of the second domain of pictures, if it is another (``open_unpaired``)."""
+    domains: str | None = None
+    """The field that tells two domains of pictures apart, and its values (``open_unpaired``)."""
     split_field: str | None = None
     """The field of an image folder's rows that names the split."""
     max_pixels: int = MAX_PIXELS
@@ -75,7 +82,7 @@ class RunSettings:
     @property
     def system(self) -> str:
         """The name of the system."""
-        return system_of(self.config).SYSTEM
+        return name_of(self.config)
 
     @classmethod
     def of_recipe(cls, name: str) -> "RunSettings":
@@ -134,7 +141,10 @@ class RunSettings:
 
     @classmethod
     def _from_values(cls, values: dict[str, Any]) -> "RunSettings":
-        known = ("recipe", "system", "data", "split_field", "max_pixels", "weights", "init_from")
+        known = (
+            *("recipe", "system", "data", "data_y", "domains", "split_field", "max_pixels"),
+            *("weights", "init_from"),
+        )
         for name, value in values.items():
             if name not in (*known, "model", "training"):
                 there = ", ".join((*known, "[model]", "[training]"))
@@ -153,6 +163,8 @@ class RunSettings:
             _with_values(recipe.config, values.get("model", {}), "model."),
             _with_values(recipe.settings, values.get("training", {}), "training."),
             Path(values["data"]) if "data" in values else None,
+            Path(values["data_y"]) if "data_y" in values else None,
+            values.get("domains"),
             values.get("split_field"),
             values.get("max_pixels", MAX_PIXELS),
             weights,
@@ -166,12 +178,12 @@ class RunSettings:
             InputError: it cannot be written.
         """
         values: dict[str, Any] = {"system": self.system}
-        if self.data is not None:
-            values["data"] = str(self.data.absolute())
-        if self.split_field is not None:
-            values["split_field"] = self.split_field
-        if self.init_from is not None:
-            values["init_from"] = self.init_from
+        for name, folder_of_data in (("data", self.data), ("data_y", self.data_y)):
+            if folder_of_data is not None:
+                values[name] = str(folder_of_data.absolute())
+        for name in ("domains", "split_field", "init_from"):
+            if getattr(self, name) is not None:
+                values[name] = getattr(self, name)
         values["max_pixels"] = self.max_pixels
         values["weights"] = {
             stage: file if isinstance(file, str) else str(file.absolute())
@@ -259,14 +271,14 @@ def _base(recipe: str | None, system: str | None) -> Recipe:
     """Return what the values come from that a file leaves out."""
     if recipe is not None:
         found = find_recipe(recipe)
-        if system is not None and SYSTEMS.get(system) is not system_of(found.config):
+        if system is not None and system != name_of(found.config):
             raise InputError(f"the recipe {recipe} is not of the system {system:.80}")
         return found
     if system is None:
         return find_recipe(DEFAULT_RECIPE)
     if system in _ALL_DEFAULTS:
         return find_recipe(_ALL_DEFAULTS[system])
-    raise InputError(f"system is {system!r:.80}, expected {' or '.join(SYSTEMS)}")
+    raise InputError(f"system is {system!r:.80}, expected {' or '.join(names())}")
 
 
 def _flat(values: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
@@ -332,7 +344,7 @@ def _parsed(name: str, text: str, kind: Any) -> Any:
         if get_origin(kind) is tuple:
             first, second = text.split(",")
             return float(first), float(second)
-        if kind in (int, float):
+        if kind in (int, float, str):
             return kind(text)
     except (ValueError, KeyError):
         pass

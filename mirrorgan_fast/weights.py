@@ -43,21 +43,24 @@ def find_pretrained(name_or_path: StrPath) -> Path:
     )
 
 
-def save_description(folder: StrPath, system: str, config: Any, vocabulary: Vocabulary) -> None:
-    """Write config.json and vocabulary.txt.
+def save_description(
+    folder: StrPath, system: str, config: Any, vocabulary: Vocabulary | None = None
+) -> None:
+    """Write config.json and, if there is a vocabulary, vocabulary.txt.
 
     Args:
         folder: created if it does not exist.
-        system: a name in ``recipes.SYSTEMS``.
+        system: its name in ``models.systems``.
         config: a dataclass with the sizes of the networks.
-        vocabulary: of the model.
+        vocabulary: of the model; None: it reads no words.
 
     Raises:
         InputError: the folder cannot be written.
     """
     values = {"system": system, "format": FORMAT, **asdict(config)}
-    with whole_file(Path(folder) / _VOCABULARY) as partial:
-        vocabulary.save(partial)
+    if vocabulary is not None:
+        with whole_file(Path(folder) / _VOCABULARY) as partial:
+            vocabulary.save(partial)
     with whole_file(Path(folder) / CONFIG) as partial:
         partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 

@@ -9,7 +9,8 @@ import torch
 
 from mirrorgan_fast.cli.options import Commands, add_command
 from mirrorgan_fast.cli.output import print_line
-from mirrorgan_fast.errors import printable
+from mirrorgan_fast.errors import InputError, printable
+from mirrorgan_fast.models.config import CycleGANConfig
 from mirrorgan_fast.ops import build_info, report, why_no_cuda_kernels, why_not_compiled
 from mirrorgan_fast.recipes import load_description
 from mirrorgan_fast.weights import PRETRAINED, find_pretrained, load_vocabulary
@@ -29,7 +30,19 @@ def add_to(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     folder = find_pretrained(options.model)
-    model, vocabulary = load_description(folder), load_vocabulary(folder)
+    model = load_description(folder)
+    about: dict[str, object] = {
+        "name": options.model,
+        "system": model.system,
+        "image_size": model.config.image_size,
+    }
+    if isinstance(model.config, CycleGANConfig):
+        if options.words:
+            raise InputError(f"info: {options.model} is a {model.system} model, which has no words")
+        about["domains"] = [model.config.x, model.config.y]
+    else:
+        vocabulary = load_vocabulary(folder)
+        about["words"] = len(vocabulary)
     if options.words:
         words = vocabulary.words[1:]
         print_line(json.dumps(words) if options.json else "\n".join(map(printable, words)))
@@ -50,12 +63,7 @@ def _run(options: argparse.Namespace) -> None:
             f"{op} ({device}, {dtype})": f"{choice.implementation}: {choice.reason}"
             for (op, device, dtype), choice in report().items()
         },
-        "model": {
-            "name": options.model,
-            "system": model.system,
-            "image_size": model.config.image_size,
-            "words": len(vocabulary),
-        },
+        "model": about,
         "models": sorted(folder.parent.name for folder in PRETRAINED.glob("*/config.json")),
     }
     if options.json:

@@ -24,10 +24,13 @@ from mirrorgan_fast.data.image_folder import ImageFolder
 from mirrorgan_fast.data.layouts import open_images
 from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
 from mirrorgan_fast.data.painted_birds.data_set import is_painted
+from mirrorgan_fast.data.unpaired import open_unpaired
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.fields import describe_fields
 from mirrorgan_fast.memory import keep_memory
 from mirrorgan_fast.models.attribute_classifier import AttributeClassifier
+from mirrorgan_fast.models.config import CycleGANConfig, TextToImageConfig
+from mirrorgan_fast.models.cyclegan import CycleGAN
 from mirrorgan_fast.pictures import MAX_PIXELS
 from mirrorgan_fast.processes import Processes
 from mirrorgan_fast.recipes import DEFAULT_RECIPE, load
@@ -35,7 +38,13 @@ from mirrorgan_fast.run_settings import RunSettings, check_changes, model_name
 from mirrorgan_fast.training.backbones import BackboneWeights
 from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.fine_tuning import START
-from mirrorgan_fast.training.settings import GAN_STAGES, SETTINGS, STAGES
+from mirrorgan_fast.training.settings import (
+    GAN_STAGES,
+    SETTINGS,
+    STAGES,
+    CycleGANTrainingSettings,
+    TrainingSettings,
+)
 
 if TYPE_CHECKING:
     from mirrorgan_fast.evaluation.validation import Validation
@@ -63,6 +72,18 @@ def add_to(commands: Commands) -> None:
         help=f"of the run; its {SETTINGS} remembers the settings, the data and the weights",
     )
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="the pictures and captions")
+    parser.add_argument(
+        "--data-y",
+        type=Path,
+        metavar="FOLDER",
+        help="of CycleGAN: the pictures of the second domain, if --data has those of the first",
+    )
+    parser.add_argument(
+        "--domains",
+        metavar="FIELD=VALUE,VALUE",
+        help="of CycleGAN: the field of metadata.jsonl that tells the domains apart, such as "
+        "attributes.background=sky,sunset",
+    )
     parser.add_argument(
         "--split-field", help="the field of metadata.jsonl that names the split (default: split)"
     )
@@ -159,7 +180,15 @@ def _run(options: argparse.Namespace) -> None:
         return
     settings, on_purpose = _settings(options)
     if settings.data is None:
-        raise InputError("train: needs --data FOLDER, with pictures and captions")
+        raise InputError("train: needs --data FOLDER, with the pictures to train on")
+    if isinstance(settings.config, CycleGANConfig):
+        _train_cyclegan(options, settings, on_purpose)
+        return
+    for option, value in (("--data-y", settings.data_y), ("--domains", settings.domains)):
+        if value is not None:
+            raise InputError(f"train: {option} is for CycleGAN (--recipe cyclegan-...)")
+    assert isinstance(settings.config, TextToImageConfig)
+    assert isinstance(settings.training, TrainingSettings)
     keep_memory()
     with _execution(options, on_purpose) as execution:
         train(
@@ -176,6 +205,52 @@ def _run(options: argparse.Namespace) -> None:
         )
         if execution.processes.rank == 0 and not options.quiet:
             say(_what_next(options, settings))
+
+
+def _train_cyclegan(
+    options: argparse.Namespace, settings: RunSettings, on_purpose: frozenset[str]
+) -> None:
+    """Train on two sets of pictures without captions."""
+    from mirrorgan_fast.training.cyclegan import train_cyclegan
+
+    config, training = settings.config, settings.training
+    assert isinstance(config, CycleGANConfig)
+    assert isinstance(training, CycleGANTrainingSettings)
+    assert settings.data is not None
+    if options.stage not in ("gan", "all"):
+        raise InputError(f"train {options.stage}: CycleGAN has one stage: train gan")
+    if settings.weights:
+        raise InputError("train: CycleGAN has no CNN that starts from a file of weights")
+    unpaired = open_unpaired(
+        settings.data,
+        settings.data_y,
+        settings.domains,
+        split_field=settings.split_field,
+        max_pixels=settings.max_pixels,
+    )
+    if (config.x, config.y) == (CycleGANConfig.x, CycleGANConfig.y):
+        config = dataclasses.replace(config, x=unpaired.names[0], y=unpaired.names[1])
+    settings = dataclasses.replace(settings, config=config)
+    start = None
+    if settings.init_from is not None and not os.path.lexists(options.folder / START):
+        start = CycleGAN.from_pretrained(settings.init_from)
+    keep_memory()
+    with _execution(options, on_purpose) as execution:
+        train_cyclegan(
+            config,
+            training,
+            unpaired,
+            options.folder,
+            execution,
+            init_from=start,
+            begin=lambda: settings.save(options.folder),
+        )
+        if execution.processes.rank == 0 and not options.quiet:
+            folder = shlex.quote(str(options.folder))
+            say(
+                f"mirrorgan-fast: the model is in {folder}; next: mirrorgan-fast translate "
+                f"PICTURES --model {folder} --to {shlex.quote(config.y)} -o out/"
+            )
 
 
 def _starting_model(options: argparse.Namespace, settings: RunSettings) -> "TextToImage | None":
@@ -208,6 +283,8 @@ def _settings(options: argparse.Namespace) -> tuple[RunSettings, frozenset[str]]
         now = dataclasses.replace(
             now,
             data=now.data or before.data,
+            data_y=now.data_y or before.data_y,
+            domains=now.domains or before.domains,
             weights=before.weights,
             init_from=now.init_from or before.init_from,
         )
@@ -218,6 +295,8 @@ def _settings(options: argparse.Namespace) -> tuple[RunSettings, frozenset[str]]
         now = now.changed(name, value)
     given: dict[str, Any] = {
         "data": options.data,
+        "data_y": options.data_y,
+        "domains": options.domains,
         "split_field": options.split_field,
         "max_pixels": options.max_pixels,
         "init_from": None if options.init_from is None else model_name(options.init_from),
@@ -286,6 +365,7 @@ def _refuse_what_attributes_have_not(options: argparse.Namespace) -> None:
     """Raise InputError for options that the training of the classifier would ignore."""
     for name in (
         *("recipe", "config", "set", "change", "settings", "init_from"),  # it has no settings
+        *("data_y", "domains"),
         *("stem_weights", "stream_weights", "compile", "no_real_row", "no_validation"),
     ):
         if getattr(options, name):

@@ -3,6 +3,7 @@
 `layouts.py` opens data sets on disk, and `examples.py` turns any data set into training examples.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from PIL import Image
@@ -24,7 +25,7 @@ class CaptionedImages(Protocol):
         ...
 
     def captions(self, index: int) -> list[str]:
-        """Return the picture's captions, at least one."""
+        """Return the picture's captions: at least one, unless the set is only for translation."""
         ...
 
     def name(self, index: int) -> str:
@@ -48,3 +49,38 @@ class CaptionedImages(Protocol):
         such pictures are not kept in a cache.
         """
         return None
+
+
+class Subset(CaptionedImages):
+    """Some pictures of a data set.
+
+    Args:
+        images: the data set.
+        indices: of the pictures in it.
+    """
+
+    def __init__(self, images: CaptionedImages, indices: Sequence[int]) -> None:
+        self._images, self._indices = images, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def image(self, index: int) -> Image.Image:
+        """Return the picture."""
+        return self._images.image(self._indices[index])
+
+    def captions(self, index: int) -> list[str]:
+        """Return the picture's captions."""
+        return self._images.captions(self._indices[index])
+
+    def name(self, index: int) -> str:
+        """Return the picture's name."""
+        return self._images.name(self._indices[index])
+
+    def label(self, index: int) -> int:
+        """Return the picture's class."""
+        return self._images.label(self._indices[index])
+
+    def stamp(self, index: int) -> str | None:
+        """Return a text that changes whenever the picture may have other pixels."""
+        return self._images.stamp(self._indices[index])

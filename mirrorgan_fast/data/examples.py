@@ -9,6 +9,7 @@ from typing import NotRequired, Self, TypedDict
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -17,6 +18,32 @@ from mirrorgan_fast.data.preparation import Preparation
 from mirrorgan_fast.data.prepared_pictures import PreparedPictures
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.vocabulary import Vocabulary
+
+
+class Epoch:
+    """The number of an epoch, which the processes that read examples share.
+
+    Workers that outlive an epoch (persistent_workers) have a copy of everything else. An anonymous
+    mapping takes no space in /dev/shm, which may be small or not writable.
+    """
+
+    def __init__(self) -> None:
+        self._number = torch.frombuffer(mmap.mmap(-1, 8), dtype=torch.int64)
+
+    @property
+    def number(self) -> int:
+        """The epoch, at least 0. Set it before iterating over a DataLoader, not during it.
+
+        Raises:
+            InputError: (when it is set) it is out of range.
+        """
+        return int(self._number)
+
+    @number.setter
+    def number(self, epoch: int) -> None:
+        if not 0 <= epoch < 2**63:
+            raise InputError(f"epoch must be at least 0 and below 2**63, found {epoch}")
+        self._number.fill_(epoch)
 
 
 class Example(TypedDict):
@@ -93,16 +120,11 @@ class TrainingExamples(Dataset[Example]):
         self._images = images
         self._prepared = prepared
         self.vocabulary = vocabulary
-        self._image_size = image_size
         self._caption_length = caption_length
-        self._augment = augment
         self._seed = seed
         self._reads_images = True
         self._crop: int | None = None
-        # Shared between processes, because workers that outlive an epoch (persistent_workers) have
-        # a copy of everything else. An anonymous mapping takes no space in /dev/shm, which may be
-        # small or not writable.
-        self._epoch = torch.frombuffer(mmap.mmap(-1, 8), dtype=torch.int64)
+        self._epoch = Epoch()
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, at least 0. Call this before iterating over a DataLoader, not during it.
@@ -110,14 +132,12 @@ class TrainingExamples(Dataset[Example]):
         Raises:
             InputError: the epoch is out of range.
         """
-        if not 0 <= epoch < 2**63:
-            raise InputError(f"epoch must be at least 0 and below 2**63, found {epoch}")
-        self._epoch.fill_(epoch)
+        self._epoch.number = epoch
 
     @property
     def epoch(self) -> int:
         """The epoch."""
-        return int(self._epoch)
+        return self._epoch.number
 
     def of_crop(self, number: int) -> Self:
         """Return the same examples with one of each picture's fixed crops, the same in all epochs.
@@ -192,7 +212,7 @@ class TrainingExamples(Dataset[Example]):
             rng = np.random.default_rng((self._seed, self._crop, index, 1))
             may_flip = self._may_flip(self._images.captions(index))
         if self._reads_images:
-            example["image"] = self._image(index, rng, may_flip)
+            example["image"] = cut(self._prepared[index], self._prepared.preparation, rng, may_flip)
         return example
 
     def _caption(self, index: int, rng: np.random.Generator) -> tuple[Tensor, int, bool]:
@@ -216,19 +236,9 @@ class TrainingExamples(Dataset[Example]):
         sides = {"left", "right"}
         return all(sides.isdisjoint(self.vocabulary.tokenize(caption)) for caption in captions)
 
-    def _image(self, index: int, rng: np.random.Generator, may_flip: bool) -> Tensor:
-        """Return the image, uint8 (3, S, S)."""
-        pixels = self._prepared[index]
-        if self._augment:
-            height, width, _ = pixels.shape
-            size = self._image_size
-            top = int(rng.integers(height - size + 1))
-            left = int(rng.integers(width - size + 1))
-            pixels = pixels[top : top + size, left : left + size]
-            if rng.random() < 0.5 and may_flip:
-                pixels = pixels[:, ::-1]
-        # A copy, because a tensor must not share memory with a read-only array
-        return torch.from_numpy(pixels.transpose(2, 0, 1).copy(order="C"))
+    def described(self) -> str:
+        """Return how many pictures and words there are."""
+        return f"{len(self):,} pictures, {len(self.vocabulary):,} words"
 
     def digest(self) -> str:
         """Return a hash of all names, classes and captions, in order."""
@@ -237,3 +247,30 @@ class TrainingExamples(Dataset[Example]):
             row = [self._images.name(i), int(self._images.label(i)), *self._images.captions(i)]
             rows.update(json.dumps(row).encode())
         return rows.hexdigest()[:16]
+
+
+def cut(
+    pixels: NDArray[np.uint8],
+    preparation: Preparation,
+    rng: np.random.Generator,
+    may_flip: bool = True,
+) -> Tensor:
+    """Return the image of an example, uint8 (3, S, S).
+
+    Args:
+        pixels: the prepared picture, (H, W, 3).
+        preparation: how it was prepared. With augmentation, the image is a random crop of it, and
+            half of the images are flipped.
+        rng: makes the random choices.
+        may_flip: whether the image may be flipped.
+    """
+    if preparation.augment:
+        height, width, _ = pixels.shape
+        size = preparation.image_size
+        top = int(rng.integers(height - size + 1))
+        left = int(rng.integers(width - size + 1))
+        pixels = pixels[top : top + size, left : left + size]
+        if rng.random() < 0.5 and may_flip:
+            pixels = pixels[:, ::-1]
+    # A copy, because a tensor must not share memory with a read-only array
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy(order="C"))

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,10 @@ from typing import NamedTuple
 import numpy as np
 import PIL
 from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm
 
 from mirrorgan_fast.data import preparation as preparing
-from mirrorgan_fast.data.captioned_images import CaptionedImages
+from mirrorgan_fast.data.captioned_images import CaptionedImages, Subset
 from mirrorgan_fast.data.picture_cache import PIXELS, PREFIX, PictureCache, fill_cache
 from mirrorgan_fast.data.preparation import Preparation
 from mirrorgan_fast.data.worker_processes import in_processes
@@ -94,6 +93,7 @@ def check_pictures(
     image_size: int,
     augment: bool,
     *,
+    captioned: bool = True,
     cache: Path | None = None,
     workers: int = 1,
     strict: bool = False,
@@ -115,6 +115,7 @@ def check_pictures(
         images: the data set.
         image_size: of the training, in pixels a side.
         augment: whether the training augments the images.
+        captioned: whether a picture needs a caption.
         cache: the folder for caches of any data sets; created if it does not exist. None: no cache.
         workers: 0: this process decodes the pictures. Otherwise as many processes as there are
             cores, at most 16, or more if this number is larger: nothing else computes meanwhile.
@@ -129,7 +130,7 @@ def check_pictures(
     faults = {
         index: "its captions have no word"
         for index in range(len(images))
-        if not any(map(_TOKENIZER.tokenize, images.captions(index)))
+        if captioned and not any(map(_TOKENIZER.tokenize, images.captions(index)))
     }
     if strict:
         _refuse(images, faults)
@@ -150,31 +151,9 @@ def check_pictures(
             f"{len(left)} of {len(images)} pictures can be trained on, expected 2 or more{why}"
         )
     if faults:
-        images = _Part(images, left)
+        images = Subset(images, left)
         found = None if found is None else found.part(left)
     return CheckedPictures(images, PreparedPictures(images, preparation, found))
-
-
-class _Part(CaptionedImages):
-    """Some pictures of a data set."""
-
-    def __init__(self, images: CaptionedImages, indices: Sequence[int]) -> None:
-        self._images, self._indices = images, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def image(self, index: int) -> Image.Image:
-        return self._images.image(self._indices[index])
-
-    def captions(self, index: int) -> list[str]:
-        return self._images.captions(self._indices[index])
-
-    def name(self, index: int) -> str:
-        return self._images.name(self._indices[index])
-
-    def label(self, index: int) -> int:
-        return self._images.label(self._indices[index])
 
 
 @dataclass(frozen=True)

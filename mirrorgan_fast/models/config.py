@@ -14,7 +14,36 @@ SentenceAttention = Literal["paper", "authors", "none"]
 
 
 @dataclass(frozen=True)
-class TextToImageConfig:
+class SystemConfig:
+    """What every system has."""
+
+    image_size: int = bounded(256, 8, 4096)
+    """Pixels a side of the images."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: StrPath | None = None) -> Self:
+        """Build a configuration from what ``dataclasses.asdict`` gave.
+
+        Args:
+            values: the fields; those that are missing have their defaults.
+            source: of the values, for errors.
+
+        Raises:
+            InputError: an entry that is not a field of this class, or not a valid value for it.
+        """
+        try:
+            unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+            if unknown:
+                raise InputError(f"model config: unknown entries {', '.join(unknown)}")
+            return cls(**values)
+        except InputError as error:
+            if source is None:
+                raise
+            raise InputError(f"{source}: {error}") from error
+
+
+@dataclass(frozen=True)
+class TextToImageConfig(SystemConfig):
     """What every text-to-image system is made of.
 
     ``generator_channels`` and ``discriminator_channels`` are GF and DF in the authors' code; every
@@ -26,8 +55,6 @@ class TextToImageConfig:
         InputError: a size out of its bounds, or sizes that do not go together.
     """
 
-    image_size: int = bounded(256, 8, 4096)
-    """Pixels a side of the images: a power of two."""
     generator_channels: int = bounded(32, 1, 1024)
     """Channels of the generator at full resolution (GF in the authors' code)."""
     discriminator_channels: int = bounded(64, 1, 1024)
@@ -71,27 +98,6 @@ class TextToImageConfig:
     def noises(self) -> dict[str, int]:
         """The lengths of the random vectors that an image is generated from, by their names."""
         return {"noise": self.noise_size, "condition_noise": self.condition_size}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], source: StrPath | None = None) -> Self:
-        """Build a configuration from what ``dataclasses.asdict`` gave.
-
-        Args:
-            values: the fields; those that are missing have their defaults.
-            source: of the values, for errors.
-
-        Raises:
-            InputError: an entry that is not a field of this class, or not a valid value for it.
-        """
-        try:
-            unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
-            if unknown:
-                raise InputError(f"model config: unknown entries {', '.join(unknown)}")
-            return cls(**values)
-        except InputError as error:
-            if source is None:
-                raise
-            raise InputError(f"{source}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -275,3 +281,38 @@ class GanIntClsConfig(TextToImageConfig):
     def noises(self) -> dict[str, int]:
         """The length of z."""
         return {"noise": self.noise_size}
+
+
+@dataclass(frozen=True)
+class CycleGANConfig(SystemConfig):
+    """What a CycleGAN is made of. The defaults are those of the authors' code.
+
+    The networks take images of any size.
+    """
+
+    image_size: int = bounded(256, 32, 4096)
+    """Pixels a side of the images in training: a multiple of 4."""
+    generator_channels: int = bounded(64, 1, 1024)
+    """ngf: channels of the generators at full resolution."""
+    discriminator_channels: int = bounded(64, 1, 1024)
+    """ndf: channels of the first layer of each discriminator."""
+    residual_blocks: int = bounded(9, 1, 32)
+    """Of each generator; the authors have 6 for images of 128 pixels."""
+    x: str = "A"
+    """The name of the domain X, such as "sky". If it is left as it is, the data gives it."""
+    y: str = "B"
+    """The name of the domain Y."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "model config")
+        if self.image_size % 4:
+            raise InputError(
+                f"model config: image_size is {self.image_size}, expected a multiple of 4"
+            )
+        for field, name in (("x", self.x), ("y", self.y)):
+            if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= 80:
+                raise InputError(
+                    f"model config: {field} is {name!r:.80}, expected a name of 1 to 80 characters"
+                )
+        if self.x == self.y:
+            raise InputError(f"model config: x and y are both {self.x!r}, expected two names")

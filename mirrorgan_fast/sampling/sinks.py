@@ -28,7 +28,8 @@ _SAVE: dict[str, tuple[str, dict[str, Any]]] = {
     "jpeg": ("JPEG", {}),
     "webp": ("WEBP", {"method": 0}),
 }
-_SUFFIX = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+SUFFIX = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+"""The suffixes of files of pictures, by their formats."""
 FORMATS = ("png", "jpeg", "webp", "tar", "tar-jpeg", "tar-webp", "npy")
 """The formats that ``open_sink`` knows. A tar holds PNG files unless the name says otherwise."""
 LOSSY = ("jpeg", "webp")
@@ -147,7 +148,7 @@ class Files(OwnSink):
     def place(self, shard: int, number: int, count: int) -> Row:
         """Return the name of the image's file."""
         name = f"{number:04d}" if self._flat else f"{shard:05d}/{number:08d}"
-        return {"file": f"{name}.{_SUFFIX[self._format]}"}
+        return {"file": f"{name}.{SUFFIX[self._format]}"}
 
     def whole(self, shard: int, rows: Sequence[Row]) -> int:
         """Return how many images are there, from the first."""
@@ -322,7 +323,7 @@ class Tars(_Growing):
 
     def _suffixes(self) -> tuple[str, str, str]:
         """Return the suffixes of the names of an image's parts."""
-        return _SUFFIX[self._format], "txt", "json"
+        return SUFFIX[self._format], "txt", "json"
 
     @staticmethod
     def _header(name: str, size: int) -> bytes:

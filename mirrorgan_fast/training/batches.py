@@ -2,13 +2,12 @@
 
 import multiprocessing
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import reason
 from mirrorgan_fast.interrupts import leave_interrupts_to_parent
@@ -16,6 +15,26 @@ from mirrorgan_fast.training.execution import Execution
 
 Batch = dict[str, Tensor]
 _PART_SEEDS = 0x9E3779B97F4A7C15  # far apart modulo 2**64 (the golden ratio)
+
+
+class Examples(Protocol):
+    """What batches are made of; ``torch.utils.data.Dataset`` says how one is read."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        ...
+
+    def __getitem__(self, index: int) -> Any:
+        """Return an example, a dictionary of tensors and numbers."""
+        ...
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch, on which random choices depend."""
+        ...
+
+    def described(self) -> str:
+        """Return what they are, for the line at the start of a training."""
+        ...
 
 
 class Batches:
@@ -35,6 +54,7 @@ class Batches:
         execution: how many processes read images, and the device where the batches go. For a GPU
             they are in pinned memory, so that copying them does not block the CPU.
         accumulate: the number of parts of a batch.
+        least: the images that a part needs at least.
 
     Raises:
         InputError: there are fewer than two examples, or fewer than a batch has, or a batch cannot
@@ -43,14 +63,15 @@ class Batches:
 
     def __init__(
         self,
-        examples: TrainingExamples,
+        examples: Examples,
         batch_size: int,
         seed: int,
         execution: Execution,
         accumulate: int = 1,
+        least: int = 2,
     ) -> None:
         self.processes, self.accumulate = execution.processes, accumulate
-        check_batch(len(examples), batch_size, self.processes.count, accumulate)
+        check_batch(len(examples), batch_size, self.processes.count, accumulate, least=least)
         self.examples, self.batch_size = examples, batch_size
         self.seed, self.workers = seed, execution.workers
         self.pinned = execution.device.type == "cuda"
@@ -85,14 +106,15 @@ class Batches:
         A loss that is a mean over words divides by the words of all parts.
         """
         parts = [tensor.chunk(self.accumulate) for tensor in batch.values()]
+        whole = {"lengths": batch["length"]} if "length" in batch else {}
         for rows in zip(*parts, strict=True):
-            yield {**dict(zip(batch, rows, strict=True)), "lengths": batch["length"]}
+            yield {**dict(zip(batch, rows, strict=True)), **whole}
 
     def _generator(self, number: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed * 1_000_003 + number)
 
 
-def load_batches(examples: TrainingExamples, workers: int, **options: Any) -> Iterator[Batch]:
+def load_batches(examples: Examples, workers: int, **options: Any) -> Iterator[Batch]:
     """Yield the batches of a DataLoader.
 
     Args:
@@ -111,7 +133,10 @@ def load_batches(examples: TrainingExamples, workers: int, **options: Any) -> It
     except OSError as error:
         raise _no_shared_memory(workers, reason(error)) from error
     loader: Iterable[Batch] = DataLoader(
-        examples, num_workers=workers, worker_init_fn=leave_interrupts_to_parent, **options
+        examples,  # type: ignore[arg-type]  # a Dataset
+        num_workers=workers,
+        worker_init_fn=leave_interrupts_to_parent,
+        **options,
     )
     try:
         yield from loader
@@ -137,6 +162,7 @@ def check_batch(
     processes: int = 1,
     accumulate: int = 1,
     setting: str = "batch_size",
+    least: int = 2,
 ) -> None:
     """Check that there are batches, and that each can be shared out.
 
@@ -146,12 +172,13 @@ def check_batch(
         processes: how many share a batch.
         accumulate: in how many parts each of them computes it.
         setting: the name of the batch size in error messages.
+        least: the images that a part needs at least.
 
     Raises:
         InputError: there are fewer images than a batch has, or its parts are not equal, or have
-            fewer than two images.
+            fewer than ``least`` images.
     """
-    if images < 2:
+    if images < least:
         raise InputError(
             f"{images} training image: every image is compared with others; use 2 or more"
         )
@@ -162,8 +189,9 @@ def check_batch(
         )
     shares = processes * accumulate
     name = setting.removeprefix("--set ")
-    if batch_size % shares or batch_size < 2 * shares:
+    if batch_size % shares or batch_size < least * shares:
         raise InputError(
-            f"{name} is {batch_size}, expected a multiple of {shares} from {2 * shares} up: "
-            f"{processes} processes share a batch, each in {accumulate} parts of 2 images or more"
+            f"{name} is {batch_size}, expected a multiple of {shares} from {least * shares} up: "
+            f"{processes} processes share a batch, each in {accumulate} parts of {least} images or "
+            f"more"
         )

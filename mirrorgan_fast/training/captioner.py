@@ -116,7 +116,7 @@ def train_stream(
         stream.load_state_dict(start)
     if trained_cnn is not None:
         load_trained_cnn(stream.cnn, trained_cnn)
-    needs = dependencies(config, settings, options, examples, device, cnn=trained_cnn)
+    needs = dependencies(config, settings, options, examples.digest(), device, cnn=trained_cnn)
     needs |= started_from(start)
     needs |= origin(stream.cnn, backbone_weights)
     with open_run(folder, options, settings, needs, execution) as run:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +16,10 @@ from mirrorgan_fast.models.attngan import AttnGAN
 from mirrorgan_fast.models.backbones.small import SmallImageEncoder
 from mirrorgan_fast.models.config import (
     CascadeConfig,
+    CycleGANConfig,
     MirrorGANConfig,
     StackGANConfig,
+    SystemConfig,
     TextToImageConfig,
 )
 from mirrorgan_fast.models.gan_int_cls import GanIntCls
@@ -36,6 +37,7 @@ from mirrorgan_fast.training.captioner import train_stream
 from mirrorgan_fast.training.cascade import check_cascade
 from mirrorgan_fast.training.checkpoint import find_checkpoint, has_checkpoint, load_weights_of
 from mirrorgan_fast.training.cnn import train_cnn
+from mirrorgan_fast.training.description import check_description
 from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.fine_tuning import START, check_sizes, starting_model
 from mirrorgan_fast.training.gan import MoreOfGAN
@@ -57,7 +59,7 @@ from mirrorgan_fast.training.settings import (
 from mirrorgan_fast.training.stackgan import first_stage_of, train_stackgan
 from mirrorgan_fast.training.stackgan_v2 import train_stackgan_v2
 from mirrorgan_fast.vocabulary import Vocabulary
-from mirrorgan_fast.weights import CONFIG, load_config, load_vocabulary, save_description
+from mirrorgan_fast.weights import CONFIG, load_vocabulary, save_description
 
 
 def train(
@@ -104,7 +106,7 @@ def train(
             with these settings; see also ``Run``, ``Batches`` and ``fit``.
     """
     backbone_weights = backbone_weights or {}
-    _check_description(folder, config)
+    check_description(folder, config)
     start = _start(folder, config, init_from)
     stages = _usable(stages, config, backbone_weights, starts_from_model=start is not None)
     _check(stages, config, settings, images, execution.processes)
@@ -179,9 +181,11 @@ def train(
                 execution.processes.once(partial(model.save_pretrained, folder))
 
 
-def stages_of(config: TextToImageConfig) -> tuple[Stage, ...]:
+def stages_of(config: SystemConfig) -> tuple[Stage, ...]:
     """Return the stages of a system's training, in their order."""
     match config:
+        case CycleGANConfig():
+            return ("gan",)
         case MirrorGANConfig():
             return "cnn", "stem", "stream", "gan"
         case StackGANConfig():
@@ -420,26 +424,6 @@ def _trained_cnn(
     return cnn.state_dict()
 
 
-def _check_description(folder: Path, config: TextToImageConfig) -> None:
-    """Raise InputError if the folder holds a run of another system or with other sizes."""
-    if not os.path.lexists(folder / CONFIG):
-        return
-    system = system_of(config).SYSTEM
-    other, sizes = load_config(folder)
-    if other != system:
-        raise InputError(
-            f"{folder}: holds a run of the system {other!r:.80}, now it is {system!r}; use another "
-            f"folder"
-        )
-    found, wanted = asdict(config.from_dict(sizes, folder / CONFIG)), asdict(config)
-    for name in wanted:
-        if found[name] != wanted[name]:
-            raise InputError(
-                f"{folder}: holds a run with {name} {found[name]!r}, now it is {wanted[name]!r}; "
-                f"go on with the same, or in another folder"
-            )
-
-
 def _claim(
     folder: Path, config: TextToImageConfig, vocabulary: Vocabulary, start: TextToImage | None
 ) -> None:
@@ -453,7 +437,7 @@ def _claim(
                 start.save_pretrained(unfinished)
         save_description(folder, system_of(config).SYSTEM, config, vocabulary)
         return
-    _check_description(folder, config)
+    check_description(folder, config)
     words = load_vocabulary(folder)
     if words.words != vocabulary.words:
         raise InputError(

@@ -99,7 +99,7 @@ def train_cnn(
     """
     options = settings.cnn
     batches = Batches(examples, options.batch_size, settings.seed, execution, options.accumulate)
-    needs = dependencies(config, settings, options, examples, execution.device)
+    needs = dependencies(config, settings, options, examples.digest(), execution.device)
     with open_run(folder, options, settings, needs, execution) as run:
         torch.manual_seed(settings.seed)
         task = CNNTraining(options, examples.phrases(options.phrases), run.computation(execution))

@@ -13,8 +13,8 @@ from mirrorgan_fast.models.text_to_image import TextToImage
 from mirrorgan_fast.training.settings import (
     STAGES,
     CascadeSettings,
+    CommonSettings,
     GANSettings,
-    TrainingSettings,
 )
 
 # Of the learning rates of a training from nothing. At the whole rates, a trained generator forgets
@@ -23,7 +23,7 @@ _PACE_OF_G, _PACE_OF_D = 0.15, 0.5
 START = "start"
 """The folder, in that of a run, of the model that the run starts from."""
 Model = TypeVar("Model", bound=TextToImage)
-Settings = TypeVar("Settings", bound=TrainingSettings)
+Settings = TypeVar("Settings", bound=CommonSettings)
 # Sizes that the trained networks do not have: D starts new, and a longer caption only has more
 # words.
 _FREE = {

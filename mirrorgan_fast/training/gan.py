@@ -5,9 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, TypedDict, TypeVar
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -144,10 +142,7 @@ class GANTraining(ABC):
 
     def pace(self, step: int) -> float:
         """Return the factor on both learning rates in a step."""
-        settings = self.settings
-        decay_steps = max(1, min(settings.decay_steps, settings.steps))
-        halvings = step // settings.halve_every if settings.halve_every else 0
-        return min(1.0, (settings.steps - step) / decay_steps) * 0.5**halvings
+        return self.settings.pace(step)
 
     def encode(self, step: int, batch: Batch) -> Captioned:
         """Encode the captions of a batch, and scale its images to the sizes of the step."""
@@ -253,7 +248,7 @@ def train_gan(
     device = execution.device
     batches = Batches(examples, options.batch_size, settings.seed, execution, options.accumulate)
     states = {name: network.state_dict() for name, network in networks.items()}
-    needs = dependencies(config, settings, options, examples, device, **states)
+    needs = dependencies(config, settings, options, examples.digest(), device, **states)
     needs |= {**(also or {}), **started_from(start)}
     compiled = execution.compiled
     needs["compiled"] = Unsaid(False, (False, True)) if compiled is None else compiled
@@ -280,7 +275,7 @@ def train_gan(
                 path, images = sheets.write(steps, task.options(steps - 1))
                 if (maps := sheets.attention(task.options(steps - 1))) is not None:
                     run.show(steps - 1, "attention", maps)
-            run.show(steps - 1, "samples", np.asarray(Image.open(path)))
+            run.show_file(steps - 1, "samples", path)
             run.watch(steps - 1, {"diversity": diversity(images)})
 
         def measure(steps: int) -> Mapping[str, float]:

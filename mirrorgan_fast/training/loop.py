@@ -113,7 +113,6 @@ def fit(
 
 def _summary(learners: Mapping[str, Learner], run: Run, batches: Batches) -> str:
     """Return a line on what is trained, on what, and how."""
-    examples = batches.examples
     sizes = [
         f"{name} {sum(p.numel() for p in learner.parameters) / 1e6:.3g} M"
         for name, learner in learners.items()
@@ -123,7 +122,7 @@ def _summary(learners: Mapping[str, Learner], run: Run, batches: Batches) -> str
     if run.first_step >= run.steps:
         return f"all {run.steps:,} steps are taken"
     return (
-        f"{len(examples):,} pictures, {len(examples.vocabulary):,} words; parameters to train: "
+        f"{batches.examples.described()}; parameters to train: "
         f"{', '.join(sizes)}; {device.type}, {run.settings.get('precision', 'fp32')}, "
         f"{'1 process' if count == 1 else f'{count} processes'}; steps {run.first_step:,} to "
         f"{run.steps:,} of {batches.batch_size} images"

@@ -137,7 +137,7 @@ def train_stem(
         nn.ModuleDict({"stem": stem, "image_encoder": image_encoder}).load_state_dict(start)
     if trained_cnn is not None:
         load_trained_cnn(cnn, trained_cnn)
-    needs = dependencies(config, settings, options, examples, device, cnn=trained_cnn)
+    needs = dependencies(config, settings, options, examples.digest(), device, cnn=trained_cnn)
     needs |= started_from(start)
     needs |= origin(cnn, backbone_weights)
     with open_run(folder, options, settings, needs, execution) as run:

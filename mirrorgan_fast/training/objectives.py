@@ -140,11 +140,21 @@ def believed_loss(fake: Tensor) -> Tensor:
 
 
 def saturating_loss(fake: Tensor) -> Tensor:
-    """Return E log(1 - D) for the logits (N,) of generated images (StackGAN, eq. 4 and 6).
+    """Return E log(1 - D) for the logits of generated images (StackGAN, eq. 4 and 6).
 
     It has the same minimum as ``believed_loss``, but nearly no gradient while D is sure.
     """
     return -functional.softplus(wide(fake)).mean()
+
+
+def least_squares_loss(logits: Tensor, target: float) -> Tensor:
+    """Return the mean of (logits - target)^2, with which CycleGAN's authors train (LSGAN).
+
+    Args:
+        logits: of any shape.
+        target: 1 for images that are to be found real, 0 for others.
+    """
+    return (wide(logits) - target).square().mean()
 
 
 def color_consistency_loss(images: Sequence[Tensor], form: Form = "paper") -> Tensor:

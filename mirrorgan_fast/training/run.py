@@ -17,16 +17,16 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.errors import InputError, printable
 from mirrorgan_fast.fields import changed_fields
 from mirrorgan_fast.files import open_file, open_lock, parse_json, reason, whole_file
 from mirrorgan_fast.interrupts import Interrupts
-from mirrorgan_fast.models.config import TextToImageConfig
+from mirrorgan_fast.models.config import SystemConfig
 from mirrorgan_fast.processes import ALONE, Processes
 from mirrorgan_fast.training.batches import Batch, Batches
 from mirrorgan_fast.training.checkpoint import (
@@ -42,10 +42,10 @@ from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.precision import COMPUTED, fastest_precision
 from mirrorgan_fast.training.settings import (
     CNNSettings,
+    CommonSettings,
     StageSettings,
     STEMSettings,
     STREAMSettings,
-    TrainingSettings,
 )
 from mirrorgan_fast.training.watch import Watch
 
@@ -404,6 +404,11 @@ class Run:
         if self._writer is not None:
             self._writer.add_image(name, picture, step + 1, dataformats="HWC")
 
+    def show_file(self, step: int, name: str, path: Path) -> None:
+        """Add the picture in a file of our own to TensorBoard."""
+        with Image.open(path) as picture:
+            self.show(step, name, np.asarray(picture))
+
     def due(self, step: int, every: int) -> bool:
         """Return whether something done every so many steps, and after the last, is due now."""
         return (step + 1) % every == 0 or step + 1 == self.steps
@@ -525,7 +530,7 @@ def _close(file: "weakref.ref[io.FileIO]") -> None:
 def open_run(
     folder: Path,
     options: StageSettings,
-    settings: TrainingSettings,
+    settings: CommonSettings,
     needs: dict[str, Any],
     execution: Execution,
 ) -> Run:
@@ -555,10 +560,10 @@ def open_run(
 
 
 def dependencies(
-    config: TextToImageConfig,
-    settings: TrainingSettings,
+    config: SystemConfig,
+    settings: CommonSettings,
     options: StageSettings,
-    examples: TrainingExamples,
+    data: str,
     device: torch.device,
     **networks: Mapping[str, Tensor] | None,
 ) -> dict[str, Any]:
@@ -569,7 +574,7 @@ def dependencies(
             models that differ in others can share what it has trained.
         settings: those of all stages.
         options: those of this stage.
-        examples: of them, the captions, names and classes.
+        data: a digest of the training examples.
         device: where it is trained. It decides the precision if that is "auto" and there is no
             checkpoint.
         **networks: weights that were trained before, by name, or None.
@@ -584,7 +589,7 @@ def dependencies(
         "seed": settings.seed,
         "augment": settings.augment,
         "precision": settings.precision,
-        "data": examples.digest(),
+        "data": data,
     }
     if settings.precision == "auto":
         values["precision"] = Unsaid(fastest_precision(device), COMPUTED)

@@ -100,6 +100,12 @@ class STREAMSettings(_MatchingSettings):
 class GANSettings(_StageSettings):
     """Training of a generator against discriminators."""
 
+    def pace(self, step: int) -> float:
+        """Return the factor on both learning rates in a step, counted from 0."""
+        decay_steps = max(1, min(self.decay_steps, self.steps))
+        halvings = step // self.halve_every if self.halve_every else 0
+        return min(1.0, (self.steps - step) / decay_steps) * 0.5**halvings
+
     learning_rate: float = bounded(2e-4, 0)
     """Of the generator, at the start."""
     discriminator_learning_rate: float = bounded(2e-4, 0)
@@ -143,6 +149,26 @@ class GanIntClsSettings(GANSettings):
     """Of images of mixed sentences in the generator's loss (INT); 0: there are none."""
     beta: float = bounded(0.5, 0, 1)
     """The share of the first of two mixed sentences."""
+
+
+@dataclass(frozen=True)
+class CycleGANSettings(GANSettings):
+    """Training of CycleGAN; the defaults are those of the authors' code."""
+
+    steps: int = bounded(270_000, 1, _MOST_STEPS)
+    batch_size: int = bounded(1, 1, _MOST_OF_A_BATCH)
+    """Images of each domain in a step, in all processes together."""
+    decay_steps: int = bounded(135_000, 0, _MOST_STEPS)
+    form: Form = "authors"
+    """``paper``: the objective of the paper's equation 1, E log D(y) + E log(1 - D(G(x))), which
+    the generators lower as it is; ``authors``: least squares, halved for the discriminators."""
+    cycle_weight: float = bounded(10.0, 0)
+    """lambda."""
+    identity_weight: float = bounded(0.5, 0)
+    """Of the identity loss, in units of ``cycle_weight``; 0: there is none."""
+    pool_size: int = bounded(50, 0, 10_000)
+    """Generated images of each domain that the discriminators may see again; 0: they see the
+    newest."""
 
 
 @dataclass(frozen=True)
@@ -213,11 +239,9 @@ StageSettings = CNNSettings | STEMSettings | STREAMSettings | GANSettings
 
 
 @dataclass(frozen=True)
-class TrainingSettings(_Settings):
-    """What the chains of all systems have in common."""
+class CommonSettings(_Settings):
+    """What the trainings of all systems have in common."""
 
-    cnn: CNNSettings = field(default_factory=CNNSettings)
-    stem: STEMSettings = field(default_factory=STEMSettings)
     precision: Precision = "auto"
     """``auto`` is the checkpoint's. Without a checkpoint, it is bf16 autocast if the processor has
     bf16 instructions, else fp32. ``fp16`` scales the loss; it is for GPUs without bf16."""
@@ -235,6 +259,14 @@ class TrainingSettings(_Settings):
     """Steps between two points of the curves; it may change when a run resumes."""
     sheet_every: int = bounded(1000, 1, _MOST_STEPS)
     """Steps of the GAN between two sheets of samples; it may change when a run resumes."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings(CommonSettings):
+    """What the chains of all text-to-image systems have in common."""
+
+    cnn: CNNSettings = field(default_factory=CNNSettings)
+    stem: STEMSettings = field(default_factory=STEMSettings)
     validate_every: int = bounded(1000, 1, _MOST_STEPS)
     """Steps of the GAN between two validations on held-out pictures; it may change when a run
     resumes."""
@@ -285,3 +317,10 @@ class MirrorGANTrainingSettings(CascadeTrainingSettings):
 
     stream: STREAMSettings = field(default_factory=STREAMSettings)
     gan: MirrorGANSettings = field(default_factory=MirrorGANSettings)
+
+
+@dataclass(frozen=True)
+class CycleGANTrainingSettings(CommonSettings):
+    """The training of CycleGAN."""
+
+    gan: CycleGANSettings = field(default_factory=CycleGANSettings)

@@ -499,7 +499,7 @@ def test_a_field_that_is_added_later_changes_no_settings(
         added_too: float = 0.5
 
     def needs(of_config: MirrorGANConfig, options: MirrorGANSettings) -> dict[str, Any]:
-        return dependencies(of_config, settings, options, examples, device)
+        return dependencies(of_config, settings, options, examples.digest(), device)
 
     now = needs(config, settings.gan)
     later = LaterConfig(**asdict(config)), LaterSettings(**asdict(settings.gan))
