@@ -23,7 +23,16 @@ from mirrorgan_fast.data.checks import file_stamp
 from mirrorgan_fast.data.picture_folder import PictureFolder
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.fields import bounded, changed_fields, check_fields
-from mirrorgan_fast.files import open_lock, parse_json, read_file, reason, regular, whole_file
+from mirrorgan_fast.files import (
+    open_in_place,
+    open_lock,
+    parse_json,
+    read_file,
+    reason,
+    regular,
+    whole_file,
+    write_all,
+)
 from mirrorgan_fast.inference.translator import MAX_SIZE, Translator, padded_size, scaled
 from mirrorgan_fast.models.cyclegan import CycleGAN
 from mirrorgan_fast.pictures import MAX_PIXELS, read_picture
@@ -271,8 +280,10 @@ class _Folder:
 
     def add(self, process: int, row: dict[str, Any]) -> None:
         """Record what became of a picture."""
-        with (self._hidden / f"done-{process}.jsonl").open("ab") as file:
-            file.write(json.dumps(row).encode() + b"\n")
+        with open_in_place(self._hidden / f"done-{process}.jsonl") as file:
+            file.seek(0, os.SEEK_END)
+            # the line before may have been cut off, and is then a damaged line of its own
+            write_all(file, b"\n" * (file.tell() > 0) + json.dumps(row).encode())
 
     def write(self, job: Job, content: bytes) -> None:
         """Write a translated picture."""

@@ -90,3 +90,22 @@ def test_it_is_compiled_whole() -> None:
     x = torch.randn(2, 4, 6, 6)
     compiled = torch.compile(instance_norm, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, x, 0.0, 1), instance_norm(x, x, 0.0, 1))
+
+
+def test_compiled_gradients_in_bfloat16_are_right() -> None:
+    """They were NaN for a map that was padded in bfloat16."""
+    torch.manual_seed(3)
+    x = torch.randn(2, 8, 6, 6).to(memory_format=torch.channels_last)
+    convolution = torch.nn.Conv2d(8, 8, 3)
+
+    def loss(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return convolution(instance_norm(convolution(x), None, 0.0, 1)).float().square().mean()
+
+    found = []
+    for function in (loss, torch.compile(loss)):
+        leaf = x.clone().requires_grad_()
+        function(leaf).backward()
+        assert leaf.grad is not None
+        found.append(leaf.grad)
+    torch.testing.assert_close(*found, rtol=0.05, atol=0.05 * float(found[0].abs().max()))

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mirrorgan_fast.models.config import (
+    CycleGANConfig,
     GanIntClsConfig,
     MirrorGANConfig,
     StackGANConfig,
@@ -40,6 +41,9 @@ STACKGAN_V2 = StackGANv2Config(
     image_size=32, stages=2, generator_channels=8, residual_blocks=1, **_SHARED
 )
 INT_CLS = GanIntClsConfig(image_size=32, generator_channels=4, **_SHARED)
+CYCLEGAN = CycleGANConfig(
+    image_size=32, generator_channels=4, discriminator_channels=4, residual_blocks=1
+)
 LEARNING = MirrorGANConfig(
     image_size=64,
     stages=2,
