@@ -17,13 +17,22 @@ from mirrorgan_fast.cli.options import (
 from mirrorgan_fast.cli.output import print_line
 from mirrorgan_fast.data.image_folder import ImageFolder
 from mirrorgan_fast.data.layouts import open_images
+from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.memory import keep_memory
+from mirrorgan_fast.models.cyclegan import CycleGAN
+from mirrorgan_fast.recipes import load_description
+from mirrorgan_fast.weights import find_pretrained
 
 
 def add_to(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(commands, "evaluate", _run, "measure a model on a test split")
-    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="with a test split; none for CycleGAN, whose birds are painted",
+    )
     parser.add_argument(
         "--split-field", help="the field of metadata.jsonl that names the split (default: split)"
     )
@@ -31,7 +40,8 @@ def add_to(commands: Commands) -> None:
         "--count",
         type=positive,
         metavar="N",
-        help="number of captions (default: 1000, or all if there are fewer)",
+        help="number of captions (default: 1000, or all if there are fewer), or of birds for "
+        "CycleGAN (default: 200)",
     )
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument(
@@ -52,6 +62,11 @@ def _run(options: argparse.Namespace) -> None:
     from mirrorgan_fast.models.attribute_classifier import AttributeClassifier
 
     keep_memory()
+    if load_description(find_pretrained(options.model)).system == CycleGAN.SYSTEM:
+        _evaluate_translation(options)
+        return
+    if options.data is None:
+        raise InputError("evaluate: needs --data FOLDER, with a test split")
     images = open_images(options.data, "test", options.split_field, options.max_pixels)
     judge: AttributeClassifier | None = None
     if isinstance(images, ImageFolder) and is_painted(images.record(0)):
@@ -67,3 +82,25 @@ def _run(options: argparse.Namespace) -> None:
         quiet=options.quiet,
     )
     print_line(json.dumps(figures, indent=2) if options.json else as_table(figures))
+
+
+def _evaluate_translation(options: argparse.Namespace) -> None:
+    from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
+    from mirrorgan_fast.evaluation.translation import evaluate_translation, translation_table
+    from mirrorgan_fast.models.attribute_classifier import AttributeClassifier
+
+    for option in ("data", "split_field"):
+        if getattr(options, option) is not None:
+            raise InputError(
+                f"evaluate: a {CycleGAN.SYSTEM} model is measured on painted birds; leave out "
+                f"--{option.replace('_', '-')}"
+            )
+    device = device_of(options)
+    figures = evaluate_translation(
+        CycleGAN.from_pretrained(options.model).to(device),
+        AttributeClassifier.from_pretrained(ATTRIBUTES, options.judge).to(device),
+        count=options.count or 200,
+        seed=options.seed,
+        quiet=options.quiet,
+    )
+    print_line(json.dumps(figures, indent=2) if options.json else translation_table(figures))

@@ -37,6 +37,8 @@ class Translator:
         self, model: CycleGAN, to: str | None = None, dtype: torch.dtype | None = None
     ) -> None:
         self.to = model.config.y if to is None else to
+        self.image_size = model.config.image_size
+        """Of the images that the model was trained with."""
         generator = model.to_domain(self.to)
         for name, tensor in generator.state_dict().items():
             if not tensor.isfinite().all():

@@ -12,6 +12,7 @@ import torch
 
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.data.painted_birds.data_set import PaintedBirds
+from mirrorgan_fast.data.unpaired import Unpaired
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.models.stackgan import StackGANGenerator
@@ -20,6 +21,7 @@ from mirrorgan_fast.models.stream import STREAM
 from mirrorgan_fast.processes import Processes
 from mirrorgan_fast.training.captioner import train_stream
 from mirrorgan_fast.training.cnn import train_cnn
+from mirrorgan_fast.training.cyclegan import train_cyclegan
 from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.gan_int_cls import train_gan_int_cls
 from mirrorgan_fast.training.matcher import train_stem
@@ -28,6 +30,9 @@ from mirrorgan_fast.training.precision import Precision
 from mirrorgan_fast.training.run import Run
 from mirrorgan_fast.training.settings import (
     CNNSettings,
+    CommonSettings,
+    CycleGANSettings,
+    CycleGANTrainingSettings,
     GanIntClsSettings,
     GanIntClsTrainingSettings,
     MirrorGANSettings,
@@ -44,7 +49,7 @@ from mirrorgan_fast.training.stackgan import first_stage_of, train_stackgan
 from mirrorgan_fast.training.stackgan_v2 import train_stackgan_v2
 from mirrorgan_fast.vocabulary import Vocabulary
 
-from .runs import INT_CLS, STACKGAN, STACKGAN_V2, TINY
+from .runs import CYCLEGAN, INT_CLS, STACKGAN, STACKGAN_V2, TINY
 
 STEPS, SIZE = 3, 8
 SETTINGS = MirrorGANTrainingSettings(
@@ -135,6 +140,13 @@ def _train_others(
     if "gan-int-cls" in stages:
         int_cls = GanIntClsTrainingSettings(**common, gan=GanIntClsSettings(**length))
         train_gan_int_cls(INT_CLS, int_cls, examples, stem, folder / "gan-int-cls", execution)
+    if "cyclegan/gan" in stages:
+        domains = (PaintedBirds("train", 2 * SIZE - i, 64, seed=i) for i in (0, 1))
+        of_all = {field.name: common[field.name] for field in dataclasses.fields(CommonSettings)}
+        gan = CycleGANSettings(**length, pool_size=SIZE + 3)
+        cyclegan = CycleGANTrainingSettings(**of_all, gan=gan)
+        unpaired = Unpaired(*domains, names=("A", "B"))
+        train_cyclegan(CYCLEGAN, cyclegan, unpaired, folder / "cyclegan", execution)
 
 
 def send_at(step: int, number: int) -> None:

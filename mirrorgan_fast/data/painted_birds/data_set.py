@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +75,17 @@ class PaintedBirds:
         """Return the bird with its attributes."""
         return Bird.random(self._rng(index, 0), self.split)
 
-    def painting(self, index: int) -> Painting:
-        """Return the picture and the masks of its parts."""
-        return paint(self.bird(index), self._rng(index, 1), self.size)
+    def painting(self, index: int, background: str | None = None) -> Painting:
+        """Return the picture and the masks of its parts.
+
+        Args:
+            index: of the bird.
+            background: shown instead of the bird's own; all else stays as it is.
+        """
+        bird = self.bird(index)
+        if background is not None:
+            bird = replace(bird, background=background)
+        return paint(bird, self._rng(index, 1), self.size)
 
     def bird_captions(self, index: int) -> list[BirdCaption]:
         """Return ten captions, each with the attributes that it asserts."""
