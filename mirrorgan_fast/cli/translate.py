@@ -14,16 +14,18 @@ from mirrorgan_fast.cli.options import (
     positive,
 )
 from mirrorgan_fast.cli.output import print_line, say
-from mirrorgan_fast.errors import printable
+from mirrorgan_fast.errors import InputError, printable
 from mirrorgan_fast.inference.translator import MAX_SIZE, Translator
 from mirrorgan_fast.memory import keep_memory
 from mirrorgan_fast.models.cyclegan import CycleGAN
+from mirrorgan_fast.recipes import load_description
 from mirrorgan_fast.sampling.translation import (
     ERRORS,
     FORMATS,
     TranslationSettings,
     translate_to_folder,
 )
+from mirrorgan_fast.weights import find_pretrained
 
 
 def add_to(commands: Commands) -> None:
@@ -69,6 +71,12 @@ def add_to(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> int:
     settings = TranslationSettings(options.max_size, options.format, options.quality)
     keep_memory()
+    system = load_description(find_pretrained(options.model)).system
+    if system != CycleGAN.SYSTEM:
+        raise InputError(
+            f"translate: {options.model} is a {system} model, which makes images of captions; use "
+            f"a {CycleGAN.SYSTEM} model"
+        )
     model = CycleGAN.from_pretrained(options.model).to(device_of(options))
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     done = translate_to_folder(

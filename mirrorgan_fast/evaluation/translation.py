@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
 from mirrorgan_fast.data.painted_birds.data_set import PaintedBirds
+from mirrorgan_fast.data.painted_birds.drawing import SMALLEST_SIZE
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.inference.translator import Translator
 from mirrorgan_fast.metrics.attributes import attribute_accuracy
@@ -24,7 +25,6 @@ from mirrorgan_fast.models.cyclegan import CycleGAN
 from mirrorgan_fast.pictures import square
 
 _BACKGROUND = "background"
-_LEAST_PAINTED = 64  # pixels; smaller pictures are scaled down from it
 
 
 def evaluate_translation(
@@ -83,7 +83,7 @@ def _one_way(
     quiet: bool,
 ) -> dict[str, dict[str, float]]:
     size = translator.image_size
-    birds = PaintedBirds("test", count, max(size, _LEAST_PAINTED), seed)
+    birds = PaintedBirds("test", count, max(size, SMALLEST_SIZE), seed)
     before, after, true = [], [], []
     for index in tqdm(range(count), desc=title, unit="image", disable=quiet):
         painted, truth_of_it = (
