@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "../checks.h"
+#include "channel_statistics.h"
 #include "parallel.h"
 #include "vectors.h"
 
@@ -29,8 +30,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr const char* kOp = "batch_norm_glu";
-constexpr int64_t kChunk = 256;  // rows: 64 KiB for 128 channels in bfloat16
-constexpr int64_t kPivotRows = 16;
 
 struct Arguments {
   const void* x;         // (rows, 2 * halves)
@@ -46,31 +45,9 @@ struct Arguments {
   float* sums;  // (2, 2 * halves), the result of a pass for one chunk
 };
 
-// Computes the mean of the rows and the sum of (x - mean)^2. To avoid cancellation, a pivot is subtracted first: the
-// mean of the first rows. A single row could be an outlier, far from the others.
 template <typename scalar_t, int Lanes>
 MIRRORGAN_INLINE void measure_columns(const Arguments& a, int64_t first, int64_t end, int64_t column) {
-  using Float = typename Vector<Lanes>::Float;
-  const int64_t channels = 2 * a.halves;
-  const auto* x = static_cast<const scalar_t*>(a.x) + column;
-  const int64_t end_of_pivot = end - first < kPivotRows ? end : first + kPivotRows;
-  Float pivot = {}, sum = {}, squares = {};
-  for (int64_t row = first; row < end_of_pivot; ++row) {
-    Float value;
-    load<Lanes>(x + row * channels, value);
-    pivot += value;
-  }
-  pivot *= 1.0f / static_cast<float>(end_of_pivot - first);
-  for (int64_t row = first; row < end; ++row) {
-    Float value;
-    load<Lanes>(x + row * channels, value);
-    value -= pivot;
-    sum += value;
-    squares += value * value;
-  }
-  const Float offset = sum * (1.0f / static_cast<float>(end - first));
-  store<Lanes>(pivot + offset, a.sums + column);
-  store<Lanes>(squares - sum * offset, a.sums + channels + column);
+  measure_column<scalar_t, Lanes>(static_cast<const scalar_t*>(a.x), 2 * a.halves, first, end, column, a.sums);
 }
 
 // The constants of a column of values or gates: y = scale (x - mean) + bias.
@@ -242,30 +219,6 @@ std::vector<double> sum_over_rows(const Arguments& a, Chunk pass) {
   return total;
 }
 
-// Computes mean and biased variance over all rows, from those of the chunks.
-void measure_rows(const Arguments& a, Chunk pass, float* means, float* variances) {
-  const std::vector<float> measured = results_of_chunks(a, pass);
-  const int64_t channels = 2 * a.halves;
-  const auto over_chunks = [&](auto add) {
-    const float* chunk = measured.data();
-    for (int64_t first = 0; first < a.rows; first += kChunk, chunk += 2 * channels) {
-      const auto rows = static_cast<double>(a.rows - first < kChunk ? a.rows - first : kChunk);
-      for (int64_t c = 0; c < channels; ++c) {
-        add(c, rows, chunk[c], chunk[channels + c]);
-      }
-    }
-  };
-  std::vector<double> mean(static_cast<size_t>(channels)), square(static_cast<size_t>(channels));
-  over_chunks([&](int64_t c, double rows, double chunk_mean, double) { mean[c] += rows / a.rows * chunk_mean; });
-  over_chunks([&](int64_t c, double rows, double chunk_mean, double squares) {
-    square[c] += squares + rows * (chunk_mean - mean[c]) * (chunk_mean - mean[c]);
-  });
-  for (int64_t c = 0; c < channels; ++c) {
-    means[c] = static_cast<float>(mean[c]);
-    variances[c] = static_cast<float>(square[c] < 0 ? 0.0 : square[c] / a.rows);  // unlike std::max, this keeps NaN
-  }
-}
-
 void check_channels(const char* argument, const Tensor& tensor, int64_t channels) {
   check_contiguous(kOp, argument, tensor, ScalarType::Float, {channels});
 }
@@ -321,8 +274,9 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_glu_cpu(
   Tensor out = empty_map(x, a.halves), mean = empty_channels(x, channels), variance = empty_channels(x, channels);
   a.out = out.mutable_data_ptr();
   const Passes passes = passes_for(x.scalar_type() == ScalarType::BFloat16);
-  measure_rows(a, passes.measure, static_cast<float*>(mean.mutable_data_ptr()),
-               static_cast<float*>(variance.mutable_data_ptr()));
+  const std::vector<float> measured = results_of_chunks(a, passes.measure);
+  merge_statistics(measured.data(), a.rows, channels, static_cast<float*>(mean.mutable_data_ptr()),
+                   static_cast<float*>(variance.mutable_data_ptr()));
   const std::vector<float> inverse_std = normalize_by(a, mean, variance, eps);
   for_chunks(a, passes.gate, nullptr);
   return {out, mean, variance};

@@ -10,7 +10,7 @@ from torch.nn import functional
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import CycleGANConfig
 from mirrorgan_fast.models.layers import Conv2d, initialize_normally
-from mirrorgan_fast.ops.instance_norm import instance_norm
+from mirrorgan_fast.ops import instance_norm
 from mirrorgan_fast.weights import (
     CONFIG,
     find_pretrained,

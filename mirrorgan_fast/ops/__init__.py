@@ -20,6 +20,7 @@ from mirrorgan_fast.ops.glam_attention import glam_attention, word_attention_map
 from mirrorgan_fast.ops.glam_attention_mix import glam_attention_mix
 from mirrorgan_fast.ops.glam_stage import glam_stage
 from mirrorgan_fast.ops.image_head import image_head
+from mirrorgan_fast.ops.instance_norm import instance_norm
 from mirrorgan_fast.ops.packing import Layout, pack, pack_transposed
 from mirrorgan_fast.ops.word_similarity import word_similarity
 
@@ -45,6 +46,7 @@ __all__ = [
     "glam_attention_mix",
     "glam_stage",
     "image_head",
+    "instance_norm",
     "instruction_set",
     "pack",
     "pack_lstm",

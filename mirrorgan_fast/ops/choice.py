@@ -186,6 +186,14 @@ TABLE: dict[str, tuple[Row, ...]] = {
         ),
         _FOR_INFERENCE._replace(dtypes=_ANY),
     ),
+    "instance_norm": (
+        Row(
+            "cpu",
+            "cpu",
+            _BOTH,
+            "to be measured",
+        ),
+    ),
     # Forward and backward, small maps and kernels of many numbers only (see the op's file)
     "unfolded_conv2d": (
         Row(
