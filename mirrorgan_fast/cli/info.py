@@ -31,9 +31,13 @@ def _run(options: argparse.Namespace) -> None:
     folder = find_pretrained(options.model)
     model, vocabulary = load_description(folder), load_vocabulary(folder)
     if options.words:
+        model.config.check_text(None)
         words = vocabulary.words[1:]
         print_line(json.dumps(words) if options.json else "\n".join(map(printable, words)))
         return
+    text = {"words": len(vocabulary)}
+    if model.config.vector_size is not None:
+        text = {"vector_size": model.config.vector_size}
     built = build_info()
     extension: object = f"not built: {why_not_compiled()}"
     if built:
@@ -54,7 +58,7 @@ def _run(options: argparse.Namespace) -> None:
             "name": options.model,
             "system": model.system,
             "image_size": model.config.image_size,
-            "words": len(vocabulary),
+            **text,
         },
         "models": sorted(folder.parent.name for folder in PRETRAINED.glob("*/config.json")),
     }
