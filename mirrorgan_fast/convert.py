@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from mirrorgan_fast.errors import InputError
@@ -54,11 +55,12 @@ def stackgan_generator(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         state: a state dict of hanzhanggit/StackGAN-Pytorch, of the first stage, or of the second
-            with the first inside (``STAGE1_G``).
+            with the first inside (``STAGE1_G``). Batch norms may lack ``num_batches_tracked``.
 
     Raises:
         InputError: a name is unknown.
     """
+    state = _with_counters(state)
     if not any(name.startswith("STAGE1_G.") for name in state):
         return {f"stage1.{_renamed(name, _STAGE_1)}": state[name] for name in state}
     renamed = {}
@@ -73,12 +75,26 @@ def stackgan_discriminator(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return published weights of a discriminator of StackGAN with the names of ``Discriminator``.
 
     Args:
-        state: a state dict of hanzhanggit/StackGAN-Pytorch, of either stage.
+        state: a state dict of hanzhanggit/StackGAN-Pytorch, of either stage. Batch norms may lack
+            ``num_batches_tracked``.
 
     Raises:
         InputError: a name is unknown.
     """
-    return {_renamed(name, _D): tensor for name, tensor in state.items()}
+    return {_renamed(name, _D): tensor for name, tensor in _with_counters(state).items()}
+
+
+def _with_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict with a counter for each batch norm.
+
+    Before version 0.4.1, PyTorch wrote none. Only batch norms without momentum use it.
+    """
+    counters = {
+        name.removesuffix("running_mean") + "num_batches_tracked": torch.tensor(0)
+        for name in state
+        if name.endswith(".running_mean")
+    }
+    return {**counters, **state}
 
 
 _RESNET: tuple[_Rule, ...] = (

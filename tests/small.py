@@ -4,9 +4,12 @@ import random
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from mirrorgan_fast.models.config import MirrorGANConfig
+from mirrorgan_fast.models.config import MirrorGANConfig, StackGANConfig
+from mirrorgan_fast.models.layers import BatchNormActivation
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.models.stackgan import StackGAN
 from mirrorgan_fast.vocabulary import END, Vocabulary
 
 SMALL = MirrorGANConfig(
@@ -28,6 +31,33 @@ def small_model() -> MirrorGAN:
     """Return an untrained model."""
     torch.manual_seed(0)
     return MirrorGAN(SMALL, Vocabulary([END, *WORDS])).eval()
+
+
+def vectors_model(**sizes: int) -> StackGAN:
+    """Return an untrained StackGAN that reads text vectors of 12 numbers."""
+    torch.manual_seed(0)
+    default = {"image_size": 32, "first_size": 16, "generator_channels": 8, "embedding_size": 12}
+    small = {"condition_size": 5, "noise_size": 6, "residual_blocks": 1}
+    config = StackGANConfig(text="vectors", **(default | small | sizes))
+    model = StackGAN(config, Vocabulary([END])).eval()
+    enliven(model.generator)
+    return model
+
+
+@torch.no_grad()
+def enliven(generator: nn.Module) -> None:
+    """Give an untrained generator random weights of which images are not nearly gray."""
+    for module in generator.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | BatchNormActivation):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.5, 2)
+            module.bias.normal_(0, 0.3)
+        elif isinstance(module, nn.Conv2d | nn.Linear):
+            module.weight.normal_(0, 1.5 / module.weight[0].numel() ** 0.5)
+        elif isinstance(module, nn.ConvTranspose2d):
+            module.weight.normal_(0, 3 / module.weight[:, 0].numel() ** 0.5)
 
 
 def captions(count: int, randomly: random.Random) -> list[str]:

@@ -1,18 +1,26 @@
 """Published weights give the same results in our networks as in the authors', restated here."""
 
 import itertools
+import re
+import shlex
 from math import prod
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mirrorgan_fast.cli.main import main
 from mirrorgan_fast.convert import stackgan_discriminator, stackgan_generator
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import StackGANConfig
 from mirrorgan_fast.models.discriminator import Discriminator
 from mirrorgan_fast.models.stackgan import StackGANGenerator
+from mirrorgan_fast.pictures import read_picture
+from mirrorgan_fast.sampling.journal import read_manifest
 from mirrorgan_fast.training.stackgan import first_stage_of
 
 GF, DF, CONDITION, TEXT, NOISE, BLOCKS = 8, 6, 5, 12, 7, 2
@@ -192,6 +200,43 @@ def test_the_discriminator_judges_as_the_authors(second: bool) -> None:
     found = [ours.conditional(seen, mu), *([ours.unconditional(seen)] if second else [])]
     for logit, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(logit, wanted, rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+def test_the_page_makes_a_model_that_samples_as_the_authors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code and the command on the page, with smaller networks."""
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parent.parent / "docs" / "systems.md").read_text(encoding="utf-8")
+    section = page.partition("## StackGAN with text vectors\n")[2].partition("\n## ")[0]
+    code, command = re.findall(r"```(?:python|sh)\n(.*?)```", section, re.DOTALL)
+    for name, size in {"generator_channels=192": GF, "embedding_size=1024": TEXT}.items():
+        assert name in code
+        code = code.replace(name, f"{name.partition('=')[0]}={size}")
+    sizes = f"condition_size={CONDITION}, noise_size={NOISE}, text="
+    state = weights(stage_2())
+    old = {k: v.float() for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    torch.save(old, "netG_epoch_90.pth")
+    vectors = torch.randn(3, TEXT, generator=torch.Generator().manual_seed(4))
+    np.save("vectors.npy", vectors.numpy())
+    made: dict[str, Any] = {}
+    exec(code.replace("text=", sizes), made)
+    program, *arguments = shlex.split(command)
+    assert (program, main([*arguments, "--quiet", "--dtype", "float32"])) == ("mirrorgan-fast", 0)
+
+    noises = made["model"].noise(0, range(12))
+    z, eps = (part.double() for part in noises)
+    theirs, text = Authors(state), vectors.double().repeat_interleave(4, dim=0)
+    first = theirs.first("STAGE1_G.", z, eps[:, :CONDITION], text)
+    expected = 127.5 * (theirs.second(first, eps[:, CONDITION:], text) + 1).permute(0, 2, 3, 1)
+    assert expected.std() > 10
+    for row, wanted in zip(read_manifest(Path("out"), 99), expected.numpy(), strict=True):
+        image = np.asarray(read_picture(Path("out") / row["file"], "test")).astype(float)
+        assert np.abs(image - wanted).max() < 0.6  # rounded to whole gray levels
+    rows = vectors.repeat_interleave(4, dim=0)
+    rendered = made["model"].eval().render(rows, *noises)
+    assert (rendered - expected).abs().max() < 0.6
 
 
 def test_another_name_is_refused() -> None:

@@ -10,7 +10,7 @@ import torch
 from mirrorgan_fast.cli.options import Commands, add_command
 from mirrorgan_fast.cli.output import print_line
 from mirrorgan_fast.errors import InputError, printable
-from mirrorgan_fast.models.config import CycleGANConfig
+from mirrorgan_fast.models.config import CycleGANConfig, TextToImageConfig
 from mirrorgan_fast.ops import build_info, report, why_no_cuda_kernels, why_not_compiled
 from mirrorgan_fast.recipes import load_description
 from mirrorgan_fast.weights import PRETRAINED, find_pretrained, load_vocabulary
@@ -31,22 +31,25 @@ def add_to(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> None:
     folder = find_pretrained(options.model)
     model = load_description(folder)
+    config = model.config
     about: dict[str, object] = {
         "name": options.model,
         "system": model.system,
-        "image_size": model.config.image_size,
+        "image_size": config.image_size,
     }
-    if isinstance(model.config, CycleGANConfig):
+    if isinstance(config, CycleGANConfig):
         if options.words:
             raise InputError(f"info: {options.model} is a {model.system} model, which has no words")
-        about["domains"] = [model.config.x, model.config.y]
-    else:
+        about["domains"] = [config.x, config.y]
+    elif isinstance(config, TextToImageConfig):
         vocabulary = load_vocabulary(folder)
-        about["words"] = len(vocabulary)
-    if options.words:
-        words = vocabulary.words[1:]
-        print_line(json.dumps(words) if options.json else "\n".join(map(printable, words)))
-        return
+        if options.words:
+            config.check_text(None)
+            words = vocabulary.words[1:]
+            print_line(json.dumps(words) if options.json else "\n".join(map(printable, words)))
+            return
+        reads_words = config.vector_size is None
+        about |= {"words": len(vocabulary)} if reads_words else {"vector_size": config.vector_size}
     built = build_info()
     extension: object = f"not built: {why_not_compiled()}"
     if built:

@@ -1,4 +1,4 @@
-"""mirrorgan-fast sample: generate images from captions."""
+"""mirrorgan-fast sample: generate images from captions, or from text vectors."""
 
 import argparse
 import warnings
@@ -29,6 +29,7 @@ from mirrorgan_fast.sampling.journal import ERRORS, SHEET, read_manifest
 from mirrorgan_fast.sampling.run import SamplingSettings, sample_to_folder
 from mirrorgan_fast.sampling.sampler import Sampler
 from mirrorgan_fast.sampling.sinks import FORMATS
+from mirrorgan_fast.sampling.text_vectors import TextVectors
 
 _MAX_SHEET_IMAGES = 256
 _NOT_WITH_WALK = (
@@ -52,6 +53,11 @@ def add_to(commands: Commands) -> None:
         metavar="FILE",
         help="text (one caption per line), JSON lines, a JSON array, CSV or TSV; "
         "- for standard input",
+    )
+    parser.add_argument(
+        "--text-vectors",
+        metavar="FILE",
+        help="for models that read these instead of captions: .npy, or a pickle of arrays",
     )
     parser.add_argument(
         "-n", "--per-caption", type=positive, default=1, metavar="N", help="images per caption"
@@ -112,8 +118,11 @@ def _load_model(options: argparse.Namespace) -> TextToImage:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if bool(options.caption) == bool(options.captions):
-        raise InputError("sample: give captions as arguments, or a file of them with --captions")
+    if sum(map(bool, (options.caption, options.captions, options.text_vectors))) != 1:
+        raise InputError(
+            "sample: give captions as arguments, or a file of them with --captions, or a file of "
+            "text vectors with --text-vectors"
+        )
     if options.walk is not None:
         return _walk(options)
     settings = SamplingSettings(
@@ -125,8 +134,7 @@ def _run(options: argparse.Namespace) -> int:
         shard_size=options.shard_size,
         flat=bool(options.caption),
     )
-    captions = Captions.of(options.caption) if options.caption else Captions.open(options.captions)
-    with captions:
+    with _texts(options) as captions:
         keep_memory()
         model = _load_model(options)
         if options.caption:
@@ -164,7 +172,16 @@ def _run(options: argparse.Namespace) -> int:
     return 3 if done.processes == 1 else 0  # torchrun would treat 3 as a failure
 
 
+def _texts(options: argparse.Namespace) -> Captions | TextVectors:
+    """Return what to sample from."""
+    if options.text_vectors:
+        return TextVectors.open(options.text_vectors)
+    return Captions.of(options.caption) if options.caption else Captions.open(options.captions)
+
+
 def _walk(options: argparse.Namespace) -> int:
+    if options.text_vectors:
+        raise InputError("--walk: goes between captions, not between text vectors")
     if options.captions:
         raise InputError("--walk: give one or two captions as arguments, not a file")
     for name in _NOT_WITH_WALK:

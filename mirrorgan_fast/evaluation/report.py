@@ -65,12 +65,13 @@ def evaluate(
         pairs (see ``painted_pairs``).
 
     Raises:
-        InputError: the seed is out of range; a weight is NaN; there are fewer than ``count``
-            pictures, or too few for R-precision; or, with a classifier, the pictures are not
-            painted birds.
+        InputError: the seed is out of range; the model reads text vectors; a weight is NaN; there
+            are fewer than ``count`` pictures, or too few for R-precision; or, with a classifier,
+            the pictures are not painted birds.
     """
     if not isinstance(seed, int) or not 0 <= seed < SEEDS:
         raise InputError(f"seed is {seed!r:.60}, expected a whole number from 0 to 2^128 - 1")
+    model.config.check_text(None)
     model.check_weights(*dict(model.named_children()))
     size = model.config.image_size
     rng = np.random.default_rng(seed)

@@ -56,7 +56,8 @@ def walk(
     if not 2 <= frames <= MOST_FRAMES:
         raise InputError(f"a walk has 2 to {MOST_FRAMES:,} frames, found {frames}")
     check_psi(psi)
-    model.check_weights("stem", model.GENERATOR)
+    model.config.check_text(None)
+    model.check_weights(*model.image_parts)
     with torch.no_grad():
         generator, stem = in_evaluation(model.generator), in_evaluation(model.stem)
         encoded = model.encode([*captions, *captions][:2])

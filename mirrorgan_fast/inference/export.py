@@ -8,13 +8,19 @@ for ``torch._inductor.aoti_load_package``. Both are a function of these inputs, 
     noise             float32 (N, noise_size), z, standard normal
     condition_noise   float32 (N, condition_size), eps, standard normal
 
-in this order. (The last are those of ``config.noises``, which these are for most systems.) The
-output is
+in this order. (The last are those of ``config.noises``, which these are for most systems.) A model
+that reads text vectors has, instead of the first two,
+
+    vectors           float32 (N, embedding_size)
+
+The output is
 
     images            uint8 (N, image_size, image_size, 3)
 
 The file's metadata has ``vocabulary``, one word a line starting with number 0, and
-``caption_length``, ``image_size``, ``noise_size`` and ``condition_size``, all of them as text.
+``caption_length``, ``image_size``, ``noise_size`` and ``condition_size``, all of them as text. (If
+text vectors are read, ``embedding_size`` is there, ``caption_length`` is not, and the vocabulary is
+"<end>" alone.)
 """
 
 import copy
@@ -33,7 +39,7 @@ from torch import Tensor, nn
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import whole_file
-from mirrorgan_fast.models.stem import word_mask
+from mirrorgan_fast.models.stem import read_text, word_mask
 from mirrorgan_fast.models.text_to_image import TextToImage
 from mirrorgan_fast.ops import use
 from mirrorgan_fast.ops.choice import REFERENCE
@@ -61,7 +67,7 @@ def export(model: TextToImage, path: str | os.PathLike[str], format: str) -> Non
     suffix, content = FORMATS[format]
     if Path(path).suffix != suffix:
         raise InputError(f"{path}: expected a name that ends in {suffix} for the format {format}")
-    model.check_weights("stem", model.GENERATOR)
+    model.check_weights(*model.image_parts)
     device = next(model.parameters()).device
     # The caller's autocast must not be traced.
     with whole_file(path) as partial, torch.autocast(device.type, enabled=False):
@@ -79,7 +85,7 @@ def _onnx(model: TextToImage) -> bytes:
     with _quiet():
         program = torch.onnx.export(
             _traced(model),
-            input_names=["tokens", "lengths", *model.config.noises],
+            input_names=[*_text_inputs(model), *model.config.noises],
             output_names=["images"],
             # only names it; tracing made it dynamic
             dynamic_shapes=_for_all_inputs(model, {0: "batch"}),
@@ -177,28 +183,56 @@ class _Render(nn.Module):
         return words, torch.cat(ends, dim=2)[:, 0]
 
 
+class _RenderVectors(nn.Module):
+    """``TextToImage.render`` of a copy of a model that reads text vectors."""
+
+    def __init__(self, model: TextToImage) -> None:
+        super().__init__()
+        self.generator = copy.deepcopy(model.generator)
+        self.float().eval()
+
+    def forward(
+        self,
+        vectors: Tensor,  # (N, D)
+        *noises: Tensor,  # each (N, length)
+    ) -> Tensor:
+        """Return the last images, uint8 (N, S, S, 3)."""
+        return to_uint8(self.generator(*noises, *read_text(None, vectors)).images[-1])
+
+
 def _traced(model: TextToImage) -> torch.export.ExportedProgram:
     config, device = model.config, next(model.parameters()).device
     example = (
-        torch.zeros(2, config.caption_length, dtype=torch.int64, device=device),
-        torch.ones(2, dtype=torch.int64, device=device),
+        *(each.to(device) for each in _text_inputs(model).values()),
         *(
             torch.zeros(2, size, device=device, dtype=torch.float32)
             for size in config.noises.values()
         ),
     )
+    network = _RenderVectors(model) if config.vector_size else _Render(model)
     shapes = _for_all_inputs(model, {0: torch.export.Dim("batch", min=1)})
     with use(REFERENCE):  # the file must not need the ops of this package
-        return torch.export.export(_Render(model), example, dynamic_shapes=shapes)
+        return torch.export.export(network, example, dynamic_shapes=shapes)
+
+
+def _text_inputs(model: TextToImage) -> dict[str, Tensor]:
+    """Return the inputs of two texts, by name."""
+    if model.config.vector_size:
+        return {"vectors": torch.zeros(2, model.config.vector_size, dtype=torch.float32)}
+    return {
+        "tokens": torch.zeros(2, model.config.caption_length, dtype=torch.int64),
+        "lengths": torch.ones(2, dtype=torch.int64),
+    }
 
 
 def _for_all_inputs(model: TextToImage, value: Any) -> tuple[Any, ...]:
-    """Return the value for tokens, for lengths and, in a tuple, for each random vector."""
-    return value, value, (value,) * len(model.config.noises)
+    """Return the value for each input of the text and, in a tuple, for each random vector."""
+    return *(value for _ in _text_inputs(model)), (value,) * len(model.config.noises)
 
 
 def _metadata(model: TextToImage) -> dict[str, str]:
-    sizes = ("caption_length", "image_size", "noise_size", "condition_size")
+    of_text = "embedding_size" if model.config.vector_size else "caption_length"
+    sizes = (of_text, "image_size", "noise_size", "condition_size")
     return {
         "vocabulary": "\n".join(model.vocabulary.words),
         **{name: str(getattr(model.config, name)) for name in sizes},

@@ -11,8 +11,13 @@ from torch.nn import functional
 from mirrorgan_fast.inference.fused_generators import fuse_generator
 from mirrorgan_fast.inference.fused_stem import FusedSTEM
 from mirrorgan_fast.inference.graphs import Graphs
-from mirrorgan_fast.models.stem import word_mask
-from mirrorgan_fast.models.text_to_image import TextToImage, check_noises, sample_with
+from mirrorgan_fast.models.stem import read_text
+from mirrorgan_fast.models.text_to_image import (
+    TextToImage,
+    check_noises,
+    sample_with,
+    split_inputs,
+)
 from mirrorgan_fast.ops.parts import in_parts
 
 _BATCH_SIZE = 64  # images of a larger batch go in parts, so that memory does not grow with it
@@ -37,7 +42,7 @@ def fuse(model: TextToImage, dtype: torch.dtype | None = None) -> "Renderer":
 
 
 class Renderer:
-    """Turns tokens and noise into images. ``fuse`` makes it.
+    """Turns tokens, or text vectors, and noise into images. ``fuse`` makes it.
 
     If the model's weights change, the next call remakes it. (Changes behind PyTorch's back, as
     through ``parameter.data`` in place, cannot be noticed.)
@@ -55,21 +60,22 @@ class Renderer:
 
     def _make(self) -> None:
         model = self.model
-        model.check_weights("stem", model.GENERATOR)
+        model.check_weights(*model.image_parts)
         self._places: list[tuple[dict[str, Any], str]] = [
-            (model._modules, "stem"),
-            (model._modules, model.GENERATOR),
+            (model._modules, part) for part in model.image_parts
         ]
         self._places += [
             (entries, name)
-            for network in (model.stem, model.generator)
-            for module in network.modules()
+            for part in model.image_parts
+            for module in model.get_submodule(part).modules()
             for entries in (module._modules, module._parameters, module._buffers)
             for name in entries
         ]
         self._made_of = self._weights()
         self._generator = fuse_generator(model.generator, self._wanted_dtype)
-        self._stem = FusedSTEM(model.stem, dtype=self._generator.dtype)
+        self._stem = None
+        if model.config.vector_size is None:
+            self._stem = FusedSTEM(model.stem, dtype=self._generator.dtype)
         on_gpu = next(model.parameters()).device.type == "cuda"
         self._graphs = Graphs(self._render) if on_gpu else None
 
@@ -92,42 +98,34 @@ class Renderer:
         return sample_with(self.model, self.render, captions, seed, indices)
 
     @torch.no_grad()
-    def render(
-        self,
-        tokens: Tensor,  # (N, T)
-        lengths: Tensor,  # (N,)
-        *noises: Tensor,  # each (N, length)
-    ) -> Tensor:
+    def render(self, *inputs: Tensor) -> Tensor:
         """Do what ``TextToImage.render`` does: return the last images, uint8 (N, S, S, 3).
 
         Raises:
             InputError: on the CPU, a noise is NaN or infinite; or the model's weights have changed,
                 and one of them is.
         """
-        check_noises(self.model.config, noises)
+        config = self.model.config
+        check_noises(config, split_inputs(config, inputs)[1])
         if self._weights() != self._made_of:
             self._make()
         if self._graphs is None:
-            return self._render(tokens, lengths, *noises)
-        # All captions are padded to one length, so that one graph serves all lengths.
-        missing = self.model.config.caption_length - tokens.shape[1]
-        tokens = functional.pad(tokens, (0, max(0, missing)))
-        return self._graphs(tokens, lengths, *noises)
+            return self._render(*inputs)
+        if self._stem is not None:
+            # All captions are padded to one length, so that one graph serves all lengths.
+            tokens, *others = inputs
+            missing = config.caption_length - tokens.shape[1]
+            inputs = (functional.pad(tokens, (0, max(0, missing))), *others)
+        return self._graphs(*inputs)
 
-    def _render(
-        self,
-        tokens: Tensor,  # (N, T)
-        lengths: Tensor,  # (N,)
-        *noises: Tensor,  # each (N, length)
-    ) -> Tensor:
-        size = self.model.config.image_size
-        images = torch.empty(len(tokens), size, size, 3, dtype=torch.uint8, device=tokens.device)
-        mask = word_mask(lengths, tokens.shape[1])
-        rows = (images, tokens, lengths, mask, *noises)
+    def _render(self, *inputs: Tensor) -> Tensor:
+        config, count, device = self.model.config, len(inputs[0]), inputs[0].device
+        shape = (count, config.image_size, config.image_size, 3)
+        images = torch.empty(shape, dtype=torch.uint8, device=device)
         generate: Callable[..., Tensor] = self._generator
-        for out, some_tokens, some_lengths, some_mask, *some_noises in in_parts(rows, _BATCH_SIZE):
-            words, sentence = self._stem(some_tokens, some_lengths)
-            generate(*some_noises, words, some_mask, sentence, out=out)
+        for out, *some in in_parts((images, *inputs), _BATCH_SIZE):
+            text, noises = split_inputs(config, some)
+            generate(*noises, *read_text(self._stem, *text), out=out)
         return images
 
 

@@ -99,6 +99,35 @@ class TextToImageConfig(SystemConfig):
         """The lengths of the random vectors that an image is generated from, by their names."""
         return {"noise": self.noise_size, "condition_noise": self.condition_size}
 
+    @property
+    def vector_size(self) -> int | None:
+        """Length of the text vectors that the model reads; None if it reads captions."""
+        return None
+
+    def check_text(self, vector_size: int | None) -> None:
+        """Check that the model reads such text.
+
+        Args:
+            vector_size: length of text vectors, or None for captions.
+
+        Raises:
+            InputError: the model reads the other kind of text, or vectors of another length.
+        """
+        wanted = self.vector_size
+        if vector_size == wanted:
+            return
+        if wanted is None:
+            raise InputError("this model reads captions, not text vectors; give it captions")
+        if vector_size is None:
+            raise InputError(
+                f"this model reads text vectors of {wanted:,} numbers and knows no words: it only "
+                f"makes images, with sample --text-vectors FILE (in Python: Sampler.sample_vectors)"
+            )
+        raise InputError(
+            f"the text vectors have {vector_size:,} numbers each, but this model reads vectors of "
+            f"{wanted:,}; use those of the text encoder that it was trained with"
+        )
+
 
 @dataclass(frozen=True)
 class CascadeConfig(TextToImageConfig):
@@ -208,6 +237,10 @@ class StackGANConfig(TextToImageConfig):
     The defaults are those of the authors' code, which are near the birds of the paper.
     """
 
+    text: Literal["stem", "vectors"] = "stem"
+    """``stem``: captions, which STEM encodes. ``vectors``: sentence features of ``embedding_size``
+    numbers that another text encoder made, such as the 1,024 of the authors' char-CNN-RNN; such a
+    model has neither STEM nor words, and is not trained here."""
     generator_channels: int = bounded(128, 4, 1024)
     """GF in the authors' code; a multiple of 4."""
     condition_size: int = bounded(128, 1, 4096)
@@ -247,6 +280,11 @@ class StackGANConfig(TextToImageConfig):
     def judged_size(self) -> int:
         """Length of what discriminators are told of a caption: mu of the augmentation."""
         return self.condition_size
+
+    @property
+    def vector_size(self) -> int | None:
+        """Length of the text vectors that the model reads; None if it reads captions."""
+        return self.embedding_size if self.text == "vectors" else None
 
     @property
     def noises(self) -> dict[str, int]:

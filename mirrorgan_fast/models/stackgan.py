@@ -22,7 +22,9 @@ class StackGAN(TextToImage):
     """A text encoder, and a generator of two stages that are trained one after the other.
 
     ``G`` is the generator. DAMSM's image encoder has no part in its training; with it, the text
-    encoder was trained, and R-precision is measured.
+    encoder was trained, and R-precision is measured. A model with the text "vectors" has neither:
+    its sentences are made elsewhere (see ``StackGANConfig.text``), and its vocabulary is empty but
+    for "<end>".
     """
 
     SYSTEM = "stackgan"
@@ -33,7 +35,8 @@ class StackGAN(TextToImage):
     def __init__(self, config: StackGANConfig, vocabulary: Vocabulary) -> None:
         super().__init__(config, vocabulary)
         self.G = StackGANGenerator(config)
-        self.image_encoder = DAMSMImageEncoder(config)
+        if config.text == "stem":
+            self.image_encoder = DAMSMImageEncoder(config)
 
 
 class StackGANGenerator(nn.Module):
@@ -60,7 +63,7 @@ class StackGANGenerator(nn.Module):
             condition_noise: eps of each stage's conditioning augmentation, standard normal.
             words: not used.
             mask: not used.
-            sentence: s from STEM.
+            sentence: s from STEM, or a text vector.
 
         Returns:
             the images, and mu and log sigma^2 of the last stage.

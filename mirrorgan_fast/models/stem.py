@@ -1,5 +1,7 @@
 """STEM, the semantic text embedding module: captions to word and sentence features."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -52,6 +54,28 @@ class STEM(nn.Module):
             states, batch_first=True, total_length=tokens.shape[1]
         )
         return words, last.transpose(0, 1).flatten(1)
+
+
+def read_text(
+    stem: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None, *text: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what a generator is told of texts.
+
+    Args:
+        stem: a STEM, or what does the same; None in a model that reads text vectors.
+        text: tokens (N, T) and lengths (N,), as for STEM; without STEM, vectors (N, D).
+
+    Returns:
+        words w (N, T, D), their mask (N, T), and sentence s (N, D). A vector is the sentence, and
+        has no words: T is 0.
+    """
+    if stem is None:
+        (sentence,) = text
+        words = sentence[:, None][:, :0]
+        return words, words[:, :, 0].bool(), sentence
+    tokens, lengths = text
+    words, sentence = stem(tokens, lengths)
+    return words, word_mask(lengths, tokens.shape[1]), sentence
 
 
 def word_mask(lengths: Tensor, caption_length: int) -> Tensor:

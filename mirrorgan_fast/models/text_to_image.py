@@ -15,7 +15,7 @@ from mirrorgan_fast.errors import InputError, UnknownWordsWarning, listed
 from mirrorgan_fast.models.config import CascadeConfig, TextToImageConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.models.glam import GLAM, Generated
-from mirrorgan_fast.models.stem import STEM, word_mask
+from mirrorgan_fast.models.stem import STEM, read_text, word_mask
 from mirrorgan_fast.ops.checks import at_hand
 from mirrorgan_fast.pictures import to_uint8
 from mirrorgan_fast.vocabulary import Encoded, Vocabulary
@@ -53,29 +53,43 @@ class TextToImage(nn.Module):
     """Parts that may be copies of another part, which a file then has once (``save_tensors``)."""
     WORD_TABLES: ClassVar[frozenset[str]] = frozenset({"stem.embedding"})
     """Layers whose tensors have a row for each word of the vocabulary."""
+    stem: STEM
     image_encoder: DAMSMImageEncoder
+    """A model that reads text vectors has neither this nor ``stem``."""
 
     def __init__(self, config: TextToImageConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.config = config
         self.vocabulary = vocabulary
-        self.stem = STEM(config, len(vocabulary))
+        if config.vector_size is None:
+            self.stem = STEM(config, len(vocabulary))
+        elif len(vocabulary) > 1:
+            raise InputError(
+                f"the vocabulary has {len(vocabulary)} words, but the model reads text vectors; "
+                f'give it a vocabulary of "<end>" alone'
+            )
 
     @property
     def generator(self) -> nn.Module:
         """The generator."""
         return self.get_submodule(self.GENERATOR)
 
-    def forward(
-        self,
-        tokens: Tensor,  # (N, T)
-        lengths: Tensor,  # (N,)
-        *noises: Tensor,  # each (N, length)
-    ) -> Generated:
-        """Generate the images of all stages for captions, from the vectors of ``noise``."""
-        words, sentence = self.stem(tokens, lengths)
-        mask = word_mask(lengths, tokens.shape[1])
-        generated: Generated = self.generator(*noises, words, mask, sentence)
+    @property
+    def image_parts(self) -> tuple[str, ...]:
+        """The names of the parts that make images: the generator, and STEM if there is one."""
+        return (self.GENERATOR,) if self.config.vector_size else ("stem", self.GENERATOR)
+
+    def forward(self, *inputs: Tensor) -> Generated:
+        """Generate the images of all stages.
+
+        Args:
+            inputs: tokens, int64 (N, T), and lengths, int64 (N,), of captions (see ``STEM``), or of
+                a model that reads text vectors these, float (N, D); then the random vectors of
+                ``noise``, each (N, length).
+        """
+        text, noises = split_inputs(self.config, inputs)
+        stem = None if self.config.vector_size else self.stem
+        generated: Generated = self.generator(*noises, *read_text(stem, *text))
         return generated
 
     @torch.no_grad()
@@ -110,8 +124,10 @@ class TextToImage(nn.Module):
         """Turn captions into tokens.
 
         Raises:
-            InputError: a caption is not a string or has no known word.
+            InputError: a caption is not a string or has no known word, or the model reads text
+                vectors.
         """
+        self.config.check_text(None)
         encoded = self.vocabulary.encode(captions, self.config.caption_length)
         for caption, length in zip(captions, encoded.lengths.tolist(), strict=True):
             if length == 0:
@@ -154,21 +170,19 @@ class TextToImage(nn.Module):
         return noises
 
     @torch.no_grad()
-    def render(
-        self,
-        tokens: Tensor,  # (N, T)
-        lengths: Tensor,  # (N,)
-        *noises: Tensor,  # each (N, length)
-    ) -> Tensor:
+    def render(self, *inputs: Tensor) -> Tensor:
         """Return the last stage's images, uint8 (N, S, S, 3). The model may be in training mode.
 
         ``inference.renderer.fuse`` makes an object that does the same faster.
 
+        Args:
+            inputs: those of ``forward``.
+
         Raises:
             InputError: on the CPU, a noise is NaN or infinite. (On a GPU, checking would wait.)
         """
-        check_noises(self.config, noises)
-        generated = in_evaluation(self)(tokens, lengths, *noises)
+        check_noises(self.config, split_inputs(self.config, inputs)[1])
+        generated = in_evaluation(self)(*inputs)
         return to_uint8(generated.images[-1])
 
     def attention_maps(
@@ -286,6 +300,14 @@ def sample_with(
     inputs = (encoded.tokens, encoded.lengths, *model.noise(seed, indices))
     images = render(*(part.to(device) for part in inputs))
     return [Image.fromarray(array) for array in images.cpu().numpy()]
+
+
+def split_inputs(
+    config: TextToImageConfig, inputs: Sequence[Tensor]
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Split the inputs of a model into those of its text and the random vectors."""
+    place = len(inputs) - len(config.noises)
+    return inputs[:place], inputs[place:]
 
 
 def check_noises(config: TextToImageConfig, noises: Sequence[Tensor]) -> None:

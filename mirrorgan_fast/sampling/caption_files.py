@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Self
+from typing import ClassVar, Self
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import StrPath
@@ -25,6 +25,11 @@ class Captions:
     Args:
         source: the bytes of the captions.
     """
+
+    vector_size: ClassVar[None] = None
+    """Captions are not text vectors, of which this is the length."""
+    digest: ClassVar[str] = ""
+    """None: each caption is compared with the manifest."""
 
     def __init__(self, source: Source) -> None:
         self._source = source

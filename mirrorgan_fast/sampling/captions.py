@@ -1,8 +1,10 @@
 """Requests: which images to make from a caption, or why none can be made from it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from mirrorgan_fast.errors import listed
 
@@ -25,6 +27,8 @@ class Record(NamedTuple):
     """Why the record could not be read."""
     position: int = 0
     """Position of the caption, from 0, in a list of captions that share the other fields."""
+    vector: np.ndarray | None = None
+    """A text vector, float32 (D,), which the caption then only names."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Request:
     index: int
     """Index of the noise among those of the seed, from 0. Caption, seed and index determine the
     image."""
+    vector: np.ndarray | None = field(default=None, compare=False)
+    """A text vector, float32 (D,), instead of the caption, which then is its name."""
 
 
 class Line(NamedTuple):
@@ -82,6 +88,7 @@ def parse(line: int, record: Record, *, seed: int, per_caption: int) -> Line | R
     first = request_of(fields, line, number, record.beginning)
     if isinstance(first, Refused):
         return first
+    first = replace(first, vector=record.vector)
     if "index" in record.fields and record.position:
         first = replace(first, index=first.index + record.position * per_caption)
     if first.index + per_caption > _NUMBERS:  # a line of the manifest would contain this index

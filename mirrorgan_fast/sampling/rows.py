@@ -8,7 +8,7 @@ the captions. Rows that are read are not trusted.
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,8 @@ _RUN: dict[str, _Field] = {
     "per_caption": _POSITIVE,
     "psi": (_is_share, "0 to 1"),
     "format": (lambda value: isinstance(value, str) and value in FORMATS, "a known format"),
-    "quality": _whole(1, 100),
+    "quality": _whole(1, 100),  # only of JPEG and WebP
+    "text_vectors": _TEXT,  # a digest; only if there are some
     "shard_size": _POSITIVE,
     "flat": (lambda value: isinstance(value, bool), "true or false"),
 }
@@ -72,16 +73,18 @@ _OUR_FILE = re.compile(r"([0-9]{5,}/[0-9]{8,}|[0-9]{4,})\.(png|jpg|webp)|[0-9]{5
 def check_run(run: Any) -> None:
     """Check the description of a run: everything that determines its images except the captions.
 
+    Of text vectors, which the manifest does not have, it has a digest.
+
     Args:
         run: a JSON object with the class name of the user's own ``sink`` or "", a description of
-            the model and the device, and the fields of ``SamplingSettings``.
+            the model and the device, the fields of ``SamplingSettings``, and ``text_vectors``.
 
     Raises:
         ValueError: it does not describe a run. The message says why.
     """
     if not isinstance(run, dict):
         raise ValueError("is not a JSON object")
-    _check_fields(run, _RUN, optional="quality")
+    _check_fields(run, _RUN, optional=("quality", "text_vectors"))
     if run.keys() - _RUN.keys() or ("quality" in run) != run["format"].endswith(LOSSY):
         raise ValueError("has fields that a run does not have")
 
@@ -203,10 +206,12 @@ class Rows:
             raise ValueError(f"is for line {line}, which is out of order")
 
 
-def _check_fields(row: Mapping[str, Any], fields: Mapping[str, _Field], optional: str = "") -> None:
+def _check_fields(
+    row: Mapping[str, Any], fields: Mapping[str, _Field], optional: Sequence[str] = ()
+) -> None:
     for name, (fits, expected) in fields.items():
         if name not in row:
-            if name != optional:
+            if name not in optional:
                 raise ValueError(f'has no "{name}"')
         elif not fits(row[name]):
             raise ValueError(f'has the "{name}" {row[name]!r:.100}, expected {expected}')

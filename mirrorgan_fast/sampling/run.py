@@ -22,6 +22,7 @@ from mirrorgan_fast.sampling.captions import BEGINNING, Line, Record, Refused, R
 from mirrorgan_fast.sampling.journal import Journal
 from mirrorgan_fast.sampling.sampler import AHEAD, Result, Sampler, check_psi
 from mirrorgan_fast.sampling.sinks import LOSSY, Row, Sink, check_format, open_sink
+from mirrorgan_fast.sampling.text_vectors import TextVectors
 from mirrorgan_fast.sampling.writer import Shard, Writer
 
 
@@ -88,7 +89,7 @@ class SamplingSettings:
 
 def sample_to_folder(
     sampler: Sampler,
-    captions: Captions,
+    captions: Captions | TextVectors,
     folder: str | os.PathLike[str],
     settings: SamplingSettings | None = None,
     *,
@@ -106,7 +107,8 @@ def sample_to_folder(
 
     Args:
         sampler: generates the images.
-        captions: the captions, which are read once, as a stream.
+        captions: the captions or the text vectors, which are read as a stream: captions once,
+            vectors twice, because the run is of these vectors alone.
         folder: the output folder, which is created if necessary.
         settings: what determines the images and their files.
         sink: a sink of your own, which replaces the one for the settings' format.
@@ -117,8 +119,10 @@ def sample_to_folder(
 
     Raises:
         InputError: the folder has output of another run or contents that cannot be understood, the
-            captions are not those with which the run was started, or a file cannot be written.
+            captions are not those with which the run was started or of the kind that the model
+            reads, or a file cannot be written.
     """
+    sampler.model.config.check_text(captions.vector_size)
     settings = settings or SamplingSettings()
     run = {
         "model": _fingerprint(sampler.model),
@@ -140,6 +144,8 @@ def sample_to_folder(
     if processes.count > 1 and not captions.repeatable:
         raise InputError(f"{captions.name}: several processes cannot read it; give them a file")
     captions.prepare()
+    if captions.digest:
+        run["text_vectors"] = captions.digest
     journal = Journal(Path(folder))
     start = time.perf_counter()
     begun = False
@@ -191,7 +197,7 @@ class _Job:
     def __init__(
         self,
         sampler: Sampler,
-        captions: Captions,
+        captions: Captions | TextVectors,
         settings: SamplingSettings,
         journal: Journal,
         sink: Sink,
@@ -327,8 +333,8 @@ def _fingerprint(model: TextToImage) -> str:
     digest = hashlib.blake2b(digest_size=16)
     description = (model.SYSTEM, changed_fields(model.config), model.vocabulary.words)
     digest.update(repr(description).encode())
-    for part in (model.stem, model.generator):
-        for name, tensor in part.state_dict().items():
+    for part in model.image_parts:
+        for name, tensor in model.get_submodule(part).state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().numpy())
     return digest.hexdigest()

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -17,7 +17,8 @@ from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.inference.renderer import fuse
 from mirrorgan_fast.models.text_to_image import TextToImage, in_evaluation, warn_of_unknown
 from mirrorgan_fast.sampling.captions import Refused, Request, no_known_word
-from mirrorgan_fast.vocabulary import Encoded, each_caption
+from mirrorgan_fast.sampling.text_vectors import TextVectors
+from mirrorgan_fast.vocabulary import each_caption
 
 _LOG = logging.getLogger("mirrorgan_fast")
 # Default images per batch. Larger batches are not faster on two cores (8 to 64 images give the same
@@ -48,7 +49,7 @@ class Result:
 
     @property
     def caption(self) -> str:
-        """The caption of the image."""
+        """The caption of the image, or the name of its text vector, such as "row 12"."""
         return self.request.caption
 
     @property
@@ -65,7 +66,7 @@ class Result:
 class _Job(NamedTuple):
     place: int  # position in the window
     request: Request
-    row: int  # index of the caption among the encoded captions
+    row: int  # index of the text among those of the window
     words: list[str]
     unknown: list[str]
 
@@ -83,7 +84,7 @@ class _Window(NamedTuple):
 
 
 class Sampler:
-    """Generates images from captions, in batches.
+    """Generates images from captions, or from text vectors, in batches.
 
     An image depends only on the weights, its caption, seed and index, and on psi. Its bits do not
     depend on the batch size or on the other images that are sampled. (This holds for the compiled
@@ -175,6 +176,46 @@ class Sampler:
                 warned = True
             yield result
 
+    def sample_vectors(
+        self,
+        vectors: np.ndarray | Tensor,
+        seed: int = 0,
+        per_vector: int = 1,
+        psi: float = 1.0,
+    ) -> Iterator[Result]:
+        """Yield one or more images for each text vector, in order.
+
+        For models that read text vectors instead of captions, such as a StackGAN with published
+        weights (see ``StackGANConfig.text``). The results have no words, and their captions are
+        the vectors' names: "row 0", or "image 0, caption 0".
+
+        Args:
+            vectors: floating-point numbers (rows, D) or (images, captions, D), where D is
+                ``config.embedding_size``.
+            seed: 0 or more.
+            per_vector: number of images per vector. The first image of vector i, counted from 0,
+                has the index ``i * per_vector``.
+            psi: see ``stream``.
+
+        Raises:
+            InputError: the vectors have another type or shape; one has NaN or infinity (images of
+                earlier vectors are yielded first); the model reads captions; ``per_vector``,
+                ``psi`` or the seed is out of range; or there is not enough memory for a single
+                image.
+        """
+        if per_vector < 1:
+            raise InputError(f"per_vector is {per_vector}, expected 1 or more")
+        given = TextVectors.of(vectors)
+        self.model.config.check_text(given.vector_size)
+        requests = (
+            Request(line, number, record.beginning, seed, number, record.vector)
+            for line, record in given.records()
+            for number in range((line - 1) * per_vector, line * per_vector)
+        )
+        for result in self.stream(requests, psi):
+            assert isinstance(result, Result)  # only captions are refused
+            yield result
+
     def stream(
         self, requests: Iterable[Request | Other], psi: float = 1.0, attention: bool = False
     ) -> Iterator[Result | Refused | Other]:
@@ -189,7 +230,8 @@ class Sampler:
 
         Raises:
             InputError: ``psi``, a seed or an index is out of range, there is not enough memory
-                for a single image, or the system has no word attention.
+                for a single image, the system has no word attention, or the model reads text
+                vectors and a request has none, or one of another length, or the reverse.
         """
         check_psi(psi)
         unread = iter(requests)
@@ -223,11 +265,40 @@ class Sampler:
             the window, or None if there is not enough memory.
         """
         requests = {place: item for place, item in enumerate(items) if isinstance(item, Request)}
-        texts = list(dict.fromkeys(request.caption for request in requests.values()))
-        encoded = self.model.vocabulary.encode(texts, self.model.config.caption_length)
-        rows = {text: row for row, text in enumerate(texts)}
-        lengths, known = encoded.lengths.tolist(), self.model.vocabulary.words
+        for request in requests.values():
+            vector = request.vector
+            self.model.config.check_text(None if vector is None else len(vector))
         window = _Window(list(items), [])
+        if self.model.config.vector_size is None:
+            texts, jobs = self._encode(requests, window)
+        else:
+            vectors = np.array([request.vector for request in requests.values()], np.float32)
+            texts = (torch.from_numpy(vectors),)
+            jobs = [_Job(*item, row, [], []) for row, item in enumerate(requests.items())]
+        try:
+            for start in range(0, len(jobs), self.batch_size):
+                batch = jobs[start : start + self.batch_size]
+                window.painted.append(self._paint(batch, texts, psi, attention))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+        return window
+
+    def _encode(
+        self, requests: Mapping[int, Request], window: _Window
+    ) -> tuple[tuple[Tensor, ...], list[_Job]]:
+        """Encode the captions of requests, whose places in the window are given.
+
+        Captions without a known word are refused in the window.
+
+        Returns:
+            tokens (C, T) and lengths (C,) of the captions, and the jobs, short captions first.
+        """
+        captions = list(dict.fromkeys(request.caption for request in requests.values()))
+        encoded = self.model.vocabulary.encode(captions, self.model.config.caption_length)
+        rows = {caption: row for row, caption in enumerate(captions)}
+        lengths, known = encoded.lengths.tolist(), self.model.vocabulary.words
         jobs = []
         for place, request in requests.items():
             row = rows[request.caption]
@@ -238,28 +309,22 @@ class Sampler:
             else:
                 window.items[place] = no_known_word(request, unknown)
         jobs.sort(key=lambda job: len(job.words))
-        try:
-            for start in range(0, len(jobs), self.batch_size):
-                batch = jobs[start : start + self.batch_size]
-                window.painted.append(self._paint(batch, encoded, psi, attention))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return None
-        return window
+        return (encoded.tokens, encoded.lengths), jobs
 
     @torch.no_grad()
     def _paint(
-        self, batch: Sequence[_Job], encoded: Encoded, psi: float, attention: bool
+        self, batch: Sequence[_Job], texts: Sequence[Tensor], psi: float, attention: bool
     ) -> _Painted:
         """Start to generate a batch of images."""
         rows = [job.row for job in batch]
-        lengths = encoded.lengths[rows]
-        tokens = encoded.tokens[rows, : int(lengths.max())]
+        text = [part[rows] for part in texts]
+        if self.model.config.vector_size is None:
+            tokens, lengths = text
+            text[0] = tokens[:, : int(lengths.max())]
         seeds, indices = zip(*((job.request.seed, job.request.index) for job in batch), strict=True)
         noises = (psi * part for part in self.model.noise(seeds, indices))
         start = time.perf_counter()
-        inputs = [part.to(self.device, non_blocking=True) for part in (tokens, lengths, *noises)]
+        inputs = [part.to(self.device, non_blocking=True) for part in (*text, *noises)]
         with self._lock:
             images = self.renderer.render(*inputs).to("cpu", non_blocking=True)
         maps = [

@@ -103,8 +103,10 @@ def train(
     Raises:
         InputError: the folder holds a run with another model or data set; a stage that is needed
             has not been trained, or has been trained further since; the data cannot be trained on
-            with these settings; see also ``Run``, ``Batches`` and ``fit``.
+            with these settings; the model reads text vectors; see also ``Run``, ``Batches`` and
+            ``fit``.
     """
+    config.check_text(None)
     backbone_weights = backbone_weights or {}
     check_description(folder, config)
     start = _start(folder, config, init_from)

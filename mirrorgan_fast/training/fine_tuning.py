@@ -62,8 +62,9 @@ def check_sizes(before: TextToImageConfig, now: TextToImageConfig) -> None:
         now: the sizes that it is to be trained with, of the same system.
 
     Raises:
-        InputError: a network would have other shapes.
+        InputError: a network would have other shapes, or the model reads text vectors.
     """
+    before.check_text(None)
     old, new = asdict(before), asdict(now)
     free = _FREE | (_FREE_OF_CASCADES if isinstance(now, CascadeConfig) else set())
     for name, value in new.items():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,7 +18,7 @@ from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.inference.export import export
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.vocabulary import Vocabulary
-from tests.small import SMALL
+from tests.small import SMALL, vectors_model
 
 CONFIG = dataclasses.replace(SMALL, noise_size=6, condition_size=5, caption_length=4)
 WORDS = ["<end>", "a", "red", "blue", "bird", "鸟"]
@@ -272,3 +273,22 @@ def test_a_missing_compiler_is_named(model: MirrorGAN, tmp_path: Path) -> None:
         message = refusal(model, tmp_path / "model.pt2", "aoti")
     assert "no-such-compiler" in message
     assert "install g++ or clang" in message
+
+
+def test_a_model_of_text_vectors_takes_these_instead_of_tokens(tmp_path: Path) -> None:
+    model, path = vectors_model(), tmp_path / "model.onnx"
+    export(model, path, "onnx")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = ["vectors", "noise", "condition_noise"]
+    assert [each.name for each in session.get_inputs()] == names
+    for count in (1, 5):
+        vectors = torch.randn(count, 12, generator=torch.Generator().manual_seed(1))
+        given = (vectors, *model.noise(2, range(count)))
+        named = {name: tensor.numpy() for name, tensor in zip(names, given, strict=True)}
+        images = torch.from_numpy(session.run(["images"], named)[0]).int()
+        expected = model.render(*given).int()
+        assert (images - expected).abs().max() <= 1
+        assert expected.float().std() > 20
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert (metadata["embedding_size"], metadata["vocabulary"]) == ("12", "<end>")
+    assert "caption_length" not in metadata

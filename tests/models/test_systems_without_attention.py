@@ -15,7 +15,6 @@ from mirrorgan_fast.inference.renderer import fuse
 from mirrorgan_fast.models.config import GanIntClsConfig, StackGANConfig, StackGANv2Config
 from mirrorgan_fast.models.discriminator import Discriminator
 from mirrorgan_fast.models.gan_int_cls import GanIntClsDiscriminator, GanIntClsGenerator
-from mirrorgan_fast.models.layers import BatchNormActivation
 from mirrorgan_fast.models.stackgan import StackGAN, StackGANGenerator
 from mirrorgan_fast.models.stackgan_v2 import StackGANv2
 from mirrorgan_fast.models.systems import system_of
@@ -23,7 +22,7 @@ from mirrorgan_fast.models.text_to_image import TextToImage
 from mirrorgan_fast.sampling.sampler import Sampler
 from mirrorgan_fast.training.stackgan import first_stage_of
 from mirrorgan_fast.vocabulary import END, Vocabulary
-from tests.small import WORDS
+from tests.small import WORDS, enliven
 
 BLOCKS = "residual_blocks"
 SIZES = {
@@ -67,16 +66,7 @@ def model_of(name: str) -> TextToImage:
     config = CONFIGS[name]
     torch.manual_seed(1)
     model = system_of(config)(config, Vocabulary([END, *WORDS])).eval()
-    with torch.no_grad():
-        for module in model.generator.modules():  # so that images are not nearly gray
-            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | BatchNormActivation):
-                module.running_mean.normal_(0, 0.3)
-                module.running_var.uniform_(0.5, 2)
-                module.bias.normal_(0, 0.3)
-            elif isinstance(module, nn.Conv2d | nn.Linear):
-                module.weight.normal_(0, 1.5 / module.weight[0].numel() ** 0.5)
-            elif isinstance(module, nn.ConvTranspose2d):
-                module.weight.normal_(0, 3 / module.weight[:, 0].numel() ** 0.5)
+    enliven(model.generator)
     return model
 
 
