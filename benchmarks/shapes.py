@@ -35,6 +35,29 @@ BATCH_NORM_GLU = [
 ]
 
 
+class NormShape(NamedTuple):
+    """A call of instance_norm."""
+
+    batch: int  # N
+    channels: int  # C
+    size: int  # H = W
+    slope: float
+    padding: int
+
+    def __str__(self) -> str:
+        return f"{self.channels}x{self.size}"
+
+
+# From cyclegan-birds-painted: behind its first convolution, in its residual blocks, in front of its
+# last convolution; and the residual blocks of an image of 512 pixels with the authors' channels
+INSTANCE_NORM = [
+    NormShape(4, 32, 128, 0.0, 0),
+    NormShape(4, 128, 32, 0.0, 1),
+    NormShape(1, 32, 128, 0.0, 3),
+    NormShape(1, 256, 128, 0.0, 1),
+]
+
+
 # From birds-painted: its up-blocks with maps large enough for the sub-pixel form
 UP_CONV = [MapShape(16, 64, 64), MapShape(16, 64, 32)]
 
