@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from mirrorgan_fast.boxes import Box
 from mirrorgan_fast.data import preparation as preparing
 from mirrorgan_fast.data.captioned_images import CaptionedImages
 from mirrorgan_fast.data.picture_cache import PIXELS, PREFIX, PictureCache, fill_cache
@@ -176,6 +177,12 @@ class _Part(CaptionedImages):
     def label(self, index: int) -> int:
         return self._images.label(self._indices[index])
 
+    def box(self, index: int) -> Box | None:
+        return self._images.box(self._indices[index])
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self._images.size(self._indices[index])
+
 
 @dataclass(frozen=True)
 class _Pass:
@@ -325,7 +332,7 @@ def _size(images: CaptionedImages, preparation: Preparation) -> int:
     pixels = []
     for index in range(0, count, max(1, count // _SAMPLE)):
         try:
-            height, width = preparation.shape(images.image(index))
+            height, width = preparation.shape(images.size(index))
         except InputError:  # it is reported by the pass
             continue
         pixels.append(height * width)
