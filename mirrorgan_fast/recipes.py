@@ -8,6 +8,7 @@ from mirrorgan_fast.files import StrPath
 from mirrorgan_fast.models.config import (
     AttnGANConfig,
     GanIntClsConfig,
+    GawwnConfig,
     MirrorGANConfig,
     StackGANConfig,
     StackGANv2Config,
@@ -20,6 +21,8 @@ from mirrorgan_fast.training.settings import (
     AttnGANTrainingSettings,
     GanIntClsSettings,
     GanIntClsTrainingSettings,
+    GawwnSettings,
+    GawwnTrainingSettings,
     MirrorGANSettings,
     MirrorGANTrainingSettings,
     StackGANSettings,
@@ -244,6 +247,23 @@ RECIPES: dict[str, Recipe] = {
         ),
     ),
     "gan-int-cls-cub": Recipe(GanIntClsConfig(), GanIntClsTrainingSettings()),
+    # For birds that are painted with --places varied; others are all in the middle.
+    "gawwn-birds-painted": Recipe(
+        GawwnConfig(
+            image_size=64,
+            generator_channels=64,
+            discriminator_channels=32,
+            word_embedding_size=128,
+            text_dropout=0.1,
+            image_encoder="small",
+        ),
+        GawwnTrainingSettings(
+            stem=STEMSettings(steps=5_500, decay=0.85),
+            gan=GawwnSettings(steps=20_000, decay_steps=5_000, batch_size=32, halve_every=0),
+            augment=False,
+        ),
+    ),
+    "gawwn-cub": Recipe(GawwnConfig(), GawwnTrainingSettings()),
     "stackgan2-cub": Recipe(StackGANv2Config(), StackGANv2TrainingSettings()),
 }
 

@@ -48,6 +48,7 @@ _ALL_DEFAULTS = {
     "mirrorgan": "cub-paper",
     "attngan": "attngan-cub",
     "gan-int-cls": "gan-int-cls-cub",
+    "gawwn": "gawwn-cub",
     "stackgan": "stackgan-cub",
     "stackgan-v2": "stackgan2-cub",
 }

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from mirrorgan_fast.models.config import MirrorGANConfig
+from mirrorgan_fast.models.config import GawwnConfig, MirrorGANConfig
+from mirrorgan_fast.models.gawwn import Gawwn
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.vocabulary import END, Vocabulary
 
@@ -28,6 +29,18 @@ def small_model() -> MirrorGAN:
     """Return an untrained model."""
     torch.manual_seed(0)
     return MirrorGAN(SMALL, Vocabulary([END, *WORDS])).eval()
+
+
+def small_gawwn(config: GawwnConfig) -> Gawwn:
+    """Return an untrained GAWWN whose images are not nearly gray."""
+    torch.manual_seed(2)
+    model = Gawwn(config, Vocabulary([END, *WORDS])).eval()
+    with torch.no_grad():
+        for name, weight in model.G.named_parameters():
+            if weight.dim() > 1:
+                fan_in = weight[:, 0].numel() if "path" in name else weight[0].numel()
+                weight.normal_(0, 2 / fan_in**0.5)
+    return model
 
 
 def captions(count: int, randomly: random.Random) -> list[str]:

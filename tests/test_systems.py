@@ -28,6 +28,7 @@ CAN = {
     "stackgan-v2": ALL - {"describe", "attention maps"},
     "stackgan": ALL - {"describe", "attention maps"},
     "gan-int-cls": ALL - {"describe", "attention maps"},
+    "gawwn": ALL - {"describe", "attention maps"},
 }
 NAMES = {
     "MirrorGAN": "mirrorgan",
@@ -35,6 +36,7 @@ NAMES = {
     "StackGAN++": "stackgan-v2",
     "StackGAN": "stackgan",
     "GAN-INT-CLS": "gan-int-cls",
+    "GAWWN": "gawwn",
 }
 
 
@@ -66,7 +68,7 @@ def test_the_table_on_the_page_is_true() -> None:
 
 def test_the_page_lists_the_recipes_of_its_systems() -> None:
     listed = re.findall(r"^\| `([a-z0-9-]+)` \|", PAGE, re.MULTILINE)
-    prefixes = ("stackgan", "gan-int-cls")
+    prefixes = ("stackgan", "gan-int-cls", "gawwn")
     assert sorted(listed) == sorted(name for name in RECIPES if name.startswith(prefixes))
 
 

@@ -8,8 +8,9 @@ for ``torch._inductor.aoti_load_package``. Both are a function of these inputs, 
     noise             float32 (N, noise_size), z, standard normal
     condition_noise   float32 (N, condition_size), eps, standard normal
 
-in this order. (The last are those of ``config.noises``, which these are for most systems.) The
-output is
+in this order. (The last are those of ``config.noises``, which these are for most systems. GAWWN
+has a ``box`` instead of the last, float32 (N, 4): x, y, width and height in shares of the image, as
+in ``boxes``; the file does not check it.) The output is
 
     images            uint8 (N, image_size, image_size, 3)
 

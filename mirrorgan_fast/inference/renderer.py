@@ -12,7 +12,7 @@ from mirrorgan_fast.inference.fused_generators import fuse_generator
 from mirrorgan_fast.inference.fused_stem import FusedSTEM
 from mirrorgan_fast.inference.graphs import Graphs
 from mirrorgan_fast.models.stem import word_mask
-from mirrorgan_fast.models.text_to_image import TextToImage, check_noises, sample_with
+from mirrorgan_fast.models.text_to_image import TextToImage, sample_with
 from mirrorgan_fast.ops.parts import in_parts
 
 _BATCH_SIZE = 64  # images of a larger batch go in parts, so that memory does not grow with it
@@ -101,10 +101,10 @@ class Renderer:
         """Do what ``TextToImage.render`` does: return the last images, uint8 (N, S, S, 3).
 
         Raises:
-            InputError: on the CPU, a noise is NaN or infinite; or the model's weights have changed,
-                and one of them is.
+            InputError: on the CPU, a noise is NaN or infinite, or a box is none; or the model's
+                weights have changed, and one of them is NaN or infinite.
         """
-        check_noises(self.model.config, noises)
+        self.model.check_noises(*noises)
         if self._weights() != self._made_of:
             self._make()
         if self._graphs is None:

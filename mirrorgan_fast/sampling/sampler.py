@@ -85,9 +85,9 @@ class _Window(NamedTuple):
 class Sampler:
     """Generates images from captions, in batches.
 
-    An image depends only on the weights, its caption, seed and index, and on psi. Its bits do not
-    depend on the batch size or on the other images that are sampled. (This holds for the compiled
-    kernels, on one type of processor and with one data type.)
+    An image depends only on the weights, its caption, seed, index and box, and on psi. Its bits do
+    not depend on the batch size or on the other images that are sampled. (This holds for the
+    compiled kernels, on one type of processor and with one data type.)
 
     Args:
         model: the model, which is moved to the device. Its weights are folded and packed here (see
@@ -188,8 +188,9 @@ class Sampler:
             attention: whether the results have attention maps.
 
         Raises:
-            InputError: ``psi``, a seed or an index is out of range, there is not enough memory
-                for a single image, or the system has no word attention.
+            InputError: ``psi``, a seed or an index is out of range, a request has a box and the
+                system takes none, there is not enough memory for a single image, or the system has
+                no word attention.
         """
         check_psi(psi)
         unread = iter(requests)
@@ -256,8 +257,9 @@ class Sampler:
         rows = [job.row for job in batch]
         lengths = encoded.lengths[rows]
         tokens = encoded.tokens[rows, : int(lengths.max())]
-        seeds, indices = zip(*((job.request.seed, job.request.index) for job in batch), strict=True)
-        noises = (psi * part for part in self.model.noise(seeds, indices))
+        requests = [job.request for job in batch]
+        seeds, indices, boxes = zip(*((r.seed, r.index, r.box) for r in requests), strict=True)
+        noises = self.model.noise(seeds, indices, psi, boxes)
         start = time.perf_counter()
         inputs = [part.to(self.device, non_blocking=True) for part in (tokens, lengths, *noises)]
         with self._lock:

@@ -12,6 +12,7 @@ import torch
 
 from mirrorgan_fast.models.config import (
     GanIntClsConfig,
+    GawwnConfig,
     MirrorGANConfig,
     StackGANConfig,
     StackGANv2Config,
@@ -40,6 +41,7 @@ STACKGAN_V2 = StackGANv2Config(
     image_size=32, stages=2, generator_channels=8, residual_blocks=1, **_SHARED
 )
 INT_CLS = GanIntClsConfig(image_size=32, generator_channels=4, **_SHARED)
+GAWWN = GawwnConfig(image_size=32, generator_channels=4, kept_boxes=20, **_SHARED)
 LEARNING = MirrorGANConfig(
     image_size=64,
     stages=2,

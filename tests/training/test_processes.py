@@ -27,6 +27,7 @@ STAGES = (
     "stackgan-v2",
     "stackgan",
     "gan-int-cls",
+    "gawwn",
 )
 TRAINED = {1: STAGES, 2: STAGES, 4: ("stem", "frozen", "gan")}
 
