@@ -11,14 +11,15 @@ EXPECTED = (
     f"[x, y, width, height] in shares of the picture: four numbers from 0 to 1, x + width and "
     f"y + height at most 1, width and height at least {LEAST_SIDE}"
 )
-_ROUNDING = 1e-6  # by which x + width may be over 1, and a side below its least
+_ROUNDING = 1e-6  # of float32
 
 
-def to_box(value: object) -> Box:
+def to_box(value: object, rounding: float = _ROUNDING) -> Box:
     """Return a value from outside as a box.
 
     Args:
         value: anything, such as a part of a parsed JSON object.
+        rounding: by which x + width and y + height may be over 1, and a side below its least.
 
     Raises:
         InputError: it is not a list or tuple of four numbers that are a box; the message is what
@@ -33,8 +34,8 @@ def to_box(value: object) -> Box:
     ]
     if len(numbers) == 4 == len(value):  # type: ignore[arg-type]
         x, y, width, height = numbers
-        inside = max(x + width, y + height) <= 1 + _ROUNDING
-        if inside and min(width, height) >= LEAST_SIDE - _ROUNDING:
+        inside = max(x + width, y + height) <= 1 + rounding
+        if inside and min(width, height) >= LEAST_SIDE - rounding:
             return x, y, width, height
     raise InputError(f"expected {EXPECTED}")
 

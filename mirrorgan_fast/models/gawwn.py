@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mirrorgan_fast.boxes import Box, to_box
+from mirrorgan_fast.boxes import LEAST_SIDE, Box, to_box
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import GawwnConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
@@ -26,6 +26,7 @@ from mirrorgan_fast.ops.wide import wide
 from mirrorgan_fast.vocabulary import Vocabulary
 
 SLOPE = BatchNormLeakyReLU.SLOPE
+_OF_FLOAT16 = 1e-3  # more than boxes are rounded by in float16
 _MIDDLE = (0.25, 0.25, 0.5, 0.5)  # the box of a model that has not been trained
 
 
@@ -68,6 +69,8 @@ class Gawwn(TextToImage):
         # The normal distribution's share below a random number is uniform.
         share = torch.special.ndtr(drawn[:, 0].double())
         chosen = kept[(share * len(kept)).long().clamp(max=len(kept) - 1)]
+        sides = chosen[:, 2:].clamp(LEAST_SIDE, 1)  # a file may have them in float16
+        chosen = torch.cat([torch.minimum(chosen[:, :2], 1 - sides), sides], dim=1)
         for row, box in enumerate(boxes or ()):
             if box is not None:
                 chosen[row] = torch.tensor(_checked(box))
@@ -85,7 +88,7 @@ class Gawwn(TextToImage):
         super().check_weights(*parts)
         for row, box in enumerate(self.boxes.tolist()):
             try:
-                to_box(box)
+                to_box(box, rounding=_OF_FLOAT16)
             except InputError as error:
                 raise InputError(f"weights boxes: row {row} is {box}, {error}") from error
 
@@ -314,7 +317,7 @@ def resampled(x: Tensor, points: Tensor) -> Tensor:
 
 def covered(points: Tensor) -> Tensor:
     """Return the maps (N, 1, G, G) that ``resampled`` makes of maps of ones."""
-    return resampled(points.new_ones(len(points), 1, *points.shape[1:3]), points)
+    return resampled(torch.ones_like(points[:, None, :, :, 0]), points)
 
 
 def _checked(box: Sequence[float]) -> Box:

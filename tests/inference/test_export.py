@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,9 +16,10 @@ from torch import Tensor
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.inference.export import export
+from mirrorgan_fast.models.config import GawwnConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.vocabulary import Vocabulary
-from tests.small import SMALL
+from tests.small import SMALL, small_gawwn
 
 CONFIG = dataclasses.replace(SMALL, noise_size=6, condition_size=5, caption_length=4)
 WORDS = ["<end>", "a", "red", "blue", "bird", "鸟"]
@@ -272,3 +274,33 @@ def test_a_missing_compiler_is_named(model: MirrorGAN, tmp_path: Path) -> None:
         message = refusal(model, tmp_path / "model.pt2", "aoti")
     assert "no-such-compiler" in message
     assert "install g++ or clang" in message
+
+
+def test_a_box_is_an_input_of_an_exported_file(tmp_path: Path) -> None:
+    config = GawwnConfig(
+        image_size=32,
+        generator_channels=8,
+        embedding_size=16,
+        word_embedding_size=8,
+        caption_length=4,
+        noise_size=6,
+        image_encoder="small",
+    )
+    model = small_gawwn(config)
+    export(model, tmp_path / "model.onnx", "onnx")
+    session = onnxruntime.InferenceSession(
+        tmp_path / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    names = [given.name for given in session.get_inputs()]
+    assert names == ["tokens", "lengths", "noise", "box"]
+    given = model.encode(["a red bird", "a blue bird with wings", "a bird"])
+    boxes = [(0.125, 0.25, 0.5, 0.375), (0.0, 0.0, 1.0, 1.0), (0.6, 0.7, 0.3, 0.2)]
+    noises = model.noise(3, range(3), boxes=boxes)
+    tokens = torch.nn.functional.pad(given.tokens, (0, 4 - given.tokens.shape[1]))
+    inputs = (tokens, given.lengths, *noises)
+    (images,) = session.run(
+        ["images"], {name: part.numpy() for name, part in zip(names, inputs, strict=True)}
+    )
+    difference = images.astype(int) - model.render(*inputs).numpy().astype(int)
+    assert abs(difference).max() <= 1
+    assert images.std() > 10

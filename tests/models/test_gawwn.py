@@ -1,6 +1,7 @@
 """GAWWN: the authors' sizes, boxes applied to maps, and what an image depends on."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mirrorgan_fast.boxes import to_box
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.figures.walk import walk
 from mirrorgan_fast.inference.renderer import fuse
@@ -257,6 +259,17 @@ def test_what_is_no_box_is_refused(model: Gawwn, box: Any) -> None:
     for render in (model.render, fuse(model).render):
         with pytest.raises(InputError, match="box: found "):
             render(*arguments)
+
+
+def test_a_file_may_have_the_kept_boxes_in_float16(model: Gawwn, tmp_path: Path) -> None:
+    model.boxes[:20] = torch.tensor([0.99, 0.3, 0.01, 0.7])  # at two edges
+    model.save_pretrained(tmp_path, torch.float16)
+    loaded = Gawwn.from_pretrained(tmp_path)
+    for found, kept in zip(
+        loaded.noise(5, range(90))[1], model.noise(5, range(90))[1], strict=True
+    ):
+        assert to_box(found.tolist()) == pytest.approx(kept.tolist(), abs=1e-3)
+    fuse(loaded).sample(["a bird"] * 9, 5)
 
 
 def test_a_damaged_kept_box_is_refused(model: Gawwn) -> None:
