@@ -7,6 +7,7 @@ spin_briefly()  # before PyTorch is loaded
 from mirrorgan_fast.errors import InputError  # noqa: E402
 from mirrorgan_fast.models.attngan import AttnGAN  # noqa: E402
 from mirrorgan_fast.models.gan_int_cls import GanIntCls  # noqa: E402
+from mirrorgan_fast.models.gawwn import Gawwn  # noqa: E402
 from mirrorgan_fast.models.mirrorgan import MirrorGAN  # noqa: E402
 from mirrorgan_fast.models.stackgan import StackGAN  # noqa: E402
 from mirrorgan_fast.models.stackgan_v2 import StackGANv2  # noqa: E402
@@ -16,6 +17,7 @@ from mirrorgan_fast.sampling.sampler import Sampler  # noqa: E402
 __all__ = [
     "AttnGAN",
     "GanIntCls",
+    "Gawwn",
     "InputError",
     "MirrorGAN",
     "Sampler",

@@ -4,10 +4,11 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ passed to Ghostscript), and most are rarely tested against malicious files."""
 MAX_PIXELS = 64_000_000
 """The default limit for a picture: reading 64 megapixels takes up to 0.8 GB of memory."""
 
+Taken = TypeVar("Taken")
 Picture = Image.Image | StrPath | np.ndarray
 """A picture in the Python API: a Pillow image, a path, or an array of gray levels, uint8 (H, W),
 (H, W, 3) or (H, W, 4)."""
@@ -49,13 +51,32 @@ def read_picture(path: StrPath, place: str, max_pixels: int = MAX_PIXELS) -> Ima
             too many pixels, or is grayscale with more than 8 bits per channel, for which no values
             of black and white are agreed.
     """
+    return _read(path, place, max_pixels, _on_white)
+
+
+def size_of_picture(path: StrPath, place: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Return the width and height of a picture as ``read_picture`` returns it.
+
+    Only the beginning of the file is read, unless the picture has to be rotated. The arguments are
+    those of ``read_picture``.
+
+    Raises:
+        InputError: see ``read_picture``.
+    """
+    return _read(path, place, max_pixels, lambda opened: opened.size)
+
+
+def _read(
+    path: StrPath, place: str, max_pixels: int, take: Callable[[Image.Image], Taken]
+) -> Taken:
+    """Return what a function takes of a picture that is open and upright."""
     with open_file(path) as file, _pillow_alone():
         # Pillow raises nearly any exception on a damaged file: OSError, SyntaxError, struct.error
         try:
             with Image.open(file, formats=FORMATS) as opened:
                 _check_pixels(opened.size, max_pixels)
                 ImageOps.exif_transpose(opened, in_place=True)
-                return _on_white(opened)
+                return take(opened)
         except InputError as error:
             raise InputError(f"{place}: {path} {error}") from error
         except MemoryError:
@@ -188,6 +209,24 @@ def to_signed(image: Tensor, device: torch.device) -> Tensor:
     """Convert uint8 images (N, 3, H, W) to numbers in [-1, 1] on ``device``, channels last."""
     signed = image.to(device, non_blocking=True).to(torch.get_default_dtype()).div(127.5).sub(1)
     return signed.contiguous(memory_format=torch.channels_last)
+
+
+def outlined(image: np.ndarray, box: Sequence[float]) -> np.ndarray:
+    """Draw the outline of a box, white with a black edge, on a copy of an image.
+
+    Args:
+        image: uint8 (H, W, 3).
+        box: see ``boxes``.
+    """
+    picture = Image.fromarray(image)
+    x, y, width, height = box
+    columns, rows = picture.width - 1, picture.height - 1
+    left, top = round(x * columns), round(y * rows)
+    right, bottom = round((x + width) * columns), round((y + height) * rows)
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="black")
+    draw.rectangle((left, top, right, bottom), outline="white")
+    return np.asarray(picture)
 
 
 def write_sheet(

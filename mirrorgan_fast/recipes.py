@@ -9,6 +9,7 @@ from mirrorgan_fast.models.config import (
     AttnGANConfig,
     CycleGANConfig,
     GanIntClsConfig,
+    GawwnConfig,
     MirrorGANConfig,
     StackGANConfig,
     StackGANv2Config,
@@ -24,6 +25,8 @@ from mirrorgan_fast.training.settings import (
     CycleGANTrainingSettings,
     GanIntClsSettings,
     GanIntClsTrainingSettings,
+    GawwnSettings,
+    GawwnTrainingSettings,
     MirrorGANSettings,
     MirrorGANTrainingSettings,
     StackGANSettings,
@@ -254,6 +257,23 @@ RECIPES: dict[str, Recipe] = {
         ),
     ),
     "gan-int-cls-cub": Recipe(GanIntClsConfig(), GanIntClsTrainingSettings()),
+    # For birds that are painted with --places varied; others are all in the middle.
+    "gawwn-birds-painted": Recipe(
+        GawwnConfig(
+            image_size=64,
+            generator_channels=64,
+            discriminator_channels=32,
+            word_embedding_size=128,
+            text_dropout=0.1,
+            image_encoder="small",
+        ),
+        GawwnTrainingSettings(
+            stem=STEMSettings(steps=5_500, decay=0.85),
+            gan=GawwnSettings(steps=20_000, decay_steps=5_000, batch_size=32, halve_every=0),
+            augment=False,
+        ),
+    ),
+    "gawwn-cub": Recipe(GawwnConfig(), GawwnTrainingSettings()),
     "stackgan2-cub": Recipe(StackGANv2Config(), StackGANv2TrainingSettings()),
     # The pictures of horses and zebras: 1,067 and 1,334 in 200 epochs.
     "cyclegan-horses": Recipe(CycleGANConfig(), CycleGANTrainingSettings()),

@@ -51,6 +51,7 @@ _ALL_DEFAULTS = {
     "attngan": "attngan-cub",
     "cyclegan": "cyclegan-horses",
     "gan-int-cls": "gan-int-cls-cub",
+    "gawwn": "gawwn-cub",
     "stackgan": "stackgan-cub",
     "stackgan-v2": "stackgan2-cub",
 }

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mirrorgan_fast.models.config import MirrorGANConfig, StackGANConfig
+from mirrorgan_fast.models.config import GawwnConfig, MirrorGANConfig, StackGANConfig
+from mirrorgan_fast.models.gawwn import Gawwn
 from mirrorgan_fast.models.layers import BatchNormActivation
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.models.stackgan import StackGAN
@@ -58,6 +59,18 @@ def enliven(generator: nn.Module) -> None:
             module.weight.normal_(0, 1.5 / module.weight[0].numel() ** 0.5)
         elif isinstance(module, nn.ConvTranspose2d):
             module.weight.normal_(0, 3 / module.weight[:, 0].numel() ** 0.5)
+
+
+def small_gawwn(config: GawwnConfig) -> Gawwn:
+    """Return an untrained GAWWN whose images are not nearly gray."""
+    torch.manual_seed(2)
+    model = Gawwn(config, Vocabulary([END, *WORDS])).eval()
+    with torch.no_grad():
+        for name, weight in model.G.named_parameters():
+            if weight.dim() > 1:
+                fan_in = weight[:, 0].numel() if "path" in name else weight[0].numel()
+                weight.normal_(0, 2 / fan_in**0.5)
+    return model
 
 
 def captions(count: int, randomly: random.Random) -> list[str]:

@@ -14,6 +14,7 @@ from mirrorgan_fast.run_settings import RunSettings
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+SYSTEMS = (ROOT / "docs" / "systems.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 TINY = """
@@ -83,6 +84,21 @@ def test_the_commands_on_training_work(
         assert main(arguments) == 0, line
     for folder in ("birds", "small", "again", "ablation", "mine", "short"):
         assert Path("runs", folder, "model.safetensors").exists()
+
+
+def test_the_commands_on_gawwn_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    smaller = [
+        *("--set=image_size=32", "--set=generator_channels=4", "--set=discriminator_channels=4"),
+        *(f"--set={stage}.steps=1" for stage in ("cnn", "stem", "gan")),
+        *(f"--set={stage}.batch_size=4" for stage in ("cnn", "stem", "gan")),
+        *("--workers=0", "--quiet"),
+    ]
+    for line in commands(SYSTEMS):
+        _, *arguments = shlex.split(line)
+        assert main(arguments + {**SMALLER, "train": smaller}[arguments[0]]) == 0, line
+    assert len(list(Path("out").glob("*.png"))) == 1
+    assert Path("walk.webp").exists()
 
 
 def test_a_file_of_settings_on_the_page_is_one(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ LAYERS = (
     "models | data",
     "metrics weights pictures",
     "ops kernels",
-    "tensor_files interrupts fields memory processes vocabulary",
+    "boxes tensor_files interrupts fields memory processes vocabulary",
     "files",
     "errors openmp",
 )

@@ -34,6 +34,7 @@ CAN = {
     "stackgan": ALL - {"describe", "attention maps"},
     "gan-int-cls": ALL - {"describe", "attention maps"},
     "cyclegan": {"translate", "fine-tune"},
+    "gawwn": ALL - {"describe", "attention maps"},
 }
 NAMES = {
     "MirrorGAN": "mirrorgan",
@@ -42,6 +43,7 @@ NAMES = {
     "StackGAN": "stackgan",
     "GAN-INT-CLS": "gan-int-cls",
     "CycleGAN": "cyclegan",
+    "GAWWN": "gawwn",
 }
 
 
@@ -73,7 +75,7 @@ def test_the_table_on_the_page_is_true() -> None:
 
 def test_the_page_lists_the_recipes_of_its_systems() -> None:
     listed = re.findall(r"^\| `([a-z0-9-]+)` \|", PAGE, re.MULTILINE)
-    prefixes = ("stackgan", "gan-int-cls", "cyclegan")
+    prefixes = ("stackgan", "gan-int-cls", "gawwn", "cyclegan")
     assert sorted(listed) == sorted(name for name in RECIPES if name.startswith(prefixes))
 
 

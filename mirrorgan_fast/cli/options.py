@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from mirrorgan_fast.boxes import Box, box_in, to_box
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.text_to_image import SEEDS, TextToImage
 from mirrorgan_fast.pictures import MAX_PIXELS
@@ -89,6 +90,14 @@ def workers(text: str) -> int:
 def seed(text: str) -> int:
     """Parse a seed."""
     return _whole_number(text, 0, SEEDS - 1, "2^128 - 1")
+
+
+def box(text: str) -> Box:
+    """Parse a box, four numbers with commas between them."""
+    try:
+        return to_box(box_in(text))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(f"found {text!r:.60}, {error}") from error
 
 
 def _whole_number(text: str, minimum: int, maximum: int, maximum_text: str = "") -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from mirrorgan_fast.cli.options import (
     Commands,
@@ -9,6 +10,7 @@ from mirrorgan_fast.cli.options import (
     positive,
     seed,
 )
+from mirrorgan_fast.data.painted_birds.data_set import Places
 from mirrorgan_fast.errors import InputError
 
 
@@ -31,6 +33,12 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--masks", action="store_true", help="also write the parts' masks (folder only)"
     )
+    parser.add_argument(
+        "--places",
+        choices=get_args(Places),
+        default="middle",
+        help="varied: birds of about half the size, anywhere in the picture (default: middle)",
+    )
     parser.add_argument("--workers", type=positive, default=None, help="default: one per core")
     parser.add_argument("--quiet", action="store_true")
 
@@ -43,9 +51,10 @@ def _run(options: argparse.Namespace) -> None:
     if options.layout == "cub":
         if options.masks:
             raise InputError("paint: the cub layout has no masks; use --layout folder")
+        how = options.size, options.seed
         write_cub(
-            PaintedBirds("train", options.train, options.size, options.seed),
-            PaintedBirds("test", options.test, options.size, options.seed),
+            PaintedBirds("train", options.train, *how, options.places),
+            PaintedBirds("test", options.test, *how, options.places),
             options.output,
             progress=not options.quiet,
         )
@@ -59,4 +68,5 @@ def _run(options: argparse.Namespace) -> None:
             workers=options.workers,
             progress=not options.quiet,
             masks=options.masks,
+            places=options.places,
         )

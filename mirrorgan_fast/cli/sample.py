@@ -12,6 +12,7 @@ from mirrorgan_fast.cli.options import (
     Commands,
     add_command,
     add_model,
+    box,
     check_output,
     model_of,
     positive,
@@ -101,6 +102,15 @@ def add_to(commands: Commands) -> None:
         help="an animation (-o FILE.webp or .gif) between two captions, or two images of one",
     )
     parser.add_argument(
+        "--box",
+        type=box,
+        action="append",
+        default=[],
+        metavar="X,Y,WIDTH,HEIGHT",
+        help="where to draw, in shares of the image from 0 to 1 (models of the system gawwn); with "
+        "--walk it can be given twice: from where to where",
+    )
+    parser.add_argument(
         "--no-sheet",
         action="store_true",
         help=f"do not write {SHEET}, the contact sheet of captions given as arguments",
@@ -134,9 +144,18 @@ def _run(options: argparse.Namespace) -> int:
         shard_size=options.shard_size,
         flat=bool(options.caption),
     )
+    if options.box and options.captions:
+        raise InputError(
+            'sample: --box is for captions that are arguments; a "box" in the lines of a file says '
+            "where to draw"
+        )
+    if len(options.box) > 1:
+        raise InputError("sample: --box can be given twice only with --walk")
     with _texts(options) as captions:
         keep_memory()
         model = _load_model(options)
+        if options.box:
+            model.check_takes_boxes()
         if options.caption:
             _check_captions(options.caption, model)
         done = sample_to_folder(
@@ -194,7 +213,7 @@ def _walk(options: argparse.Namespace) -> int:
     _check_captions(options.caption, model)
     with warnings.catch_warnings():  # _check_captions has reported unknown words
         warnings.simplefilter("ignore", UnknownWordsWarning)
-        images = walk(model, options.caption, options.walk, options.seed, options.psi)
+        images = walk(model, options.caption, options.walk, options.seed, options.psi, options.box)
     write_walk(options.output, images)
     print_line(f"{len(images)} images, back and forth, in {printable(str(options.output))}")
     return 0

@@ -8,6 +8,8 @@ from typing import Protocol
 
 from PIL import Image
 
+from mirrorgan_fast.boxes import Box
+
 
 class CaptionedImages(Protocol):
     """A set of pictures, each with one or more captions."""
@@ -41,6 +43,22 @@ class CaptionedImages(Protocol):
         Pictures of the same class are not used as negatives of each other.
         """
         ...
+
+    def box(self, index: int) -> Box | None:
+        """Return where in the picture the thing is that the captions describe; None: not known.
+
+        Raises:
+            InputError: what the data set says is not a box.
+        """
+        return None
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Return the picture's width and height in pixels.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        return self.image(index).size
 
     def stamp(self, index: int) -> str | None:
         """Return a text that changes whenever the picture may have other pixels.
@@ -84,3 +102,11 @@ class Subset(CaptionedImages):
     def stamp(self, index: int) -> str | None:
         """Return a text that changes whenever the picture may have other pixels."""
         return self._images.stamp(self._indices[index])
+
+    def box(self, index: int) -> Box | None:
+        """Return where in the picture the thing is that the captions describe, if it is known."""
+        return self._images.box(self._indices[index])
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Return the picture's width and height in pixels."""
+        return self._images.size(self._indices[index])

@@ -16,6 +16,7 @@ from typing import TypeVar
 from PIL import Image
 from tqdm import tqdm
 
+from mirrorgan_fast.boxes import Box, clipped, part_of
 from mirrorgan_fast.data.captioned_images import CaptionedImages
 from mirrorgan_fast.data.checks import (
     file_stamp,
@@ -29,11 +30,10 @@ from mirrorgan_fast.data.checks import (
 from mirrorgan_fast.data.plain_pickle import read_plain_pickle
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import StrPath, read_file, reason, whole_folder
-from mirrorgan_fast.pictures import MAX_PIXELS, crop, read_picture
+from mirrorgan_fast.pictures import MAX_PIXELS, crop, read_picture, size_of_picture
 from mirrorgan_fast.vocabulary import Vocabulary
 
 Value = TypeVar("Value")
-Box = tuple[float, float, float, float]
 
 PUBLISHED = "CUB_200_2011"
 _LARGEST_TABLE = 2**25  # bytes; 0.6 MB for CUB's 11,788 pictures, 30 MB for a million painted ones
@@ -95,15 +95,29 @@ class CubFolder(CaptionedImages):
         """
         path = self._picture_path(self._names[index])
         picture = read_picture(path, str(self._published), self._max_pixels)
-        x, y, width, height = self._boxes[index]
-        center_x, center_y = int(x + width / 2), int(y + height / 2)
-        reach = max(1, int(0.75 * max(width, height)))
-        left, top = max(0, center_x - reach), max(0, center_y - reach)
-        right = min(picture.width, center_x + reach)
-        bottom = min(picture.height, center_y + reach)
-        if left >= right or top >= bottom:
-            raise InputError(f"{path}: its bounding box is outside the picture")
-        return crop(picture, (left, top, right, bottom))
+        return crop(picture, self._crop(index, picture.size))
+
+    def box(self, index: int) -> Box:
+        """Return the bounding box in shares of the crop that ``image`` returns.
+
+        It is near the middle of the crop and has two thirds of its longer side, so among crops it
+        varies little but in its shape.
+
+        Raises:
+            InputError: the beginning of the file is damaged, or the box is outside the picture.
+        """
+        left, top, right, bottom = self._crop(index, self._whole_size(index))
+        part = (left, top, right - left, bottom - top)
+        return clipped(part_of(self._boxes[index], part))
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Return the width and height of the crop that ``image`` returns.
+
+        Raises:
+            InputError: see ``box``.
+        """
+        left, top, right, bottom = self._crop(index, self._whole_size(index))
+        return right - left, bottom - top
 
     def captions(self, index: int) -> list[str]:
         """Return the lines of the picture's text file that are not empty."""
@@ -121,6 +135,22 @@ class CubFolder(CaptionedImages):
         """Return the size and modification time of the picture's file, its box and the limit."""
         stamp = file_stamp(self._picture_path(self._names[index]))
         return f"{stamp}, box {self._boxes[index]}, limit {self._max_pixels}"
+
+    def _crop(self, index: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Return the left, top, right and bottom of the crop of a picture of (width, height)."""
+        x, y, width, height = self._boxes[index]
+        center_x, center_y = int(x + width / 2), int(y + height / 2)
+        reach = max(1, int(0.75 * max(width, height)))
+        left, top = max(0, center_x - reach), max(0, center_y - reach)
+        right, bottom = min(size[0], center_x + reach), min(size[1], center_y + reach)
+        if left >= right or top >= bottom:
+            path = self._picture_path(self._names[index])
+            raise InputError(f"{path}: its bounding box is outside the picture")
+        return left, top, right, bottom
+
+    def _whole_size(self, index: int) -> tuple[int, int]:
+        path = self._picture_path(self._names[index])
+        return size_of_picture(path, str(self._published), self._max_pixels)
 
     def _picture_path(self, name: str) -> Path:
         return self._published / "images" / f"{name}.jpg"

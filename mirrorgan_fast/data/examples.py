@@ -5,7 +5,7 @@ import hashlib
 import json
 import mmap
 from collections import Counter
-from typing import NotRequired, Self, TypedDict
+from typing import NamedTuple, NotRequired, Self, TypedDict
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mirrorgan_fast.boxes import EXPECTED, Box, clipped, flipped, part_of
 from mirrorgan_fast.data.captioned_images import CaptionedImages
 from mirrorgan_fast.data.preparation import Preparation
 from mirrorgan_fast.data.prepared_pictures import PreparedPictures
@@ -55,13 +56,50 @@ class Example(TypedDict):
         length: number of words among the T tokens, in [1, T].
         index: the picture's index in the data set.
         label: the picture's class.
+        box: float32 (4,), where in the image the thing is that the captions describe (see
+            ``boxes``); only in examples with boxes.
     """
 
     image: NotRequired[Tensor]
+    box: NotRequired[Tensor]
     tokens: Tensor
     length: int
     index: int
     label: int
+
+
+class View(NamedTuple):
+    """What a training image shows of a prepared picture."""
+
+    top: int
+    left: int
+    flip: bool
+
+
+def box_in_view(
+    box: Box,
+    kept: Box,
+    shape: tuple[int, int],
+    crop: tuple[int, int, int],
+    *,
+    flip: bool,
+) -> Box:
+    """Take a box along from a picture to its training image: through scaling, crop and flip.
+
+    Args:
+        box: in shares of the picture.
+        kept: the part of the picture that the prepared picture shows (``Preparation.part``).
+        shape: (H, W) of the prepared picture in pixels.
+        crop: top, left and side of the square that is cut from it, in pixels.
+        flip: whether the square is flipped.
+
+    Returns:
+        what the square shows of the box, in shares of the square (see ``boxes.clipped``).
+    """
+    (height, width), (top, left, side) = shape, crop
+    square = (left / width, top / height, side / width, side / height)
+    seen = clipped(part_of(part_of(box, kept), square))
+    return flipped(seen) if flip else seen
 
 
 class TrainingExamples(Dataset[Example]):
@@ -84,9 +122,11 @@ class TrainingExamples(Dataset[Example]):
         seed: the random seed, at least 0.
         prepared: the prepared pictures of ``images``, for this size and augmentation. By default, a
             picture is prepared each time. The examples do not depend on it.
+        boxes: whether examples have boxes. Those of all pictures are read at once.
 
     Raises:
-        InputError: a size, length or seed is out of range, or ``prepared`` is for others.
+        InputError: a size, length or seed is out of range, or ``prepared`` is for others; or
+            ``boxes`` is set, and a picture has no box or cannot be read.
             ``[index]`` raises it if the picture cannot be read or has no caption with a known word.
     """
 
@@ -99,6 +139,7 @@ class TrainingExamples(Dataset[Example]):
         augment: bool = False,
         seed: int = 0,
         prepared: PreparedPictures | None = None,
+        boxes: bool = False,
     ) -> None:
         for argument, value, least, most in (
             ("image_size", image_size, 1, 4096),
@@ -123,6 +164,8 @@ class TrainingExamples(Dataset[Example]):
         self._caption_length = caption_length
         self._seed = seed
         self._reads_images = True
+        self._boxes = boxes_of(images) if boxes else None
+        self._sizes = [images.size(i) for i in range(len(images))] if boxes else []
         self._crop: int | None = None
         self._epoch = Epoch()
 
@@ -203,7 +246,32 @@ class TrainingExamples(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
-        rng = np.random.default_rng((self._seed, self.epoch, index))
+        return self._example(index, self.epoch)
+
+    def boxes(self, count: int) -> Tensor:
+        """Return the boxes of so many training images, spread evenly over the pictures.
+
+        If there are more than pictures, those of further epochs follow.
+
+        Args:
+            count: of the boxes.
+
+        Returns:
+            float32 (count, 4).
+
+        Raises:
+            InputError: the examples have no boxes.
+        """
+        bare, pictures = self.without_images(), len(self)
+        if self._boxes is None:
+            raise InputError("the examples have no boxes; make them with boxes=True")
+        places = [(n * pictures // count, 0) for n in range(count)]
+        if count > pictures:
+            places = [(n % pictures, n // pictures) for n in range(count)]
+        return torch.stack([bare._example(index, epoch)["box"] for index, epoch in places])
+
+    def _example(self, index: int, epoch: int) -> Example:
+        rng = np.random.default_rng((self._seed, epoch, index))
         tokens, length, may_flip = self._caption(index, rng)
         example = Example(
             tokens=tokens, length=length, index=index, label=self._images.label(index)
@@ -211,8 +279,19 @@ class TrainingExamples(Dataset[Example]):
         if self._crop is not None:
             rng = np.random.default_rng((self._seed, self._crop, index, 1))
             may_flip = self._may_flip(self._images.captions(index))
-        if self._reads_images:
-            example["image"] = cut(self._prepared[index], self._prepared.preparation, rng, may_flip)
+        pixels = self._prepared[index] if self._reads_images else None
+        if pixels is None and self._boxes is None:
+            return example
+        preparation = self._prepared.preparation
+        shape = preparation.shape(self._sizes[index]) if pixels is None else pixels.shape[:2]
+        view = choose_view(shape, preparation, rng, may_flip)
+        if pixels is not None:
+            example["image"] = cut(pixels, preparation.image_size, view)
+        if self._boxes is not None:
+            kept = preparation.part(self._sizes[index])
+            crop = (view.top, view.left, preparation.image_size)
+            box = box_in_view(self._boxes[index], kept, shape, crop, flip=view.flip)
+            example["box"] = torch.tensor(box, dtype=torch.float32)
         return example
 
     def _caption(self, index: int, rng: np.random.Generator) -> tuple[Tensor, int, bool]:
@@ -241,36 +320,67 @@ class TrainingExamples(Dataset[Example]):
         return f"{len(self):,} pictures, {len(self.vocabulary):,} words"
 
     def digest(self) -> str:
-        """Return a hash of all names, classes and captions, in order."""
+        """Return a hash of all names, classes, captions and, if there are, boxes, in order."""
         rows = hashlib.sha256()
         for i in range(len(self)):
             row = [self._images.name(i), int(self._images.label(i)), *self._images.captions(i)]
             rows.update(json.dumps(row).encode())
+            if self._boxes is not None:
+                rows.update(json.dumps(self._boxes[i]).encode())
         return rows.hexdigest()[:16]
 
 
-def cut(
-    pixels: NDArray[np.uint8],
+def choose_view(
+    shape: tuple[int, int],
     preparation: Preparation,
     rng: np.random.Generator,
     may_flip: bool = True,
-) -> Tensor:
-    """Return the image of an example, uint8 (3, S, S).
+) -> View:
+    """Choose what the image of an example shows of a prepared picture.
 
     Args:
-        pixels: the prepared picture, (H, W, 3).
+        shape: of the prepared picture, (H, W).
         preparation: how it was prepared. With augmentation, the image is a random crop of it, and
             half of the images are flipped.
         rng: makes the random choices.
         may_flip: whether the image may be flipped.
     """
-    if preparation.augment:
-        height, width, _ = pixels.shape
-        size = preparation.image_size
-        top = int(rng.integers(height - size + 1))
-        left = int(rng.integers(width - size + 1))
-        pixels = pixels[top : top + size, left : left + size]
-        if rng.random() < 0.5 and may_flip:
-            pixels = pixels[:, ::-1]
+    if not preparation.augment:
+        return View(0, 0, False)
+    top, left = (int(rng.integers(side - preparation.image_size + 1)) for side in shape)
+    flip = rng.random() < 0.5
+    return View(top, left, flip and may_flip)
+
+
+def cut(pixels: NDArray[np.uint8], size: int, view: View) -> Tensor:
+    """Return the image of an example, uint8 (3, S, S).
+
+    Args:
+        pixels: the prepared picture, (H, W, 3).
+        size: S.
+        view: what the image shows of it.
+    """
+    pixels = pixels[view.top : view.top + size, view.left : view.left + size]
+    if view.flip:
+        pixels = pixels[:, ::-1]
     # A copy, because a tensor must not share memory with a read-only array
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy(order="C"))
+
+
+def boxes_of(images: CaptionedImages) -> list[Box]:
+    """Return the boxes of all pictures of a data set.
+
+    Raises:
+        InputError: a picture has none, or something else where its box should be.
+    """
+    boxes = []
+    for index in range(len(images)):
+        box = images.box(index)
+        if box is None:
+            raise InputError(
+                f"picture {images.name(index)!r} has no box, which says where in the picture the "
+                f'thing is that the captions describe: expected a "box" in each row of '
+                f"metadata.jsonl, {EXPECTED}"
+            )
+        boxes.append(box)
+    return boxes

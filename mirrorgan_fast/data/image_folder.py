@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from mirrorgan_fast.boxes import Box, to_box
 from mirrorgan_fast.data.captioned_images import CaptionedImages
 from mirrorgan_fast.data.checks import (
     file_stamp,
@@ -18,7 +19,7 @@ from mirrorgan_fast.data.checks import (
 )
 from mirrorgan_fast.errors import InputError, listed
 from mirrorgan_fast.files import StrPath, open_file, parse_json, reason
-from mirrorgan_fast.pictures import MAX_PIXELS, read_picture
+from mirrorgan_fast.pictures import MAX_PIXELS, read_picture, size_of_picture
 
 METADATA = "metadata.jsonl"
 LARGEST_METADATA = 2**32
@@ -39,8 +40,10 @@ class ImageFolder(CaptionedImages):
 
     Each object has ``file_name`` (the path of the picture inside the folder) and ``captions`` (a
     list of strings, at least one). ``label`` or ``class_id`` (an integer, in all rows or in none)
-    is the class; without it each picture is its own class. Any other fields are kept and returned
-    by ``record``. A picture's name is its ``file_name`` without the extension.
+    is the class; without it each picture is its own class. ``box``, which only systems that place
+    things need, is where in the picture the thing is that the captions describe. Any other fields
+    are kept and returned by ``record``. A picture's name is its ``file_name`` without the
+    extension.
 
     Args:
         root: the folder.
@@ -108,9 +111,7 @@ class ImageFolder(CaptionedImages):
         Raises:
             InputError: the file is damaged.
         """
-        row = self._rows[index]
-        place = f"{self._metadata}, line {row.line}"
-        return read_picture(self._root / row.file_name, place, self._max_pixels)
+        return read_picture(*self._file(index), self._max_pixels)
 
     def captions(self, index: int) -> list[str]:
         """Return the captions in the picture's row."""
@@ -124,6 +125,29 @@ class ImageFolder(CaptionedImages):
     def label(self, index: int) -> int:
         """Return the row's ``label`` or ``class_id``; if the rows have neither, ``index``."""
         return self._labels[index]
+
+    def box(self, index: int) -> Box | None:
+        """Return the row's ``box``: [x, y, width, height] in shares of the picture, from 0 to 1.
+
+        None: the row has none.
+
+        Raises:
+            InputError: the row has something else there.
+        """
+        found = self.record(index).get("box")
+        try:
+            return None if found is None else to_box(found)
+        except InputError as error:
+            fault = f'has the "box" {shown(found)}, {error}'
+            raise self._error(self._rows[index].line, fault) from error
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Return the picture's width and height in pixels, upright.
+
+        Raises:
+            InputError: the beginning of the file is damaged.
+        """
+        return size_of_picture(*self._file(index), self._max_pixels)
 
     def stamp(self, index: int) -> str:
         """Return the size and modification time of the picture's file, and the limit of pixels."""
@@ -139,6 +163,11 @@ class ImageFolder(CaptionedImages):
     def fields(self) -> list[str]:
         """The names of all fields that occur in the rows of any split."""
         return list(self._fields)
+
+    def _file(self, index: int) -> tuple[Path, str]:
+        """Return the path of a picture, and the place that names it."""
+        row = self._rows[index]
+        return self._root / row.file_name, f"{self._metadata}, line {row.line}"
 
     def _error(self, line: int, fault: str) -> InputError:
         return InputError(f"{self._metadata}, line {line}: {fault}")

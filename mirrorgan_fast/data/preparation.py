@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mirrorgan_fast.boxes import Box
 from mirrorgan_fast.pictures import square
 
 VERSION = 1
@@ -45,9 +46,9 @@ class Preparation:
         """Return the prepared picture, uint8 (H, W, 3); picture is of mode "RGB"."""
         if not self.augment:
             return np.asarray(square(picture, self.image_size))
-        width, height = self._kept(picture)
+        width, height = self._kept(picture.size)
         left, top = (picture.width - width) / 2, (picture.height - height) / 2
-        rows, columns = self.shape(picture)
+        rows, columns = self.shape(picture.size)
         scaled = picture.resize(
             (columns, rows),
             Image.Resampling.BILINEAR,
@@ -55,15 +56,21 @@ class Preparation:
         )
         return np.asarray(scaled)
 
-    def shape(self, picture: Image.Image) -> tuple[int, int]:
-        """Return (H, W) of the prepared picture, without preparing it."""
+    def shape(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return (H, W) of a prepared picture, given (width, height) of the picture."""
         if not self.augment:
             return self.image_size, self.image_size
-        width, height = self._kept(picture)
+        width, height = self._kept(size)
         scale = self.shorter_side / min(width, height)
         return round(height * scale), round(width * scale)
 
-    def _kept(self, picture: Image.Image) -> tuple[int, int]:
-        """Return (width, height) of the part that is kept."""
-        longest = LONGEST * min(picture.size)
-        return min(picture.width, longest), min(picture.height, longest)
+    def part(self, size: tuple[int, int]) -> Box:
+        """Return which part is kept of a picture of (width, height), in shares of it."""
+        width, height = self._kept(size)
+        share_x, share_y = width / size[0], height / size[1]
+        return (1 - share_x) / 2, (1 - share_y) / 2, share_x, share_y
+
+    def _kept(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return (width, height) of the part that is kept, in pixels."""
+        longest = (LONGEST if self.augment else 1) * min(size)
+        return min(size[0], longest), min(size[1], longest)

@@ -304,7 +304,7 @@ def _size(images: CaptionedImages, preparation: Preparation) -> int:
     pixels = []
     for index in range(0, count, max(1, count // _SAMPLE)):
         try:
-            height, width = preparation.shape(images.image(index))
+            height, width = preparation.shape(images.size(index))
         except InputError:  # it is reported by the pass
             continue
         pixels.append(height * width)

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from mirrorgan_fast.data.captioned_images import CaptionedImages, Subset
-from mirrorgan_fast.data.examples import Epoch, cut
+from mirrorgan_fast.data.examples import Epoch, choose_view, cut
 from mirrorgan_fast.data.image_folder import METADATA, ImageFolder
 from mirrorgan_fast.data.picture_folder import PictureFolder
 from mirrorgan_fast.data.preparation import Preparation
@@ -165,10 +166,11 @@ class UnpairedExamples(Dataset[UnpairedExample]):
         rng = np.random.default_rng((self._seed, self._epoch.number, index, 2))
         x, y = self._prepared
         drawn = int(rng.integers(len(y)))
-        return UnpairedExample(
-            x=cut(x[index % len(x)], self._preparation, rng),
-            y=cut(y[drawn], self._preparation, rng),
-        )
+        return UnpairedExample(x=self._cut(x[index % len(x)], rng), y=self._cut(y[drawn], rng))
+
+    def _cut(self, pixels: NDArray[np.uint8], rng: np.random.Generator) -> Tensor:
+        view = choose_view(pixels.shape[:2], self._preparation, rng)
+        return cut(pixels, self._preparation.image_size, view)
 
     def described(self) -> str:
         """Return how many pictures there are."""

@@ -1,4 +1,4 @@
-"""Walks: an animation of the images between two noise vectors, or between two captions."""
+"""Walks: an animation of the images between two noise vectors, captions or boxes."""
 
 import os
 from collections.abc import Sequence
@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mirrorgan_fast.boxes import Box
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import whole_file
+from mirrorgan_fast.models.config import BOX
 from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.stem import word_mask
 from mirrorgan_fast.models.text_to_image import TextToImage, in_evaluation, warn_of_unknown
@@ -25,9 +27,14 @@ _FRAME_MILLISECONDS = 50
 
 
 def walk(
-    model: TextToImage, captions: Sequence[str], frames: int, seed: int = 0, psi: float = 1.0
+    model: TextToImage,
+    captions: Sequence[str],
+    frames: int,
+    seed: int = 0,
+    psi: float = 1.0,
+    boxes: Sequence[Box] = (),
 ) -> np.ndarray:
-    """Return images that interpolate between two captions, or between two noise vectors.
+    """Return images that interpolate between captions, noise vectors or boxes.
 
     Noise is interpolated along the great circle, on which all points are equally likely (White,
     2016, "Sampling Generative Networks"). Between captions, the sentence feature is interpolated,
@@ -37,16 +44,20 @@ def walk(
     Args:
         model: its plain layers are used, in evaluation mode, not a renderer.
         captions: one or two. With one, the walk goes from its image of index 0 to its image of
-            index 1; with two, it goes between their images of index 0.
+            index 1; with two, it goes between their images of index 0. With one caption and two
+            boxes, all images have the noise of index 0.
         frames: 2 to ``MOST_FRAMES``, both ends included.
         seed: 0 or more.
         psi: factor of the noise, 0 to 1.
+        boxes: of a system that places what it draws: one, for all images, or two, from which to
+            which the walk goes along a straight line. None: all have the box of index 0.
 
     Returns:
         uint8 (frames, S, S, 3).
 
     Raises:
-        InputError: a caption has no known word, an argument is out of range, or a weight is NaN.
+        InputError: a caption has no known word, an argument is out of range, the system takes no
+            boxes, or a weight is NaN.
 
     Warns:
         UnknownWordsWarning: a caption has words that the vocabulary lacks.
@@ -55,6 +66,8 @@ def walk(
         raise InputError(f"a walk needs one or two captions, found {len(captions)}")
     if not 2 <= frames <= MOST_FRAMES:
         raise InputError(f"a walk has 2 to {MOST_FRAMES:,} frames, found {frames}")
+    if len(boxes) > 2:
+        raise InputError(f"a walk goes between one or two boxes, found {len(boxes)}")
     check_psi(psi)
     model.config.check_text(None)
     model.check_weights(*model.image_parts)
@@ -66,10 +79,18 @@ def walk(
         tokens, lengths = encoded.tokens.to(device), encoded.lengths.to(device)
         words, sentence = stem(tokens, lengths)
         ends = _Ends(words, word_mask(lengths, tokens.shape[1]), sentence)
-        noises = [psi * part.to(sentence) for part in model.noise(seed, [0, 2 - len(captions)])]
+        alone = len(captions) == 1 and len(boxes) < 2  # only the noise changes
+        given = [*boxes, *boxes][:2] if boxes else None
+        noises = (part.to(sentence) for part in model.noise(seed, [0, int(alone)], psi, given))
+        at = dict(zip(model.config.noises, noises, strict=True))
+        if BOX in at and not boxes:
+            at[BOX] = at[BOX][:1].expand(2, -1)
         images = []
         for t in torch.linspace(0, 1, frames)[:, None].to(sentence).split(_BATCH_SIZE):
-            between = [_great_circle(noise, t) for noise in noises]
+            between = [
+                torch.lerp(part[:1], part[1:], t) if name == BOX else _great_circle(part, t)
+                for name, part in at.items()
+            ]
             if isinstance(generator, GLAM):
                 frame = _frames_of_cascade(generator, ends, t, *between)
             else:

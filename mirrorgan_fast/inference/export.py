@@ -8,8 +8,10 @@ for ``torch._inductor.aoti_load_package``. Both are a function of these inputs, 
     noise             float32 (N, noise_size), z, standard normal
     condition_noise   float32 (N, condition_size), eps, standard normal
 
-in this order. (The last are those of ``config.noises``, which these are for most systems.) A model
-that reads text vectors has, instead of the first two,
+in this order. (The last are those of ``config.noises``, which these are for most systems. GAWWN
+has a ``box`` instead of the last, float32 (N, 4): x, y, width and height in shares of the image, as
+in ``boxes``; the file does not check it.) A model that reads text vectors has, instead of the first
+two,
 
     vectors           float32 (N, embedding_size)
 

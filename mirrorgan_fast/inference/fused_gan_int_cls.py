@@ -1,22 +1,14 @@
 """GAN-INT-CLS's generator for inference: batch norms are folded, and weights are packed."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from mirrorgan_fast.inference.packing import (
-    FusedLayer,
-    Packing,
-    fastest_dtype,
-    folded,
-    scale_and_bias,
-)
+from mirrorgan_fast.inference.fused_blocks import FirstMap, FusedBottleneck
+from mirrorgan_fast.inference.packing import FusedLayer, Packing, fastest_dtype
 from mirrorgan_fast.models.gan_int_cls import SLOPE, GanIntClsGenerator
-from mirrorgan_fast.models.layers import Bottleneck
-from mirrorgan_fast.ops import Layout, PackedLayer
+from mirrorgan_fast.ops import Layout
 from mirrorgan_fast.pictures import to_uint8
-
-_SIDE = 4  # height and width of the first map
 
 
 class FusedGanIntCls:
@@ -41,10 +33,10 @@ class FusedGanIntCls:
         packing = Packing(dtype, layout)
         project = packing.packed(generator.project.weight, generator.project.bias)
         self.project = FusedLayer(project)
-        self.first = FusedLayer(_first(packing, generator))
-        self.first_bottleneck = _Bottleneck(packing, generator.first_bottleneck)
+        self.first = FirstMap(packing, generator.first, generator.first_norm)
+        self.first_bottleneck = FusedBottleneck(packing, generator.first_bottleneck)
         self.second = FusedLayer(packing.transposed(generator.second, generator.second_norm))
-        self.second_bottleneck = _Bottleneck(packing, generator.second_bottleneck)
+        self.second_bottleneck = FusedBottleneck(packing, generator.second_bottleneck)
         convs, norms = list(generator.upsample)[::2], list(generator.upsample)[1::2]
         self.upsample = [
             FusedLayer(packing.transposed(conv, norm), "relu")
@@ -67,32 +59,9 @@ class FusedGanIntCls:
         the images are written there.
         """
         t = functional.leaky_relu(self.project.of_rows(sentence.to(self.dtype)), SLOPE)
-        f = self.first.of_rows(torch.cat([noise.to(self.dtype), t], dim=1))
-        f = f.view(len(f), _SIDE, _SIDE, -1).permute(0, 3, 1, 2)
+        f = self.first(torch.cat([noise.to(self.dtype), t], dim=1))
         f = self.second_bottleneck(self.second(self.first_bottleneck(f)))
         for up in self.upsample:
             f = up(f)
         images = to_uint8(self.image(f).float().tanh())
         return images if out is None else out.copy_(images)
-
-
-class _Bottleneck:
-    def __init__(self, packing: Packing, bottleneck: nn.Module) -> None:
-        assert isinstance(bottleneck, Bottleneck)
-        first, first_norm, second, second_norm, third, third_norm = bottleneck.block
-        self.layers = [
-            FusedLayer(packing.packed(*folded(conv, norm)), "relu")
-            for conv, norm in ((first, first_norm), (second, second_norm), (third, third_norm))
-        ]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        first, second, third = self.layers
-        return third(second(first(x)), x)
-
-
-def _first(packing: Packing, generator: GanIntClsGenerator) -> PackedLayer:
-    """Pack the transposed convolution of one pixel: a linear layer, in channels_last order."""
-    scale, bias = scale_and_bias(generator.first_norm)
-    weight = generator.first.weight * scale[:, None, None]  # (C, C', 4, 4)
-    rows = weight.permute(2, 3, 1, 0).flatten(0, 2)  # (16 C', C)
-    return packing.packed(rows, bias.repeat(_SIDE * _SIDE))

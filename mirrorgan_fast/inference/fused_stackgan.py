@@ -2,8 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from mirrorgan_fast.inference.fused_blocks import FusedStrided
 from mirrorgan_fast.inference.packing import FusedLayer, Packing, fastest_dtype, folded
 from mirrorgan_fast.models.layers import ReLUConditioningAugmentation, ReLUResidualBlock
 from mirrorgan_fast.models.stackgan import StackGANGenerator, Stage1Generator, Stage2Generator
@@ -109,7 +109,7 @@ class _Stage2:
         assert isinstance(first, nn.Conv2d)
         self.first = FusedLayer(packing.packed(first.weight, None), "relu")
         self.strided = [
-            _Strided(packing, conv, norm)
+            FusedStrided(packing, conv, norm)
             for conv, norm in zip(strided[::2], strided[1::2], strict=True)
         ]
         self.join = FusedLayer(packing.packed(*folded(*stage.join)), "relu")
@@ -138,18 +138,3 @@ class _Stage2:
         for up in self.upsample:
             f = up(f)
         return f
-
-
-class _Strided:
-    """A 4x4 convolution with stride 2, batch norm and ReLU: a product of each pixel's patch."""
-
-    def __init__(self, packing: Packing, conv: nn.Module, norm: nn.Module) -> None:
-        weight, bias = folded(conv, norm)  # (C', C, 4, 4)
-        rows = weight.permute(0, 2, 3, 1).flatten(1)
-        self.product = FusedLayer(packing.packed(rows, bias), "relu")
-
-    def __call__(self, x: Tensor) -> Tensor:
-        padded = functional.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # (N, H + 2, W + 2, C)
-        patches = padded.unfold(1, 4, 2).unfold(2, 4, 2)  # (N, H / 2, W / 2, C, 4, 4)
-        rows = patches.permute(0, 1, 2, 4, 5, 3).flatten(3)
-        return self.product(rows.permute(0, 3, 1, 2))

@@ -49,9 +49,14 @@ class Packing(NamedTuple):
         return PackedLayer(packed, bias.float().clone())
 
     def transposed(self, conv: nn.Module, norm: nn.Module | None = None) -> PackedLayer:
-        """Pack a transposed 4x4 convolution with stride 2, with the batch norm behind it."""
+        """Pack a transposed 4x4 convolution with stride 2, with the batch norm behind it.
+
+        Before a batch norm it has no bias.
+        """
         assert isinstance(conv, nn.ConvTranspose2d)
-        weight, bias = conv.weight.detach(), conv.weight.new_zeros(conv.out_channels)
+        weight, bias = conv.weight.detach(), conv.bias
+        if bias is None:
+            bias = conv.weight.new_zeros(conv.out_channels)
         if norm is not None:
             scale, bias = scale_and_bias(norm)
             weight = weight * scale[:, None, None]

@@ -12,12 +12,7 @@ from mirrorgan_fast.inference.fused_generators import fuse_generator
 from mirrorgan_fast.inference.fused_stem import FusedSTEM
 from mirrorgan_fast.inference.graphs import Graphs
 from mirrorgan_fast.models.stem import read_text
-from mirrorgan_fast.models.text_to_image import (
-    TextToImage,
-    check_noises,
-    sample_with,
-    split_inputs,
-)
+from mirrorgan_fast.models.text_to_image import TextToImage, sample_with, split_inputs
 from mirrorgan_fast.ops.parts import in_parts
 
 _BATCH_SIZE = 64  # images of a larger batch go in parts, so that memory does not grow with it
@@ -102,11 +97,10 @@ class Renderer:
         """Do what ``TextToImage.render`` does: return the last images, uint8 (N, S, S, 3).
 
         Raises:
-            InputError: on the CPU, a noise is NaN or infinite; or the model's weights have changed,
-                and one of them is.
+            InputError: on the CPU, a noise is NaN or infinite, or a box is none; or the model's
+                weights have changed, and one of them is NaN or infinite.
         """
-        config = self.model.config
-        check_noises(config, split_inputs(config, inputs)[1])
+        self.model.check_noises(*split_inputs(self.model.config, inputs)[1])
         if self._weights() != self._made_of:
             self._make()
         if self._graphs is None:
@@ -114,7 +108,7 @@ class Renderer:
         if self._stem is not None:
             # All captions are padded to one length, so that one graph serves all lengths.
             tokens, *others = inputs
-            missing = config.caption_length - tokens.shape[1]
+            missing = self.model.config.caption_length - tokens.shape[1]
             inputs = (functional.pad(tokens, (0, max(0, missing))), *others)
         return self._graphs(*inputs)
 

@@ -9,6 +9,8 @@ from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.fields import bounded, check_fields
 from mirrorgan_fast.files import StrPath
 
+BOX = "box"
+"""The name of a box among the random vectors of images."""
 Norm = Literal["batch", "none"]
 SentenceAttention = Literal["paper", "authors", "none"]
 
@@ -96,8 +98,16 @@ class TextToImageConfig(SystemConfig):
 
     @property
     def noises(self) -> dict[str, int]:
-        """The lengths of the random vectors that an image is generated from, by their names."""
+        """The lengths of the random vectors that an image is generated from, by their names.
+
+        One that is named ``BOX`` is no random vector but a box (see ``boxes``).
+        """
         return {"noise": self.noise_size, "condition_noise": self.condition_size}
+
+    @property
+    def places(self) -> bool:
+        """Whether images are generated with a box that says where in them the thing is."""
+        return BOX in self.noises
 
     @property
     def vector_size(self) -> int | None:
@@ -354,3 +364,41 @@ class CycleGANConfig(SystemConfig):
                 )
         if self.x == self.y:
             raise InputError(f"model config: x and y are both {self.x!r}, expected two names")
+
+
+@dataclass(frozen=True)
+class GawwnConfig(TextToImageConfig):
+    """What a GAWWN with a bounding box is made of.
+
+    The defaults are those of the authors' scripts for birds, with sentences of STEM. Boxes are
+    applied to maps of an eighth of the image's size a side, which are 16 x 16 for 128 pixels.
+    """
+
+    image_size: int = bounded(128, 32, 4096)
+    generator_channels: int = bounded(128, 1, 1024)
+    """ngf; the generator's maps at an eighth of the image's size have twice as many channels."""
+    discriminator_channels: int = bounded(128, 1, 1024)
+    """ndf: channels of the first layer of the discriminator."""
+    condition_size: int = bounded(128, 1, 4096)
+    """nt: the length of the projected sentence in the discriminator; in the generator it is 4 ngf.
+    """
+    kept_boxes: int = bounded(1024, 1, 65_536)
+    """Boxes of training images that are kept with the model; images without a given box have one
+    of them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size & (self.image_size - 1):
+            raise InputError(
+                f"model config: image_size is {self.image_size}, expected a power of two"
+            )
+
+    @property
+    def grid_size(self) -> int:
+        """Height and width of the maps that boxes are applied to."""
+        return self.image_size // 8
+
+    @property
+    def noises(self) -> dict[str, int]:
+        """The lengths of z and of the box."""
+        return {"noise": self.noise_size, BOX: 4}

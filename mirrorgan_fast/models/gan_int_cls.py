@@ -13,6 +13,7 @@ from mirrorgan_fast.models.layers import (
     Bottleneck,
     Conv2d,
     initialize_normally,
+    transposed_up,
 )
 from mirrorgan_fast.models.text_to_image import TextToImage
 from mirrorgan_fast.vocabulary import Vocabulary
@@ -55,15 +56,17 @@ class GanIntClsGenerator(nn.Module):
         )
         self.first_norm = nn.BatchNorm2d(channels)
         self.first_bottleneck = Bottleneck(channels, max(1, channels // 4), 0.0)
-        self.second = _up(channels, channels // 2)
+        self.second = transposed_up(channels, channels // 2)
         self.second_norm = nn.BatchNorm2d(channels // 2)
         channels //= 2
         self.second_bottleneck = Bottleneck(channels, max(1, channels // 4), 0.0)
         self.upsample = nn.Sequential()
         while channels > ngf:
-            self.upsample.extend([_up(channels, channels // 2), BatchNormReLU(channels // 2)])
+            self.upsample.extend(
+                [transposed_up(channels, channels // 2), BatchNormReLU(channels // 2)]
+            )
             channels //= 2
-        self.image = nn.Sequential(_up(channels, 3), nn.Tanh())
+        self.image = nn.Sequential(transposed_up(channels, 3), nn.Tanh())
         initialize_normally(self, linear=False)
 
     def forward(
@@ -133,7 +136,3 @@ class GanIntClsDiscriminator(nn.Module):
         t = self.project(sentence)[:, :, None, None].expand(-1, -1, *features.shape[2:])
         logit: Tensor = self.logit(self.joint(torch.cat([features, t.to(features.dtype)], dim=1)))
         return logit.flatten()
-
-
-def _up(in_channels: int, out_channels: int) -> nn.ConvTranspose2d:
-    return nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1, bias=False)

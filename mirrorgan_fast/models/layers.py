@@ -370,6 +370,11 @@ class ReLUResidualBlock(nn.Module):
         return functional.relu(x + residual)
 
 
+def transposed_up(in_channels: int, out_channels: int) -> nn.ConvTranspose2d:
+    """Return a transposed 4x4 convolution that doubles the size, as DCGAN has them."""
+    return nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1, bias=False)
+
+
 class Bottleneck(nn.Module):
     """x + BN(conv3(a(BN(conv3(a(BN(conv1(x)))))))), then a: GAN-INT-CLS's residual block.
 

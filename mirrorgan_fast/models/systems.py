@@ -4,13 +4,14 @@ from mirrorgan_fast.models.attngan import AttnGAN
 from mirrorgan_fast.models.config import CycleGANConfig, SystemConfig, TextToImageConfig
 from mirrorgan_fast.models.cyclegan import CycleGAN
 from mirrorgan_fast.models.gan_int_cls import GanIntCls
+from mirrorgan_fast.models.gawwn import Gawwn
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.models.stackgan import StackGAN
 from mirrorgan_fast.models.stackgan_v2 import StackGANv2
 from mirrorgan_fast.models.text_to_image import TextToImage
 
 SYSTEMS: dict[str, type[TextToImage]] = {
-    system.SYSTEM: system for system in (MirrorGAN, AttnGAN, StackGANv2, StackGAN, GanIntCls)
+    system.SYSTEM: system for system in (MirrorGAN, AttnGAN, StackGANv2, StackGAN, GanIntCls, Gawwn)
 }
 """The class of each text-to-image system, by its name in config.json."""
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mirrorgan_fast.boxes import Box
 from mirrorgan_fast.errors import InputError, UnknownWordsWarning, listed
 from mirrorgan_fast.models.config import CascadeConfig, TextToImageConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
@@ -47,7 +48,7 @@ class TextToImage(nn.Module):
     """The system's name, which config.json has."""
     CONFIG: ClassVar[type[TextToImageConfig]]
     GENERATOR: ClassVar[str]
-    """The name of the part that is the generator. It takes the random vectors of ``config.noises``,
+    """The name of the part that is the generator. It takes the tensors of ``config.noises``,
     then STEM's words, their mask and the sentence, and returns ``Generated``."""
     SHARED: ClassVar[Mapping[str, str]] = {}
     """Parts that may be copies of another part, which a file then has once (``save_tensors``)."""
@@ -137,21 +138,31 @@ class TextToImage(nn.Module):
                 )
         return encoded
 
-    def noise(self, seed: int | Sequence[int], indices: Sequence[int]) -> tuple[Tensor, ...]:
+    def noise(
+        self,
+        seed: int | Sequence[int],
+        indices: Sequence[int],
+        psi: float = 1.0,
+        boxes: Sequence[Box | None] | None = None,
+    ) -> tuple[Tensor, ...]:
         """Return the random vectors of images, given their indices.
 
         They are those of ``config.noises``, each (N, length) and standard normal: of most systems,
         z and the eps of the conditioning augmentation. They depend on (seed, index) alone, and are
-        the same on every device and torch version.
+        the same on every device and torch version. Systems that place things also have a box.
 
         Args:
             seed: of all images, or of each.
             indices: of the images, N.
+            psi: factor from 0 to 1 that multiplies the random vectors, but no box.
+            boxes: of each image, instead of the one that is drawn; None: that one.
 
         Raises:
-            InputError: a seed or an index is not a whole number from 0 to 2^128 - 1, or there are
-                not as many seeds as indices.
+            InputError: a seed or an index is not a whole number from 0 to 2^128 - 1, there are not
+                as many seeds as indices, or there is a box and the system takes none.
         """
+        if any(box is not None for box in boxes or ()):
+            self.check_takes_boxes()
         seeds = seed if isinstance(seed, Sequence) else [seed] * len(indices)
         if len(seeds) != len(indices):
             raise InputError(f"{len(seeds)} seeds but {len(indices)} indices, expected one each")
@@ -166,8 +177,22 @@ class TextToImage(nn.Module):
         for row, of_image in zip(drawn.numpy(), zip(seeds, indices, strict=True), strict=True):
             bits = np.random.Philox(_seed_sequence(*of_image))
             np.random.Generator(bits).standard_normal(dtype=np.float32, out=row)
-        noises: tuple[Tensor, ...] = drawn.split(sizes, dim=1)
+        noises: tuple[Tensor, ...] = (drawn * psi).split(sizes, dim=1)
         return noises
+
+    def check_takes_boxes(self) -> None:
+        """Raise InputError if images of this system are generated without a box."""
+        if not self.config.places:
+            raise InputError(
+                f"a {self.SYSTEM} model takes no box: it does not place what it draws; leave the "
+                f"box out, or use a model of the system gawwn"
+            )
+
+    def check_noises(self, *noises: Tensor) -> None:
+        """Raise InputError if one of ``noise``'s tensors on the CPU is NaN or infinite."""
+        for name, given in zip(self.config.noises, noises, strict=True):
+            if at_hand(given) and not given.isfinite().all():
+                raise InputError(f"{name}: found NaN or infinity, expected finite numbers")
 
     @torch.no_grad()
     def render(self, *inputs: Tensor) -> Tensor:
@@ -179,9 +204,10 @@ class TextToImage(nn.Module):
             inputs: those of ``forward``.
 
         Raises:
-            InputError: on the CPU, a noise is NaN or infinite. (On a GPU, checking would wait.)
+            InputError: on the CPU, a noise is NaN or infinite, or a box is none. (On a GPU, the
+                check would wait.)
         """
-        check_noises(self.config, split_inputs(self.config, inputs)[1])
+        self.check_noises(*split_inputs(self.config, inputs)[1])
         generated = in_evaluation(self)(*inputs)
         return to_uint8(generated.images[-1])
 
@@ -308,13 +334,6 @@ def split_inputs(
     """Split the inputs of a model into those of its text and the random vectors."""
     place = len(inputs) - len(config.noises)
     return inputs[:place], inputs[place:]
-
-
-def check_noises(config: TextToImageConfig, noises: Sequence[Tensor]) -> None:
-    """Raise InputError if a random vector on the CPU is NaN or infinite."""
-    for name, given in zip(config.noises, noises, strict=True):
-        if at_hand(given) and not given.isfinite().all():
-            raise InputError(f"{name}: found NaN or infinity, expected finite numbers")
 
 
 def in_evaluation(network: Network) -> Network:

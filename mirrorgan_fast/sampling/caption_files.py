@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import ClassVar, Self
 
+from mirrorgan_fast.boxes import Box
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import StrPath
 from mirrorgan_fast.sampling.caption_formats import Format, format_of
@@ -48,10 +49,11 @@ class Captions:
 
         Plain text has one caption per line. JSON lines and a JSON array have strings, or objects
         with ``caption``, ``text``, ``prompt`` or ``captions`` (a string or a list of strings).
-        These objects may also have ``seed`` and ``index``, to make an image as another run made it.
-        CSV and TSV have a column with one of these names. ``caption_formats.format_of`` describes
-        how the format is detected. The encoding may be UTF-8, or UTF-16 with a byte order mark, and
-        the data may be packed with gzip.
+        These objects may also have ``seed`` and ``index``, to make an image as another run made it,
+        and ``box``, where to draw: [x, y, width, height] (see ``boxes``). CSV and TSV have a column
+        with one of these names, and may have a column ``box``. ``caption_formats.format_of``
+        describes how the format is detected. The encoding may be UTF-8, or UTF-16 with a byte order
+        mark, and the data may be packed with gzip.
 
         Raises:
             InputError: the source cannot be read, or has another format. (The format of a pipe is
@@ -67,13 +69,20 @@ class Captions:
         return captions
 
     @classmethod
-    def of(cls, captions: Iterable[str]) -> Self:
+    def of(cls, captions: Iterable[str], box: Box | None = None) -> Self:
         """Use captions that are in memory.
+
+        Args:
+            captions: any number of texts.
+            box: where to draw, in all images; only for systems that take boxes.
 
         Raises:
             InputError: ``captions`` is a single string, or one of them is not a string.
         """
-        rows = [json.dumps({"caption": caption}) + "\n" for caption in each_caption(captions)]
+        others = {} if box is None else {"box": box}
+        rows = [
+            json.dumps({"caption": caption, **others}) + "\n" for caption in each_caption(captions)
+        ]
         return cls(Memory("captions", "".join(rows).encode(), "captions.jsonl"))
 
     @property

@@ -14,6 +14,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
+from mirrorgan_fast.boxes import box_in
 from mirrorgan_fast.errors import InputError, printable
 from mirrorgan_fast.files import parse_json
 from mirrorgan_fast.sampling.captions import BEGINNING, LONGEST_CAPTION, Record
@@ -189,10 +190,15 @@ def table(chunks: Iterable[bytes], delimiter: str) -> Iterator[Record]:
     header = next(rows, _NO_ROW).fields
     column = _caption_column(header)
     assert column is not None, header
+    box_column = next((i for i, name in enumerate(header) if name.strip() == "box"), None)
     for fields, data, reason in rows:
         if not reason and len(fields) != len(header):
             reason = f"has {len(fields)} fields where the first row has {len(header)}"
-        found = None if reason else {"caption": fields[column]}
+        found: dict[str, Any] | None = None
+        if not reason:
+            found = {"caption": fields[column]}
+            if box_column is not None and (text := fields[box_column].strip()):
+                found["box"] = box_in(text)
         yield Record(found, _beginning(data), reason)
 
 
@@ -221,7 +227,7 @@ def _of_json(data: bytes | None) -> Iterator[Record]:
     several = found[key] if key == "captions" and isinstance(found[key], list) else [found[key]]
     if not several:
         yield Record(None, beginning, 'has an empty list of "captions"')
-    others = {name: found[name] for name in ("seed", "index") if name in found}
+    others = {name: found[name] for name in ("seed", "index", "box") if name in found}
     for position, caption in enumerate(several):
         if isinstance(caption, str):
             yield Record({**others, "caption": caption}, beginning, position=position)

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mirrorgan_fast.errors import listed
+from mirrorgan_fast.boxes import Box, to_box
+from mirrorgan_fast.errors import InputError, listed
 
 LONGEST_CAPTION = 65_536
 """Maximum length in bytes of UTF-8. A longer caption is refused."""
@@ -19,8 +20,8 @@ class Record(NamedTuple):
     """A caption as it was read, not yet checked."""
 
     fields: Mapping[str, Any] | None
-    """``caption`` and, if the record has them, ``seed`` and ``index``. The values are of any type.
-    None if the record could not be read."""
+    """``caption`` and, if the record has them, ``seed``, ``index`` and ``box``. The values are of
+    any type. None if the record could not be read."""
     beginning: str
     """The beginning of the record, which is reported if the record is refused."""
     reason: str = ""
@@ -42,10 +43,18 @@ class Request:
     caption: str
     seed: int
     index: int
-    """Index of the noise among those of the seed, from 0. Caption, seed and index determine the
-    image."""
+    """Index of the noise among those of the seed, from 0. Caption, seed, index and box determine
+    the image."""
+    box: Box | None = None
+    """Where to draw; None: of systems that place things, a box that seed and index determine."""
     vector: np.ndarray | None = field(default=None, compare=False)
     """A text vector, float32 (D,), instead of the caption, which then is its name."""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of a caption file from which ``request_of`` makes this request again."""
+        box = {} if self.box is None else {"box": self.box}
+        return {"caption": self.caption, "seed": self.seed, "index": self.index, **box}
 
 
 class Line(NamedTuple):
@@ -70,7 +79,9 @@ class Refused:
     """The beginning of the caption."""
 
 
-def parse(line: int, record: Record, *, seed: int, per_caption: int) -> Line | Refused:
+def parse(
+    line: int, record: Record, *, seed: int, per_caption: int, boxes: bool = False
+) -> Line | Refused:
     """Turn a record into requests for images, or refuse it.
 
     Args:
@@ -80,11 +91,15 @@ def parse(line: int, record: Record, *, seed: int, per_caption: int) -> Line | R
         seed: the seed, if the record has none.
         per_caption: number of images per caption. If the record has no index, the index of its
             first image is ``(line - 1) * per_caption``.
+        boxes: whether the system takes boxes. Otherwise a ``box`` is ignored, as any other field
+            is that means nothing to it.
     """
     if record.fields is None:
         return Refused(line, record.reason, record.beginning)
     number = (line - 1) * per_caption
     fields = {"seed": seed, "index": number, **record.fields}
+    if not boxes:
+        fields.pop("box", None)
     first = request_of(fields, line, number, record.beginning)
     if isinstance(first, Refused):
         return first
@@ -102,7 +117,7 @@ def request_of(
     """Check the caption, seed and index of an image, and return its request or a refusal.
 
     Args:
-        fields: ``caption``, ``seed`` and ``index``. The values are of any type.
+        fields: ``caption``, ``seed`` and ``index``, and maybe ``box``. The values are of any type.
         line: the line that they come from.
         number: the number of the image in the output.
         beginning: the beginning of the record, which is reported if it is refused.
@@ -122,7 +137,12 @@ def request_of(
             return Refused(line, f'"{name}" is not a whole number from 0 to 2^128 - 1', beginning)
     if not caption:
         return Refused(line, "is empty", beginning)
-    return Request(line, number, caption, fields["seed"], fields["index"])
+    box = fields.get("box")
+    try:
+        box = None if box is None else to_box(box)
+    except InputError as error:
+        return Refused(line, f'has a "box" that is none ({error})', beginning)
+    return Request(line, number, caption, fields["seed"], fields["index"], box)
 
 
 def no_known_word(request: Request, unknown: list[str]) -> Refused:

@@ -63,9 +63,9 @@ class SampleRows:
     """Samples an image for each row: a callable for ``Dataset.map_batches``.
 
     It takes the columns ``caption`` and ``index``, which together with the seed determine the
-    image, and optionally ``seed``, if rows have different seeds. It adds the columns ``image``,
-    uint8 (S, S, 3), and ``error``, which is empty or says why there is no image. In that case the
-    image is black.
+    image, and optionally ``seed``, if rows have different seeds, and ``box``, where to draw, if the
+    system takes boxes. It adds the columns ``image``, uint8 (S, S, 3), and ``error``, which is
+    empty or says why there is no image. In that case the image is black.
 
     Args:
         model: a name or a folder.
@@ -102,9 +102,12 @@ class SampleRows:
         captions = rows["caption"].tolist()
         indices = rows["index"].tolist()
         seeds = rows["seed"].tolist() if "seed" in rows else [self._seed] * len(captions)
+        places = self._sampler.model.config.places and "box" in rows
+        boxes = rows["box"].tolist() if places else [None] * len(captions)
+        names = ("caption", "seed", "index", "box")
         requests = [
-            request_of({"caption": caption, "seed": seed, "index": index}, i + 1, i, "")
-            for i, (caption, seed, index) in enumerate(zip(captions, seeds, indices, strict=True))
+            request_of(dict(zip(names, row, strict=True)), i + 1, i, "")
+            for i, row in enumerate(zip(captions, seeds, indices, boxes, strict=True))
         ]
         size = self._sampler.model.config.image_size
         images = np.zeros((len(requests), size, size, 3), np.uint8)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mirrorgan_fast.boxes import EXPECTED, to_box
+from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import parse_json
 from mirrorgan_fast.sampling.captions import Refused
 from mirrorgan_fast.sampling.sampler import Result
@@ -42,6 +44,14 @@ def _is_share(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
+def _is_box(value: Any) -> bool:
+    try:
+        to_box(value)
+    except InputError:
+        return False
+    return True
+
+
 _TEXT: _Field = lambda value: isinstance(value, str), "text"
 _REASON: _Field = lambda value: isinstance(value, str) and value != "", "a reason"
 _POSITIVE, _NUMBER = _whole(1, 2**63 - 1), _whole(0, 2**128 - 1)
@@ -63,6 +73,7 @@ _IMAGE: dict[str, _Field] = {
     "caption": _TEXT,
     "seed": _NUMBER,
     "index": _NUMBER,
+    "box": (_is_box, EXPECTED),  # only in the row of an image with a given box
     "unknown": (_is_texts, "a list of words"),
     "line": _POSITIVE,
 }
@@ -109,13 +120,7 @@ def image_row(result: Result, place: Row) -> bytes:
     Raises:
         ValueError: the location has contents that cannot be in a row.
     """
-    row = {
-        "caption": result.caption,
-        "seed": result.seed,
-        "index": result.index,
-        "unknown": result.unknown,
-        "line": result.request.line,
-    }
+    row = {**result.request.fields, "unknown": result.unknown, "line": result.request.line}
     return _line({**row, **place})
 
 
@@ -185,14 +190,15 @@ class Rows:
             self._follow(row["line"], refused=True)
             _check_same(row, _REFUSED, {}, data)
             return row
-        _check_fields(row, _IMAGE)
+        _check_fields(row, _IMAGE, optional="box")
+        fields = [name for name in _IMAGE if name != "box" or "box" in row]
         self._follow(row["line"], refused=False)
         if self._own is None:
             place = {name: value for name, value in row.items() if name not in _IMAGE}
             check_place(self._folder, place)
         else:
             number = (row["line"] - 1) * self._per_caption + self._of_line - 1
-            _check_same(row, _IMAGE, self._own.place(self._shard, number, self._images), data)
+            _check_same(row, fields, self._own.place(self._shard, number, self._images), data)
         self._images += 1
         return row
 

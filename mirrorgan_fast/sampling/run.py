@@ -301,7 +301,13 @@ class _Job:
         The rows of the other items are checked against the record and removed from ``rows``.
         """
         settings = self._settings
-        parsed = parse(line, record, seed=settings.seed, per_caption=settings.per_caption)
+        parsed = parse(
+            line,
+            record,
+            seed=settings.seed,
+            per_caption=settings.per_caption,
+            boxes=self._sampler.model.config.places,
+        )
         number = parsed.images if isinstance(parsed, Line) else 1
         self._requested += number
         for k in range(number):
@@ -315,10 +321,12 @@ class _Job:
                 text = item.text if isinstance(item, Refused) else item.caption[:BEGINNING]
                 self._check(row["text"] == text, line)
                 return  # this row stands for all images of the line
-            made = (row["caption"], row["seed"], row["index"])
-            self._check(
-                isinstance(item, Request) and made == (item.caption, item.seed, item.index), line
-            )
+            made = (row["caption"], row["seed"], row["index"], row.get("box"))
+            if isinstance(item, Request):
+                box = None if item.box is None else [*item.box]
+                self._check(made == (item.caption, item.seed, item.index, box), line)
+            else:
+                self._check(False, line)
 
     def _check(self, same: bool, line: int) -> None:
         if not same:
@@ -333,8 +341,12 @@ def _fingerprint(model: TextToImage) -> str:
     digest = hashlib.blake2b(digest_size=16)
     description = (model.SYSTEM, changed_fields(model.config), model.vocabulary.words)
     digest.update(repr(description).encode())
-    for part in model.image_parts:
-        for name, tensor in model.get_submodule(part).state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().numpy())
+    tensors = [
+        (name, tensor)
+        for part in model.image_parts
+        for name, tensor in model.get_submodule(part).state_dict().items()
+    ]
+    for name, tensor in (*tensors, *model.named_buffers(recurse=False)):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().data)
     return digest.hexdigest()

@@ -86,9 +86,9 @@ class _Window(NamedTuple):
 class Sampler:
     """Generates images from captions, or from text vectors, in batches.
 
-    An image depends only on the weights, its caption, seed and index, and on psi. Its bits do not
-    depend on the batch size or on the other images that are sampled. (This holds for the compiled
-    kernels, on one type of processor and with one data type.)
+    An image depends only on the weights, its caption, seed, index and box, and on psi. Its bits do
+    not depend on the batch size or on the other images that are sampled. (This holds for the
+    compiled kernels, on one type of processor and with one data type.)
 
     Args:
         model: the model, which is moved to the device. Its weights are folded and packed here (see
@@ -208,7 +208,7 @@ class Sampler:
         given = TextVectors.of(vectors)
         self.model.config.check_text(given.vector_size)
         requests = (
-            Request(line, number, record.beginning, seed, number, record.vector)
+            Request(line, number, record.beginning, seed, number, vector=record.vector)
             for line, record in given.records()
             for number in range((line - 1) * per_vector, line * per_vector)
         )
@@ -229,9 +229,10 @@ class Sampler:
             attention: whether the results have attention maps.
 
         Raises:
-            InputError: ``psi``, a seed or an index is out of range, there is not enough memory
-                for a single image, the system has no word attention, or the model reads text
-                vectors and a request has none, or one of another length, or the reverse.
+            InputError: ``psi``, a seed or an index is out of range, a request has a box and the
+                system takes none, there is not enough memory for a single image, the system has no
+                word attention, or the model reads text vectors and a request has none, or one of
+                another length, or the reverse.
         """
         check_psi(psi)
         unread = iter(requests)
@@ -321,8 +322,9 @@ class Sampler:
         if self.model.config.vector_size is None:
             tokens, lengths = text
             text[0] = tokens[:, : int(lengths.max())]
-        seeds, indices = zip(*((job.request.seed, job.request.index) for job in batch), strict=True)
-        noises = (psi * part for part in self.model.noise(seeds, indices))
+        requests = [job.request for job in batch]
+        seeds, indices, boxes = zip(*((r.seed, r.index, r.box) for r in requests), strict=True)
+        noises = self.model.noise(seeds, indices, psi, boxes)
         start = time.perf_counter()
         inputs = [part.to(self.device, non_blocking=True) for part in (*text, *noises)]
         with self._lock:

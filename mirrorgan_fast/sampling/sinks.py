@@ -303,12 +303,7 @@ class Tars(_Growing):
 
     def encode(self, shard: int, result: Result) -> bytes:
         """Return the parts of an image as members of a tar."""
-        metadata = {
-            "caption": result.caption,
-            "seed": result.seed,
-            "index": result.index,
-            "unknown": result.unknown,
-        }
+        metadata = {**result.request.fields, "unknown": result.unknown}
         parts = (
             encode(result.image, self._format, self._quality),
             result.caption.encode(),

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from mirrorgan_fast.data.captioned_images import CaptionedImages
-from mirrorgan_fast.data.examples import TrainingExamples
+from mirrorgan_fast.data.examples import TrainingExamples, boxes_of
 from mirrorgan_fast.data.prepared_pictures import check_pictures
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import whole_folder
@@ -23,6 +23,7 @@ from mirrorgan_fast.models.config import (
     TextToImageConfig,
 )
 from mirrorgan_fast.models.gan_int_cls import GanIntCls
+from mirrorgan_fast.models.gawwn import Gawwn
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.models.stackgan import StackGAN, StackGANGenerator
 from mirrorgan_fast.models.stackgan_v2 import StackGANv2
@@ -42,6 +43,7 @@ from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.fine_tuning import START, check_sizes, starting_model
 from mirrorgan_fast.training.gan import MoreOfGAN
 from mirrorgan_fast.training.gan_int_cls import train_gan_int_cls
+from mirrorgan_fast.training.gawwn import train_gawwn
 from mirrorgan_fast.training.matcher import matching_networks, train_stem
 from mirrorgan_fast.training.mirrorgan import train_mirrorgan
 from mirrorgan_fast.training.settings import (
@@ -49,6 +51,7 @@ from mirrorgan_fast.training.settings import (
     AttnGANTrainingSettings,
     CascadeTrainingSettings,
     GanIntClsTrainingSettings,
+    GawwnTrainingSettings,
     MirrorGANTrainingSettings,
     StackGANSettings,
     StackGANTrainingSettings,
@@ -146,6 +149,7 @@ def train(
         augment=settings.augment,
         seed=settings.seed,
         prepared=prepared,
+        boxes=config.places,
     )
     if "cnn" in stages:
         train_cnn(config, settings, examples, folder / "cnn", execution)
@@ -214,8 +218,11 @@ def _train_gan(
     trained: dict[str, nn.Module] = {"stem": matching_networks(model)}
     if isinstance(model, MirrorGAN):
         trained["stream"] = model.stream
+    if isinstance(model, Gawwn):
+        model.boxes.copy_(examples.boxes(len(model.boxes)))
     if start is not None:
-        known = start.state_dict()
+        kept = dict(model.named_buffers(recurse=False))  # the boxes of the new pictures
+        known = {**start.state_dict(), **kept}
         model.load_state_dict({name: known[name] for name in model.state_dict()})
     for name, module in trained.items():
         if start is None or has_checkpoint(folder / name):
@@ -269,6 +276,8 @@ def _trained_generator(
             return train_stackgan_v2(model.config, settings, examples, model.stem, *where, **more)
         case GanIntCls(), GanIntClsTrainingSettings():
             return train_gan_int_cls(model.config, settings, examples, model.stem, *where, **more)
+        case Gawwn(), GawwnTrainingSettings():
+            return train_gawwn(model.config, settings, examples, model.stem, *where, **more)
         case StackGAN(), StackGANTrainingSettings():
             first = None
             if stage == "stage2":
@@ -356,6 +365,8 @@ def _check(
 ) -> None:
     """Raise InputError now for anything that a later stage would refuse after hours."""
     count = len(images)
+    if config.places:
+        boxes_of(images)
     for stage in stages:
         options = getattr(settings, stage)
         check_batch(

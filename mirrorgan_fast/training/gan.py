@@ -14,6 +14,7 @@ from mirrorgan_fast.metrics.diversity import diversity
 from mirrorgan_fast.models.config import TextToImageConfig
 from mirrorgan_fast.models.glam import Generated
 from mirrorgan_fast.models.stem import STEM, word_mask
+from mirrorgan_fast.ops.wide import wide
 from mirrorgan_fast.pictures import to_signed
 from mirrorgan_fast.training.average import MovingAverage
 from mirrorgan_fast.training.batches import Batch, Batches
@@ -179,6 +180,26 @@ def frozen(network: Network, device: torch.device) -> Network:
     """Put a trained network that stays as it is on the device, and return it."""
     network.to(device).eval().requires_grad_(False)
     return network
+
+
+def other_captions(given: Captioned, computation: Computation) -> tuple[Tensor, Tensor]:
+    """Return the sentence (N, D) of another caption of the whole batch for each image.
+
+    Also returned is whether it is wrong for the image, bool (N,): captions of images of its class
+    are not.
+    """
+    processes = computation.processes
+    other, label = (
+        processes.own(processes.gathered(part).roll(1, dims=0))
+        for part in (given.sentence, given.labels)
+    )
+    return other, given.labels != label
+
+
+def judgments(real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+    """Return how real a discriminator finds images in the mean, given its logits (N,)."""
+    logits = {"D(real)": real, "D(generated)": fake}
+    return {name: wide(it.detach()).sigmoid().mean() for name, it in logits.items()}
 
 
 def sum_of(losses: list[Tensor]) -> Tensor:

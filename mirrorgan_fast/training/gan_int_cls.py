@@ -11,11 +11,16 @@ from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.models.config import GanIntClsConfig
 from mirrorgan_fast.models.gan_int_cls import GanIntClsDiscriminator, GanIntClsGenerator
 from mirrorgan_fast.models.stem import STEM
-from mirrorgan_fast.ops.wide import wide
 from mirrorgan_fast.training.batches import Batch
 from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
-from mirrorgan_fast.training.gan import GANTraining, MoreOfGAN, train_gan
+from mirrorgan_fast.training.gan import (
+    GANTraining,
+    MoreOfGAN,
+    judgments,
+    other_captions,
+    train_gan,
+)
 from mirrorgan_fast.training.objectives import (
     WrongPairs,
     believed_loss,
@@ -53,7 +58,6 @@ class GanIntClsTraining(GANTraining):
     def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:
         """Lower L_D, then L_G on images of new noise; then average the generator."""
         settings, pace, D = self.settings, self.pace(step), self.D
-        processes = self.computation.processes
         given = self.encode(step, batch)
         s = given.sentence
         with torch.no_grad():
@@ -63,13 +67,10 @@ class GanIntClsTraining(GANTraining):
             real, fake = D.conditional(seen, s), D.conditional(D(fake_images), s)
             wrong = None
             if settings.wrong_weight:
-                other, label = (
-                    processes.own(processes.gathered(part).roll(1, dims=0))
-                    for part in (s, given.labels)
-                )
-                wrong = WrongPairs(D.conditional(seen, other), given.labels != label)
+                other, is_wrong = other_captions(given, self.computation)
+                wrong = WrongPairs(D.conditional(seen, other), is_wrong)
             loss_D = matching_discriminator_loss(
-                real, fake, wrong, settings.wrong_weight, processes
+                real, fake, wrong, settings.wrong_weight, self.computation.processes
             )
         self.D_learner.lower(loss_D, pace)
 
@@ -89,9 +90,7 @@ class GanIntClsTraining(GANTraining):
             lowered = self.G_learner.lower(loss_G, pace)
         if lowered:
             self.average.update(self.generator, step)
-        figures = {"D": loss_D.detach(), "G": loss_G.detach()}
-        shares = {"D(real)": real, "D(generated)": fake}
-        return figures | {name: wide(it.detach()).sigmoid().mean() for name, it in shares.items()}
+        return {"D": loss_D.detach(), "G": loss_G.detach(), **judgments(real, fake)}
 
     def mixed(self, sentences: Tensor) -> Tensor:
         """Return mixtures of the first half of the batch's sentences (N, D) with the second half.

@@ -172,6 +172,19 @@ class CycleGANSettings(GANSettings):
 
 
 @dataclass(frozen=True)
+class GawwnSettings(GANSettings):
+    """Training of GAWWN; the defaults are those of the authors' code for birds."""
+
+    steps: int = bounded(442_000, 1, _MOST_STEPS)
+    """600 epochs of 11,788 birds."""
+    batch_size: int = bounded(16, 2, _MOST_OF_A_BATCH)
+    halve_every: int = bounded(73_600, 0, _MOST_STEPS)
+    """As the authors: after each 100 of 600 epochs; 0: never."""
+    wrong_weight: float = bounded(0.5, 0, 1)
+    """Of real images with wrong captions in the discriminator's loss, against generated ones."""
+
+
+@dataclass(frozen=True)
 class CascadeSettings(GANSettings):
     """Training of a generator cascade against its discriminators.
 
@@ -301,6 +314,13 @@ class GanIntClsTrainingSettings(TrainingSettings):
     """The whole chain of GAN-INT-CLS."""
 
     gan: GanIntClsSettings = field(default_factory=GanIntClsSettings)
+
+
+@dataclass(frozen=True)
+class GawwnTrainingSettings(TrainingSettings):
+    """The whole chain of GAWWN."""
+
+    gan: GawwnSettings = field(default_factory=GawwnSettings)
 
 
 @dataclass(frozen=True)

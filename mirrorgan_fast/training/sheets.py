@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mirrorgan_fast.data.examples import TrainingExamples
-from mirrorgan_fast.models.config import TextToImageConfig
+from mirrorgan_fast.models.config import BOX, TextToImageConfig
 from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.stem import STEM, word_mask
-from mirrorgan_fast.pictures import to_uint8, write_sheet
+from mirrorgan_fast.pictures import outlined, to_uint8, write_sheet
 
 _CAPTIONS, _NOISES = 8, 4
 _LEAST_SIDE = 96  # pixels
@@ -22,7 +22,8 @@ class SampleSheets:
     """Sheets of the same captions and noises: a column a caption, a row a noise.
 
     The captions are below. The first row has the real pictures of the captions, unless they are
-    left out. Small images are enlarged, so that the captions can be read.
+    left out. Small images are enlarged, so that the captions can be read. If images have boxes,
+    those of a column are drawn with the box of its real picture, which is outlined.
 
     Args:
         generator: see ``GLAM.forward``.
@@ -53,6 +54,9 @@ class SampleSheets:
             " ".join(examples.vocabulary.words[n] for n in example["tokens"][: example["length"]])
             for example in chosen
         ]
+        self._boxes: Tensor | None = None
+        if config.places:
+            self._boxes = torch.stack([example["box"] for example in chosen]).to(device)
         self._real = [example["image"].permute(1, 2, 0).numpy() for example in chosen if real_row]
         self._lengths = torch.tensor([example["length"] for example in chosen]).to(device)
 
@@ -81,6 +85,9 @@ class SampleSheets:
             np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST))
             for image in images
         ]
+        if self._boxes is not None:
+            boxes = self._boxes.tolist()
+            scaled = [outlined(image, boxes[i % len(boxes)]) for i, image in enumerate(scaled)]
         path = self.folder / f"{steps:07d}.png"
         write_sheet(path, scaled, columns=len(self._tokens), captions=self._captions)
         return path, torch.stack(rows, dim=1)
@@ -106,6 +113,9 @@ class SampleSheets:
         count = len(self._tokens)
         noises = [
             torch.randn(count, size, generator=random).to(self.device)
-            for size in self.config.noises.values()
+            for name, size in self.config.noises.items()
+            if name != BOX
         ]
+        if self._boxes is not None:
+            noises.append(self._boxes)
         return [*noises, words, word_mask(self._lengths, self._tokens.shape[1]), sentence]

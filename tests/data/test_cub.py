@@ -108,6 +108,26 @@ def test_birds_are_cropped_by_their_boxes(cub: Path) -> None:
         assert abs(difference.mean()) < 0.15  # one column too far right: 0.22 or more
 
 
+def test_boxes_are_in_shares_of_the_crops(cub: Path) -> None:
+    add_pickles(cub, "train", filenames=NAMES)
+    images = CubFolder(cub, "train")
+    for index, (_, text, (left, top, right, bottom)) in enumerate(BIRDS.values()):
+        x, y, width, height = map(float, text.split())
+        columns, rows = right - left, bottom - top
+        assert images.size(index) == images.image(index).size == (columns, rows)
+        found = images.box(index)
+        ends = (found[0] + found[2], found[1] + found[3])
+        first, last = (
+            ((x - left) / columns, (y - top) / rows),
+            (
+                (x + width - left) / columns,
+                (y + height - top) / rows,
+            ),
+        )
+        assert found[:2] == pytest.approx([max(0, share) for share in first])
+        assert ends == pytest.approx([min(1, share) for share in last])
+
+
 @pytest.mark.parametrize(
     ("file_name", "content", "fault"),
     [

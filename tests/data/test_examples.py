@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 
+from mirrorgan_fast.boxes import Box
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.data.image_folder import ImageFolder
 from mirrorgan_fast.errors import InputError
@@ -151,6 +152,7 @@ def test_examples_without_images_are_the_same_and_read_no_picture(folder: Path) 
 WITHOUT_SHARED_MEMORY = """
 import sys
 from torch.utils.data import DataLoader
+from mirrorgan_fast.boxes import Box
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.data.image_folder import ImageFolder
 from mirrorgan_fast.vocabulary import Vocabulary
@@ -255,3 +257,104 @@ def test_bad_arguments_are_refused(folder: Path) -> None:
     for index in (-1, 7):
         with pytest.raises(IndexError, match="of 7"):
             examples[index]
+
+
+# --- boxes
+
+
+def marked(width: int, height: int, box: Box) -> Image.Image:
+    """Return a black picture with a white box."""
+    x, y, columns, rows = box
+    pixels = np.zeros((height, width, 3), np.uint8)
+    bottom, right = round((y + rows) * height), round((x + columns) * width)
+    pixels[round(y * height) : bottom, round(x * width) : right] = 255
+    return Image.fromarray(pixels)
+
+
+BOXES = [(0.0, 0.3, 0.4, 0.5), (0.6, 0.5, 0.4, 0.5), (0.35, 0.3, 0.25, 0.35)]
+
+
+@pytest.fixture
+def with_boxes(tmp_path: Path) -> ImageFolder:
+    """Three pictures of different shapes, whose boxes are white; at two edges and in the middle."""
+    shapes = [(200, 300), (350, 220), (240, 240)]
+    rows = [
+        {"file_name": f"{n}.png", "captions": ["red bird"], "box": box}
+        for n, box in enumerate(BOXES)
+    ]
+    pictures = [marked(*shape, box) for shape, box in zip(shapes, BOXES, strict=True)]
+    write_folder(tmp_path, rows, pictures)
+    return ImageFolder(tmp_path)
+
+
+def seen_box(image: torch.Tensor) -> tuple[float, ...]:
+    """Return the bounds of what is white in an image (3, S, S), in shares of it."""
+    white, size = image[0] > 127, image.shape[1]
+    rows, columns = (white.any(dim=dim).nonzero().flatten().tolist() for dim in (1, 0))
+    left, top = columns[0] / size, rows[0] / size
+    return left, top, (columns[-1] + 1) / size - left, (rows[-1] + 1) / size - top
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_a_box_is_where_it_is_seen_in_the_image(augment: bool, with_boxes: ImageFolder) -> None:
+    examples = TrainingExamples(with_boxes, VOCABULARY, 64, augment=augment, boxes=True)
+    lefts = set()
+    for epoch in range(20):
+        examples.set_epoch(epoch)
+        for example in examples:
+            assert example["box"].dtype == torch.float32
+            if not (example["image"] > 127).any():
+                continue  # a crop of a long picture may show nothing of the box
+            assert example["box"].tolist() == pytest.approx(seen_box(example["image"]), abs=1 / 60)
+            lefts.add(round(float(example["box"][0]), 3))
+    assert len(lefts) > 20 if augment else len(lefts) == 3
+
+
+def test_boxes_change_nothing_else_in_an_example(with_boxes: ImageFolder) -> None:
+    plain = TrainingExamples(with_boxes, VOCABULARY, 32, augment=True)
+    placed = TrainingExamples(with_boxes, VOCABULARY, 32, augment=True, boxes=True)
+    for one, other in zip(plain, placed, strict=True):
+        assert "box" not in one
+        assert torch.equal(one["image"], other["image"])
+    assert plain.digest() != placed.digest()
+    bare = placed.without_images()
+    assert "image" not in bare[1]
+    assert torch.equal(bare[1]["box"], placed[1]["box"])
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_boxes_of_many_examples_are_spread_over_the_pictures(
+    count: int, with_boxes: ImageFolder
+) -> None:
+    examples = TrainingExamples(with_boxes, VOCABULARY, 32, augment=True, boxes=True)
+    found = examples.boxes(count)
+    assert found.shape == (count, 4)
+    assert found.dtype == torch.float32
+    expected = []
+    for epoch in range(3):
+        examples.set_epoch(epoch)
+        expected += [example["box"] for example in examples]
+    chosen = [0, 1] if count == 2 else range(count)
+    assert torch.equal(found, torch.stack([expected[place] for place in chosen]))
+    assert examples.epoch == 2  # as it was
+
+
+def test_a_data_set_without_boxes_is_refused(with_boxes: ImageFolder, folder: Path) -> None:
+    with pytest.raises(InputError, match=r"picture 'pictures/0' has no box, .*a \"box\" in each"):
+        TrainingExamples(ImageFolder(folder), VOCABULARY, 32, boxes=True)
+    with pytest.raises(InputError, match="the examples have no boxes"):
+        TrainingExamples(with_boxes, VOCABULARY, 32).boxes(3)
+
+
+def test_a_box_is_of_the_part_of_a_long_picture_that_is_kept(tmp_path: Path) -> None:
+    rows = [{"file_name": "a.png", "captions": ["bird"], "box": [0.48, 0.25, 0.03, 0.5]}]
+    write_folder(tmp_path, rows, [marked(1000, 40, rows[0]["box"])])
+    examples = TrainingExamples(ImageFolder(tmp_path), VOCABULARY, 64, augment=True, boxes=True)
+    wide = 0
+    for epoch in range(30):
+        examples.set_epoch(epoch)
+        image, box = examples[0]["image"], examples[0]["box"]
+        if (image[0] > 127).any():
+            wide += 1
+            assert box.tolist() == pytest.approx(seen_box(image), abs=1 / 20)
+    assert wide > 2

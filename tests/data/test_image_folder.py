@@ -139,6 +139,36 @@ def test_a_bad_row_is_refused_with_its_line(line: str, fault: str, tmp_path: Pat
     assert len(str(caught.value)) < 1000
 
 
+def test_boxes_come_from_the_rows_and_are_checked_when_they_are_asked_for(tmp_path: Path) -> None:
+    boxes = [[0.25, 0, 0.5, 1], None, [1, 2, 30, 40], "here"]
+    rows = [{"file_name": f"{n}.png", "captions": ["a"], "box": box} for n, box in enumerate(boxes)]
+    del rows[1]["box"]
+    write_folder(tmp_path, rows, [gradient(9, 7)] * 4)
+    images = ImageFolder(tmp_path)  # other programs may mean something else by "box"
+    assert images.box(0) == (0.25, 0, 0.5, 1)
+    assert images.box(1) is None
+    for index, found in ((2, r"\[1, 2, 30, 40\]"), (3, "'here'")):
+        fault = rf'line {index + 1}: has the "box" {found}, expected \[x, y, width, height\] in sh'
+        with pytest.raises(InputError, match=fault):
+            images.box(index)
+
+
+def test_sizes_are_those_of_upright_pictures(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be rotated by a quarter
+    rows = [{"file_name": name, "captions": ["a"]} for name in ("a.jpg", "b.png", "c.png")]
+    write_folder(tmp_path, rows, [gradient(9, 7)] * 3)
+    gradient(9, 7).save(tmp_path / "a.jpg", exif=exif)
+    (tmp_path / "c.png").write_bytes(b"no picture")
+    images = ImageFolder(tmp_path)
+    assert [images.size(i) for i in (0, 1)] == [(7, 9), (9, 7)]
+    assert images.image(0).size == (7, 9)
+    with pytest.raises(InputError, match=r"metadata\.jsonl, line 3: .* is not a picture"):
+        images.size(2)
+    with pytest.raises(InputError, match="more than the limit of 50"):
+        ImageFolder(tmp_path, max_pixels=50).size(1)
+
+
 def test_names_that_differ_only_in_unicode_form_are_shown(tmp_path: Path) -> None:
     """Some systems store "ü" as one character, others as "u" and a combining mark."""
     composed, decomposed = "caf\u00e9/\u00fc.png", "cafe\u0301/u\u0308.png"

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from mirrorgan_fast import files
+from mirrorgan_fast.data.image_folder import ImageFolder
 from mirrorgan_fast.data.painted_birds import data_set
 from mirrorgan_fast.data.painted_birds.bird import (
     ATTRIBUTES,
@@ -220,6 +221,44 @@ def test_a_bird_looks_the_same_at_two_sizes() -> None:
 # --- captions
 
 
+@pytest.mark.parametrize("places", ["middle", "varied"])
+def test_the_box_is_the_bounds_of_the_bird_and_its_legs(places: Any) -> None:
+    birds = PaintedBirds("train", 40, 128, places=places)
+    below = []
+    for i in range(len(birds)):
+        masks = birds.painting(i).masks
+        bird = np.logical_or.reduce(
+            [mask for part, mask in masks.items() if part not in ("perch", "background")]
+        )
+        rows, columns = bird.any(axis=1).nonzero()[0], bird.any(axis=0).nonzero()[0]
+        x, y, width, height = (128 * share for share in birds.box(i))
+        assert 0 <= x < x + width <= 128
+        assert 0 <= y < y + height <= 128
+        # A mask lacks pixels of which less than half is covered: the tip of a long bill.
+        assert -7 < x - columns[0] < 0.5
+        assert -2.5 < y - rows[0] < 0.5
+        assert -0.5 < x + width - (columns[-1] + 1) < 7
+        below.append(y + height - (rows[-1] + 1))  # legs are in no mask
+        assert -0.5 < below[-1] < 0.3 * height
+    assert np.mean(below) > 1
+
+
+def test_a_varied_place_moves_and_scales_the_whole_bird() -> None:
+    middle, varied = (PaintedBirds("train", 60, 64, places=p) for p in ("middle", "varied"))
+    corners = []
+    for i in range(len(middle)):
+        assert middle.bird(i) == varied.bird(i)
+        (_, _, width, height), (left, top, columns, rows) = middle.box(i), varied.box(i)
+        assert (columns, rows) == pytest.approx((0.55 * width, 0.55 * height), abs=0.01)
+        assert 0.005 < left < left + columns < 0.995
+        assert 0.005 < top < top + rows < 0.995
+        corners.append((left, top))
+    assert np.std(corners, axis=0).min() > 0.1
+    assert middle.stamp(0) != varied.stamp(0)
+    with pytest.raises(InputError, match="places must be middle or varied, not 'there'"):
+        PaintedBirds("train", 1, places="there")  # type: ignore[arg-type]
+
+
 def test_captions_state_exactly_what_they_name_and_it_is_true() -> None:
     for seed in range(150):
         bird = any_bird(seed)
@@ -299,6 +338,7 @@ def test_an_export_can_be_read_back_with_any_number_of_workers(tmp_path: Path) -
         birds = PaintedBirds(split, 7, 64, seed=1)
         assert row["attributes"] == dataclasses.asdict(birds.bird(i))
         assert row["captions"] == birds.captions(i)
+        assert tuple(row["box"]) == birds.box(i) == ImageFolder(one).box(rows.index(row))
         assert row["named"] == [caption.named for caption in birds.bird_captions(i)]
         painting = birds.painting(i)
         with Image.open(one / row["file_name"]) as image:
@@ -306,6 +346,14 @@ def test_an_export_can_be_read_back_with_any_number_of_workers(tmp_path: Path) -
         with Image.open(one / row["mask"]) as indexed:
             for number, part in enumerate(row["parts"], start=1):
                 np.testing.assert_array_equal(np.asarray(indexed) == number, painting.masks[part])
+
+
+def test_an_export_has_birds_in_varied_places(tmp_path: Path) -> None:
+    export_image_folder(tmp_path, 3, 2, 64, workers=1, progress=False, places="varied")
+    images, birds = ImageFolder(tmp_path, "test"), PaintedBirds("test", 2, 64, places="varied")
+    for i in range(2):
+        assert images.image(i) == birds.image(i)
+        assert images.box(i) == birds.box(i)
 
 
 def test_export_that_fails_leaves_no_metadata(

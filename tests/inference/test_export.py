@@ -16,9 +16,10 @@ from torch import Tensor
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.inference.export import export
+from mirrorgan_fast.models.config import GawwnConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.vocabulary import Vocabulary
-from tests.small import SMALL, vectors_model
+from tests.small import SMALL, small_gawwn, vectors_model
 
 CONFIG = dataclasses.replace(SMALL, noise_size=6, condition_size=5, caption_length=4)
 WORDS = ["<end>", "a", "red", "blue", "bird", "鸟"]
@@ -292,3 +293,33 @@ def test_a_model_of_text_vectors_takes_these_instead_of_tokens(tmp_path: Path) -
     metadata = session.get_modelmeta().custom_metadata_map
     assert (metadata["embedding_size"], metadata["vocabulary"]) == ("12", "<end>")
     assert "caption_length" not in metadata
+
+
+def test_a_box_is_an_input_of_an_exported_file(tmp_path: Path) -> None:
+    config = GawwnConfig(
+        image_size=32,
+        generator_channels=8,
+        embedding_size=16,
+        word_embedding_size=8,
+        caption_length=4,
+        noise_size=6,
+        image_encoder="small",
+    )
+    model = small_gawwn(config)
+    export(model, tmp_path / "model.onnx", "onnx")
+    session = onnxruntime.InferenceSession(
+        tmp_path / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    names = [given.name for given in session.get_inputs()]
+    assert names == ["tokens", "lengths", "noise", "box"]
+    given = model.encode(["a red bird", "a blue bird with wings", "a bird"])
+    boxes = [(0.125, 0.25, 0.5, 0.375), (0.0, 0.0, 1.0, 1.0), (0.6, 0.7, 0.3, 0.2)]
+    noises = model.noise(3, range(3), boxes=boxes)
+    tokens = torch.nn.functional.pad(given.tokens, (0, 4 - given.tokens.shape[1]))
+    inputs = (tokens, given.lengths, *noises)
+    (images,) = session.run(
+        ["images"], {name: part.numpy() for name, part in zip(names, inputs, strict=True)}
+    )
+    difference = images.astype(int) - model.render(*inputs).numpy().astype(int)
+    assert abs(difference).max() <= 1
+    assert images.std() > 10

@@ -12,7 +12,12 @@ import mirrorgan_fast
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.figures.walk import walk
 from mirrorgan_fast.inference.renderer import fuse
-from mirrorgan_fast.models.config import GanIntClsConfig, StackGANConfig, StackGANv2Config
+from mirrorgan_fast.models.config import (
+    GanIntClsConfig,
+    GawwnConfig,
+    StackGANConfig,
+    StackGANv2Config,
+)
 from mirrorgan_fast.models.discriminator import Discriminator
 from mirrorgan_fast.models.gan_int_cls import GanIntClsDiscriminator, GanIntClsGenerator
 from mirrorgan_fast.models.stackgan import StackGAN, StackGANGenerator
@@ -48,6 +53,12 @@ CONFIGS = {
         image_size=32, generator_channels=8, **{k: v for k, v in SIZES.items() if k != BLOCKS}
     ),
     "gan-int-cls, 128 px": GanIntClsConfig(
+        image_size=128, generator_channels=4, **{k: v for k, v in SIZES.items() if k != BLOCKS}
+    ),
+    "gawwn": GawwnConfig(
+        image_size=32, generator_channels=8, **{k: v for k, v in SIZES.items() if k != BLOCKS}
+    ),
+    "gawwn, 128 px": GawwnConfig(
         image_size=128, generator_channels=4, **{k: v for k, v in SIZES.items() if k != BLOCKS}
     ),
     "stackgan-v2, three stages": StackGANv2Config(

@@ -13,6 +13,7 @@ import torch
 from mirrorgan_fast.models.config import (
     CycleGANConfig,
     GanIntClsConfig,
+    GawwnConfig,
     MirrorGANConfig,
     StackGANConfig,
     StackGANv2Config,
@@ -44,6 +45,7 @@ INT_CLS = GanIntClsConfig(image_size=32, generator_channels=4, **_SHARED)
 CYCLEGAN = CycleGANConfig(
     image_size=32, generator_channels=4, discriminator_channels=4, residual_blocks=1
 )
+GAWWN = GawwnConfig(image_size=32, generator_channels=4, kept_boxes=20, **_SHARED)
 LEARNING = MirrorGANConfig(
     image_size=64,
     stages=2,

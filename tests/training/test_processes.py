@@ -28,6 +28,7 @@ STAGES = (
     "stackgan",
     "gan-int-cls",
     "cyclegan/gan",
+    "gawwn",
 )
 TRAINED = {1: STAGES, 2: STAGES, 4: ("stem", "frozen", "gan")}
 

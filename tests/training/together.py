@@ -24,6 +24,7 @@ from mirrorgan_fast.training.cnn import train_cnn
 from mirrorgan_fast.training.cyclegan import train_cyclegan
 from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.gan_int_cls import train_gan_int_cls
+from mirrorgan_fast.training.gawwn import train_gawwn
 from mirrorgan_fast.training.matcher import train_stem
 from mirrorgan_fast.training.mirrorgan import train_mirrorgan
 from mirrorgan_fast.training.precision import Precision
@@ -35,6 +36,8 @@ from mirrorgan_fast.training.settings import (
     CycleGANTrainingSettings,
     GanIntClsSettings,
     GanIntClsTrainingSettings,
+    GawwnSettings,
+    GawwnTrainingSettings,
     MirrorGANSettings,
     MirrorGANTrainingSettings,
     StackGANSettings,
@@ -49,7 +52,7 @@ from mirrorgan_fast.training.stackgan import first_stage_of, train_stackgan
 from mirrorgan_fast.training.stackgan_v2 import train_stackgan_v2
 from mirrorgan_fast.vocabulary import Vocabulary
 
-from .runs import CYCLEGAN, INT_CLS, STACKGAN, STACKGAN_V2, TINY
+from .runs import CYCLEGAN, GAWWN, INT_CLS, STACKGAN, STACKGAN_V2, TINY
 
 STEPS, SIZE = 3, 8
 SETTINGS = MirrorGANTrainingSettings(
@@ -87,7 +90,8 @@ def main(folder: Path, stages: list[str], settings: MirrorGANTrainingSettings) -
     birds.label = lambda index: index // 2  # type: ignore[method-assign] # some are of one class
     texts = (text for index in range(len(birds)) for text in birds.captions(index))
     words = Vocabulary.build(texts)
-    examples = TrainingExamples(birds, words, TINY.image_size, TINY.caption_length, True)
+    sizes = (TINY.image_size, TINY.caption_length, True)
+    examples = TrainingExamples(birds, words, *sizes)
     what = (TINY, settings, examples)
     if "cnn" in stages:
         train_cnn(*what, folder / "cnn", execution)
@@ -110,6 +114,12 @@ def main(folder: Path, stages: list[str], settings: MirrorGANTrainingSettings) -
         paper = dataclasses.replace(settings, gan=gan)
         train_mirrorgan(TINY, paper, examples, *networks, folder / "paper", execution)
     _train_others(stages, settings, examples, networks[0], folder, execution)
+    if "gawwn" in stages:
+        with_boxes = TrainingExamples(birds, words, *sizes, boxes=True)
+        gawwn = GawwnTrainingSettings(
+            **_common(settings), gan=GawwnSettings(steps=settings.gan.steps, batch_size=SIZE)
+        )
+        train_gawwn(GAWWN, gawwn, with_boxes, networks[0], folder / "gawwn", execution)
     processes.close()
 
 
@@ -122,9 +132,7 @@ def _train_others(
     execution: Execution,
 ) -> None:
     """Train the generators of the systems without attention."""
-    common = {
-        field.name: getattr(settings, field.name) for field in dataclasses.fields(TrainingSettings)
-    }
+    common = _common(settings)
     length = {"steps": settings.gan.steps, "batch_size": SIZE}
     if "stackgan-v2" in stages:
         v2 = StackGANv2Settings(**length, color_weight=1.0, r1_weight=1.0)
@@ -147,6 +155,13 @@ def _train_others(
         cyclegan = CycleGANTrainingSettings(**of_all, gan=gan)
         unpaired = Unpaired(*domains, names=("A", "B"))
         train_cyclegan(CYCLEGAN, cyclegan, unpaired, folder / "cyclegan", execution)
+
+
+def _common(settings: TrainingSettings) -> dict[str, Any]:
+    """Return the settings that all chains have."""
+    return {
+        field.name: getattr(settings, field.name) for field in dataclasses.fields(TrainingSettings)
+    }
 
 
 def send_at(step: int, number: int) -> None:

@@ -10,16 +10,26 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from mirrorgan_fast.boxes import Box
 from mirrorgan_fast.data.image_folder import ImageFolder
 from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES, SPLITS, Bird, check_split
-from mirrorgan_fast.data.painted_birds.drawing import PARTS, Painting, check_size, paint
+from mirrorgan_fast.data.painted_birds.drawing import (
+    MIDDLE,
+    PARTS,
+    Painting,
+    Place,
+    box_of,
+    check_size,
+    paint,
+    varied_place,
+)
 from mirrorgan_fast.data.painted_birds.words import BirdCaption, describe
 from mirrorgan_fast.data.worker_processes import in_processes
 from mirrorgan_fast.errors import InputError
@@ -30,6 +40,9 @@ MOST_BIRDS = 500_000
 """Maximum number of birds per split. With 2 kB per bird, `metadata.jsonl` can still be read."""
 
 
+Places = Literal["middle", "varied"]
+"""Where painted birds are: ``middle``: in the middle of the picture, most of which they fill;
+``varied``: about half as large, anywhere in the picture."""
 _SEEDS = 2**128
 
 
@@ -52,12 +65,15 @@ class PaintedBirds:
         count: number of birds, 1 to `MOST_BIRDS`.
         size: side length of the pictures in pixels.
         seed: at least 0 and below 2**128.
+        places: where the birds are.
 
     Raises:
         InputError: an argument is out of range.
     """
 
-    def __init__(self, split: str, count: int, size: int = 128, seed: int = 0) -> None:
+    def __init__(
+        self, split: str, count: int, size: int = 128, seed: int = 0, places: Places = "middle"
+    ) -> None:
         check_split(split)
         check_size(size)
         if not _is_within(count, 1, MOST_BIRDS):
@@ -66,7 +82,12 @@ class PaintedBirds:
             raise InputError(
                 f"painted birds: seed must be at least 0 and below 2**128, not {seed!r}"
             )
-        self.split, self.count, self.size, self.seed = split, count, size, seed
+        if places not in get_args(Places):
+            raise InputError(
+                f"painted birds: places must be {' or '.join(get_args(Places))}, not {places!r}"
+            )
+        self.split, self.count, self.side, self.seed = split, count, size, seed
+        self.places = places
 
     def __len__(self) -> int:
         return self.count
@@ -85,7 +106,11 @@ class PaintedBirds:
         bird = self.bird(index)
         if background is not None:
             bird = replace(bird, background=background)
-        return paint(bird, self._rng(index, 1), self.size)
+        return paint(bird, self._rng(index, 1), self.side, self._place(index))
+
+    def box(self, index: int) -> Box:
+        """Return where in the picture the bird is."""
+        return box_of(self.bird(index), self._rng(index, 1), self._place(index))
 
     def bird_captions(self, index: int) -> list[BirdCaption]:
         """Return ten captions, each with the attributes that it asserts."""
@@ -107,9 +132,20 @@ class PaintedBirds:
         """Return the index: each bird is its own class."""
         return self._checked(index)
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Return the width and height of the picture in pixels."""
+        self._checked(index)
+        return self.side, self.side
+
     def stamp(self, index: int) -> str:
         """Return all that the picture depends on, besides its name."""
-        return f"drawing {_DRAWING_VERSION}, {self.size} pixels, seed {self.seed}"
+        where = "" if self.places == "middle" else f", {self.places} places"
+        return f"drawing {_DRAWING_VERSION}, {self.side} pixels, seed {self.seed}{where}"
+
+    def _place(self, index: int) -> Place:
+        if self.places == "middle":
+            return MIDDLE
+        return varied_place(self.bird(index), self._rng(index, 1), self._rng(index, 3))
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < self.count:
@@ -122,8 +158,8 @@ class PaintedBirds:
         )
 
 
-# This number is increased whenever any picture, caption or row changes. A run that was started with
-# another number cannot be resumed.
+# This number is increased whenever any picture or caption changes, or a row loses what it had. A
+# run that was started with another number cannot be resumed.
 _DRAWING_VERSION = 1
 
 
@@ -139,14 +175,15 @@ def export_image_folder(
     workers: int | None = None,
     progress: bool = True,
     masks: bool = False,
+    places: Places = "middle",
 ) -> None:
     """Write painted birds as an image folder: `images/<split>/<number>.png`, then `metadata.jsonl`.
 
     The run can be stopped or killed at any moment, and the same call resumes it. Until it is
     finished, the folder has a file `.paint.json` with the arguments.
 
-    Each row has file_name, captions, split, attributes, and `named`: the attributes that each
-    caption asserts.
+    Each row has file_name, captions, split, attributes, `named`: the attributes that each caption
+    asserts, and `box`: where in the picture the bird is (see ``boxes``).
 
     Args:
         root: the folder to write.
@@ -159,6 +196,7 @@ def export_image_folder(
         progress: whether to show a progress bar on stderr.
         masks: whether to also write `masks/<split>/<number>.png`. These are indexed: 0 is nothing,
             and i is the i-th name in the "parts" of the row.
+        places: where the birds are.
 
     Raises:
         InputError: the folder has other files in it or cannot be written, or an argument is out of
@@ -172,12 +210,14 @@ def export_image_folder(
     if (train, test) == (0, 0):
         raise InputError("cannot export 0 train and 0 test birds: ask for at least one")
     sets = [
-        PaintedBirds(split, count, size, seed)
+        PaintedBirds(split, count, size, seed, places)
         for split, count in zip(SPLITS, (train, test), strict=True)
         if count != 0
     ]
     total = sum(map(len, sets))
     arguments = {"train": train, "test": test, "size": size, "seed": seed, "masks": masks}
+    if places != "middle":
+        arguments["varied"] = True
     with _unfinished(root, arguments | {"drawing": _DRAWING_VERSION}):
         for kind in ("images", "masks") if masks else ("images",):
             for folder in (root / kind, *(root / kind / birds.split for birds in sets)):
@@ -269,7 +309,7 @@ class _Export:
         name = f"{birds.name(index)}.png"
         picture, mask = self.root / "images" / name, self.root / "masks" / name
         paths = [picture, mask] if self.masks else [picture]
-        if not all(_is_whole(path, birds.size) for path in paths):
+        if not all(_is_whole(path, birds.side) for path in paths):
             painting = birds.painting(index)
             _save(painting.image, picture)
             if self.masks:
@@ -284,6 +324,7 @@ class _Export:
             "split": birds.split,
             "attributes": asdict(birds.bird(index)),
             "named": [caption.named for caption in captions],
+            "box": birds.box(index),
         }
         if self.masks:
             row |= {"mask": f"masks/{name}", "parts": list(PARTS)}

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
+from mirrorgan_fast.boxes import Box
 from mirrorgan_fast.data.painted_birds.bird import (
     COLORED_PARTS,
     COLORS,
@@ -101,7 +102,55 @@ class _Jitter:
         )
 
 
-def paint(bird: Bird, rng: np.random.Generator, size: int) -> Painting:
+@dataclass(frozen=True)
+class Place:
+    """Where in the picture a bird is, instead of in its middle.
+
+    Attributes:
+        scale: factor of its size.
+        shift: of the middle of its body to the right and down, in picture widths.
+    """
+
+    scale: float = 1.0
+    shift: tuple[float, float] = (0.0, 0.0)
+
+
+MIDDLE = Place()
+_BOX_WIDTH = 512  # pixels of the drawing whose bounds are the box
+_VARIED_SCALE = 0.55  # small, medium and large birds take about a third to a half of the picture
+_EDGE = 0.01  # picture widths that are free around a bird in a varied place
+
+
+def box_of(bird: Bird, rng: np.random.Generator, place: Place = MIDDLE) -> Box:
+    """Return the box of a bird in its picture: the bounds of all that is drawn of it, legs too.
+
+    The arguments are those of ``paint``, with the same state of the generator.
+    """
+    return _bounds(bird, _Jitter.draw(rng), place)
+
+
+def varied_place(bird: Bird, rng: np.random.Generator, places: np.random.Generator) -> Place:
+    """Return a place anywhere in the picture for a bird of about half its size, which fits there.
+
+    Args:
+        bird: the bird.
+        rng: see ``paint``; with the same state.
+        places: the generator of the place.
+    """
+    x, y, width, height = _bounds(bird, _Jitter.draw(rng), Place(_VARIED_SCALE))
+    left, top = (places.uniform(_EDGE, 1 - side - _EDGE) for side in (width, height))
+    return Place(_VARIED_SCALE, (left - x, top - y))
+
+
+def _bounds(bird: Bird, jitter: _Jitter, place: Place) -> Box:
+    labels, _ = _draw_bird(bird, _Anatomy(bird, jitter.pose, place), _BOX_WIDTH)
+    bounds = labels.getbbox()
+    assert bounds is not None
+    left, top, right, bottom = (side / _BOX_WIDTH for side in bounds)
+    return left, top, right - left, bottom - top
+
+
+def paint(bird: Bird, rng: np.random.Generator, size: int, place: Place = MIDDLE) -> Painting:
     """Paint a bird.
 
     The generator only determines details (tilt, leaves, texture). With the same generator state,
@@ -112,13 +161,14 @@ def paint(bird: Bird, rng: np.random.Generator, size: int) -> Painting:
         bird: the bird.
         rng: the generator of random numbers.
         size: side length of the picture in pixels, 64 to 512.
+        place: where the bird is.
 
     Raises:
         InputError: the size is out of range.
     """
     check_size(size)
     jitter = _Jitter.draw(rng)
-    anatomy = _Anatomy(bird, jitter.pose)
+    anatomy = _Anatomy(bird, jitter.pose, place)
     fine = 4 if size <= 128 else 3
     texture = _enlarge(jitter.noise, size)
 
@@ -172,8 +222,8 @@ class _Anatomy:
     The picture is the unit square, with y pointing down.
     """
 
-    def __init__(self, bird: Bird, jitter: Points) -> None:
-        self.length = _LENGTH[bird.size] * (1 + 0.025 * float(jitter[0]))
+    def __init__(self, bird: Bird, jitter: Points, place: Place) -> None:
+        self.length = place.scale * _LENGTH[bird.size] * (1 + 0.025 * float(jitter[0]))
         self.faces = 1 if bird.direction == "right" else -1
         self.axis = np.radians(_AXIS[bird.pose] + 3.0 * jitter[1])
         self.gaze = np.radians(2.0 + 5.0 * jitter[2])
@@ -181,8 +231,8 @@ class _Anatomy:
         # A small bird has room to move; a large one would leave the picture.
         room = 0.012 + 0.10 * (0.85 - _LENGTH[bird.size])
         self.middle = (
-            0.5 + self.faces * (middle_x - 0.5) + room * jitter[3],
-            middle_y + room * jitter[4],
+            0.5 + self.faces * (middle_x - 0.5) + room * jitter[3] + place.shift[0],
+            middle_y + room * jitter[4] + place.shift[1],
         )
         along, across = _HEAD[bird.pose]
         self.head = _turn(
