@@ -33,7 +33,7 @@ CAN = {
     "stackgan-v2": ALL - {"describe", "attention maps"},
     "stackgan": ALL - {"describe", "attention maps"},
     "gan-int-cls": ALL - {"describe", "attention maps"},
-    "cyclegan": {"translate", "fine-tune"},
+    "cyclegan": {"export", "translate", "fine-tune"},
     "gawwn": ALL - {"describe", "attention maps"},
 }
 NAMES = {

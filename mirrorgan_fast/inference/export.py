@@ -1,7 +1,8 @@
-"""A text-to-image model as one file that runs without this package.
+"""A model as one file that runs without this package.
 
 The file is either ONNX, for ONNX Runtime and other programs, or compiled by PyTorch's AOTInductor,
-for ``torch._inductor.aoti_load_package``. Both are a function of these inputs, for N from 1 on:
+for ``torch._inductor.aoti_load_package``. Of a text-to-image model, both are a function of these
+inputs, for N from 1 on:
 
     tokens            int64 (N, T), word numbers, padded with 0 to T = caption_length
     lengths           int64 (N,), the words of each caption, 1 to T
@@ -23,6 +24,14 @@ The file's metadata has ``vocabulary``, one word a line starting with number 0, 
 ``caption_length``, ``image_size``, ``noise_size`` and ``condition_size``, all of them as text. (If
 text vectors are read, ``embedding_size`` is there, ``caption_length`` is not, and the vocabulary is
 "<end>" alone.)
+
+Of a CycleGAN, the file is the generator of one domain. Its input and its output are
+
+    pictures          uint8 (N, H, W, 3), H and W multiples of 4, at least 8
+    translated        uint8 (N, H, W, 3)
+
+and its metadata has ``from`` and ``to``, the names of the domains, and ``image_size``, the pixels a
+side of the images that it was trained with.
 """
 
 import copy
@@ -34,13 +43,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import whole_file
+from mirrorgan_fast.inference.translator import Translator
+from mirrorgan_fast.models.cyclegan import CycleGAN
 from mirrorgan_fast.models.stem import read_text, word_mask
 from mirrorgan_fast.models.text_to_image import TextToImage
 from mirrorgan_fast.ops import use
@@ -48,8 +59,13 @@ from mirrorgan_fast.ops.choice import REFERENCE
 from mirrorgan_fast.pictures import to_uint8
 
 
-def export(model: TextToImage, path: str | os.PathLike[str], format: str) -> None:
-    """Export ``model.render`` in float32 to a file (see this module).
+def export(
+    model: TextToImage | CycleGAN,
+    path: str | os.PathLike[str],
+    format: str,
+    to: str | None = None,
+) -> None:
+    """Export ``model.render``, or a generator of a CycleGAN, in float32 to a file (see above).
 
     A compiled file needs the device that the model is on, a processor with the vector instructions
     of this one, and this version of PyTorch. PyTorch checks the shapes and data types of its inputs
@@ -59,25 +75,48 @@ def export(model: TextToImage, path: str | os.PathLike[str], format: str) -> Non
         model: in any mode. It is not changed.
         path: with the suffix of the format; its folder is made if need be.
         format: a name in `FORMATS`.
+        to: of a CycleGAN, the name of the domain that it translates to (default: the second one).
 
     Raises:
-        InputError: another format or suffix; a weight is NaN; the file cannot be written; ONNX's
-            packages are not installed; for ``aoti``, no C++ compiler that works.
+        InputError: another format, suffix or domain; a weight is NaN; the file cannot be written;
+            ONNX's packages are not installed; for ``aoti``, no C++ compiler that works.
     """
     if format not in FORMATS:
         raise InputError(f"no format {format!r} to export to; there are: {', '.join(FORMATS)}")
     suffix, content = FORMATS[format]
     if Path(path).suffix != suffix:
         raise InputError(f"{path}: expected a name that ends in {suffix} for the format {format}")
-    model.check_weights(*model.image_parts)
     device = next(model.parameters()).device
+    program = _of_translator(model, to) if isinstance(model, CycleGAN) else _of_captions(model)
     # The caller's autocast must not be traced.
     with whole_file(path) as partial, torch.autocast(device.type, enabled=False):
         partial.touch()  # fails now, not after a minute, if the file cannot be written
-        partial.write_bytes(content(model))
+        partial.write_bytes(content(program))
 
 
-def _onnx(model: TextToImage) -> bytes:
+class _Program(NamedTuple):
+    """What is exported."""
+
+    network: nn.Module
+    example: tuple[Tensor, ...]
+    """Of its inputs."""
+    shapes: tuple[Any, ...]
+    """For each input, which dimensions may have any size."""
+    named_shapes: tuple[Any, ...]
+    """The same with the names of these dimensions."""
+    inputs: list[str]
+    """Their names."""
+    output: str
+    """Its name."""
+    metadata: dict[str, str]
+
+    def traced(self) -> torch.export.ExportedProgram:
+        """Return the network's operations."""
+        with use(REFERENCE):  # the file must not need the ops of this package
+            return torch.export.export(self.network, self.example, dynamic_shapes=self.shapes)
+
+
+def _onnx(program: _Program) -> bytes:
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
@@ -85,34 +124,33 @@ def _onnx(model: TextToImage) -> bytes:
             f"'mirrorgan-fast[onnx]' installs"
         )
     with _quiet():
-        program = torch.onnx.export(
-            _traced(model),
-            input_names=[*_text_inputs(model), *model.config.noises],
-            output_names=["images"],
-            # only names it; tracing made it dynamic
-            dynamic_shapes=_for_all_inputs(model, {0: "batch"}),
+        made = torch.onnx.export(
+            program.traced(),
+            input_names=program.inputs,
+            output_names=[program.output],
+            dynamic_shapes=program.named_shapes,  # only names; tracing made them dynamic
             dynamo=True,
             verbose=False,
         )
-    assert program is not None
-    for node in program.model.graph.all_nodes():
+    assert made is not None
+    for node in made.model.graph.all_nodes():
         node.metadata_props.clear()  # they contain paths on this machine
-    program.model.metadata_props.update(_metadata(model))
-    content: bytes = program.model_proto.SerializeToString()
+    made.model.metadata_props.update(program.metadata)
+    content: bytes = made.model_proto.SerializeToString()
     return content
 
 
-def _aoti(model: TextToImage) -> bytes:
+def _aoti(program: _Program) -> bytes:
     from torch._inductor import cpp_builder, exc  # takes seconds, and onnx does not need it
 
     file = io.BytesIO()
     # Without "freezing", with which PyTorch 2.13 computes something different, and not faster.
-    options = {"aot_inductor.metadata": _metadata(model)}
+    options = {"aot_inductor.metadata": program.metadata}
     try:
         cpp_builder.get_cpp_compiler()  # fails at once if there is no compiler
         with _quiet():
             torch._inductor.aoti_compile_and_package(
-                _traced(model), package_path=file, inductor_configs=options
+                program.traced(), package_path=file, inductor_configs=options
             )
     except (exc.InductorError, exc.InvalidCxxCompiler, exc.CppCompileError) as error:
         lines = str(error).splitlines()
@@ -124,7 +162,7 @@ def _aoti(model: TextToImage) -> bytes:
     return file.getvalue()
 
 
-FORMATS: dict[str, tuple[str, Callable[[TextToImage], bytes]]] = {
+FORMATS: dict[str, tuple[str, Callable[[_Program], bytes]]] = {
     "onnx": (".onnx", _onnx),
     "aoti": (".pt2", _aoti),
 }
@@ -202,19 +240,58 @@ class _RenderVectors(nn.Module):
         return to_uint8(self.generator(*noises, *read_text(None, vectors)).images[-1])
 
 
-def _traced(model: TextToImage) -> torch.export.ExportedProgram:
-    config, device = model.config, next(model.parameters()).device
-    example = (
-        *(each.to(device) for each in _text_inputs(model).values()),
-        *(
-            torch.zeros(2, size, device=device, dtype=torch.float32)
-            for size in config.noises.values()
-        ),
+class _Translate(nn.Module):
+    """A generator of CycleGAN, from and to uint8 images (N, H, W, 3)."""
+
+    def __init__(self, generator: nn.Module) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Return the translated pictures."""
+        return to_uint8(self.generator(pictures.permute(0, 3, 1, 2).float() / 127.5 - 1))
+
+
+def _of_translator(model: CycleGAN, to: str | None) -> _Program:
+    translator = Translator(model, to, torch.float32)
+    config, batch = model.config, torch.export.Dim("batch", min=1)
+    height, width = (4 * torch.export.Dim(name, min=2) for name in ("height", "width"))
+    other = config.x if translator.to == config.y else config.y
+    return _Program(
+        _Translate(translator.generator),
+        (torch.zeros(2, 16, 24, 3, dtype=torch.uint8, device=translator.device),),
+        ({0: batch, 1: height, 2: width},),
+        ({0: "batch", 1: "height", 2: "width"},),
+        ["pictures"],
+        "translated",
+        {"from": other, "to": translator.to, "image_size": str(config.image_size)},
     )
-    network = _RenderVectors(model) if config.vector_size else _Render(model)
-    shapes = _for_all_inputs(model, {0: torch.export.Dim("batch", min=1)})
-    with use(REFERENCE):  # the file must not need the ops of this package
-        return torch.export.export(network, example, dynamic_shapes=shapes)
+
+
+def _of_captions(model: TextToImage) -> _Program:
+    model.check_weights(*model.image_parts)
+    config, device = model.config, next(model.parameters()).device
+    texts = _text_inputs(model)
+    noises = (torch.zeros(2, size, dtype=torch.float32) for size in config.noises.values())
+
+    def of_all(value: Any) -> tuple[Any, ...]:
+        # an entry for each input of the text, and one for all random vectors
+        return *(value for _ in texts), (value,) * len(config.noises)
+
+    of_text = "embedding_size" if config.vector_size else "caption_length"
+    sizes = (of_text, "image_size", "noise_size", "condition_size")
+    return _Program(
+        _RenderVectors(model) if config.vector_size else _Render(model),
+        tuple(each.to(device) for each in (*texts.values(), *noises)),
+        of_all({0: torch.export.Dim("batch", min=1)}),
+        of_all({0: "batch"}),
+        [*texts, *config.noises],
+        "images",
+        {
+            "vocabulary": "\n".join(model.vocabulary.words),
+            **{name: str(getattr(config, name)) for name in sizes},
+        },
+    )
 
 
 def _text_inputs(model: TextToImage) -> dict[str, Tensor]:
@@ -224,20 +301,6 @@ def _text_inputs(model: TextToImage) -> dict[str, Tensor]:
     return {
         "tokens": torch.zeros(2, model.config.caption_length, dtype=torch.int64),
         "lengths": torch.ones(2, dtype=torch.int64),
-    }
-
-
-def _for_all_inputs(model: TextToImage, value: Any) -> tuple[Any, ...]:
-    """Return the value for each input of the text and, in a tuple, for each random vector."""
-    return *(value for _ in _text_inputs(model)), (value,) * len(model.config.noises)
-
-
-def _metadata(model: TextToImage) -> dict[str, str]:
-    of_text = "embedding_size" if model.config.vector_size else "caption_length"
-    sizes = (of_text, "image_size", "noise_size", "condition_size")
-    return {
-        "vocabulary": "\n".join(model.vocabulary.words),
-        **{name: str(getattr(model.config, name)) for name in sizes},
     }
 
 

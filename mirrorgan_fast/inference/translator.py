@@ -50,7 +50,7 @@ class Translator:
         self.dtype = fastest_dtype(self.device.type) if dtype is None else dtype
         if self.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise InputError(f"dtype is {dtype}, expected float32, bfloat16 or float16")
-        self._generator = (
+        self.generator = (
             copy.deepcopy(generator)
             .eval()
             .requires_grad_(False)
@@ -85,7 +85,7 @@ class Translator:
             [image[_reflected(image.shape[0])][:, _reflected(image.shape[1])] for image in images]
         )
         signed = to_signed(torch.from_numpy(padded).permute(0, 3, 1, 2), self.device)
-        translated = to_uint8(self._generator(signed.to(self.dtype))).cpu().numpy()
+        translated = to_uint8(self.generator(signed.to(self.dtype))).cpu().numpy()
         return [
             made[: image.shape[0], : image.shape[1]]
             for made, image in zip(translated, images, strict=True)

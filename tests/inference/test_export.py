@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -16,7 +17,9 @@ from torch import Tensor
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.inference.export import export
-from mirrorgan_fast.models.config import GawwnConfig
+from mirrorgan_fast.inference.translator import Translator
+from mirrorgan_fast.models.config import CycleGANConfig, GawwnConfig
+from mirrorgan_fast.models.cyclegan import CycleGAN
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.vocabulary import Vocabulary
 from tests.small import SMALL, small_gawwn, vectors_model
@@ -293,6 +296,27 @@ def test_a_model_of_text_vectors_takes_these_instead_of_tokens(tmp_path: Path) -
     metadata = session.get_modelmeta().custom_metadata_map
     assert (metadata["embedding_size"], metadata["vocabulary"]) == ("12", "<end>")
     assert "caption_length" not in metadata
+
+
+@pytest.mark.parametrize("to", [None, "day"])
+def test_a_translator_is_exported_for_pictures_of_any_size(tmp_path: Path, to: str | None) -> None:
+    torch.manual_seed(0)
+    sizes = {"generator_channels": 4, "residual_blocks": 2, "image_size": 32}
+    model = CycleGAN(CycleGANConfig(**sizes, x="day", y="night"))
+    export(model, tmp_path / "model.onnx", "onnx", to)
+    session = onnxruntime.InferenceSession(
+        tmp_path / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    translator = Translator(model, to, torch.float32)
+    rng = np.random.default_rng(0)
+    for shape in ((1, 8, 8, 3), (3, 12, 40, 3)):
+        pictures = rng.integers(0, 256, shape, np.uint8)
+        (translated,) = session.run(["translated"], {"pictures": pictures})
+        wanted = np.stack(translator.translate(list(pictures)))
+        assert np.abs(translated.astype(int) - wanted).max() <= 1
+    metadata = session.get_modelmeta().custom_metadata_map
+    names = ("night", "day") if to else ("day", "night")
+    assert (metadata["from"], metadata["to"], metadata["image_size"]) == (*names, "32")
 
 
 def test_a_box_is_an_input_of_an_exported_file(tmp_path: Path) -> None:
