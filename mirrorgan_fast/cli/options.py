@@ -66,6 +66,21 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: auto)")
 
 
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """Add --dtype."""
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="data type of the generator (default: the fastest on this machine)",
+    )
+
+
+def dtype_of(options: argparse.Namespace) -> torch.dtype | None:
+    """Return the data type of ``--dtype``; None: the fastest."""
+    dtype: torch.dtype | None = None if options.dtype is None else getattr(torch, options.dtype)
+    return dtype
+
+
 def add_max_pixels(parser: argparse.ArgumentParser) -> None:
     """Add --max-pixels."""
     parser.add_argument(

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from mirrorgan_fast.cli.options import (
     Commands,
     add_command,
+    add_dtype,
     add_model,
     box,
     check_output,
+    dtype_of,
     model_of,
     positive,
     seed,
@@ -87,11 +88,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--batch-size", type=positive, metavar="N", help="images per batch (default: auto)"
     )
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="data type of the generator (default: the fastest on this machine)",
-    )
+    add_dtype(parser)
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the images of another run"
     )
@@ -161,7 +158,7 @@ def _run(options: argparse.Namespace) -> int:
         done = sample_to_folder(
             Sampler(
                 model,
-                dtype=None if options.dtype is None else getattr(torch, options.dtype),
+                dtype=dtype_of(options),
                 batch_size=options.batch_size or "auto",
             ),
             captions,

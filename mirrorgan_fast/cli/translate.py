@@ -3,14 +3,14 @@
 import argparse
 from pathlib import Path
 
-import torch
-
 from mirrorgan_fast.cli.options import (
     Commands,
     add_command,
     add_device,
+    add_dtype,
     add_max_pixels,
     device_of,
+    dtype_of,
     positive,
 )
 from mirrorgan_fast.cli.output import print_line, say
@@ -55,11 +55,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--batch-size", type=positive, metavar="N", help="pictures per batch (default: auto)"
     )
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="data type of the generator (default: the fastest on this machine)",
-    )
+    add_dtype(parser)
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the pictures of another run"
     )
@@ -78,10 +74,9 @@ def _run(options: argparse.Namespace) -> int:
             f"a {CycleGAN.SYSTEM} model"
         )
     model = CycleGAN.from_pretrained(options.model).to(device_of(options))
-    dtype = None if options.dtype is None else getattr(torch, options.dtype)
     done = translate_to_folder(
         model,
-        Translator(model, options.to, dtype),
+        Translator(model, options.to, dtype_of(options)),
         options.picture,
         options.output,
         settings,
