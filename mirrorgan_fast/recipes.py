@@ -252,7 +252,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         GanIntClsTrainingSettings(
             stem=STEMSettings(steps=5_500, decay=0.85),
-            gan=GanIntClsSettings(steps=20_000, decay_steps=5_000, halve_every=0),
+            gan=GanIntClsSettings(steps=20_000, decay_steps=5_000, halve_every=0, captions=1),
             augment=False,
         ),
     ),
@@ -269,7 +269,9 @@ RECIPES: dict[str, Recipe] = {
         ),
         GawwnTrainingSettings(
             stem=STEMSettings(steps=5_500, decay=0.85),
-            gan=GawwnSettings(steps=20_000, decay_steps=5_000, batch_size=32, halve_every=0),
+            gan=GawwnSettings(
+                steps=20_000, decay_steps=5_000, batch_size=32, halve_every=0, captions=1
+            ),
             augment=False,
         ),
     ),

@@ -56,12 +56,16 @@ class Example(TypedDict):
         length: number of words among the T tokens, in [1, T].
         index: the picture's index in the data set.
         label: the picture's class.
+        more_tokens: int64 (K - 1, T), of further captions; only in examples ``with_captions``.
+        more_lengths: int64 (K - 1,), likewise.
         box: float32 (4,), where in the image the thing is that the captions describe (see
             ``boxes``); only in examples with boxes.
     """
 
     image: NotRequired[Tensor]
     box: NotRequired[Tensor]
+    more_tokens: NotRequired[Tensor]
+    more_lengths: NotRequired[Tensor]
     tokens: Tensor
     length: int
     index: int
@@ -164,6 +168,7 @@ class TrainingExamples(Dataset[Example]):
         self._caption_length = caption_length
         self._seed = seed
         self._reads_images = True
+        self._captions = 1
         self._boxes = boxes_of(images) if boxes else None
         self._sizes = [images.size(i) for i in range(len(images))] if boxes else []
         self._crop: int | None = None
@@ -192,6 +197,16 @@ class TrainingExamples(Dataset[Example]):
         """
         examples = copy.copy(self)
         examples._crop = number
+        return examples
+
+    def with_captions(self, count: int) -> Self:
+        """Return the same examples with further captions of each picture, drawn with replacement.
+
+        Args:
+            count: of the captions, with the first one.
+        """
+        examples = copy.copy(self)
+        examples._captions = count
         return examples
 
     def without_images(self) -> Self:
@@ -276,6 +291,12 @@ class TrainingExamples(Dataset[Example]):
         example = Example(
             tokens=tokens, length=length, index=index, label=self._images.label(index)
         )
+        if self._captions > 1:
+            others = np.random.default_rng((self._seed, epoch, index, 3))
+            more = [self._caption(index, others) for _ in range(self._captions - 1)]
+            example["more_tokens"] = torch.stack([each[0] for each in more])
+            example["more_lengths"] = torch.tensor([each[1] for each in more])
+            may_flip = may_flip and all(each[2] for each in more)
         if self._crop is not None:
             rng = np.random.default_rng((self._seed, self._crop, index, 1))
             may_flip = self._may_flip(self._images.captions(index))

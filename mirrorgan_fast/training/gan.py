@@ -23,7 +23,7 @@ from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.learner import Learner
 from mirrorgan_fast.training.loop import Part, fit
 from mirrorgan_fast.training.run import Unsaid, dependencies, open_run, started_from
-from mirrorgan_fast.training.settings import GANSettings, TrainingSettings
+from mirrorgan_fast.training.settings import CaptionedGANSettings, TrainingSettings
 from mirrorgan_fast.training.sheets import SampleSheets
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -47,7 +47,7 @@ class Captioned(NamedTuple):
     words: Tensor
     """w (N, T, D)."""
     sentence: Tensor
-    """s (N, D)."""
+    """s (N, D), the mean over several captions of each image if the batch has them."""
     judged: Tensor
     """What discriminators are told of the captions, (N, D'): the sentence, or what the system makes
     of it."""
@@ -75,7 +75,7 @@ class GANTraining(ABC):
     def __init__(
         self,
         config: TextToImageConfig,
-        settings: GANSettings,
+        settings: CaptionedGANSettings,
         stem: STEM,
         generator: nn.Module,
         D: Sequence[nn.Module],  # noqa: N803
@@ -157,6 +157,11 @@ class GANTraining(ABC):
         ]
         with torch.no_grad(), self.computation.autocast():
             words, sentence = self.stem(tokens, batch["length"])
+            if "more_tokens" in batch:
+                more, more_lengths = batch["more_tokens"], batch["more_lengths"].flatten()
+                read = self.stem(more.flatten(0, 1).to(tokens.device), more_lengths)[1]
+                of_image = read.unflatten(0, more.shape[:2])
+                sentence = torch.cat([sentence[:, None], of_image], dim=1).mean(dim=1)
         mask = word_mask(lengths, tokens.shape[1])
         return Captioned(
             tokens, lengths, whole_lengths, labels, mask, words, sentence, sentence, reals
@@ -232,7 +237,7 @@ class MoreOfGAN(TypedDict, total=False):
 def train_gan(
     make: Make,
     config: TextToImageConfig,
-    options: GANSettings,
+    options: CaptionedGANSettings,
     settings: TrainingSettings,
     examples: TrainingExamples,
     networks: Mapping[str, nn.Module],
@@ -267,7 +272,13 @@ def train_gan(
         InputError: see ``Run``, ``Batches`` and ``fit``.
     """
     device = execution.device
-    batches = Batches(examples, options.batch_size, settings.seed, execution, options.accumulate)
+    batches = Batches(
+        examples.with_captions(options.captions),
+        options.batch_size,
+        settings.seed,
+        execution,
+        options.accumulate,
+    )
     states = {name: network.state_dict() for name, network in networks.items()}
     needs = dependencies(config, settings, options, examples.digest(), device, **states)
     needs |= {**(also or {}), **started_from(start)}

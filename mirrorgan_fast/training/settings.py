@@ -122,7 +122,16 @@ class GANSettings(_StageSettings):
 
 
 @dataclass(frozen=True)
-class StackGANSettings(GANSettings):
+class CaptionedGANSettings(GANSettings):
+    """Training of a generator that captions are given to."""
+
+    captions: int = bounded(1, 1, 64)
+    """Captions of an image, drawn in each step, whose sentence features are averaged; words are
+    those of the first one."""
+
+
+@dataclass(frozen=True)
+class StackGANSettings(CaptionedGANSettings):
     """Training of one stage of StackGAN; the defaults are those of the authors' code for birds."""
 
     steps: int = bounded(83_000, 1, _MOST_STEPS)
@@ -135,13 +144,16 @@ class StackGANSettings(GANSettings):
 
 
 @dataclass(frozen=True)
-class GanIntClsSettings(GANSettings):
+class GanIntClsSettings(CaptionedGANSettings):
     """Training of GAN-INT-CLS; the defaults are those of the authors' code for birds."""
 
     steps: int = bounded(83_000, 1, _MOST_STEPS)
     batch_size: int = bounded(64, 4, _MOST_OF_A_BATCH)
     halve_every: int = bounded(13_800, 0, _MOST_STEPS)
     """As the authors: after each 100 of 600 epochs; 0: never."""
+    captions: int = bounded(4, 1, 64)
+    """Captions of an image, drawn in each step, whose sentence features are averaged; the paper has
+    one."""
     wrong_weight: float = bounded(0.5, 0, 1)
     """Of real images with wrong captions in the discriminator's loss (CLS), against generated ones;
     0: the loss of a plain GAN."""
@@ -172,7 +184,7 @@ class CycleGANSettings(GANSettings):
 
 
 @dataclass(frozen=True)
-class GawwnSettings(GANSettings):
+class GawwnSettings(CaptionedGANSettings):
     """Training of GAWWN; the defaults are those of the authors' code for birds."""
 
     steps: int = bounded(442_000, 1, _MOST_STEPS)
@@ -180,12 +192,14 @@ class GawwnSettings(GANSettings):
     batch_size: int = bounded(16, 2, _MOST_OF_A_BATCH)
     halve_every: int = bounded(73_600, 0, _MOST_STEPS)
     """As the authors: after each 100 of 600 epochs; 0: never."""
+    captions: int = bounded(4, 1, 64)
+    """Captions of an image, drawn in each step, whose sentence features are averaged."""
     wrong_weight: float = bounded(0.5, 0, 1)
     """Of real images with wrong captions in the discriminator's loss, against generated ones."""
 
 
 @dataclass(frozen=True)
-class CascadeSettings(GANSettings):
+class CascadeSettings(CaptionedGANSettings):
     """Training of a generator cascade against its discriminators.
 
     The defaults are AttnGAN's for birds.

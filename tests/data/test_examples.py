@@ -116,6 +116,42 @@ def test_captions_and_the_words_of_long_ones_vary_by_epoch(folder: Path) -> None
     }
 
 
+def test_further_captions_change_nothing_else_and_are_drawn_with_replacement(
+    tmp_path: Path,
+) -> None:
+    texts = ["red bird", "blue bird", "old bird"]
+    rows = [{"file_name": f"{i}.png", "captions": texts} for i in range(3)]
+    write_folder(tmp_path, rows, [gradient(30, 30)] * 3)
+    plain = TrainingExamples(ImageFolder(tmp_path), VOCABULARY, 16, 5, augment=True, seed=2)
+    several = plain.with_captions(3)
+    seen = set()
+    for epoch in range(30):
+        plain.set_epoch(epoch)
+        for index in range(3):
+            example = several[index]
+            assert example["more_tokens"].shape == (2, 5)
+            assert example["more_lengths"].tolist() == [2, 2]
+            assert same(plain[index], example)
+            seen.add(tuple(VOCABULARY.decode(row) for row in example["more_tokens"]))
+    assert seen == {(one, other) for one in texts for other in texts}
+    assert "more_tokens" not in plain.with_captions(1)[0]
+
+
+def test_no_picture_is_flipped_if_one_of_its_drawn_captions_names_a_side(tmp_path: Path) -> None:
+    rows = [{"file_name": "a.png", "captions": ["looks left bird", "old bird"]}]
+    write_folder(tmp_path, rows, [gradient(90, 90)])
+    examples = TrainingExamples(ImageFolder(tmp_path), VOCABULARY, 20, augment=True)
+    several, flipped = examples.with_captions(2), {False: 0, True: 0}
+    for epoch in range(80):
+        examples.set_epoch(epoch)
+        example = several[0]
+        drawn = [example["tokens"], *example["more_tokens"]]
+        sides = any("left" in VOCABULARY.decode(tokens) for tokens in drawn)
+        flipped[sides] += int(example["image"][0, 0, 0] > example["image"][0, 0, -1])
+    assert flipped[True] == 0
+    assert flipped[False] > 2
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_examples_depend_on_seed_epoch_and_index_only(workers: int, folder: Path) -> None:
     images = ImageFolder(folder)

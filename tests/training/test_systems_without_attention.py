@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import default_collate
 
 import mirrorgan_fast
 from mirrorgan_fast.data.captioned_images import CaptionedImages
+from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.stackgan import StackGAN
 from mirrorgan_fast.models.stackgan_v2 import StackGANv2
@@ -195,6 +197,29 @@ def test_the_four_systems_of_gan_int_cls_are_trained(
     assert mirrorgan_fast.load(tmp_path).sample(["a red bird"])[0].size == (32, 32)
     figures = {name for point in curves(tmp_path / "gan") for name in point}
     assert {"D", "G", "D(real)", "D(generated)"} <= figures
+
+
+def test_sentences_of_several_captions_are_averaged(
+    int_cls: GanIntClsTrainingSettings, birds: CaptionedImages
+) -> None:
+    """Each caption is read alone, whatever the lengths of the others."""
+    torch.manual_seed(0)
+    vocabulary = Vocabulary.build(c for i in range(len(birds)) for c in birds.captions(i))
+    stem = STEM(INT_CLS, len(vocabulary)).eval()
+    task = GanIntClsTraining(INT_CLS, int_cls.gan, stem, FP32, compiled=False)
+    examples = TrainingExamples(birds, vocabulary, 32, 9, seed=1).with_captions(4)
+    chosen = [examples[i] for i in range(3)]
+    given = task.encode(0, {**default_collate(chosen), "lengths": torch.ones(3)})
+    for i, example in enumerate(chosen):
+        rows = [example["tokens"], *example["more_tokens"]]
+        lengths = [example["length"], *example["more_lengths"].tolist()]
+        alone = [
+            stem(row[None, :length], torch.tensor([length]))[1]
+            for row, length in zip(rows, lengths, strict=True)
+        ]
+        mean = torch.stack(alone).mean(dim=0)[0]
+        torch.testing.assert_close(given.sentence[i], mean, rtol=1e-5, atol=1e-6)
+    assert given.words.shape[:2] == given.mask.shape == (3, 9)
 
 
 def test_sentences_are_mixed_by_halves_of_the_batch(int_cls: GanIntClsTrainingSettings) -> None:
