@@ -141,13 +141,6 @@ def _run(options: argparse.Namespace) -> int:
         shard_size=options.shard_size,
         flat=bool(options.caption),
     )
-    if options.box and options.captions:
-        raise InputError(
-            'sample: --box is for captions that are arguments; a "box" in the lines of a file says '
-            "where to draw"
-        )
-    if len(options.box) > 1:
-        raise InputError("sample: --box can be given twice only with --walk")
     with _texts(options) as captions:
         keep_memory()
         model = _load_model(options)
@@ -190,9 +183,18 @@ def _run(options: argparse.Namespace) -> int:
 
 def _texts(options: argparse.Namespace) -> Captions | TextVectors:
     """Return what to sample from."""
+    if options.box and not options.caption:
+        raise InputError(
+            'sample: --box is for captions that are arguments; a "box" in the lines of a file says '
+            "where to draw"
+        )
+    if len(options.box) > 1:
+        raise InputError("sample: --box can be given twice only with --walk")
     if options.text_vectors:
         return TextVectors.open(options.text_vectors)
-    return Captions.of(options.caption) if options.caption else Captions.open(options.captions)
+    if options.captions:
+        return Captions.open(options.captions)
+    return Captions.of(options.caption, *options.box)
 
 
 def _walk(options: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from mirrorgan_fast import AttnGAN, MirrorGAN
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.inference.renderer import fuse
 from mirrorgan_fast.models.config import AttnGANConfig
-from mirrorgan_fast.models.systems import SYSTEMS
+from mirrorgan_fast.models.systems import config_class, name_of, names
 from mirrorgan_fast.recipes import RECIPES, find_recipe
 from mirrorgan_fast.vocabulary import END, Vocabulary
 from tests.small import SMALL, WORDS, small_model
@@ -57,5 +57,5 @@ def test_a_folder_says_which_system_it_holds(model: AttnGAN, tmp_path: Path) -> 
 
 def test_each_recipe_belongs_to_one_system() -> None:
     for recipe in RECIPES.values():
-        systems = [kind for kind in SYSTEMS.values() if kind.CONFIG is type(recipe.config)]
-        assert len(systems) == 1
+        systems = [name for name in names() if config_class(name) is type(recipe.config)]
+        assert systems == [name_of(recipe.config)]

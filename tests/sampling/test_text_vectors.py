@@ -91,7 +91,7 @@ def test_images_are_those_of_the_generator(model: StackGAN, vectors: np.ndarray)
 
 
 def test_the_vector_matters_with_the_same_noise(model: StackGAN, vectors: np.ndarray) -> None:
-    requests = [Request(1, 0, "one", 4, 9, vector) for vector in vectors[:3]]
+    requests = [Request(1, 0, "one", 4, 9, vector=vector) for vector in vectors[:3]]
     first, second, third = (
         result.image.astype(float) for result in Sampler(model).stream(requests) if result
     )
@@ -105,7 +105,7 @@ def test_bits_do_not_depend_on_the_batch(
     stages: int, dtype: torch.dtype, vectors: np.ndarray
 ) -> None:
     model = vectors_model(stages=stages, image_size=16 * stages)
-    requests = [Request(i, i, "", 2, i, vector) for i, vector in enumerate(vectors, start=1)]
+    requests = [Request(i, i, "", 2, i, vector=vector) for i, vector in enumerate(vectors, start=1)]
     expected = {}
     for request in requests:
         (expected[request.index],) = Sampler(model, dtype=dtype).stream([request])
