@@ -64,7 +64,7 @@ class Gawwn(TextToImage):
         Raises:
             InputError: see ``TextToImage.noise``; or a given box is not a box.
         """
-        z, drawn = super().noise(seed, indices)
+        z, drawn = super().noise(seed, indices, boxes=boxes)
         kept = self.boxes.cpu().float()
         # The normal distribution's share below a random number is uniform.
         share = torch.special.ndtr(drawn[:, 0].double())

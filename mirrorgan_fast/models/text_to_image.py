@@ -159,8 +159,10 @@ class TextToImage(nn.Module):
 
         Raises:
             InputError: a seed or an index is not a whole number from 0 to 2^128 - 1, there are not
-                as many seeds as indices, or there is a box and the system takes none.
+                as many seeds or boxes as indices, or there is a box and the system takes none.
         """
+        if boxes is not None and len(boxes) != len(indices):
+            raise InputError(f"{len(boxes)} boxes but {len(indices)} indices, expected one each")
         if any(box is not None for box in boxes or ()):
             self.check_takes_boxes()
         seeds = seed if isinstance(seed, Sequence) else [seed] * len(indices)

@@ -235,11 +235,11 @@ def test_the_box_is_the_bounds_of_the_bird_and_its_legs(places: Any) -> None:
         assert 0 <= x < x + width <= 128
         assert 0 <= y < y + height <= 128
         # A mask lacks pixels of which less than half is covered: the tip of a long bill.
-        assert -7 < x - columns[0] < 0.5
-        assert -2.5 < y - rows[0] < 0.5
-        assert -0.5 < x + width - (columns[-1] + 1) < 7
+        assert -7 < x - columns[0] < 1
+        assert -2.5 < y - rows[0] < 1
+        assert -1 < x + width - (columns[-1] + 1) < 7
         below.append(y + height - (rows[-1] + 1))  # legs are in no mask
-        assert -0.5 < below[-1] < 0.3 * height
+        assert -1 < below[-1] < 0.3 * height
     assert np.mean(below) > 1
 
 

@@ -272,6 +272,12 @@ def test_a_file_may_have_the_kept_boxes_in_float16(model: Gawwn, tmp_path: Path)
     fuse(loaded).sample(["a bird"] * 9, 5)
 
 
+def test_there_is_a_box_for_each_image_or_none(model: Gawwn) -> None:
+    for boxes in ([BOX], [None] * 3, []):
+        with pytest.raises(InputError, match=f"{len(boxes)} boxes but 2 indices, expected one"):
+            model.noise(0, [0, 1], boxes=boxes)
+
+
 def test_a_damaged_kept_box_is_refused(model: Gawwn) -> None:
     model.boxes[7, 2] = 2.0
     with pytest.raises(InputError, match="weights boxes: row 7 is "):

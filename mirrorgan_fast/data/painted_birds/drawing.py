@@ -116,7 +116,7 @@ class Place:
 
 
 MIDDLE = Place()
-_BOX_WIDTH = 512  # pixels of the drawing whose bounds are the box
+_BOX_WIDTH = 256  # pixels of the drawing whose bounds are the box
 _VARIED_SCALE = 0.55  # small, medium and large birds take about a third to a half of the picture
 _EDGE = 0.01  # picture widths that are free around a bird in a varied place
 
