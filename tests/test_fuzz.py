@@ -19,7 +19,8 @@ def printed() -> str:
 
 
 @pytest.mark.parametrize(
-    "kind", ["captions", "models", "checkpoints", "journals", "pickles", "pictures"]
+    "kind",
+    ["captions", "models", "checkpoints", "journals", "pickles", "pictures", "translations"],
 )
 def test_what_is_read_does_no_harm(printed: str, kind: str) -> None:
     assert f"FAILED --kind {kind}" not in printed, printed

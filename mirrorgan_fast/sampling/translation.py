@@ -1,14 +1,15 @@
 """Translating pictures to a folder. A run can be stopped and resumed.
 
 The hidden folder ".translation" of the output folder has what determines the pictures (run.json)
-and, for each process, a line for each picture that is there. A picture whose line is missing or
-damaged is made again. Nothing is ever removed.
+and, for each process, a line with a checksum for each picture that is there. A picture whose line
+is missing or damaged is made again. Nothing is ever removed.
 """
 
 import hashlib
 import json
 import logging
 import os
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -211,8 +212,13 @@ class _Folder:
         Raises:
             InputError: the folder has a picture of another run, which may not be replaced.
         """
-        if self._hidden.is_symlink():
-            raise InputError(f"{self._hidden}: is a link, which is not followed; remove it")
+        inner = {parent for job in jobs for parent in Path(job.file).parents}
+        for folder in (self._hidden, *(self.root / each for each in sorted(inner - {Path()}))):
+            if folder.is_symlink():
+                raise InputError(
+                    f"{folder}: is a symbolic link, which is not followed; remove it, or use "
+                    f"another -o"
+                )
         path = self._hidden / "run.json"
         there: Any = None
         if os.path.lexists(path):
@@ -260,8 +266,9 @@ class _Folder:
         found: dict[str, dict[str, Any]] = {}
         for path in sorted(self._hidden.glob("done-*.jsonl")):
             for line in read_file(path, _MOST_BYTES).splitlines():
+                checksum, _, data = line.partition(b" ")
                 try:
-                    row = parse_json(line)
+                    row = parse_json(data) if checksum == b"%08x" % zlib.crc32(data) else None
                 except ValueError:
                     continue
                 if isinstance(row, dict) and all(
@@ -283,7 +290,9 @@ class _Folder:
         with open_in_place(self._hidden / f"done-{process}.jsonl") as file:
             file.seek(0, os.SEEK_END)
             # the line before may have been cut off, and is then a damaged line of its own
-            write_all(file, b"\n" * (file.tell() > 0) + json.dumps(row).encode())
+            data = json.dumps(row).encode()
+            line = b"%08x %b" % (zlib.crc32(data), data)
+            write_all(file, b"\n" * (file.tell() > 0) + line)
 
     def write(self, job: Job, content: bytes) -> None:
         """Write a translated picture."""

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -158,14 +159,22 @@ def test_a_linked_or_damaged_record_is_not_trusted(
     record = out / ".translation/done-0.jsonl"
     record.write_bytes(b'{"file": 3}\n[]\n\xff\n' + record.read_bytes()[40:])
     assert run(model, pictures, out).made == 1
+    rows = (b"[" * 10**5, b"5", b'{"source": 3, "file": "a.png", "stamp": ""}')  # with checksums
+    record.write_bytes(b"".join(b"%08x %b\n" % (zlib.crc32(row), row) for row in rows))
+    assert run(model, pictures, out).made == 6
     (out / ".translation/run.json").write_bytes(b"[[[")
     with pytest.raises(InputError, match="another run"):
         run(model, pictures, out)
     linked = tmp_path / "linked"
     linked.mkdir()
     (linked / ".translation").symlink_to(out / ".translation")
-    with pytest.raises(InputError, match="is a link, which is not followed"):
+    with pytest.raises(InputError, match="is a symbolic link, which is not followed"):
         run(model, pictures, linked)
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    (inner / "in").symlink_to(out)
+    with pytest.raises(InputError, match="inner/in: is a symbolic link, which is not followed"):
+        run(model, pictures, inner, overwrite=True)
 
 
 def test_a_picture_that_cannot_be_read_is_named(
