@@ -5,7 +5,9 @@ from mirrorgan_fast.openmp import spin_briefly
 spin_briefly()  # before PyTorch is loaded
 
 from mirrorgan_fast.errors import InputError  # noqa: E402
+from mirrorgan_fast.inference.translator import Translator  # noqa: E402
 from mirrorgan_fast.models.attngan import AttnGAN  # noqa: E402
+from mirrorgan_fast.models.cyclegan import CycleGAN  # noqa: E402
 from mirrorgan_fast.models.gan_int_cls import GanIntCls  # noqa: E402
 from mirrorgan_fast.models.gawwn import Gawwn  # noqa: E402
 from mirrorgan_fast.models.mirrorgan import MirrorGAN  # noqa: E402
@@ -16,6 +18,7 @@ from mirrorgan_fast.sampling.sampler import Sampler  # noqa: E402
 
 __all__ = [
     "AttnGAN",
+    "CycleGAN",
     "GanIntCls",
     "Gawwn",
     "InputError",
@@ -23,5 +26,6 @@ __all__ = [
     "Sampler",
     "StackGAN",
     "StackGANv2",
+    "Translator",
     "load",
 ]

@@ -284,7 +284,7 @@ RECIPES: dict[str, Recipe] = {
             image_size=128, generator_channels=32, discriminator_channels=32, residual_blocks=6
         ),
         CycleGANTrainingSettings(
-            gan=CycleGANSettings(steps=12_000, decay_steps=6_000, batch_size=2),
+            gan=CycleGANSettings(steps=7_000, decay_steps=5_000),
             augment=False,
         ),
     ),
