@@ -12,6 +12,7 @@ from mirrorgan_fast.models.layers import (
     BatchNormReLU,
     Bottleneck,
     Conv2d,
+    SentenceLinear,
     initialize_normally,
     transposed_up,
 )
@@ -50,7 +51,7 @@ class GanIntClsGenerator(nn.Module):
         ngf = config.generator_channels
         doublings = config.image_size.bit_length() - 3  # from 4 pixels on
         channels = ngf << (doublings - 1)
-        self.project = nn.Linear(config.embedding_size, config.condition_size)
+        self.project = SentenceLinear(config.embedding_size, config.condition_size)
         self.first = nn.ConvTranspose2d(
             config.noise_size + config.condition_size, channels, 4, bias=False
         )

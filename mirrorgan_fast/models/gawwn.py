@@ -17,6 +17,7 @@ from mirrorgan_fast.models.layers import (
     BatchNormReLU,
     Bottleneck,
     Conv2d,
+    SentenceLinear,
     initialize_normally,
     transposed_up,
 )
@@ -107,7 +108,7 @@ class GawwnBoxGenerator(nn.Module):
         doublings = config.grid_size.bit_length() - 3  # from 4 pixels on
         text = 4 * ngf
         first = (2 * ngf) << doublings  # channels of the first map, of 4 pixels
-        self.project = nn.Linear(config.embedding_size, text)
+        self.project = SentenceLinear(config.embedding_size, text)
         self.place = nn.Sequential()
         for _ in range(doublings):
             self.place.extend(

@@ -239,6 +239,10 @@ class LSTM(nn.LSTM):
             return super().forward(input.float(), hx)
 
 
+class SentenceLinear(nn.Linear):
+    """A linear layer of a generator that reads STEM's sentence (``gan.sentence_gain``)."""
+
+
 class ConditioningAugmentation(nn.Module):
     """s_ca = mu(s) + sigma(s) * eps (StackGAN, section 3.2).
 
@@ -247,7 +251,7 @@ class ConditioningAugmentation(nn.Module):
 
     def __init__(self, config: TextToImageConfig) -> None:
         super().__init__()
-        self.linear = nn.Linear(config.embedding_size, config.condition_size * 4)
+        self.linear = SentenceLinear(config.embedding_size, config.condition_size * 4)
 
     def statistics(self, sentence: Tensor) -> tuple[Tensor, Tensor]:
         """Map (N, D) to mu and log sigma^2, each (N, condition)."""
@@ -270,7 +274,7 @@ class ReLUConditioningAugmentation(ConditioningAugmentation):
 
     def __init__(self, config: TextToImageConfig) -> None:
         nn.Module.__init__(self)
-        self.linear = nn.Linear(config.embedding_size, config.condition_size * 2)
+        self.linear = SentenceLinear(config.embedding_size, config.condition_size * 2)
 
     def statistics(self, sentence: Tensor) -> tuple[Tensor, Tensor]:
         """Map (N, D) to mu and log sigma^2, each (N, condition)."""

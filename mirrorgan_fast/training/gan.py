@@ -13,6 +13,7 @@ from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.metrics.diversity import diversity
 from mirrorgan_fast.models.config import TextToImageConfig
 from mirrorgan_fast.models.glam import Generated
+from mirrorgan_fast.models.layers import SentenceLinear
 from mirrorgan_fast.models.stem import STEM, word_mask
 from mirrorgan_fast.ops.wide import wide
 from mirrorgan_fast.pictures import to_signed
@@ -89,6 +90,7 @@ class GANTraining(ABC):
         all_D = nn.ModuleList(D)
         for network in (generator, all_D):
             network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        amplify(generator, settings.sentence_gain)
         self.average: MovingAverage[nn.Module] = MovingAverage(generator, settings.average_decay)
         for network in (generator, all_D):
             computation.share(network)
@@ -205,6 +207,14 @@ def judgments(real: Tensor, fake: Tensor) -> dict[str, Tensor]:
     """Return how real a discriminator finds images in the mean, given its logits (N,)."""
     logits = {"D(real)": real, "D(generated)": fake}
     return {name: wide(it.detach()).sigmoid().mean() for name, it in logits.items()}
+
+
+@torch.no_grad()
+def amplify(generator: nn.Module, gain: float) -> None:
+    """Multiply the weights that read the sentence and that will be trained by a factor."""
+    for layer in generator.modules():
+        if isinstance(layer, SentenceLinear) and layer.weight.requires_grad:
+            layer.weight.mul_(gain)
 
 
 def sum_of(losses: list[Tensor]) -> Tensor:

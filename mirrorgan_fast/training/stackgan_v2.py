@@ -27,7 +27,7 @@ class StackGANv2Training(CascadeTraining):
     """L_G = sum_i L_Gi + alpha sum_i L_Ci + KL (StackGAN++, section 4).
 
     What discriminators are told of a caption is mu of the conditioning augmentation. They do not
-    change it, but the generator does.
+    change it, but the generator does, unless ``settings.detach_mu``.
     """
 
     settings: StackGANv2Settings
@@ -49,7 +49,8 @@ class StackGANv2Training(CascadeTraining):
         with self.D_learner.frozen():
             with self.computation.autocast():
                 KL = kl_loss(mu, log_var)
-                G_losses = self.generator_losses(given._replace(judged=mu), fakes, "authors")
+                judged = told if settings.detach_mu else given._replace(judged=mu)
+                G_losses = self.generator_losses(judged, fakes, "authors")
                 loss_G = sum_of([settings.kl_weight * KL, *G_losses])
                 figures |= {"KL": KL.detach(), **figures_of("G", G_losses)}
                 if settings.color_weight:

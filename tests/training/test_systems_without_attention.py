@@ -2,27 +2,32 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.data import default_collate
 
 import mirrorgan_fast
 from mirrorgan_fast.data.captioned_images import CaptionedImages
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.models.stackgan import StackGAN
+from mirrorgan_fast.models.discriminator import Discriminator, Logits, Seen
+from mirrorgan_fast.models.stackgan import StackGAN, StackGANGenerator
 from mirrorgan_fast.models.stackgan_v2 import StackGANv2
 from mirrorgan_fast.models.stem import STEM
 from mirrorgan_fast.training.chain import stages_of, train
 from mirrorgan_fast.training.checkpoint import load_checkpoint
 from mirrorgan_fast.training.computation import FP32
+from mirrorgan_fast.training.gan import GANTraining
 from mirrorgan_fast.training.gan_int_cls import GanIntClsTraining
 from mirrorgan_fast.training.settings import (
     GanIntClsSettings,
     GanIntClsTrainingSettings,
+    GANSettings,
     MirrorGANTrainingSettings,
     StackGANSettings,
     StackGANTrainingSettings,
@@ -145,6 +150,35 @@ def test_learning_rates_are_halved(v1: StackGANTrainingSettings) -> None:
     assert paces == pytest.approx([1, 1, 0.5, 0.25, 0.125, 0.125 * 0.5, 0.125 * 0.1])
 
 
+def test_only_a_layer_that_reads_sentences_and_learns_begins_larger(
+    v1: StackGANTrainingSettings,
+    v2: StackGANv2TrainingSettings,
+    int_cls: GanIntClsTrainingSettings,
+) -> None:
+    def begun(make: Callable[..., GANTraining], settings: GANSettings) -> dict[str, Tensor]:
+        torch.manual_seed(2)
+        stem = STEM(STACKGAN, 5)
+        task = make(settings=settings, stem=stem, computation=FP32, compiled=False)
+        weights = task.generator.state_dict()
+        for name, tensor in task.average.network.state_dict().items():
+            assert torch.equal(tensor, weights[name]), name
+        return {**weights, **task.all_D.state_dict(prefix="D.")}
+
+    small = first_stage_of(STACKGAN)
+    first = StackGANGenerator(small)
+    for make, settings, layer in (
+        (partial(StackGANTraining, small, first=None), v1.stage1, "stage1.augment.linear"),
+        (partial(StackGANTraining, STACKGAN, first=first), v1.stage2, "stage2.augment.linear"),
+        (partial(StackGANv2Training, STACKGAN_V2), v2.gan, "augment.linear"),
+        (partial(GanIntClsTraining, INT_CLS), int_cls.gan, "project"),
+    ):
+        plain = begun(make, settings)
+        larger = begun(make, dataclasses.replace(settings, sentence_gain=8.0))
+        for name, tensor in plain.items():
+            factor = 8.0 if name == f"{layer}.weight" else 1.0
+            assert torch.equal(larger[name], factor * tensor), name
+
+
 @pytest.mark.parametrize("form", ["paper", "authors"])
 def test_stackgan_v2_is_trained_with_color_consistency(
     tmp_path: Path, v2: StackGANv2TrainingSettings, birds: CaptionedImages, form: Any
@@ -158,6 +192,32 @@ def test_stackgan_v2_is_trained_with_color_consistency(
     assert isinstance(model, StackGANv2)
     figures = {name for point in curves(tmp_path / "gan") for name in point}
     assert {"D_0", "D_1", "G_0", "G_1", "KL", "color"} <= figures
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_mu_learns_by_what_discriminators_are_told_unless_detached(
+    v2: StackGANv2TrainingSettings, monkeypatch: pytest.MonkeyPatch, detached: bool
+) -> None:
+    settings = dataclasses.replace(v2.gan, detach_mu=detached)
+    torch.manual_seed(3)
+    task = StackGANv2Training(STACKGAN_V2, settings, STEM(STACKGAN_V2, 5), FP32, compiled=False)
+    told: list[tuple[bool, Tensor]] = []
+    judge = Discriminator.judge
+
+    def noted(self: Discriminator, seen: Seen, sentence: Tensor) -> Logits:
+        told.append((sentence.requires_grad, sentence.detach().clone()))
+        return judge(self, seen, sentence)
+
+    monkeypatch.setattr(Discriminator, "judge", noted)
+    lengths = torch.tensor([1, 3, 2, 3])
+    batch = {"tokens": torch.randint(1, 5, (4, 3)), "length": lengths, "lengths": lengths}
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    task.step(0, 0, {**batch, "label": torch.arange(4), "image": images})
+    by_D, by_G = told[:4], told[4:]  # real and generated images of two stages, then generated ones
+    assert len(by_G) == 2
+    assert not any(learns for learns, _ in by_D)
+    assert [learns for learns, _ in by_G] == [not detached] * 2
+    assert all(torch.equal(mu, told[0][1]) for _, mu in told)
 
 
 def test_a_step_without_the_last_stage_is_less_work(v2: StackGANv2TrainingSettings) -> None:
