@@ -64,7 +64,8 @@ def in_triton() -> Iterator[None]:
 
 
 def test_triton_is_chosen() -> None:
-    without = {"conv2d", "conv_relu", "glam", "glam_attention", "glam_stage", "unfolded_conv2d"}
+    without = {"conv2d", "conv_relu", "glam", "glam_attention", "glam_stage"}
+    without |= {"instance_norm", "unfolded_conv2d"}
     for op in {*choice.TABLE} - without:
         dtype = torch.float32 if op == "bidirectional_lstm" else torch.bfloat16
         chosen = choice.choose(op, DEVICE, dtype, needs_grad=False)

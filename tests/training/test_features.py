@@ -10,6 +10,7 @@ import torch
 
 from mirrorgan_fast.data.captioned_images import CaptionedImages
 from mirrorgan_fast.data.examples import TrainingExamples
+from mirrorgan_fast.data.prepared_pictures import PreparedPictures
 from mirrorgan_fast.data.painted_birds.data_set import PaintedBirds
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.backbones.small import SmallImageEncoder
@@ -63,11 +64,11 @@ def test_features_of_a_frozen_cnn_are_computed_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     read: list[int] = []
-    image_of = TrainingExamples._image
+    picture_of = PreparedPictures.__getitem__
     monkeypatch.setattr(
-        TrainingExamples,
-        "_image",
-        lambda self, index, *rest: (read.append(index), image_of(self, index, *rest))[1],
+        PreparedPictures,
+        "__getitem__",
+        lambda self, index: (read.append(index), picture_of(self, index))[1],
     )
     # Nothing is learned, so that the losses differ by rounding alone
     options = dataclasses.replace(getattr(settings, stage), steps=3, learning_rate=0.0)
