@@ -10,8 +10,8 @@ import torch
 
 from mirrorgan_fast.data.captioned_images import CaptionedImages
 from mirrorgan_fast.data.examples import TrainingExamples
-from mirrorgan_fast.data.prepared_pictures import PreparedPictures
 from mirrorgan_fast.data.painted_birds.data_set import PaintedBirds
+from mirrorgan_fast.data.prepared_pictures import PreparedPictures
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.backbones.small import SmallImageEncoder
 from mirrorgan_fast.models.config import MirrorGANConfig
