@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mirrorgan_fast.models.config import TextToImageConfig
 from mirrorgan_fast.models.layers import LSTM, Dropout
+from mirrorgan_fast.ops.wide import wide
 
 
 class STEM(nn.Module):
@@ -53,7 +54,12 @@ class STEM(nn.Module):
         words, _ = nn.utils.rnn.pad_packed_sequence(
             states, batch_first=True, total_length=tokens.shape[1]
         )
-        return words, last.transpose(0, 1).flatten(1)
+        sentence = last.transpose(0, 1).flatten(1)
+        if torch.is_autocast_enabled(tokens.device.type):
+            # PyTorch's LSTM returns bfloat16 if all captions have one length, else float32.
+            # Processes that share a batch must agree on it.
+            return wide(words), wide(sentence)
+        return words, sentence
 
 
 def read_text(

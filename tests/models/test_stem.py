@@ -135,3 +135,14 @@ def test_without_noise_the_condition_is_its_mean() -> None:
     augment = ConditioningAugmentation(CONFIG)
     s_ca, mu, _ = augment(torch.randn(3, 10), torch.zeros(3, 6))
     assert torch.equal(s_ca, mu)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_data_type_does_not_depend_on_the_lengths(dtype: torch.dtype) -> None:
+    """Under autocast; PyTorch's LSTM has another one if all captions are of one length."""
+    stem = STEM(CONFIG, 9).eval()
+    tokens = torch.ones(3, 5, dtype=torch.int64)
+    for lengths in ([4, 4, 4], [5, 1, 3]):
+        with torch.autocast("cpu", dtype):
+            words, sentence = stem(tokens, torch.tensor(lengths))
+        assert words.dtype == sentence.dtype == torch.float32
