@@ -41,13 +41,16 @@ QUICK := tests/test_imports.py tests/test_pictures.py tests/test_tensor_files.py
          tests/inference/test_renderer.py tests/sampling/test_sampler.py \
          tests/training/test_learner.py tests/training/test_objectives.py
 
+# One process for each core, up to four: each holds PyTorch and a model.
+SHARED := -n auto --maxprocesses 4 --dist loadfile
+
 check: $(VENV)/installed-dev
 	$(LINT)
-	$(BIN)/pytest $(QUICK)
+	$(BIN)/pytest $(SHARED) $(QUICK)
 
 test: $(VENV)/installed-dev
 	$(LINT)
-	$(BIN)/pytest
+	$(BIN)/pytest $(SHARED)
 
 soak: $(VENV)/installed-dev
 	$(BIN)/pytest -m slow
@@ -63,7 +66,7 @@ sanitize: $(VENV)/installed-dev
 	cd build/sanitized && CFLAGS="$(SANITIZE) -g1 -DMIRRORGAN_EMULATED_TILES" LDFLAGS="$(SANITIZE)" \
 	    $(abspath $(BIN))/python setup.py build_ext --inplace --force
 	cd build/sanitized && LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
-	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. $(abspath $(BIN))/python -m pytest \
+	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. $(abspath $(BIN))/python -m pytest $(SHARED) \
 	    tests/ops tests/inference/test_fused_glam.py tests/inference/test_fused_stem.py -k "not nvcc and not triton"
 
 clean:

@@ -1,5 +1,6 @@
-"""Shared by all tests: how close two tensors must be, by data type."""
+"""Shared by all tests: how close two tensors must be, by data type; and cores, by process."""
 
+import os
 import signal
 from collections.abc import Callable
 
@@ -39,5 +40,14 @@ def assert_matches() -> AssertMatches:
 
 
 def pytest_configure() -> None:
-    """Receive Ctrl-C, which some tests send, also if a shell started this in the background."""
+    """Receive Ctrl-C, which some tests send, also if a shell started this in the background.
+
+    Processes of pytest-xdist share the cores: threads that wait for each other's cores take several
+    times as long. What tests start gets as many threads as they.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    if workers > 1:
+        threads = max(1, torch.get_num_threads() // workers)
+        torch.set_num_threads(threads)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
