@@ -1,5 +1,6 @@
 """What the trainings of cascades share: a discriminator for each stage of the generator."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,8 +11,6 @@ from mirrorgan_fast.models.config import CascadeConfig
 from mirrorgan_fast.models.discriminator import Discriminator, Logits
 from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.stem import STEM
-from mirrorgan_fast.ops import use
-from mirrorgan_fast.ops.choice import REFERENCE
 from mirrorgan_fast.ops.wide import wide
 from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.gan import Captioned, GANTraining
@@ -20,7 +19,6 @@ from mirrorgan_fast.training.objectives import (
     WrongPairs,
     discriminator_loss,
     generator_loss,
-    r1_penalty,
 )
 from mirrorgan_fast.training.settings import CascadeSettings
 
@@ -124,19 +122,16 @@ class CascadeTraining(GANTraining):
 
     def r1_penalties(self, step: int, given: Captioned) -> list[Tensor]:
         """Return the weighted R1 penalty of each stage, in the steps that have it."""
-        weight, every = self.settings.r1_weight, self.settings.r1_every
-        if not weight or step % every:
-            return []
-        penalties = []
-        # The convolutions are PyTorch's here: they skip gradients that are not asked for, and ours
-        # cannot see that the first backward pass does not need those of the weights.
-        with use(REFERENCE):
-            for D_i, real_i in zip(self.D, given.reals, strict=False):
-                # second derivatives in float32, which costs little, because few steps have them
-                x = wide(real_i).detach().requires_grad_()
-                penalty = r1_penalty(D_i.judge(D_i(x), wide(given.judged)), x)
-                penalties.append(every * weight * penalty)
-        return penalties
+        told = wide(given.judged)
+
+        def judge(D_i: Discriminator, images: Tensor) -> Logits:  # noqa: N803
+            return D_i.judge(D_i(images), told)
+
+        return [
+            penalty
+            for D_i, real_i in zip(self.D, given.reals, strict=False)
+            for penalty in self.r1_penalty(step, real_i, partial(judge, D_i))
+        ]
 
     def generator_losses(self, given: Captioned, fakes: list[Tensor], form: Form) -> list[Tensor]:
         """Return L_Gi of each stage: be believed by D_i."""

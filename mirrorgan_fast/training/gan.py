@@ -15,6 +15,8 @@ from mirrorgan_fast.models.config import TextToImageConfig
 from mirrorgan_fast.models.glam import Generated
 from mirrorgan_fast.models.layers import SentenceLinear
 from mirrorgan_fast.models.stem import STEM, word_mask
+from mirrorgan_fast.ops import use
+from mirrorgan_fast.ops.choice import REFERENCE
 from mirrorgan_fast.ops.wide import wide
 from mirrorgan_fast.pictures import to_signed
 from mirrorgan_fast.training.average import MovingAverage
@@ -23,6 +25,7 @@ from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.learner import Learner
 from mirrorgan_fast.training.loop import Part, fit
+from mirrorgan_fast.training.objectives import r1_penalty
 from mirrorgan_fast.training.run import Unsaid, dependencies, open_run, started_from
 from mirrorgan_fast.training.settings import CaptionedGANSettings, TrainingSettings
 from mirrorgan_fast.training.sheets import SampleSheets
@@ -181,6 +184,29 @@ class GANTraining(ABC):
         with torch.set_grad_enabled(self.generator_trains(step)), self.computation.autocast():
             generated: Generated = self._generate(*noises, *text, *self.options(step))
         return generated
+
+    def r1_penalty(
+        self, step: int, real: Tensor, judge: Callable[[Tensor], Sequence[Tensor]]
+    ) -> list[Tensor]:
+        """Return the weighted R1 penalty of a discriminator, in the steps that have it.
+
+        Args:
+            step: from 0.
+            real: images of the data set, (N, 3, S, S).
+            judge: returns the discriminator's logits (N,) for these images, one or more.
+
+        Returns:
+            the penalty, or nothing.
+        """
+        weight, every = self.settings.r1_weight, self.settings.r1_every
+        if not weight or step % every:
+            return []
+        # The convolutions are PyTorch's here: they skip gradients that are not asked for, and ours
+        # cannot see that the first backward pass does not need those of the weights.
+        with use(REFERENCE):
+            # second derivatives in float32, which costs little, because few steps have them
+            x = wide(real).detach().requires_grad_()
+            return [every * weight * r1_penalty(judge(x), x)]
 
 
 def frozen(network: Network, device: torch.device) -> Network:

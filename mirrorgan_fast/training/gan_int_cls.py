@@ -11,6 +11,7 @@ from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.models.config import GanIntClsConfig
 from mirrorgan_fast.models.gan_int_cls import GanIntClsDiscriminator, GanIntClsGenerator
 from mirrorgan_fast.models.stem import STEM
+from mirrorgan_fast.ops.wide import wide
 from mirrorgan_fast.training.batches import Batch
 from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
@@ -19,6 +20,7 @@ from mirrorgan_fast.training.gan import (
     MoreOfGAN,
     judgments,
     other_captions,
+    sum_of,
     train_gan,
 )
 from mirrorgan_fast.training.objectives import (
@@ -72,7 +74,10 @@ class GanIntClsTraining(GANTraining):
             loss_D = matching_discriminator_loss(
                 real, fake, wrong, settings.wrong_weight, self.computation.processes
             )
-        self.D_learner.lower(loss_D, pace)
+        penalty = self.r1_penalty(
+            step, given.reals[-1], lambda images: [D.conditional(D(images), wide(s))]
+        )
+        self.D_learner.lower(sum_of([loss_D, *penalty]), pace)
 
         # G: be believed with the captions' sentences, and with mixtures of two of them
         mixed = self.mixed(s)

@@ -11,6 +11,7 @@ from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.models.config import GawwnConfig
 from mirrorgan_fast.models.gawwn import GawwnBoxDiscriminator, GawwnBoxGenerator
 from mirrorgan_fast.models.stem import STEM
+from mirrorgan_fast.ops.wide import wide
 from mirrorgan_fast.training.batches import Batch
 from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
@@ -19,6 +20,7 @@ from mirrorgan_fast.training.gan import (
     MoreOfGAN,
     judgments,
     other_captions,
+    sum_of,
     train_gan,
 )
 from mirrorgan_fast.training.objectives import (
@@ -75,7 +77,10 @@ class GawwnTraining(GANTraining):
             loss_D = matching_discriminator_loss(
                 real, fake, wrong, self.settings.wrong_weight, self.computation.processes
             )
-        self.D_learner.lower(loss_D, pace)
+        penalty = self.r1_penalty(
+            step, given.reals[-1], lambda images: [D.conditional(D(images), wide(s), box)]
+        )
+        self.D_learner.lower(sum_of([loss_D, *penalty]), pace)
 
         with self.D_learner.frozen():
             with self.computation.autocast():

@@ -104,10 +104,10 @@ def matching_discriminator_loss(
 
 
 def r1_penalty(
-    logits: Logits,  # (N,) each
+    logits: Sequence[Tensor],  # (N,) each
     real: Tensor,  # (N, 3, S, S)
 ) -> Tensor:
-    """Return R1: half the squared gradient of both logits of D_i, averaged over real images.
+    """Return R1: half the squared gradient of a discriminator's logits, averaged over real images.
 
     It keeps a discriminator from becoming too strong for a generator that is still learning
     (Mescheder et al., "Which Training Methods for GANs do actually Converge?", eq. 9, without its
@@ -117,8 +117,7 @@ def r1_penalty(
         logits: computed from ``real``.
         real: images of the data set, which require a gradient.
     """
-    both = logits.unconditional + logits.conditional
-    (slope,) = torch.autograd.grad(both.sum(), real, create_graph=True)
+    (slope,) = torch.autograd.grad(torch.stack([*logits]).sum(), real, create_graph=True)
     return slope.square().sum(dim=(1, 2, 3)).mean() / 2
 
 

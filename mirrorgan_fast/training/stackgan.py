@@ -1,7 +1,7 @@
 """Training of StackGAN's generator, one stage after the other."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Unpack
@@ -18,7 +18,7 @@ from mirrorgan_fast.ops.wide import wide
 from mirrorgan_fast.training.batches import Batch
 from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
-from mirrorgan_fast.training.gan import Captioned, GANTraining, MoreOfGAN, train_gan
+from mirrorgan_fast.training.gan import Captioned, GANTraining, MoreOfGAN, sum_of, train_gan
 from mirrorgan_fast.training.objectives import (
     WrongPairs,
     believed_loss,
@@ -101,7 +101,8 @@ class StackGANTraining(GANTraining):
         told = given._replace(judged=mu.detach())
 
         loss_D, figures = self.discriminator_loss(told, images[-1].detach())
-        self.D_learner.lower(loss_D, pace)
+        penalty = self.r1_penalty(step, given.reals[-1], partial(self.judge, told))
+        self.D_learner.lower(sum_of([loss_D, *penalty]), pace)
 
         # G: be believed by D, and keep the condition near a normal distribution
         with self.D_learner.frozen():
@@ -137,6 +138,13 @@ class StackGANTraining(GANTraining):
                 loss = matching_discriminator_loss(real, fake, wrong, processes=processes)
         shares = {"D(real)": real, "D(generated)": fake}
         return loss, {name: wide(it.detach()).sigmoid().mean() for name, it in shares.items()}
+
+    def judge(self, given: Captioned, images: Tensor) -> Sequence[Tensor]:
+        """Return D's logits (N,) for images with their captions, and those for images alone."""
+        seen, told = self.D(images), wide(given.judged)
+        if self.judges_alone:
+            return self.D.judge(seen, told)
+        return [self.D.conditional(seen, told)]
 
     def generator_loss(self, seen: Seen, given: Captioned) -> Tensor:
         """Return what the generator's loss has of D."""

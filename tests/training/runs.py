@@ -1,4 +1,4 @@
-"""What the tests of trainings do with a run: stop it in the middle, and read its curves."""
+"""What the tests of trainings do with a run: stop it, read its curves; and batches for a step."""
 
 import dataclasses
 import json
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.models.config import (
     CycleGANConfig,
     GanIntClsConfig,
@@ -84,3 +85,13 @@ def kill() -> None:
 def curves(folder: Path) -> list[dict[str, float]]:
     """Return the points of a run's curves."""
     return [json.loads(row) for row in (folder / "curves.jsonl").read_text().splitlines()]
+
+
+def batch_of(examples: TrainingExamples, count: int) -> dict[str, torch.Tensor]:
+    """Return the first examples, in one batch."""
+    chosen = [examples[i] for i in range(count)]
+    batch = {
+        name: torch.stack([torch.as_tensor(each[name]) for each in chosen])  # type: ignore[literal-required]
+        for name in chosen[0]
+    }
+    return {**batch, "lengths": batch["length"]}

@@ -33,7 +33,7 @@ from mirrorgan_fast.training.sheets import SampleSheets
 from mirrorgan_fast.vocabulary import END, Vocabulary
 
 from .conftest import KeptBirds
-from .runs import GAWWN, HERE, INT_CLS, curves, kill, stop
+from .runs import GAWWN, HERE, INT_CLS, batch_of, curves, kill, stop
 
 SETTINGS = GawwnSettings(steps=4, batch_size=5)
 
@@ -48,15 +48,6 @@ def chain(settings: MirrorGANTrainingSettings) -> GawwnTrainingSettings:
 @pytest.fixture
 def placed(birds: KeptBirds, vocabulary: Vocabulary) -> TrainingExamples:
     return TrainingExamples(birds, vocabulary, 32, 9, augment=True, boxes=True)
-
-
-def batch_of(examples: TrainingExamples, count: int) -> dict[str, torch.Tensor]:
-    chosen = [examples[i] for i in range(count)]
-    batch = {
-        name: torch.stack([torch.as_tensor(each[name]) for each in chosen])  # type: ignore[literal-required]
-        for name in chosen[0]
-    }
-    return {**batch, "lengths": batch["length"]}
 
 
 def test_the_chain_is_trained_and_keeps_the_boxes_of_its_pictures(

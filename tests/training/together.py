@@ -117,7 +117,8 @@ def main(folder: Path, stages: list[str], settings: MirrorGANTrainingSettings) -
     if "gawwn" in stages:
         with_boxes = TrainingExamples(birds, words, *sizes, boxes=True)
         gawwn = GawwnTrainingSettings(
-            **_common(settings), gan=GawwnSettings(steps=settings.gan.steps, batch_size=SIZE)
+            **_common(settings),
+            gan=GawwnSettings(steps=settings.gan.steps, batch_size=SIZE, r1_weight=1.0),
         )
         train_gawwn(GAWWN, gawwn, with_boxes, networks[0], folder / "gawwn", execution)
     processes.close()
@@ -139,14 +140,16 @@ def _train_others(
         chain = StackGANv2TrainingSettings(**common, gan=v2)
         train_stackgan_v2(STACKGAN_V2, chain, examples, stem, folder / "stackgan-v2", execution)
     if "stackgan" in stages:
-        options = StackGANSettings(**length)
+        options = StackGANSettings(**length, r1_weight=1.0)
         of_chain = (StackGANTrainingSettings(**common), examples, stem)
         small, where = first_stage_of(STACKGAN), (folder / "stage1", execution)
         first = train_stackgan(small, options, *of_chain, None, *where)
         assert isinstance(first, StackGANGenerator)
         train_stackgan(STACKGAN, options, *of_chain, first, folder / "stackgan", execution)
     if "gan-int-cls" in stages:
-        int_cls = GanIntClsTrainingSettings(**common, gan=GanIntClsSettings(**length))
+        int_cls = GanIntClsTrainingSettings(
+            **common, gan=GanIntClsSettings(**length, r1_weight=1.0)
+        )
         train_gan_int_cls(INT_CLS, int_cls, examples, stem, folder / "gan-int-cls", execution)
     if "cyclegan/gan" in stages:
         domains = (PaintedBirds("train", 2 * SIZE - i, 64, seed=i) for i in (0, 1))
