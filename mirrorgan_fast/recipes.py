@@ -245,9 +245,10 @@ RECIPES: dict[str, Recipe] = {
                 decay_steps=2_000,
                 batch_size=32,
                 learning_rate=2e-3,
-                discriminator_learning_rate=6e-4,
-                kl_weight=0.02,
+                discriminator_learning_rate=1e-3,
+                kl_weight=0.0,
                 sentence_gain=10.0,
+                r1_weight=0.1,
             ),
             augment=False,
         ),
@@ -266,7 +267,14 @@ RECIPES: dict[str, Recipe] = {
         GanIntClsTrainingSettings(
             stem=STEMSettings(steps=5_500, decay=0.85),
             gan=GanIntClsSettings(
-                steps=20_000, decay_steps=5_000, halve_every=0, captions=1, sentence_gain=10.0
+                steps=20_000,
+                decay_steps=5_000,
+                learning_rate=5e-4,
+                discriminator_learning_rate=5e-4,
+                halve_every=0,
+                captions=1,
+                sentence_gain=10.0,
+                r1_weight=0.1,
             ),
             augment=False,
         ),

@@ -1,7 +1,9 @@
 """A small untrained model that generates images quickly, captions for it, and its output files."""
 
+import dataclasses
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +13,8 @@ from mirrorgan_fast.models.gawwn import Gawwn
 from mirrorgan_fast.models.layers import BatchNormActivation
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.models.stackgan import StackGAN
+from mirrorgan_fast.models.systems import SYSTEMS
+from mirrorgan_fast.models.text_to_image import TextToImage
 from mirrorgan_fast.vocabulary import END, Vocabulary
 
 SMALL = MirrorGANConfig(
@@ -32,6 +36,17 @@ def small_model() -> MirrorGAN:
     """Return an untrained model."""
     torch.manual_seed(0)
     return MirrorGAN(SMALL, Vocabulary([END, *WORDS])).eval()
+
+
+def small_model_of(system: str) -> TextToImage:
+    """Return an untrained model of a text-to-image system, of 32 pixels."""
+    kind = SYSTEMS[system]
+    fields = {field.name for field in dataclasses.fields(kind.CONFIG)}
+    sizes: dict[str, Any] = {k: v for k, v in dataclasses.asdict(SMALL).items() if k in fields}
+    if "first_size" in fields:
+        sizes |= {"first_size": 16, "generator_channels": 8}
+    torch.manual_seed(0)
+    return kind(kind.CONFIG(**sizes), Vocabulary([END, *WORDS])).eval()
 
 
 def vectors_model(**sizes: int) -> StackGAN:

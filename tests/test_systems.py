@@ -1,13 +1,10 @@
 """What each system can do: the table on the page, and the commands that do it or refuse."""
 
-import dataclasses
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 
 from mirrorgan_fast.cli.main import main
@@ -16,13 +13,11 @@ from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import CycleGANConfig
 from mirrorgan_fast.models.cyclegan import CycleGAN
 from mirrorgan_fast.models.systems import SYSTEMS, names
-from mirrorgan_fast.models.text_to_image import TextToImage
 from mirrorgan_fast.recipes import RECIPES
 from mirrorgan_fast.sampling.sampler import Sampler
 from mirrorgan_fast.training.fine_tuning import starting_model
-from mirrorgan_fast.vocabulary import END, Vocabulary
 
-from .small import SMALL, WORDS
+from .small import small_model_of
 
 PAGE = (Path(__file__).parent.parent / "docs" / "systems.md").read_text(encoding="utf-8")
 ALL = {"sample", "attention maps", "describe", "walk", "export", "fine-tune"}
@@ -45,17 +40,6 @@ NAMES = {
     "CycleGAN": "cyclegan",
     "GAWWN": "gawwn",
 }
-
-
-def small(system: str) -> TextToImage:
-    """Return an untrained model of a system, of 32 pixels."""
-    kind = SYSTEMS[system]
-    fields = {field.name for field in dataclasses.fields(kind.CONFIG)}
-    sizes: dict[str, Any] = {k: v for k, v in dataclasses.asdict(SMALL).items() if k in fields}
-    if "first_size" in fields:
-        sizes |= {"first_size": 16, "generator_channels": 8}
-    torch.manual_seed(0)
-    return kind(kind.CONFIG(**sizes), Vocabulary([END, *WORDS])).eval()
 
 
 def test_the_table_on_the_page_is_true() -> None:
@@ -95,7 +79,7 @@ def commands_of(model: str, folder: Path) -> dict[str, list[str]]:
 def test_commands_do_it_or_refuse_in_one_line(
     system: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, folder = small(system), str(tmp_path / "model")
+    model, folder = small_model_of(system), str(tmp_path / "model")
     model.save_pretrained(folder)
     for thing, command in commands_of(folder, tmp_path).items():
         status = main(command)
@@ -159,7 +143,7 @@ def test_the_commands_for_cyclegan_on_the_page_work(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_attention_maps_are_there_or_refused(system: str) -> None:
-    sampler = Sampler(small(system))
+    sampler = Sampler(small_model_of(system))
     if "attention maps" in CAN[system]:
         assert next(sampler(["a red bird"], attention=True)).attention
         return
@@ -170,7 +154,7 @@ def test_attention_maps_are_there_or_refused(system: str) -> None:
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_each_can_be_trained_further(system: str) -> None:
     """With new words; what it draws of captions with known ones stays the same."""
-    model = small(system)
+    model = small_model_of(system)
     grown = starting_model(model, model.config, ["a scarlet bird"])
     assert "fine-tune" in CAN[system]
     assert grown.vocabulary.words == (*model.vocabulary.words, "scarlet")
@@ -180,7 +164,7 @@ def test_each_can_be_trained_further(system: str) -> None:
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_each_is_evaluated(system: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     export_image_folder(tmp_path / "birds", train=0, test=104, size=64, progress=False)
-    small(system).save_pretrained(tmp_path / "model")
+    small_model_of(system).save_pretrained(tmp_path / "model")
     command = ["evaluate", "--data", str(tmp_path / "birds"), "--count", "8", "--quiet"]
     assert main([*command, "--model", str(tmp_path / "model")]) == 0
     shown = capsys.readouterr().out

@@ -210,7 +210,7 @@ class GawwnBoxDiscriminator(nn.Module):
             Conv2d(2 * ndf, 2 * ndf, 3, padding=1, bias=False),
             BatchNormLeakyReLU(2 * ndf),
         )
-        self.project = nn.Sequential(nn.Linear(config.embedding_size, nt), nn.LeakyReLU(SLOPE))
+        self.project = nn.Sequential(SentenceLinear(config.embedding_size, nt), nn.LeakyReLU(SLOPE))
         self.local_joint = nn.Sequential(
             Conv2d(2 * ndf + nt, 2 * ndf, 3, padding=1, bias=False), BatchNormLeakyReLU(2 * ndf)
         )

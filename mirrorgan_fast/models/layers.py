@@ -240,7 +240,7 @@ class LSTM(nn.LSTM):
 
 
 class SentenceLinear(nn.Linear):
-    """A linear layer of a generator that reads STEM's sentence (``gan.sentence_gain``)."""
+    """A linear layer that reads STEM's sentence, and begins larger (``gan.sentence_gain``)."""
 
 
 class ConditioningAugmentation(nn.Module):

@@ -93,7 +93,8 @@ class GANTraining(ABC):
         all_D = nn.ModuleList(D)
         for network in (generator, all_D):
             network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        amplify(generator, settings.sentence_gain)
+        for network in (generator, all_D):
+            amplify(network, settings.sentence_gain)
         self.average: MovingAverage[nn.Module] = MovingAverage(generator, settings.average_decay)
         for network in (generator, all_D):
             computation.share(network)
@@ -236,9 +237,9 @@ def judgments(real: Tensor, fake: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def amplify(generator: nn.Module, gain: float) -> None:
+def amplify(network: nn.Module, gain: float) -> None:
     """Multiply the weights that read the sentence and that will be trained by a factor."""
-    for layer in generator.modules():
+    for layer in network.modules():
         if isinstance(layer, SentenceLinear) and layer.weight.requires_grad:
             layer.weight.mul_(gain)
 

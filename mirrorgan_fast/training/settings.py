@@ -129,10 +129,10 @@ class CaptionedGANSettings(GANSettings):
     """Captions of an image, drawn in each step, whose sentence features are averaged; words are
     those of the first one."""
     sentence_gain: float = bounded(1.0, 0)
-    """Factor on the initial weights of the generator's layer that reads the sentence. DAMSM
-    compares directions, so STEM's sentences may be of any size. Those of painted birds have a
-    standard deviation of 0.09, and beside noise of standard deviation 1 a generator hardly sees
-    them."""
+    """Factor on the initial weights of the generator's layer that reads the sentence, and on those
+    of GAWWN's discriminator. DAMSM compares directions, so STEM's sentences may be of any size.
+    Those of painted birds have a standard deviation of 0.09, and beside noise of standard deviation
+    1 a generator hardly sees them."""
     r1_weight: float = bounded(0.0, 0)
     """gamma of the R1 penalty (``r1_penalty``)."""
     r1_every: int = bounded(16, 1, 1024)

@@ -8,32 +8,43 @@ from pathlib import Path
 
 import pytest
 
-from tests.small import captions, files, small_model, written
+from mirrorgan_fast.models.systems import SYSTEMS
+from mirrorgan_fast.models.text_to_image import TextToImage
+from tests.small import captions, files, small_model_of, written
 
 
 @pytest.mark.parametrize(
-    ("format", "images", "kills"),
+    ("system", "format", "images", "kills"),
     [
-        ("png", 2000, 2),
-        ("tar", 2000, 2),
+        ("mirrorgan", "png", 2000, 2),
+        ("mirrorgan", "tar", 2000, 2),
         *(
-            pytest.param(format, 5000, 20, marks=pytest.mark.slow)
+            pytest.param("mirrorgan", format, 5000, 20, marks=pytest.mark.slow)
             for format in ("png", "tar", "npy")
+        ),
+        *(
+            pytest.param(system, "npy", 5000, 20, marks=pytest.mark.slow)
+            for system in SYSTEMS
+            if system != "mirrorgan"
         ),
     ],
 )
-def test_killed_runs_resume(format: str, images: int, kills: int, tmp_path: Path) -> None:
-    assert kill_and_resume(images, kills, format, tmp_path) > 0
+def test_killed_runs_resume(
+    system: str, format: str, images: int, kills: int, tmp_path: Path
+) -> None:
+    assert kill_and_resume(small_model_of(system), images, kills, format, tmp_path) > 0
 
 
-def kill_and_resume(images: int, kills: int, format: str, folder: Path, seed: int = 0) -> int:
+def kill_and_resume(
+    model: TextToImage, images: int, kills: int, format: str, folder: Path, seed: int = 0
+) -> int:
     """Kill the command at random moments, then let it finish; return how often it was killed.
 
     Raises:
         AssertionError: the output files differ from those of a run without kills.
     """
     randomly = random.Random(seed)
-    small_model().save_pretrained(folder / "model")
+    model.save_pretrained(folder / "model")
     text = "".join(f"{caption}\n" for caption in captions(images, randomly))
     (folder / "captions.txt").write_text(text, encoding="utf-8")
 
