@@ -286,6 +286,7 @@ RECIPES: dict[str, Recipe] = {
             image_size=64,
             generator_channels=64,
             discriminator_channels=32,
+            discriminator_norm="none",
             word_embedding_size=128,
             text_dropout=0.1,
             image_encoder="small",
@@ -293,7 +294,15 @@ RECIPES: dict[str, Recipe] = {
         GawwnTrainingSettings(
             stem=STEMSettings(steps=5_500, decay=0.85),
             gan=GawwnSettings(
-                steps=20_000, decay_steps=5_000, batch_size=32, halve_every=0, captions=1
+                steps=20_000,
+                decay_steps=5_000,
+                batch_size=32,
+                learning_rate=1e-3,
+                discriminator_learning_rate=6e-4,
+                halve_every=0,
+                captions=1,
+                sentence_gain=10.0,
+                r1_weight=0.1,
             ),
             augment=False,
         ),

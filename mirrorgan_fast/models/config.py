@@ -324,6 +324,11 @@ class GanIntClsConfig(TextToImageConfig):
             raise InputError(
                 f"model config: image_size is {self.image_size}, expected a power of two"
             )
+        if self.discriminator_norm != "batch":
+            raise InputError(
+                f"model config: discriminator_norm is {self.discriminator_norm!r}, but the "
+                f"discriminator of GAN-INT-CLS can only have batch norm"
+            )
 
     @property
     def noises(self) -> dict[str, int]:

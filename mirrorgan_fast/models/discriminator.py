@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mirrorgan_fast.models.config import Norm, TextToImageConfig
-from mirrorgan_fast.models.layers import BatchNormLeakyReLU, Conv2d, initialize
+from mirrorgan_fast.models.config import TextToImageConfig
+from mirrorgan_fast.models.layers import BatchNormLeakyReLU, Conv2d, convolution, initialize
 from mirrorgan_fast.ops import conv2d
 
 
@@ -61,14 +61,14 @@ class Discriminator(nn.Module):
         )
         size = image_size // 2
         while size > 4:
-            self.features.append(_convolution(channels, channels * 2, 4, 2, norm))
+            self.features.append(convolution(channels, channels * 2, 4, norm, stride=2, padding=1))
             channels, size = channels * 2, size // 2
         while channels > config.discriminator_channels * 8:
-            self.features.append(_convolution(channels, channels // 2, 3, 1, norm))
+            self.features.append(convolution(channels, channels // 2, 3, norm, padding=1))
             channels //= 2
         if unconditional:
             self.unconditional_logit = nn.Conv2d(channels, 1, 4)
-        self.joint = _convolution(channels + config.judged_size, channels, 3, 1, norm)
+        self.joint = convolution(channels + config.judged_size, channels, 3, norm, padding=1)
         self.conditional_logit = nn.Conv2d(channels, 1, 4)
         # Without a norm, the scale of the weights keeps the signal's size from layer to layer.
         initialize(self, gain=1.0 if norm == "batch" else nn.init.calculate_gain("leaky_relu", 0.2))
@@ -134,13 +134,3 @@ def _in_parts(layer: nn.Module, x: Tensor, parts: int) -> Tensor:
         return torch.cat([layer(part) for part in x.chunk(parts)])
     mapped: Tensor = layer(x)
     return mapped
-
-
-def _convolution(
-    in_channels: int, out_channels: int, kernel: int, stride: int, norm: Norm
-) -> nn.Sequential:
-    batch = norm == "batch"
-    return nn.Sequential(
-        Conv2d(in_channels, out_channels, kernel, stride=stride, padding=1, bias=not batch),
-        BatchNormLeakyReLU(out_channels) if batch else nn.LeakyReLU(0.2, inplace=True),
-    )

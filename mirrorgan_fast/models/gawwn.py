@@ -18,6 +18,8 @@ from mirrorgan_fast.models.layers import (
     Bottleneck,
     Conv2d,
     SentenceLinear,
+    convolution,
+    initialize,
     initialize_normally,
     transposed_up,
 )
@@ -194,62 +196,54 @@ class GawwnBoxDiscriminator(nn.Module):
     The local path looks at what is inside the box, stretched over a whole map. As in the authors'
     code, without their biases before batch norms. The crop of the sentence's map in their global
     path is left out: that map is the same everywhere, and so is any crop of it.
+
+    A batch norm comes last but one, and real and generated images are batches of their own: its
+    features have the same mean for both, so it learns slowly to tell them apart. With the norm
+    ``none`` (``config.discriminator_norm``) it does not.
     """
 
     def __init__(self, config: GawwnConfig) -> None:
         super().__init__()
         ndf, size, nt = config.discriminator_channels, config.grid_size, config.condition_size
+        norm = config.discriminator_norm
         self.grid = size
         self.trunk = nn.Sequential(
             nn.Conv2d(3, ndf, 4, stride=2, padding=1),
             nn.LeakyReLU(SLOPE),
             Conv2d(ndf, ndf, 4, stride=2, padding=1),
             nn.LeakyReLU(SLOPE),
-            Conv2d(ndf, 2 * ndf, 4, stride=2, padding=1, bias=False),
-            BatchNormLeakyReLU(2 * ndf),
-            Conv2d(2 * ndf, 2 * ndf, 3, padding=1, bias=False),
-            BatchNormLeakyReLU(2 * ndf),
+            *convolution(ndf, 2 * ndf, 4, norm, stride=2, padding=1),
+            *convolution(2 * ndf, 2 * ndf, 3, norm, padding=1),
         )
         self.project = nn.Sequential(SentenceLinear(config.embedding_size, nt), nn.LeakyReLU(SLOPE))
-        self.local_joint = nn.Sequential(
-            Conv2d(2 * ndf + nt, 2 * ndf, 3, padding=1, bias=False), BatchNormLeakyReLU(2 * ndf)
-        )
+        self.local_joint = convolution(2 * ndf + nt, 2 * ndf, 3, norm, padding=1)
         self.local = nn.Sequential(
-            Conv2d(2 * ndf, 2 * ndf, 1, bias=False),
-            BatchNormLeakyReLU(2 * ndf),
-            nn.Conv2d(2 * ndf, ndf, 1),
+            *convolution(2 * ndf, 2 * ndf, 1, norm), nn.Conv2d(2 * ndf, ndf, 1)
         )
         self.whole, self.whole_text = nn.Sequential(), nn.Sequential()
         channels, text = 2 * ndf, nt
         while size > 4:
             size //= 2
             of_text = 4 * ndf if size > 4 else ndf
-            self.whole.extend(
-                [
-                    Conv2d(channels, 2 * channels, 4, stride=2, padding=1, bias=False),
-                    BatchNormLeakyReLU(2 * channels),
-                ]
-            )
+            self.whole.extend(convolution(channels, 2 * channels, 4, norm, stride=2, padding=1))
             self.whole_text.extend(
-                [
-                    Conv2d(text, of_text, 4, stride=2, padding=1, bias=False),
-                    BatchNormReLU(of_text),
-                ]
+                convolution(text, of_text, 4, norm, stride=2, padding=1, slope=0.0)
             )
             channels, text = 2 * channels, of_text
         self.whole_joint = nn.Sequential(
-            Conv2d(channels + text, 4 * ndf, 1, bias=False),
-            BatchNormLeakyReLU(4 * ndf),
-            Conv2d(4 * ndf, ndf, 4, bias=False),
-            BatchNormLeakyReLU(ndf),
+            *convolution(channels + text, 4 * ndf, 1, norm), *convolution(4 * ndf, ndf, 4, norm)
         )
+        batch = norm == "batch"
         self.logit = nn.Sequential(
-            nn.Linear(2 * ndf, ndf, bias=False),
-            nn.BatchNorm1d(ndf),
+            nn.Linear(2 * ndf, ndf, bias=not batch),
+            *([nn.BatchNorm1d(ndf)] if batch else []),
             nn.LeakyReLU(SLOPE),
             nn.Linear(ndf, 1),
         )
-        initialize_normally(self, linear=False)
+        if batch:
+            initialize_normally(self, linear=False)
+        else:
+            initialize(self, nn.init.calculate_gain("leaky_relu", SLOPE))
 
     def forward(self, image: Tensor) -> Seen:
         """Map images (N, 3, S, S) to what ``conditional`` needs."""

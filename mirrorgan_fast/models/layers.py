@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-from mirrorgan_fast.models.config import TextToImageConfig
+from mirrorgan_fast.models.config import Norm, TextToImageConfig
 from mirrorgan_fast.ops import batch_norm_glu, batch_norm_leaky_relu, conv2d
 from mirrorgan_fast.processes import ALONE, Processes
 
@@ -310,6 +310,36 @@ class Conv2d(nn.Conv2d):
         stride, padding = self.stride[0], self.padding[0]
         assert isinstance(padding, int)
         return conv2d(input, self.weight, self.bias, stride, padding)
+
+
+def convolution(
+    in_channels: int,
+    out_channels: int,
+    kernel: int,
+    norm: Norm,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    slope: float = BatchNormLeakyReLU.SLOPE,
+) -> nn.Sequential:
+    """Return a discriminator's convolution, and a leaky ReLU.
+
+    Args:
+        in_channels: of the map before.
+        out_channels: of the map after.
+        kernel: the kernel's height and width.
+        norm: ``batch``: batch norm follows the convolution; ``none``: it has a bias.
+        stride: of the convolution.
+        padding: of the convolution, with zeros.
+        slope: of the leaky ReLU, 0.2 or 0.
+    """
+    batch = norm == "batch"
+    layer = Conv2d(
+        in_channels, out_channels, kernel, stride=stride, padding=padding, bias=not batch
+    )
+    if not batch:
+        return nn.Sequential(layer, nn.LeakyReLU(slope, inplace=True))
+    return nn.Sequential(layer, (BatchNormLeakyReLU if slope else BatchNormReLU)(out_channels))
 
 
 class UpConv2d(Conv2d):

@@ -14,7 +14,7 @@ from mirrorgan_fast.boxes import to_box
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.figures.walk import walk
 from mirrorgan_fast.inference.renderer import fuse
-from mirrorgan_fast.models.config import GanIntClsConfig, GawwnConfig
+from mirrorgan_fast.models.config import GanIntClsConfig, GawwnConfig, Norm
 from mirrorgan_fast.models.gan_int_cls import GanIntCls
 from mirrorgan_fast.models.gawwn import (
     Gawwn,
@@ -107,9 +107,12 @@ def test_it_has_as_many_parameters_as_the_authors(
     assert sum(normalized) == left_out(generator) + left_out(discriminator)
 
 
+@pytest.mark.parametrize("norm", ["batch", "none"])
 @pytest.mark.parametrize("size", [32, 64, 128, 256])
-def test_every_size_is_made_and_judged(size: int) -> None:
-    config = dataclasses.replace(SMALL, image_size=size, generator_channels=2)
+def test_every_size_is_made_and_judged(size: int, norm: Norm) -> None:
+    config = dataclasses.replace(
+        SMALL, image_size=size, generator_channels=2, discriminator_norm=norm
+    )
     generator, discriminator = GawwnBoxGenerator(config), GawwnBoxDiscriminator(config)
     boxes, sentence = random_boxes(3), torch.randn(3, 16)
     empty = torch.zeros(3, 0, 16), torch.zeros(3, 0, dtype=torch.bool)
@@ -118,6 +121,18 @@ def test_every_size_is_made_and_judged(size: int) -> None:
     logits = discriminator.conditional(discriminator(images[0]), sentence, boxes)
     assert logits.shape == (3,)
     assert config.grid_size == size // 8
+
+
+def test_without_a_norm_each_image_is_judged_alone() -> None:
+    images, sentences, boxes = torch.randn(4, 3, 64, 64), torch.randn(4, 16), random_boxes(4)
+    norms: dict[Norm, bool] = {"batch": False, "none": True}
+    for norm, alone in norms.items():
+        D = GawwnBoxDiscriminator(dataclasses.replace(SMALL, discriminator_norm=norm))
+        whole = D.conditional(D(images), sentences, boxes)
+        half = D.conditional(D(images[:2]), sentences[:2], boxes[:2])
+        assert torch.allclose(whole[:2], half, rtol=1e-4, atol=1e-5) == alone
+    whole.sum().backward()  # every weight has a part in the judgment
+    assert [name for name, weight in D.named_parameters() if weight.grad is None] == []
 
 
 @pytest.mark.parametrize("size", [16, 48, 100])

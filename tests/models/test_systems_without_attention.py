@@ -229,6 +229,13 @@ def test_sizes_that_do_not_go_together_are_refused(changed: dict[str, int], faul
         dataclasses.replace(CONFIGS["stackgan"], **changed)
 
 
+def test_the_discriminator_of_gan_int_cls_has_batch_norm() -> None:
+    with pytest.raises(
+        InputError, match="is 'none', but the discriminator of GAN-INT-CLS can only have batch"
+    ):
+        GanIntClsConfig(discriminator_norm="none")
+
+
 def test_channels_must_be_halved_from_stage_to_stage() -> None:
     with pytest.raises(InputError, match="generator_channels is 6 with 3 stages"):
         StackGANv2Config(image_size=64, stages=3, generator_channels=6)
