@@ -45,9 +45,8 @@ class Case(NamedTuple):
     sizes: dict[str, int]
     stages: dict[str, dict[str, Any]]
     """The settings of its stages, which differ from the recipe's."""
-    least_gain: float | None
-    """Half of the smallest gain of three seeds over the beginning and over other captions. None: in
-    minutes it learns too little to be told from chance, or three seeds were not measured yet."""
+    least_gain: float
+    """Half of the smallest gain of three seeds over the beginning and over other captions."""
 
 
 CASES = {
@@ -65,6 +64,7 @@ CASES = {
         {"gan": {"steps": 600, "decay_steps": 120, "batch_size": 32, "last_stage_from": 300}},
         0.06,
     ),
+    # 17.9, 15.0 and 12.8 points over the beginning, 16.1, 13.8 and 11.0 over other captions
     "stackgan": Case(
         "stackgan-birds-painted",
         {"image_size": 32, "first_size": 16, "generator_channels": 32},
@@ -72,13 +72,14 @@ CASES = {
             "stage1": {"steps": 600, "decay_steps": 120, "batch_size": 32},
             "stage2": {"steps": 1400, "decay_steps": 280, "batch_size": 32},
         },
-        None,
+        0.055,
     ),
+    # 14.2, 13.7 and 12.3 points over the beginning, 13.9, 12.8 and 10.6 over other captions
     "gan-int-cls": Case(
         "gan-int-cls-birds-painted",
         {"image_size": 32, "generator_channels": 32},
         {"gan": {"steps": 900, "decay_steps": 180, "batch_size": 32}},
-        None,
+        0.053,
     ),
 }
 
@@ -148,14 +149,12 @@ def shares(system: str, seed: int, folder: Path) -> tuple[float, float, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("system", [name for name, case in CASES.items() if case.least_gain])
+@pytest.mark.parametrize("system", CASES)
 def test_it_learns_what_captions_say_in_minutes(system: str, tmp_path: Path) -> None:
     before, after, shuffled = shares(system, 0, tmp_path)
     print(f"{before:.1%} before, {after:.1%} after, {shuffled:.1%} with other captions")
-    least_gain = CASES[system].least_gain
-    assert least_gain is not None
-    assert after - before > least_gain
-    assert after - shuffled > least_gain
+    assert after - before > CASES[system].least_gain
+    assert after - shuffled > CASES[system].least_gain
 
 
 if __name__ == "__main__":
