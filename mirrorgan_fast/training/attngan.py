@@ -64,9 +64,7 @@ class AttnGANTraining(CascadeTraining):
                 captions = (given.words, given.mask, given.sentence)
                 damsm = damsm_loss(*captions, regions, codes, given.labels, processes=processes)
                 loss_G = sum_of(G_losses) + settings.damsm_weight * damsm + settings.kl_weight * KL
-            lowered = self.G_learner.lower(loss_G, pace)
-        if lowered:
-            self.average.update(self.generator, step)
+            self.train_generator(loss_G, step)
         figures |= {"KL": KL.detach(), **figures_of("G", G_losses)}
         return figures | {"damsm": damsm.detach()}
 

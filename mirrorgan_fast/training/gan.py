@@ -182,6 +182,11 @@ class GANTraining(ABC):
             generated: Generated = self._generate(*noises, *text, *self.options(step))
         return generated
 
+    def train_generator(self, loss: Tensor, step: int) -> None:
+        """Take a step of the generator down its loss; then average it."""
+        if self.G_learner.lower(loss, self.pace(step)):
+            self.average.update(self.generator, step)
+
 
 def frozen(network: Network, device: torch.device) -> Network:
     """Put a trained network that stays as it is on the device, and return it."""
@@ -190,7 +195,7 @@ def frozen(network: Network, device: torch.device) -> Network:
 
 
 def other_captions(given: Captioned, computation: Computation) -> tuple[Tensor, Tensor]:
-    """Return the sentence (N, D) of another caption of the whole batch for each image.
+    """Return what discriminators are told of another caption of the whole batch, (N, D').
 
     Also returned is whether it is wrong for the image, bool (N,): captions of images of its class
     are not.
@@ -198,14 +203,14 @@ def other_captions(given: Captioned, computation: Computation) -> tuple[Tensor, 
     processes = computation.processes
     other, label = (
         processes.own(processes.gathered(part).roll(1, dims=0))
-        for part in (given.sentence, given.labels)
+        for part in (given.judged, given.labels)
     )
     return other, given.labels != label
 
 
-def judgments(real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+def judgments(real: Tensor, fake: Tensor, name: str = "D") -> dict[str, Tensor]:
     """Return how real a discriminator finds images in the mean, given its logits (N,)."""
-    logits = {"D(real)": real, "D(generated)": fake}
+    logits = {f"{name}(real)": real, f"{name}(generated)": fake}
     return {name: wide(it.detach()).sigmoid().mean() for name, it in logits.items()}
 
 

@@ -87,9 +87,7 @@ class GanIntClsTraining(GANTraining):
                     loss_mixed = believed_loss(logits[len(s) :]) * len(mixed)
                     loss_G = loss_G + settings.interpolation_weight * loss_mixed
                 loss_G = loss_G / len(both)
-            lowered = self.G_learner.lower(loss_G, pace)
-        if lowered:
-            self.average.update(self.generator, step)
+            self.train_generator(loss_G, step)
         return {"D": loss_D.detach(), "G": loss_G.detach(), **judgments(real, fake)}
 
     def mixed(self, sentences: Tensor) -> Tensor:

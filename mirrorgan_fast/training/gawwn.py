@@ -80,9 +80,7 @@ class GawwnTraining(GANTraining):
         with self.D_learner.frozen():
             with self.computation.autocast():
                 loss_G = believed_loss(D.conditional(D(fakes), s, box))
-            lowered = self.G_learner.lower(loss_G, pace)
-        if lowered:
-            self.average.update(self.generator, step)
+            self.train_generator(loss_G, step)
         return {"D": loss_D.detach(), "G": loss_G.detach(), **judgments(real, fake)}
 
 

@@ -98,9 +98,7 @@ class MirrorGANTraining(CascadeTraining):
                     )
                     loss_G = loss_G + settings.stream_weight * loss
                     figures["stream"] = loss.detach()
-            lowered = self.G_learner.lower(loss_G, pace)
-        if lowered:
-            self.average.update(self.generator, step)
+            self.train_generator(loss_G, step)
         return figures
 
 

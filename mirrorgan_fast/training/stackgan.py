@@ -14,11 +14,17 @@ from mirrorgan_fast.models.config import StackGANConfig
 from mirrorgan_fast.models.discriminator import Discriminator, Seen
 from mirrorgan_fast.models.stackgan import StackGANGenerator
 from mirrorgan_fast.models.stem import STEM
-from mirrorgan_fast.ops.wide import wide
 from mirrorgan_fast.training.batches import Batch
 from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
-from mirrorgan_fast.training.gan import Captioned, GANTraining, MoreOfGAN, train_gan
+from mirrorgan_fast.training.gan import (
+    Captioned,
+    GANTraining,
+    MoreOfGAN,
+    judgments,
+    other_captions,
+    train_gan,
+)
 from mirrorgan_fast.training.objectives import (
     WrongPairs,
     believed_loss,
@@ -110,9 +116,7 @@ class StackGANTraining(GANTraining):
                 loss = self.generator_loss(self.D(images[-1]), told)
                 size = self.config.condition_size if settings.form == "paper" else 1
                 loss_G = loss + settings.kl_weight * size * KL
-            lowered = self.G_learner.lower(loss_G, pace)
-        if lowered:
-            self.average.update(self.generator, step)
+            self.train_generator(loss_G, step)
         return {**figures, "D": loss_D.detach(), "KL": KL.detach(), "G": loss.detach()}
 
     def discriminator_loss(
@@ -123,11 +127,8 @@ class StackGANTraining(GANTraining):
         with self.computation.autocast():
             real_seen, fake_seen = D(torch.cat([given.reals[-1], fake]), parts=2).chunk(2)
             if self.settings.form == "authors":  # each image with another caption of the batch
-                other, label = (
-                    processes.own(processes.gathered(part).roll(1, dims=0))
-                    for part in (given.judged, given.labels)
-                )
-                wrong = WrongPairs(D.conditional(real_seen, other), given.labels != label)
+                other, is_wrong = other_captions(given, self.computation)
+                wrong = WrongPairs(D.conditional(real_seen, other), is_wrong)
             if self.judges_alone:
                 both, generated = (D.judge(each, given.judged) for each in (real_seen, fake_seen))
                 real, fake = both.conditional, generated.conditional
@@ -135,8 +136,7 @@ class StackGANTraining(GANTraining):
             else:
                 real, fake = (D.conditional(each, given.judged) for each in (real_seen, fake_seen))
                 loss = matching_discriminator_loss(real, fake, wrong, processes=processes)
-        shares = {"D(real)": real, "D(generated)": fake}
-        return loss, {name: wide(it.detach()).sigmoid().mean() for name, it in shares.items()}
+        return loss, judgments(real, fake)
 
     def generator_loss(self, seen: Seen, given: Captioned) -> Tensor:
         """Return what the generator's loss has of D."""

@@ -57,9 +57,7 @@ class StackGANv2Training(CascadeTraining):
                     color = color_consistency_loss(fakes, settings.form)
                     loss_G = loss_G + settings.color_weight * color
                     figures["color"] = color.detach()
-            lowered = self.G_learner.lower(loss_G, pace)
-        if lowered:
-            self.average.update(self.generator, step)
+            self.train_generator(loss_G, step)
         return figures
 
     def discriminator_loss(self, real: Logits, fake: Logits, wrong: WrongPairs | None) -> Tensor:
