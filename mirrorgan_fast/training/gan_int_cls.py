@@ -12,24 +12,14 @@ from mirrorgan_fast.models.config import GanIntClsConfig
 from mirrorgan_fast.models.gan_int_cls import GanIntClsDiscriminator, GanIntClsGenerator
 from mirrorgan_fast.models.stem import STEM
 from mirrorgan_fast.training.batches import Batch
-from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
-from mirrorgan_fast.training.gan import (
-    GANTraining,
-    MoreOfGAN,
-    judgments,
-    other_captions,
-    train_gan,
-)
-from mirrorgan_fast.training.objectives import (
-    WrongPairs,
-    believed_loss,
-    matching_discriminator_loss,
-)
+from mirrorgan_fast.training.gan import MoreOfGAN, train_gan
+from mirrorgan_fast.training.gan_cls import GanClsTraining
+from mirrorgan_fast.training.objectives import believed_loss
 from mirrorgan_fast.training.settings import GanIntClsSettings, GanIntClsTrainingSettings
 
 
-class GanIntClsTraining(GANTraining):
+class GanIntClsTraining(GanClsTraining):
     """GAN-INT-CLS (Reed et al., algorithm 1, and eq. 5 for mixed sentences).
 
     With ``wrong_weight`` 0 it is GAN-INT, with ``interpolation_weight`` 0 GAN-CLS, and with both 0
@@ -37,45 +27,21 @@ class GanIntClsTraining(GANTraining):
     other images with the caption. The arguments are those of ``GANTraining``.
     """
 
+    NETWORKS = GanIntClsGenerator, GanIntClsDiscriminator
     config: GanIntClsConfig
     settings: GanIntClsSettings
-
-    def __init__(
-        self,
-        config: GanIntClsConfig,
-        settings: GanIntClsSettings,
-        stem: STEM,
-        computation: Computation,
-        *,
-        compiled: bool,
-    ) -> None:
-        generator = GanIntClsGenerator(config)
-        self.D = GanIntClsDiscriminator(config)
-        super().__init__(
-            config, settings, stem, generator, [self.D], computation, compiled=compiled
-        )
+    D: GanIntClsDiscriminator
 
     def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:
         """Lower L_D, then L_G on images of new noise; then average the generator."""
-        settings, pace, D = self.settings, self.pace(step), self.D
+        settings, D = self.settings, self.D
         given = self.encode(step, batch)
-        s = given.sentence
         with torch.no_grad():
-            fake_images = self.generate(step, given).images[-1]
-        with self.computation.autocast():
-            seen = D(given.reals[-1])
-            real, fake = D.conditional(seen, s), D.conditional(D(fake_images), s)
-            wrong = None
-            if settings.wrong_weight:
-                other, is_wrong = other_captions(given, self.computation)
-                wrong = WrongPairs(D.conditional(seen, other), is_wrong)
-            loss_D = matching_discriminator_loss(
-                real, fake, wrong, settings.wrong_weight, self.computation.processes
-            )
-        self.D_learner.lower(loss_D, pace)
+            fakes = self.generate(step, given).images[-1]
+        figures = self.train_discriminator(given, fakes, step)
 
         # G: be believed with the captions' sentences, and with mixtures of two of them
-        mixed = self.mixed(s)
+        s, mixed = given.sentence, self.mixed(given.sentence)
         both = torch.cat([s, mixed])
         noises = map(torch.cat, zip(self.noises(len(s)), self.noises(len(mixed)), strict=True))
         with self.D_learner.frozen():
@@ -88,7 +54,7 @@ class GanIntClsTraining(GANTraining):
                     loss_G = loss_G + settings.interpolation_weight * loss_mixed
                 loss_G = loss_G / len(both)
             self.train_generator(loss_G, step)
-        return {"D": loss_D.detach(), "G": loss_G.detach(), **judgments(real, fake)}
+        return {**figures, "G": loss_G.detach()}
 
     def mixed(self, sentences: Tensor) -> Tensor:
         """Return mixtures of the first half of the batch's sentences (N, D) with the second half.

@@ -12,24 +12,14 @@ from mirrorgan_fast.models.config import GawwnConfig
 from mirrorgan_fast.models.gawwn import GawwnBoxDiscriminator, GawwnBoxGenerator
 from mirrorgan_fast.models.stem import STEM
 from mirrorgan_fast.training.batches import Batch
-from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
-from mirrorgan_fast.training.gan import (
-    GANTraining,
-    MoreOfGAN,
-    judgments,
-    other_captions,
-    train_gan,
-)
-from mirrorgan_fast.training.objectives import (
-    WrongPairs,
-    believed_loss,
-    matching_discriminator_loss,
-)
+from mirrorgan_fast.training.gan import MoreOfGAN, train_gan
+from mirrorgan_fast.training.gan_cls import GanClsTraining
+from mirrorgan_fast.training.objectives import believed_loss
 from mirrorgan_fast.training.settings import GawwnSettings, GawwnTrainingSettings
 
 
-class GawwnTraining(GANTraining):
+class GawwnTraining(GanClsTraining):
     """GAWWN with a box: GAN-CLS whose generator and discriminator are told of each image's box.
 
     Wrong pairs have another caption and the image's own box, as in the authors' code. They compute
@@ -37,51 +27,26 @@ class GawwnTraining(GANTraining):
     new. The arguments are those of ``GANTraining``; batches have boxes.
     """
 
+    NETWORKS = GawwnBoxGenerator, GawwnBoxDiscriminator
     config: GawwnConfig
     settings: GawwnSettings
-
-    def __init__(
-        self,
-        config: GawwnConfig,
-        settings: GawwnSettings,
-        stem: STEM,
-        computation: Computation,
-        *,
-        compiled: bool,
-    ) -> None:
-        generator = GawwnBoxGenerator(config)
-        self.D = GawwnBoxDiscriminator(config)
-        super().__init__(
-            config, settings, stem, generator, [self.D], computation, compiled=compiled
-        )
+    D: GawwnBoxDiscriminator
 
     def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:
         """Lower L_D, then L_G on the same images; then average the generator."""
-        pace, D = self.pace(step), self.D
-        given = self.encode(step, batch)
+        D, given = self.D, self.encode(step, batch)
         (box,) = self.computation.on_device(batch, "box")
         box = box.to(torch.get_default_dtype())
         s = given.sentence
         noise, _ = self.noises(len(s))
         with self.computation.autocast():
             fakes = self._generate(noise, box, given.words, given.mask, s).images[-1]
-            seen = D(given.reals[-1])
-            real = D.conditional(seen, s, box)
-            fake = D.conditional(D(fakes.detach()), s, box)
-            wrong = None
-            if self.settings.wrong_weight:
-                other, is_wrong = other_captions(given, self.computation)
-                wrong = WrongPairs(D.conditional(seen, other, box), is_wrong)
-            loss_D = matching_discriminator_loss(
-                real, fake, wrong, self.settings.wrong_weight, self.computation.processes
-            )
-        self.D_learner.lower(loss_D, pace)
-
+        figures = self.train_discriminator(given, fakes.detach(), step, box)
         with self.D_learner.frozen():
             with self.computation.autocast():
                 loss_G = believed_loss(D.conditional(D(fakes), s, box))
             self.train_generator(loss_G, step)
-        return {"D": loss_D.detach(), "G": loss_G.detach(), **judgments(real, fake)}
+        return {**figures, "G": loss_G.detach()}
 
 
 def train_gawwn(
