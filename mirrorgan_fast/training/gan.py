@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, TypedDict, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -232,14 +232,6 @@ def figures_of(name: str, losses: list[Tensor]) -> dict[str, Tensor]:
     return {f"{name}_{i}": loss.detach() for i, loss in enumerate(losses)}
 
 
-class Make(Protocol):
-    """Makes a task."""
-
-    def __call__(self, computation: Computation, *, compiled: bool) -> GANTraining:
-        """Return the task, given how a step computes and whether the generator is compiled."""
-        ...
-
-
 class MoreOfGAN(TypedDict, total=False):
     """What ``train_gan`` can be given by name."""
 
@@ -250,12 +242,12 @@ class MoreOfGAN(TypedDict, total=False):
 
 
 def train_gan(
-    make: Make,
+    training: Callable[..., GANTraining],
     config: TextToImageConfig,
     options: CaptionedGANSettings,
     settings: TrainingSettings,
     examples: TrainingExamples,
-    networks: Mapping[str, nn.Module],
+    networks: Mapping[str, nn.Module | None],
     folder: Path,
     execution: Execution,
     *,
@@ -268,12 +260,13 @@ def train_gan(
     Writes checkpoints, curves and sheets of samples; resumes from the folder's checkpoint.
 
     Args:
-        make: makes the task.
+        training: the class of the task.
         config: the sizes of the networks.
         options: the settings of this stage of the chain.
         settings: of the whole chain.
         examples: what to train on.
-        networks: those that were trained before, by name. A checkpoint made with others is refused.
+        networks: those that were trained before, by their names as arguments of ``training``; None:
+            there is none. A checkpoint made with others is refused.
         folder: of the run.
         execution: where and how to train.
         also: what else the result depends on.
@@ -294,14 +287,20 @@ def train_gan(
         execution,
         options.accumulate,
     )
-    states = {name: network.state_dict() for name, network in networks.items()}
+    states = {name: each.state_dict() for name, each in networks.items() if each is not None}
     needs = dependencies(config, settings, options, examples.digest(), device, **states)
     needs |= {**(also or {}), **started_from(start)}
     compiled = execution.compiled
     needs["compiled"] = Unsaid(False, (False, True)) if compiled is None else compiled
     with open_run(folder, options, settings, needs, execution) as run:
         torch.manual_seed(settings.seed)
-        task = make(run.computation(execution), compiled=run.settings["compiled"])
+        task = training(
+            config,
+            options,
+            **networks,
+            computation=run.computation(execution),
+            compiled=run.settings["compiled"],
+        )
         if start is not None:
             task.start_from(start)
         average = task.average.network

@@ -1,22 +1,14 @@
 """Training of GAN-INT-CLS's generator against its discriminator."""
 
-from functools import partial
-from pathlib import Path
-from typing import Unpack
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.models.config import GanIntClsConfig
 from mirrorgan_fast.models.gan_int_cls import GanIntClsDiscriminator, GanIntClsGenerator
-from mirrorgan_fast.models.stem import STEM
 from mirrorgan_fast.training.batches import Batch
-from mirrorgan_fast.training.execution import Execution
-from mirrorgan_fast.training.gan import MoreOfGAN, train_gan
 from mirrorgan_fast.training.gan_cls import GanClsTraining
 from mirrorgan_fast.training.objectives import believed_loss
-from mirrorgan_fast.training.settings import GanIntClsSettings, GanIntClsTrainingSettings
+from mirrorgan_fast.training.settings import GanIntClsSettings
 
 
 class GanIntClsTraining(GanClsTraining):
@@ -67,22 +59,3 @@ class GanIntClsTraining(GanClsTraining):
         half = len(whole) // 2 if self.settings.interpolation_weight else 0
         half -= half % processes.count
         return processes.own(beta * whole[:half] + (1 - beta) * whole[len(whole) // 2 :][:half])
-
-
-def train_gan_int_cls(
-    config: GanIntClsConfig,
-    settings: GanIntClsTrainingSettings,
-    examples: TrainingExamples,
-    stem: STEM,
-    folder: Path,
-    execution: Execution,
-    **more: Unpack[MoreOfGAN],
-) -> nn.Module:
-    """Train GAN-INT-CLS's generator for captions that a pretrained text encoder reads.
-
-    The other arguments, the result and the errors are those of ``train_gan``.
-    """
-    options, networks = settings.gan, {"stem": stem}
-    make = partial(GanIntClsTraining, config, options, stem)
-    where = (networks, folder, execution)
-    return train_gan(make, config, options, settings, examples, *where, **more)

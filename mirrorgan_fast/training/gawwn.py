@@ -1,22 +1,14 @@
 """Training of GAWWN's generator with boxes against its discriminator."""
 
-from functools import partial
-from pathlib import Path
-from typing import Unpack
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.models.config import GawwnConfig
 from mirrorgan_fast.models.gawwn import GawwnBoxDiscriminator, GawwnBoxGenerator
-from mirrorgan_fast.models.stem import STEM
 from mirrorgan_fast.training.batches import Batch
-from mirrorgan_fast.training.execution import Execution
-from mirrorgan_fast.training.gan import MoreOfGAN, train_gan
 from mirrorgan_fast.training.gan_cls import GanClsTraining
 from mirrorgan_fast.training.objectives import believed_loss
-from mirrorgan_fast.training.settings import GawwnSettings, GawwnTrainingSettings
+from mirrorgan_fast.training.settings import GawwnSettings
 
 
 class GawwnTraining(GanClsTraining):
@@ -47,23 +39,3 @@ class GawwnTraining(GanClsTraining):
                 loss_G = believed_loss(D.conditional(D(fakes), s, box))
             self.train_generator(loss_G, step)
         return {**figures, "G": loss_G.detach()}
-
-
-def train_gawwn(
-    config: GawwnConfig,
-    settings: GawwnTrainingSettings,
-    examples: TrainingExamples,
-    stem: STEM,
-    folder: Path,
-    execution: Execution,
-    **more: Unpack[MoreOfGAN],
-) -> nn.Module:
-    """Train GAWWN's generator for captions that a pretrained text encoder reads.
-
-    The examples have boxes. The other arguments, the result and the errors are those of
-    ``train_gan``.
-    """
-    options, networks = settings.gan, {"stem": stem}
-    make = partial(GawwnTraining, config, options, stem)
-    where = (networks, folder, execution)
-    return train_gan(make, config, options, settings, examples, *where, **more)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Unpack
 
@@ -55,7 +54,7 @@ class StackGANTraining(GANTraining):
         config: the sizes of the networks.
         settings: of this stage.
         stem: the text encoder, which stays as it is.
-        first: the first stage's trained generator, if this is the second stage.
+        stage1: the first stage's trained generator, if this is the second stage.
         computation: how a step computes.
         compiled: whether ``torch.compile`` compiles the generator.
     """
@@ -69,16 +68,16 @@ class StackGANTraining(GANTraining):
         config: StackGANConfig,
         settings: StackGANSettings,
         stem: STEM,
-        first: StackGANGenerator | None,
+        stage1: StackGANGenerator | None,
         computation: Computation,
         *,
         compiled: bool,
     ) -> None:
         generator = StackGANGenerator(config)
         authors = settings.form == "authors"
-        self.refines = first is not None
-        if first is not None:
-            generator.stage1.load_state_dict(first.stage1.state_dict())
+        self.refines = stage1 is not None
+        if stage1 is not None:
+            generator.stage1.load_state_dict(stage1.stage1.state_dict())
             generator.stage1.requires_grad_(False).train(authors)
         self.judges_alone = authors and self.refines
         self.D = Discriminator(config, config.image_size, unconditional=self.judges_alone)
@@ -168,7 +167,5 @@ def train_stackgan(
     If ``first``, the trained first stage, is given, it is the second one. The other arguments, the
     result and the errors are those of ``train_gan``.
     """
-    networks: dict[str, nn.Module] = {"stem": stem} | ({} if first is None else {"stage1": first})
-    make = partial(StackGANTraining, config, options, stem, first)
-    where = (networks, folder, execution)
-    return train_gan(make, config, options, settings, examples, *where, **more)
+    where = ({"stem": stem, "stage1": first}, folder, execution)
+    return train_gan(StackGANTraining, config, options, settings, examples, *where, **more)

@@ -27,7 +27,8 @@ from mirrorgan_fast.pictures import to_signed
 from mirrorgan_fast.recipes import find_recipe
 from mirrorgan_fast.sampling.captions import Request
 from mirrorgan_fast.training.execution import Execution
-from mirrorgan_fast.training.gawwn import train_gawwn
+from mirrorgan_fast.training.gan import train_gan
+from mirrorgan_fast.training.gawwn import GawwnTraining
 
 PICTURES, HELD_OUT = 3000, 200
 CPU = torch.device("cpu")
@@ -143,7 +144,8 @@ def where(seed: int, size: int, steps: int, folder: Path) -> Found:
     boxes = torch.stack([each["box"] for each in held_out])
     of_real = overlap(reader.read(torch.stack([each["image"] for each in held_out])), boxes)
     run = Execution(CPU, quiet=True)
-    trained = train_gawwn(config, settings, train, full.stem, folder / f"gan{seed}", run)
+    learned_from = (train, {"stem": full.stem}, folder / f"gan{seed}", run)
+    trained = train_gan(GawwnTraining, config, settings.gan, settings, *learned_from)
     model = Gawwn(config, full.vocabulary)
     model.stem, model.G = full.stem, trained  # type: ignore[assignment]
     # Neither the captions nor the boxes were seen in training, and they are not of one picture.
