@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save
@@ -25,6 +25,7 @@ CONFIG, _VOCABULARY, _TENSORS = "config.json", "vocabulary.txt", "model.safetens
 FORMAT = 1
 """The format of config.json; increased when older versions can no longer read it."""
 _MAX_CONFIG_BYTES = 2**20
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def find_pretrained(name_or_path: StrPath) -> Path:
@@ -41,6 +42,37 @@ def find_pretrained(name_or_path: StrPath) -> Path:
         f"{name_or_path}: no model there (a folder with {CONFIG}, {_VOCABULARY}, {_TENSORS}); "
         f"models that come with the package: {', '.join(shipped) or 'none'}"
     )
+
+
+def load_pretrained(
+    name_or_path: StrPath,
+    system: str,
+    build: Callable[[Path, dict[str, Any]], Network],
+    shared: Mapping[str, str] | None = None,
+) -> Network:
+    """Load a model for inference: one that comes with the package, or a folder.
+
+    Args:
+        name_or_path: of the model.
+        system: its name in ``models.systems``.
+        build: makes the model, ``without_weights``, from its folder and the content of config.json.
+        shared: as for ``save_tensors``.
+
+    Raises:
+        InputError: there is no such model, its system is another, or one of its files is missing,
+            damaged or from a newer version.
+    """
+    folder = find_pretrained(name_or_path)
+    found, sizes = load_config(folder)
+    if found != system:
+        raise InputError(
+            f"{folder}: holds a model of the system {found!r:.60}, expected {system!r}; "
+            f"mirrorgan_fast.load loads a model of any system that reads text"
+        )
+    with without_weights():
+        model = build(folder, sizes)
+    load_weights(folder, model, shared)
+    return model.eval()
 
 
 def save_description(

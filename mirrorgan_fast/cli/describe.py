@@ -34,9 +34,10 @@ def add_to(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> int:
     model = model_of(options)
     if not isinstance(model, MirrorGAN):
+        makes = ": it only makes images, with sample --text-vectors FILE"
         raise InputError(
-            f"describe: {options.model} is a {model.SYSTEM} model, which has no captioner; use a "
-            f"{MirrorGAN.SYSTEM} model"
+            f"describe: {options.model} is a {model.SYSTEM} model, which has no captioner"
+            f"{makes if model.config.vector_size else ''}; use a {MirrorGAN.SYSTEM} model"
         )
     size = model.config.image_size
     count, failed = len(options.image), 0

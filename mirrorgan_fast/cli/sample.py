@@ -183,6 +183,8 @@ def _run(options: argparse.Namespace) -> int:
 
 def _texts(options: argparse.Namespace) -> Captions | TextVectors:
     """Return what to sample from."""
+    if options.box and options.text_vectors:
+        raise InputError("sample: --box is for captions, not for text vectors; leave it out")
     if options.box and not options.caption:
         raise InputError(
             'sample: --box is for captions that are arguments; a "box" in the lines of a file says '
@@ -199,7 +201,7 @@ def _texts(options: argparse.Namespace) -> Captions | TextVectors:
 
 def _walk(options: argparse.Namespace) -> int:
     if options.text_vectors:
-        raise InputError("--walk: goes between captions, not between text vectors")
+        raise InputError("--walk: goes between captions, not between text vectors; leave it out")
     if options.captions:
         raise InputError("--walk: give one or two captions as arguments, not a file")
     for name in _NOT_WITH_WALK:

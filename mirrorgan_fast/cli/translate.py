@@ -70,7 +70,7 @@ def _run(options: argparse.Namespace) -> int:
     system = load_description(find_pretrained(options.model)).system
     if system != CycleGAN.SYSTEM:
         raise InputError(
-            f"translate: {options.model} is a {system} model, which makes images of captions; use "
+            f"translate: {options.model} is a {system} model, which makes images from text; use "
             f"a {CycleGAN.SYSTEM} model"
         )
     model = CycleGAN.from_pretrained(options.model).to(device_of(options))

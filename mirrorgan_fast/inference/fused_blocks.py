@@ -2,13 +2,39 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mirrorgan_fast.inference.packing import FusedLayer, Packing, folded, scale_and_bias
-from mirrorgan_fast.models.layers import Bottleneck
+from mirrorgan_fast.models.layers import (
+    Bottleneck,
+    ConditioningAugmentation,
+    ReLUConditioningAugmentation,
+    ReLUResidualBlock,
+    ResidualBlock,
+)
 
 _SIDE = 4  # height and width of the first map
+
+
+def first_map(rows: Tensor) -> Tensor:
+    """Return rows (N, 16 C), which are channels_last maps of 4x4 pixels, as maps (N, C, 4, 4)."""
+    return rows.view(len(rows), _SIDE, _SIDE, -1).permute(0, 3, 1, 2)
+
+
+class FusedAugmentation:
+    """``layers.ConditioningAugmentation``, or StackGAN's own."""
+
+    def __init__(self, packing: Packing, augment: ConditioningAugmentation) -> None:
+        glu, linear = not isinstance(augment, ReLUConditioningAugmentation), augment.linear
+        packed = packing.packed(linear.weight, linear.bias, glu=glu)
+        self.linear = FusedLayer(packed, "glu" if glu else "relu")
+
+    def __call__(self, sentence: Tensor, noise: Tensor) -> Tensor:
+        """Map (N, D) and standard normal noise (N, condition) to s_ca (N, condition)."""
+        mu, log_var = self.linear.of_rows(sentence).float().chunk(2, dim=1)
+        return (mu + torch.exp(0.5 * log_var) * noise).to(sentence.dtype)
 
 
 class FirstMap:
@@ -30,8 +56,24 @@ class FirstMap:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map rows (N, C) to maps (N, C', 4, 4)."""
-        f = self.linear.of_rows(x)
-        return f.view(len(f), _SIDE, _SIDE, -1).permute(0, 3, 1, 2)
+        return first_map(self.linear.of_rows(x))
+
+
+class FusedResidual:
+    """``layers.ResidualBlock``, or StackGAN's own."""
+
+    def __init__(self, packing: Packing, residual: nn.Module) -> None:
+        assert isinstance(residual, ResidualBlock | ReLUResidualBlock)
+        first, first_norm, second, second_norm = residual.block
+        glu = isinstance(residual, ResidualBlock)
+        packed = packing.packed(*folded(first, first_norm), glu=glu)
+        self.first = FusedLayer(packed, "glu" if glu else "relu")
+        packed = packing.packed(*folded(second, second_norm))
+        self.second = FusedLayer(packed, "none" if glu else "relu")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
+        return self.second(self.first(x), x)
 
 
 class FusedBottleneck:

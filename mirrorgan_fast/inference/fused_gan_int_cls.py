@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mirrorgan_fast.inference.fused_blocks import FirstMap, FusedBottleneck
-from mirrorgan_fast.inference.packing import FusedLayer, Packing, fastest_dtype
+from mirrorgan_fast.inference.packing import FusedLayer, Packing
 from mirrorgan_fast.models.gan_int_cls import SLOPE, GanIntClsGenerator
 from mirrorgan_fast.ops import Layout
 from mirrorgan_fast.pictures import to_uint8
@@ -27,10 +27,8 @@ class FusedGanIntCls:
         dtype: torch.dtype | None = None,
         layout: Layout | None = None,
     ) -> None:
-        if dtype is None:
-            dtype = fastest_dtype(generator.project.weight.device.type)
-        self.dtype = dtype
-        packing = Packing(dtype, layout)
+        packing = Packing.of(generator, dtype, layout)
+        self.dtype = packing.dtype
         project = packing.packed(generator.project.weight, generator.project.bias)
         self.project = FusedLayer(project)
         self.first = FirstMap(packing, generator.first, generator.first_norm)

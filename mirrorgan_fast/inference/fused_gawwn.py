@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mirrorgan_fast.inference.fused_blocks import FirstMap, FusedBottleneck, FusedStrided
-from mirrorgan_fast.inference.packing import FusedLayer, Packing, fastest_dtype, folded
+from mirrorgan_fast.inference.packing import FusedLayer, Packing, folded
 from mirrorgan_fast.models.gawwn import GawwnBoxGenerator, covered, points_around, resampled
 from mirrorgan_fast.models.layers import BatchNormReLU, Bottleneck
 from mirrorgan_fast.ops import Layout
@@ -28,10 +28,8 @@ class FusedGawwn:
         dtype: torch.dtype | None = None,
         layout: Layout | None = None,
     ) -> None:
-        if dtype is None:
-            dtype = fastest_dtype(generator.project.weight.device.type)
-        self.dtype, self.grid = dtype, generator.grid
-        packing = Packing(dtype, layout)
+        packing = Packing.of(generator, dtype, layout)
+        self.dtype, self.grid = packing.dtype, generator.grid
         self.project, self.global_noise, self.local_noise = (
             FusedLayer(packing.packed(linear.weight, linear.bias))
             for linear in (generator.project, generator.global_noise, generator.local_noise)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mirrorgan_fast.inference.packing import Packing, fastest_dtype, folded
+from mirrorgan_fast.inference.packing import Packing, folded
 from mirrorgan_fast.models.glam import GLAM, Attention, FirstTransformer, Transformer
 from mirrorgan_fast.models.layers import ResidualBlock
 from mirrorgan_fast.ops import Layout, PackedGLAM, PackedStage, glam
@@ -31,13 +31,9 @@ class FusedGLAM:
     def __init__(
         self, generator: GLAM, dtype: torch.dtype | None = None, layout: Layout | None = None
     ) -> None:
-        augment = generator.augment.linear
-        if dtype is None:
-            dtype = fastest_dtype(augment.weight.device.type)
-        first, head = generator.F[0], next(generator.G[-1].children())
+        packing = Packing.of(generator, dtype, layout)
+        augment, first = generator.augment.linear, generator.F[0]
         assert isinstance(first, FirstTransformer)
-        assert isinstance(head, nn.Conv2d)
-        packing = Packing(dtype, layout)
         self.packed = PackedGLAM(
             packing.packed(augment.weight, augment.bias, glu=True),
             packing.first_linear(first),
@@ -46,7 +42,7 @@ class FusedGLAM:
                 _stage(packing, F_att_i, F_i)
                 for F_att_i, F_i in zip(generator.F_att, generator.F[1:], strict=True)
             ],
-            packing.packed(head.weight, None),
+            packing.image(generator.G[-1]),
             noise_size=first.linear.in_features - len(augment.bias) // 4,
             embedding_size=augment.in_features,
         )

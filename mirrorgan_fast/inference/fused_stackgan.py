@@ -3,13 +3,15 @@
 import torch
 from torch import Tensor, nn
 
-from mirrorgan_fast.inference.fused_blocks import FusedStrided
-from mirrorgan_fast.inference.packing import FusedLayer, Packing, fastest_dtype, folded
-from mirrorgan_fast.models.layers import ReLUConditioningAugmentation, ReLUResidualBlock
+from mirrorgan_fast.inference.fused_blocks import (
+    FusedAugmentation,
+    FusedResidual,
+    FusedStrided,
+    first_map,
+)
+from mirrorgan_fast.inference.packing import FusedLayer, Packing, folded
 from mirrorgan_fast.models.stackgan import StackGANGenerator, Stage1Generator, Stage2Generator
 from mirrorgan_fast.ops import Layout, image_head
-
-_SIDE = 4  # height and width of the map that the first stage's linear layer makes
 
 
 class FusedStackGAN:
@@ -28,10 +30,8 @@ class FusedStackGAN:
         dtype: torch.dtype | None = None,
         layout: Layout | None = None,
     ) -> None:
-        if dtype is None:
-            dtype = fastest_dtype(generator.stage1.linear.weight.device.type)
-        self.dtype = dtype
-        packing = Packing(dtype, layout)
+        packing = Packing.of(generator, dtype, layout)
+        self.dtype = packing.dtype
         self.stage1 = _Stage1(packing, generator.stage1)
         self.stage2 = None
         if generator.stage2 is not None:
@@ -62,39 +62,18 @@ class FusedStackGAN:
         return image_head(f, *self.stage2.image.packed, out=out)
 
 
-class _Augmentation:
-    """The conditioning augmentation."""
-
-    def __init__(self, packing: Packing, augment: ReLUConditioningAugmentation) -> None:
-        self.linear = FusedLayer(packing.packed(augment.linear.weight, augment.linear.bias), "relu")
-
-    def __call__(self, sentence: Tensor, noise: Tensor) -> Tensor:
-        mu, log_var = self.linear.of_rows(sentence).float().chunk(2, dim=1)
-        return (mu + torch.exp(0.5 * log_var) * noise).to(sentence.dtype)
-
-
 class _Stage1:
     """The first stage, up to the features of its image."""
 
     def __init__(self, packing: Packing, stage: Stage1Generator) -> None:
-        self.augment = _Augmentation(packing, stage.augment)
-
-        def channels_last(rows: Tensor) -> Tensor:
-            pixels: Tensor = rows.unflatten(0, (stage.channels, _SIDE * _SIDE))
-            return pixels.transpose(0, 1).flatten(0, 1)
-
-        weight, bias = map(channels_last, folded(stage.linear, stage.norm))
-        self.linear = FusedLayer(packing.packed(weight, bias), "relu")
-        self.upsample = [
-            FusedLayer(packing.packed(*folded(*block.children()), upsample=True), "relu")
-            for block in stage.upsample
-        ]
+        self.augment = FusedAugmentation(packing, stage.augment)
+        self.linear = FusedLayer(packing.first_linear(stage), "relu")
+        self.upsample = [FusedLayer(packing.up_conv(block), "relu") for block in stage.upsample]
         self.image = FusedLayer(packing.image(stage.image))
 
     def __call__(self, noise: Tensor, condition_noise: Tensor, sentence: Tensor) -> Tensor:
         c = self.augment(sentence, condition_noise)
-        f = self.linear.of_rows(torch.cat([noise.to(c.dtype), c], dim=1))
-        f = f.view(len(f), _SIDE, _SIDE, -1).permute(0, 3, 1, 2)
+        f = first_map(self.linear.of_rows(torch.cat([noise.to(c.dtype), c], dim=1)))
         for up in self.upsample:
             f = up(f)
         return f
@@ -104,7 +83,7 @@ class _Stage2:
     """The second stage, up to the features of its image."""
 
     def __init__(self, packing: Packing, stage: Stage2Generator) -> None:
-        self.augment = _Augmentation(packing, stage.augment)
+        self.augment = FusedAugmentation(packing, stage.augment)
         first, _, *strided = stage.encoder
         assert isinstance(first, nn.Conv2d)
         self.first = FusedLayer(packing.packed(first.weight, None), "relu")
@@ -113,17 +92,8 @@ class _Stage2:
             for conv, norm in zip(strided[::2], strided[1::2], strict=True)
         ]
         self.join = FusedLayer(packing.packed(*folded(*stage.join)), "relu")
-        self.blocks = []
-        for block in stage.residual:
-            assert isinstance(block, ReLUResidualBlock)
-            conv, norm, second_conv, second_norm = block.block
-            relu = FusedLayer(packing.packed(*folded(conv, norm)), "relu")
-            add = FusedLayer(packing.packed(*folded(second_conv, second_norm)), "relu")
-            self.blocks.append((relu, add))
-        self.upsample = [
-            FusedLayer(packing.packed(*folded(*block.children()), upsample=True), "relu")
-            for block in stage.upsample
-        ]
+        self.blocks = [FusedResidual(packing, block) for block in stage.residual]
+        self.upsample = [FusedLayer(packing.up_conv(block), "relu") for block in stage.upsample]
         self.image = FusedLayer(packing.image(stage.image))
 
     def __call__(self, image: Tensor, condition_noise: Tensor, sentence: Tensor) -> Tensor:
@@ -133,8 +103,8 @@ class _Stage2:
             f = strided(f)
         c_map = c[:, None, None].expand(-1, *f.shape[2:], -1)
         f = self.join(torch.cat([f.permute(0, 2, 3, 1), c_map], dim=3).permute(0, 3, 1, 2))
-        for relu, add in self.blocks:
-            f = add(relu(f), f)
+        for block in self.blocks:
+            f = block(f)
         for up in self.upsample:
             f = up(f)
         return f

@@ -3,12 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from mirrorgan_fast.inference.packing import FusedLayer, Packing, fastest_dtype, folded
+from mirrorgan_fast.inference.fused_blocks import FusedAugmentation, FusedResidual, first_map
+from mirrorgan_fast.inference.packing import FusedLayer, Packing, folded
 from mirrorgan_fast.models.glam import GLAM, FirstTransformer, JoinedSentence, Transformer
-from mirrorgan_fast.models.layers import ResidualBlock
 from mirrorgan_fast.ops import Layout, image_head
-
-_SIDE = 4  # height and width of the map that F_0's linear layer makes
 
 
 class FusedStackGANv2:
@@ -24,14 +22,10 @@ class FusedStackGANv2:
     def __init__(
         self, generator: GLAM, dtype: torch.dtype | None = None, layout: Layout | None = None
     ) -> None:
-        augment = generator.augment.linear
-        if dtype is None:
-            dtype = fastest_dtype(augment.weight.device.type)
-        self.dtype = dtype
-        first = generator.F[0]
+        packing = Packing.of(generator, dtype, layout)
+        self.dtype, first = packing.dtype, generator.F[0]
         assert isinstance(first, FirstTransformer)
-        packing = Packing(dtype, layout)
-        self.augment = FusedLayer(packing.packed(augment.weight, augment.bias, glu=True), "glu")
+        self.augment = FusedAugmentation(packing, generator.augment)
         self.linear = FusedLayer(packing.first_linear(first), "glu")
         self.upsample = [FusedLayer(packing.up_conv(block), "glu") for block in first.upsample]
         self.stages = [
@@ -55,11 +49,8 @@ class FusedStackGANv2:
         Each image depends only on its own row of the arguments, bit for bit. If ``out`` is given,
         the images are written there.
         """
-        dtype = self.dtype
-        mu, log_var = self.augment.of_rows(sentence.to(dtype)).float().chunk(2, dim=1)
-        s_ca = (mu + torch.exp(0.5 * log_var) * condition_noise).to(dtype)
-        f = self.linear.of_rows(torch.cat([s_ca, noise.to(dtype)], dim=1))
-        f = f.view(len(f), _SIDE, _SIDE, -1).permute(0, 3, 1, 2)
+        s_ca = self.augment(sentence.to(self.dtype), condition_noise)
+        f = first_map(self.linear.of_rows(torch.cat([s_ca, noise.to(self.dtype)], dim=1)))
         for up in self.upsample:
             f = up(f)
         for stage in self.stages:
@@ -75,13 +66,7 @@ class _Stage:
         assert isinstance(F_i, Transformer)
         *blocks, up = F_i
         self.join = FusedLayer(packing.packed(*folded(*F_att_i.join), glu=True), "glu")
-        self.blocks = []
-        for block in blocks:
-            assert isinstance(block, ResidualBlock)
-            conv, norm, second_conv, second_norm = block.block
-            glu = FusedLayer(packing.packed(*folded(conv, norm), glu=True), "glu")
-            add = FusedLayer(packing.packed(*folded(second_conv, second_norm)))
-            self.blocks.append((glu, add))
+        self.blocks = [FusedResidual(packing, block) for block in blocks]
         self.up = FusedLayer(packing.up_conv(up), "glu")
 
     def __call__(self, f: Tensor, s_ca: Tensor) -> Tensor:
@@ -89,6 +74,6 @@ class _Stage:
         sentence = s_ca[:, None, None].expand(-1, height, width, -1)
         both = torch.cat([sentence, f.permute(0, 2, 3, 1)], dim=3)
         f = self.join(both.permute(0, 3, 1, 2))
-        for glu, add in self.blocks:
-            f = add(glu(f), f)
+        for block in self.blocks:
+            f = block(f)
         return self.up(f)

@@ -1,12 +1,13 @@
 """Weights of layers for the inference ops: with batch norms folded in, and packed."""
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from mirrorgan_fast.models.glam import FirstTransformer
-from mirrorgan_fast.models.layers import BatchNormActivation, UpBlock
+from mirrorgan_fast.models.layers import BatchNormActivation, ReLUUpBlock, UpBlock
+from mirrorgan_fast.models.stackgan import Stage1Generator
 from mirrorgan_fast.ops import (
     Layout,
     PackedLayer,
@@ -33,6 +34,12 @@ class Packing(NamedTuple):
 
     dtype: torch.dtype
     layout: Layout | None
+
+    @classmethod
+    def of(cls, generator: nn.Module, dtype: torch.dtype | None, layout: Layout | None) -> Self:
+        """Return how a generator's weights are packed, by default in its device's fastest dtype."""
+        device = next(generator.parameters()).device.type
+        return cls(fastest_dtype(device) if dtype is None else dtype, layout)
 
     def packed(
         self,
@@ -70,19 +77,22 @@ class Packing(NamedTuple):
         return self.packed(conv.weight, None)
 
     def up_conv(self, block: nn.Module) -> PackedLayer:
-        """Pack an up-block."""
-        assert isinstance(block, UpBlock)
-        return self.packed(*folded(*block), glu=True, upsample=True)
+        """Pack an up-block, with a GLU or a ReLU."""
+        assert isinstance(block, UpBlock | ReLUUpBlock)
+        return self.packed(*folded(*block), glu=isinstance(block, UpBlock), upsample=True)
 
-    def first_linear(self, first: FirstTransformer) -> PackedLayer:
-        """Pack F_0's linear layer, with its outputs in the order of a channels_last map."""
+    def first_linear(self, first: FirstTransformer | Stage1Generator) -> PackedLayer:
+        """Pack a first stage's linear layer, with its outputs in the order of a channels_last map.
+
+        Before a GLU there are two such maps, one after the other.
+        """
 
         def channels_last(rows: Tensor) -> Tensor:
-            halves: Tensor = rows.unflatten(0, (2, first.channels, 4 * 4))
-            return halves.transpose(1, 2).flatten(0, 2)
+            maps: Tensor = rows.unflatten(0, (-1, first.channels, 4 * 4))
+            return maps.transpose(1, 2).flatten(0, 2)
 
-        weight, bias = folded(first.linear, first.norm)
-        return self.packed(channels_last(weight), channels_last(bias), glu=True)
+        weight, bias = map(channels_last, folded(first.linear, first.norm))
+        return self.packed(weight, bias, glu=isinstance(first, FirstTransformer))
 
 
 def folded(

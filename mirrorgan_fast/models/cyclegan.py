@@ -11,15 +11,7 @@ from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import CycleGANConfig
 from mirrorgan_fast.models.layers import Conv2d, initialize_normally
 from mirrorgan_fast.ops import instance_norm
-from mirrorgan_fast.weights import (
-    CONFIG,
-    find_pretrained,
-    load_config,
-    load_weights,
-    save_description,
-    save_tensors,
-    without_weights,
-)
+from mirrorgan_fast.weights import CONFIG, load_pretrained, save_description, save_tensors
 
 SLOPE = 0.2
 
@@ -72,17 +64,11 @@ class CycleGAN(nn.Module):
             InputError: there is no such model, its system is another, or one of its files is
                 missing, damaged or from a newer version.
         """
-        folder = find_pretrained(name_or_path)
-        system, sizes = load_config(folder)
-        if system != cls.SYSTEM:
-            raise InputError(
-                f"{folder}: holds a model of the system {system!r:.60}, expected {cls.SYSTEM!r}"
-            )
-        config = CycleGANConfig.from_dict(sizes, folder / CONFIG)
-        with without_weights():
-            model = cls(config)
-        load_weights(folder, model)
-        return model.eval()
+        return load_pretrained(
+            name_or_path,
+            cls.SYSTEM,
+            lambda folder, sizes: cls(cls.CONFIG.from_dict(sizes, folder / CONFIG)),
+        )
 
 
 class ResNetGenerator(nn.Module):

@@ -22,13 +22,10 @@ from mirrorgan_fast.pictures import to_uint8
 from mirrorgan_fast.vocabulary import Encoded, Vocabulary
 from mirrorgan_fast.weights import (
     CONFIG,
-    find_pretrained,
-    load_config,
+    load_pretrained,
     load_vocabulary,
-    load_weights,
     save_description,
     save_tensors,
-    without_weights,
 )
 
 SEEDS = 2**128
@@ -261,18 +258,14 @@ class TextToImage(nn.Module):
             InputError: there is no such model, its system is another, or one of its files is
                 missing, damaged or from a newer version.
         """
-        folder = find_pretrained(name_or_path)
-        system, sizes = load_config(folder)
-        if system != cls.SYSTEM:
-            raise InputError(
-                f"{folder}: holds a model of the system {system!r:.60}, expected {cls.SYSTEM!r}; "
-                f"mirrorgan_fast.load loads a model of any system"
-            )
-        config = cls.CONFIG.from_dict(sizes, folder / CONFIG)
-        with without_weights():
-            model = cls(config, load_vocabulary(folder))
-        load_weights(folder, model, cls.SHARED)
-        return model.eval()
+        return load_pretrained(
+            name_or_path,
+            cls.SYSTEM,
+            lambda folder, sizes: cls(
+                cls.CONFIG.from_dict(sizes, folder / CONFIG), load_vocabulary(folder)
+            ),
+            cls.SHARED,
+        )
 
 
 class Cascade(TextToImage):

@@ -101,8 +101,10 @@ class Captions:
         size = self._source.size
         return min(1.0, self._source.position / size) if size else None
 
-    def prepare(self) -> None:
+    def prepare(self, *, quiet: bool = True) -> None:
         """Detect the format, before any image is made. On a pipe, this waits for data.
+
+        ``quiet`` is that of ``TextVectors.prepare``; here there is no progress bar.
 
         Raises:
             InputError: the format is not supported, or the source is a pipe that was read already.

@@ -143,7 +143,7 @@ def sample_to_folder(
     processes = Processes.join()
     if processes.count > 1 and not captions.repeatable:
         raise InputError(f"{captions.name}: several processes cannot read it; give them a file")
-    captions.prepare()
+    captions.prepare(quiet=quiet or processes.rank > 0)
     if captions.digest:
         run["text_vectors"] = captions.digest
     journal = Journal(Path(folder))

@@ -5,12 +5,14 @@ import io
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import PurePath
 from typing import BinaryIO, Self
 
 import numpy as np
 from numpy.lib import format as npy
 from torch import Tensor
+from tqdm import tqdm
 
 from mirrorgan_fast.data.plain_pickle import read_plain_pickle
 from mirrorgan_fast.errors import InputError
@@ -174,8 +176,11 @@ class TextVectors:
         """The share of the vectors that has been read, from 0 to 1."""
         return self._read / self._count
 
-    def prepare(self) -> None:
+    def prepare(self, *, quiet: bool = True) -> None:
         """Read and check all vectors once, before any image is made.
+
+        Args:
+            quiet: whether to hide the progress bar, which appears after 2 seconds.
 
         Raises:
             InputError: see ``records``.
@@ -183,8 +188,21 @@ class TextVectors:
         if self.digest:
             return
         digest = hashlib.blake2b(digest_size=16)
-        for _, vector in self._checked():
-            digest.update(vector.tobytes())
+        bar = tqdm(
+            total=self._count,
+            desc="checking text vectors",
+            unit="vector",
+            delay=2,
+            disable=quiet,
+        )
+        try:
+            for _, vector in self._checked():
+                digest.update(vector.tobytes())
+                with suppress(OSError):  # the terminal may be closed
+                    bar.update()
+        finally:
+            with suppress(OSError):
+                bar.close()
         self.digest = digest.hexdigest()
 
     def records(self) -> Iterator[tuple[int, Record]]:

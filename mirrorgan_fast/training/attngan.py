@@ -1,22 +1,16 @@
 """Training of AttnGAN's generator against its discriminators."""
 
-from functools import partial
-from pathlib import Path
-from typing import Unpack
+from torch import Tensor
 
-from torch import Tensor, nn
-
-from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.models.config import AttnGANConfig
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.models.stem import STEM
 from mirrorgan_fast.training.batches import Batch
 from mirrorgan_fast.training.cascade import CascadeTraining
 from mirrorgan_fast.training.computation import Computation
-from mirrorgan_fast.training.execution import Execution
-from mirrorgan_fast.training.gan import MoreOfGAN, figures_of, frozen, sum_of, train_gan
+from mirrorgan_fast.training.gan import figures_of, frozen, sum_of
 from mirrorgan_fast.training.objectives import damsm_loss, kl_loss
-from mirrorgan_fast.training.settings import AttnGANSettings, AttnGANTrainingSettings
+from mirrorgan_fast.training.settings import AttnGANSettings
 
 
 class AttnGANTraining(CascadeTraining):
@@ -64,28 +58,6 @@ class AttnGANTraining(CascadeTraining):
                 captions = (given.words, given.mask, given.sentence)
                 damsm = damsm_loss(*captions, regions, codes, given.labels, processes=processes)
                 loss_G = sum_of(G_losses) + settings.damsm_weight * damsm + settings.kl_weight * KL
-            lowered = self.G_learner.lower(loss_G, pace)
-        if lowered:
-            self.average.update(self.generator, step)
+            self.train_generator(loss_G, step)
         figures |= {"KL": KL.detach(), **figures_of("G", G_losses)}
         return figures | {"damsm": damsm.detach()}
-
-
-def train_attngan(
-    config: AttnGANConfig,
-    settings: AttnGANTrainingSettings,
-    examples: TrainingExamples,
-    stem: STEM,
-    image_encoder: DAMSMImageEncoder,
-    folder: Path,
-    execution: Execution,
-    **more: Unpack[MoreOfGAN],
-) -> nn.Module:
-    """Train AttnGAN's generator with a pretrained text encoder and image encoder.
-
-    The other arguments, the result and the errors are those of ``train_gan``.
-    """
-    options, networks = settings.gan, {"stem": stem, "image_encoder": image_encoder}
-    make = partial(AttnGANTraining, config, options, stem, image_encoder)
-    where = (networks, folder, execution)
-    return train_gan(make, config, options, settings, examples, *where, **more)

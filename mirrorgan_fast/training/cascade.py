@@ -13,7 +13,7 @@ from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.stem import STEM
 from mirrorgan_fast.ops.wide import wide
 from mirrorgan_fast.training.computation import Computation
-from mirrorgan_fast.training.gan import Captioned, GANTraining
+from mirrorgan_fast.training.gan import Captioned, GANTraining, judgments, other_captions
 from mirrorgan_fast.training.objectives import (
     Form,
     WrongPairs,
@@ -93,14 +93,11 @@ class CascadeTraining(GANTraining):
         Returns:
             the losses, and how real D_i finds real and generated images, from 0 to 1, as figures.
         """
-        losses, found = [], {}
-        processes, other = self.computation.processes, None
+        losses: list[Tensor] = []
+        found: dict[str, Tensor] = {}
+        other = None
         if self.settings.form == "authors":  # each image with another caption of the batch
-            other, other_label = (
-                processes.own(processes.gathered(part).roll(1, dims=0))
-                for part in (given.judged, given.labels)
-            )
-            is_wrong = given.labels != other_label
+            other, is_wrong = other_captions(given, self.computation)
         with self.computation.autocast():
             for D_i, real_i, fake_i in zip(self.D, given.reals, fakes, strict=False):
                 both = torch.cat([real_i, fake_i.detach()])
@@ -110,10 +107,9 @@ class CascadeTraining(GANTraining):
                 wrong = None
                 if other is not None:
                     wrong = WrongPairs(D_i.conditional(real, other), is_wrong)
+                alone = real_logits.unconditional, fake_logits.unconditional
+                found |= judgments(*alone, name=f"D_{len(losses)}")
                 losses.append(self.discriminator_loss(real_logits, fake_logits, wrong))
-                for name, logits in (("real", real_logits), ("generated", fake_logits)):
-                    share = wide(logits.unconditional.detach()).sigmoid().mean()
-                    found[f"D_{len(losses) - 1}({name})"] = share
         return losses, found
 
     def discriminator_loss(self, real: Logits, fake: Logits, wrong: WrongPairs | None) -> Tensor:

@@ -30,7 +30,7 @@ from mirrorgan_fast.models.stackgan_v2 import StackGANv2
 from mirrorgan_fast.models.systems import system_of
 from mirrorgan_fast.models.text_to_image import TextToImage
 from mirrorgan_fast.processes import Processes
-from mirrorgan_fast.training.attngan import train_attngan
+from mirrorgan_fast.training.attngan import AttnGANTraining
 from mirrorgan_fast.training.backbones import BackboneWeights, check_backbone
 from mirrorgan_fast.training.batches import check_batch
 from mirrorgan_fast.training.best import BestModel
@@ -41,14 +41,15 @@ from mirrorgan_fast.training.cnn import train_cnn
 from mirrorgan_fast.training.description import check_description
 from mirrorgan_fast.training.execution import Execution
 from mirrorgan_fast.training.fine_tuning import START, check_sizes, starting_model
-from mirrorgan_fast.training.gan import MoreOfGAN
-from mirrorgan_fast.training.gan_int_cls import train_gan_int_cls
-from mirrorgan_fast.training.gawwn import train_gawwn
+from mirrorgan_fast.training.gan import GANTraining, MoreOfGAN, train_gan
+from mirrorgan_fast.training.gan_int_cls import GanIntClsTraining
+from mirrorgan_fast.training.gawwn import GawwnTraining
 from mirrorgan_fast.training.matcher import matching_networks, train_stem
 from mirrorgan_fast.training.mirrorgan import train_mirrorgan
 from mirrorgan_fast.training.settings import (
     GAN_STAGES,
     AttnGANTrainingSettings,
+    CaptionedGANSettings,
     CascadeTrainingSettings,
     GanIntClsTrainingSettings,
     GawwnTrainingSettings,
@@ -60,7 +61,7 @@ from mirrorgan_fast.training.settings import (
     TrainingSettings,
 )
 from mirrorgan_fast.training.stackgan import first_stage_of, train_stackgan
-from mirrorgan_fast.training.stackgan_v2 import train_stackgan_v2
+from mirrorgan_fast.training.stackgan_v2 import StackGANv2Training
 from mirrorgan_fast.vocabulary import Vocabulary
 from mirrorgan_fast.weights import CONFIG, load_vocabulary, save_description
 
@@ -265,28 +266,33 @@ def _trained_generator(
 ) -> nn.Module:
     """Train the generator of a model whose other networks are trained (see ``train_gan``)."""
     where = (folder / stage, execution)
+    training: type[GANTraining]
+    options: CaptionedGANSettings
+    networks: dict[str, nn.Module] = {"stem": model.stem}
     match model, settings:
         case MirrorGAN(), MirrorGANTrainingSettings():
-            networks = (model.stem, model.image_encoder, model.stream)
-            return train_mirrorgan(model.config, settings, examples, *networks, *where, **more)
-        case AttnGAN(), AttnGANTrainingSettings():
-            encoders = (model.stem, model.image_encoder)
-            return train_attngan(model.config, settings, examples, *encoders, *where, **more)
-        case StackGANv2(), StackGANv2TrainingSettings():
-            return train_stackgan_v2(model.config, settings, examples, model.stem, *where, **more)
-        case GanIntCls(), GanIntClsTrainingSettings():
-            return train_gan_int_cls(model.config, settings, examples, model.stem, *where, **more)
-        case Gawwn(), GawwnTrainingSettings():
-            return train_gawwn(model.config, settings, examples, model.stem, *where, **more)
+            encoders = (model.stem, model.image_encoder, model.stream)
+            return train_mirrorgan(model.config, settings, examples, *encoders, *where, **more)
         case StackGAN(), StackGANTrainingSettings():
             first = None
             if stage == "stage2":
                 first = StackGANGenerator(first_stage_of(model.config))
                 load_weights_of(folder / "stage1", first, part="average")
-            options: StackGANSettings = getattr(settings, stage)
+            of_stage: StackGANSettings = getattr(settings, stage)
             text = (examples, model.stem, first)
-            return train_stackgan(model.config, options, settings, *text, *where, **more)
-    raise TypeError(f"{model.SYSTEM} cannot be trained with {type(settings).__name__}")
+            return train_stackgan(model.config, of_stage, settings, *text, *where, **more)
+        case AttnGAN(), AttnGANTrainingSettings():
+            training, options = AttnGANTraining, settings.gan
+            networks["image_encoder"] = model.image_encoder
+        case StackGANv2(), StackGANv2TrainingSettings():
+            training, options = StackGANv2Training, settings.gan
+        case GanIntCls(), GanIntClsTrainingSettings():
+            training, options = GanIntClsTraining, settings.gan
+        case Gawwn(), GawwnTrainingSettings():
+            training, options = GawwnTraining, settings.gan
+        case _:
+            raise TypeError(f"{model.SYSTEM} cannot be trained with {type(settings).__name__}")
+    return train_gan(training, model.config, options, settings, examples, networks, *where, **more)
 
 
 def _encoders(config: TextToImageConfig) -> dict[Stage, str]:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, TypedDict, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -209,6 +209,11 @@ class GANTraining(ABC):
             x = wide(real).detach().requires_grad_()
             return [every * weight * r1_penalty(judge(x), x)]
 
+    def train_generator(self, loss: Tensor, step: int) -> None:
+        """Take a step of the generator down its loss; then average it."""
+        if self.G_learner.lower(loss, self.pace(step)):
+            self.average.update(self.generator, step)
+
 
 def frozen(network: Network, device: torch.device) -> Network:
     """Put a trained network that stays as it is on the device, and return it."""
@@ -217,7 +222,7 @@ def frozen(network: Network, device: torch.device) -> Network:
 
 
 def other_captions(given: Captioned, computation: Computation) -> tuple[Tensor, Tensor]:
-    """Return the sentence (N, D) of another caption of the whole batch for each image.
+    """Return what discriminators are told of another caption of the whole batch, (N, D').
 
     Also returned is whether it is wrong for the image, bool (N,): captions of images of its class
     are not.
@@ -225,14 +230,14 @@ def other_captions(given: Captioned, computation: Computation) -> tuple[Tensor, 
     processes = computation.processes
     other, label = (
         processes.own(processes.gathered(part).roll(1, dims=0))
-        for part in (given.sentence, given.labels)
+        for part in (given.judged, given.labels)
     )
     return other, given.labels != label
 
 
-def judgments(real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+def judgments(real: Tensor, fake: Tensor, name: str = "D") -> dict[str, Tensor]:
     """Return how real a discriminator finds images in the mean, given its logits (N,)."""
-    logits = {"D(real)": real, "D(generated)": fake}
+    logits = {f"{name}(real)": real, f"{name}(generated)": fake}
     return {name: wide(it.detach()).sigmoid().mean() for name, it in logits.items()}
 
 
@@ -254,14 +259,6 @@ def figures_of(name: str, losses: list[Tensor]) -> dict[str, Tensor]:
     return {f"{name}_{i}": loss.detach() for i, loss in enumerate(losses)}
 
 
-class Make(Protocol):
-    """Makes a task."""
-
-    def __call__(self, computation: Computation, *, compiled: bool) -> GANTraining:
-        """Return the task, given how a step computes and whether the generator is compiled."""
-        ...
-
-
 class MoreOfGAN(TypedDict, total=False):
     """What ``train_gan`` can be given by name."""
 
@@ -272,12 +269,12 @@ class MoreOfGAN(TypedDict, total=False):
 
 
 def train_gan(
-    make: Make,
+    training: Callable[..., GANTraining],
     config: TextToImageConfig,
     options: CaptionedGANSettings,
     settings: TrainingSettings,
     examples: TrainingExamples,
-    networks: Mapping[str, nn.Module],
+    networks: Mapping[str, nn.Module | None],
     folder: Path,
     execution: Execution,
     *,
@@ -290,12 +287,13 @@ def train_gan(
     Writes checkpoints, curves and sheets of samples; resumes from the folder's checkpoint.
 
     Args:
-        make: makes the task.
+        training: the class of the task.
         config: the sizes of the networks.
         options: the settings of this stage of the chain.
         settings: of the whole chain.
         examples: what to train on.
-        networks: those that were trained before, by name. A checkpoint made with others is refused.
+        networks: those that were trained before, by their names as arguments of ``training``; None:
+            there is none. A checkpoint made with others is refused.
         folder: of the run.
         execution: where and how to train.
         also: what else the result depends on.
@@ -316,14 +314,20 @@ def train_gan(
         execution,
         options.accumulate,
     )
-    states = {name: network.state_dict() for name, network in networks.items()}
+    states = {name: each.state_dict() for name, each in networks.items() if each is not None}
     needs = dependencies(config, settings, options, examples.digest(), device, **states)
     needs |= {**(also or {}), **started_from(start)}
     compiled = execution.compiled
     needs["compiled"] = Unsaid(False, (False, True)) if compiled is None else compiled
     with open_run(folder, options, settings, needs, execution) as run:
         torch.manual_seed(settings.seed)
-        task = make(run.computation(execution), compiled=run.settings["compiled"])
+        task = training(
+            config,
+            options,
+            **networks,
+            computation=run.computation(execution),
+            compiled=run.settings["compiled"],
+        )
         if start is not None:
             task.start_from(start)
         average = task.average.network

@@ -1,37 +1,17 @@
 """Training of GAN-INT-CLS's generator against its discriminator."""
 
-from functools import partial
-from pathlib import Path
-from typing import Unpack
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.models.config import GanIntClsConfig
 from mirrorgan_fast.models.gan_int_cls import GanIntClsDiscriminator, GanIntClsGenerator
-from mirrorgan_fast.models.stem import STEM
-from mirrorgan_fast.ops.wide import wide
 from mirrorgan_fast.training.batches import Batch
-from mirrorgan_fast.training.computation import Computation
-from mirrorgan_fast.training.execution import Execution
-from mirrorgan_fast.training.gan import (
-    GANTraining,
-    MoreOfGAN,
-    judgments,
-    other_captions,
-    sum_of,
-    train_gan,
-)
-from mirrorgan_fast.training.objectives import (
-    WrongPairs,
-    believed_loss,
-    matching_discriminator_loss,
-)
-from mirrorgan_fast.training.settings import GanIntClsSettings, GanIntClsTrainingSettings
+from mirrorgan_fast.training.gan_cls import GanClsTraining
+from mirrorgan_fast.training.objectives import believed_loss
+from mirrorgan_fast.training.settings import GanIntClsSettings
 
 
-class GanIntClsTraining(GANTraining):
+class GanIntClsTraining(GanClsTraining):
     """GAN-INT-CLS (Reed et al., algorithm 1, and eq. 5 for mixed sentences).
 
     With ``wrong_weight`` 0 it is GAN-INT, with ``interpolation_weight`` 0 GAN-CLS, and with both 0
@@ -39,48 +19,21 @@ class GanIntClsTraining(GANTraining):
     other images with the caption. The arguments are those of ``GANTraining``.
     """
 
+    NETWORKS = GanIntClsGenerator, GanIntClsDiscriminator
     config: GanIntClsConfig
     settings: GanIntClsSettings
-
-    def __init__(
-        self,
-        config: GanIntClsConfig,
-        settings: GanIntClsSettings,
-        stem: STEM,
-        computation: Computation,
-        *,
-        compiled: bool,
-    ) -> None:
-        generator = GanIntClsGenerator(config)
-        self.D = GanIntClsDiscriminator(config)
-        super().__init__(
-            config, settings, stem, generator, [self.D], computation, compiled=compiled
-        )
+    D: GanIntClsDiscriminator
 
     def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:
         """Lower L_D, then L_G on images of new noise; then average the generator."""
-        settings, pace, D = self.settings, self.pace(step), self.D
+        settings, D = self.settings, self.D
         given = self.encode(step, batch)
-        s = given.sentence
         with torch.no_grad():
-            fake_images = self.generate(step, given).images[-1]
-        with self.computation.autocast():
-            seen = D(given.reals[-1])
-            real, fake = D.conditional(seen, s), D.conditional(D(fake_images), s)
-            wrong = None
-            if settings.wrong_weight:
-                other, is_wrong = other_captions(given, self.computation)
-                wrong = WrongPairs(D.conditional(seen, other), is_wrong)
-            loss_D = matching_discriminator_loss(
-                real, fake, wrong, settings.wrong_weight, self.computation.processes
-            )
-        penalty = self.r1_penalty(
-            step, given.reals[-1], lambda images: [D.conditional(D(images), wide(s))]
-        )
-        self.D_learner.lower(sum_of([loss_D, *penalty]), pace)
+            fakes = self.generate(step, given).images[-1]
+        figures = self.train_discriminator(given, fakes, step)
 
         # G: be believed with the captions' sentences, and with mixtures of two of them
-        mixed = self.mixed(s)
+        s, mixed = given.sentence, self.mixed(given.sentence)
         both = torch.cat([s, mixed])
         noises = map(torch.cat, zip(self.noises(len(s)), self.noises(len(mixed)), strict=True))
         with self.D_learner.frozen():
@@ -92,10 +45,8 @@ class GanIntClsTraining(GANTraining):
                     loss_mixed = believed_loss(logits[len(s) :]) * len(mixed)
                     loss_G = loss_G + settings.interpolation_weight * loss_mixed
                 loss_G = loss_G / len(both)
-            lowered = self.G_learner.lower(loss_G, pace)
-        if lowered:
-            self.average.update(self.generator, step)
-        return {"D": loss_D.detach(), "G": loss_G.detach(), **judgments(real, fake)}
+            self.train_generator(loss_G, step)
+        return {**figures, "G": loss_G.detach()}
 
     def mixed(self, sentences: Tensor) -> Tensor:
         """Return mixtures of the first half of the batch's sentences (N, D) with the second half.
@@ -108,22 +59,3 @@ class GanIntClsTraining(GANTraining):
         half = len(whole) // 2 if self.settings.interpolation_weight else 0
         half -= half % processes.count
         return processes.own(beta * whole[:half] + (1 - beta) * whole[len(whole) // 2 :][:half])
-
-
-def train_gan_int_cls(
-    config: GanIntClsConfig,
-    settings: GanIntClsTrainingSettings,
-    examples: TrainingExamples,
-    stem: STEM,
-    folder: Path,
-    execution: Execution,
-    **more: Unpack[MoreOfGAN],
-) -> nn.Module:
-    """Train GAN-INT-CLS's generator for captions that a pretrained text encoder reads.
-
-    The other arguments, the result and the errors are those of ``train_gan``.
-    """
-    options, networks = settings.gan, {"stem": stem}
-    make = partial(GanIntClsTraining, config, options, stem)
-    where = (networks, folder, execution)
-    return train_gan(make, config, options, settings, examples, *where, **more)

@@ -1,37 +1,17 @@
 """Training of GAWWN's generator with boxes against its discriminator."""
 
-from functools import partial
-from pathlib import Path
-from typing import Unpack
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.models.config import GawwnConfig
 from mirrorgan_fast.models.gawwn import GawwnBoxDiscriminator, GawwnBoxGenerator
-from mirrorgan_fast.models.stem import STEM
-from mirrorgan_fast.ops.wide import wide
 from mirrorgan_fast.training.batches import Batch
-from mirrorgan_fast.training.computation import Computation
-from mirrorgan_fast.training.execution import Execution
-from mirrorgan_fast.training.gan import (
-    GANTraining,
-    MoreOfGAN,
-    judgments,
-    other_captions,
-    sum_of,
-    train_gan,
-)
-from mirrorgan_fast.training.objectives import (
-    WrongPairs,
-    believed_loss,
-    matching_discriminator_loss,
-)
-from mirrorgan_fast.training.settings import GawwnSettings, GawwnTrainingSettings
+from mirrorgan_fast.training.gan_cls import GanClsTraining
+from mirrorgan_fast.training.objectives import believed_loss
+from mirrorgan_fast.training.settings import GawwnSettings
 
 
-class GawwnTraining(GANTraining):
+class GawwnTraining(GanClsTraining):
     """GAWWN with a box: GAN-CLS whose generator and discriminator are told of each image's box.
 
     Wrong pairs have another caption and the image's own box, as in the authors' code. They compute
@@ -39,73 +19,23 @@ class GawwnTraining(GANTraining):
     new. The arguments are those of ``GANTraining``; batches have boxes.
     """
 
+    NETWORKS = GawwnBoxGenerator, GawwnBoxDiscriminator
     config: GawwnConfig
     settings: GawwnSettings
-
-    def __init__(
-        self,
-        config: GawwnConfig,
-        settings: GawwnSettings,
-        stem: STEM,
-        computation: Computation,
-        *,
-        compiled: bool,
-    ) -> None:
-        generator = GawwnBoxGenerator(config)
-        self.D = GawwnBoxDiscriminator(config)
-        super().__init__(
-            config, settings, stem, generator, [self.D], computation, compiled=compiled
-        )
+    D: GawwnBoxDiscriminator
 
     def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:
         """Lower L_D, then L_G on the same images; then average the generator."""
-        pace, D = self.pace(step), self.D
-        given = self.encode(step, batch)
+        D, given = self.D, self.encode(step, batch)
         (box,) = self.computation.on_device(batch, "box")
         box = box.to(torch.get_default_dtype())
         s = given.sentence
         noise, _ = self.noises(len(s))
         with self.computation.autocast():
             fakes = self._generate(noise, box, given.words, given.mask, s).images[-1]
-            seen = D(given.reals[-1])
-            real = D.conditional(seen, s, box)
-            fake = D.conditional(D(fakes.detach()), s, box)
-            wrong = None
-            if self.settings.wrong_weight:
-                other, is_wrong = other_captions(given, self.computation)
-                wrong = WrongPairs(D.conditional(seen, other, box), is_wrong)
-            loss_D = matching_discriminator_loss(
-                real, fake, wrong, self.settings.wrong_weight, self.computation.processes
-            )
-        penalty = self.r1_penalty(
-            step, given.reals[-1], lambda images: [D.conditional(D(images), wide(s), box)]
-        )
-        self.D_learner.lower(sum_of([loss_D, *penalty]), pace)
-
+        figures = self.train_discriminator(given, fakes.detach(), step, box)
         with self.D_learner.frozen():
             with self.computation.autocast():
                 loss_G = believed_loss(D.conditional(D(fakes), s, box))
-            lowered = self.G_learner.lower(loss_G, pace)
-        if lowered:
-            self.average.update(self.generator, step)
-        return {"D": loss_D.detach(), "G": loss_G.detach(), **judgments(real, fake)}
-
-
-def train_gawwn(
-    config: GawwnConfig,
-    settings: GawwnTrainingSettings,
-    examples: TrainingExamples,
-    stem: STEM,
-    folder: Path,
-    execution: Execution,
-    **more: Unpack[MoreOfGAN],
-) -> nn.Module:
-    """Train GAWWN's generator for captions that a pretrained text encoder reads.
-
-    The examples have boxes. The other arguments, the result and the errors are those of
-    ``train_gan``.
-    """
-    options, networks = settings.gan, {"stem": stem}
-    make = partial(GawwnTraining, config, options, stem)
-    where = (networks, folder, execution)
-    return train_gan(make, config, options, settings, examples, *where, **more)
+            self.train_generator(loss_G, step)
+        return {**figures, "G": loss_G.detach()}

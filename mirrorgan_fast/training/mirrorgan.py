@@ -98,9 +98,7 @@ class MirrorGANTraining(CascadeTraining):
                     )
                     loss_G = loss_G + settings.stream_weight * loss
                     figures["stream"] = loss.detach()
-            lowered = self.G_learner.lower(loss_G, pace)
-        if lowered:
-            self.average.update(self.generator, step)
+            self.train_generator(loss_G, step)
         return figures
 
 
@@ -119,12 +117,11 @@ def train_mirrorgan(
 
     The other arguments, the result and the errors are those of ``train_gan``.
     """
-    options, ends = settings.gan, settings.stream.ends
     networks = {"stem": stem, "image_encoder": image_encoder, "stream": stream}
-    make = partial(MirrorGANTraining, config, options, stem, image_encoder, stream, ends=ends)
-    also = {} if ends else {"stream.ends": False}
+    training = partial(MirrorGANTraining, ends=settings.stream.ends)
+    also = {} if settings.stream.ends else {"stream.ends": False}
     where = (networks, folder, execution)
-    return train_gan(make, config, options, settings, examples, *where, also=also, **more)
+    return train_gan(training, config, settings.gan, settings, examples, *where, also=also, **more)
 
 
 def _same(one: nn.Module, other: nn.Module) -> bool:

@@ -18,7 +18,15 @@ from mirrorgan_fast.ops.wide import wide
 from mirrorgan_fast.training.batches import Batch
 from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
-from mirrorgan_fast.training.gan import Captioned, GANTraining, MoreOfGAN, sum_of, train_gan
+from mirrorgan_fast.training.gan import (
+    Captioned,
+    GANTraining,
+    MoreOfGAN,
+    judgments,
+    other_captions,
+    sum_of,
+    train_gan,
+)
 from mirrorgan_fast.training.objectives import (
     WrongPairs,
     believed_loss,
@@ -49,7 +57,7 @@ class StackGANTraining(GANTraining):
         config: the sizes of the networks.
         settings: of this stage.
         stem: the text encoder, which stays as it is.
-        first: the first stage's trained generator, if this is the second stage.
+        stage1: the first stage's trained generator, if this is the second stage.
         computation: how a step computes.
         compiled: whether ``torch.compile`` compiles the generator.
     """
@@ -63,16 +71,16 @@ class StackGANTraining(GANTraining):
         config: StackGANConfig,
         settings: StackGANSettings,
         stem: STEM,
-        first: StackGANGenerator | None,
+        stage1: StackGANGenerator | None,
         computation: Computation,
         *,
         compiled: bool,
     ) -> None:
         generator = StackGANGenerator(config)
         authors = settings.form == "authors"
-        self.refines = first is not None
-        if first is not None:
-            generator.stage1.load_state_dict(first.stage1.state_dict())
+        self.refines = stage1 is not None
+        if stage1 is not None:
+            generator.stage1.load_state_dict(stage1.stage1.state_dict())
             generator.stage1.requires_grad_(False).train(authors)
         self.judges_alone = authors and self.refines
         self.D = Discriminator(config, config.image_size, unconditional=self.judges_alone)
@@ -111,9 +119,7 @@ class StackGANTraining(GANTraining):
                 loss = self.generator_loss(self.D(images[-1]), told)
                 size = self.config.condition_size if settings.form == "paper" else 1
                 loss_G = loss + settings.kl_weight * size * KL
-            lowered = self.G_learner.lower(loss_G, pace)
-        if lowered:
-            self.average.update(self.generator, step)
+            self.train_generator(loss_G, step)
         return {**figures, "D": loss_D.detach(), "KL": KL.detach(), "G": loss.detach()}
 
     def discriminator_loss(
@@ -124,11 +130,8 @@ class StackGANTraining(GANTraining):
         with self.computation.autocast():
             real_seen, fake_seen = D(torch.cat([given.reals[-1], fake]), parts=2).chunk(2)
             if self.settings.form == "authors":  # each image with another caption of the batch
-                other, label = (
-                    processes.own(processes.gathered(part).roll(1, dims=0))
-                    for part in (given.judged, given.labels)
-                )
-                wrong = WrongPairs(D.conditional(real_seen, other), given.labels != label)
+                other, is_wrong = other_captions(given, self.computation)
+                wrong = WrongPairs(D.conditional(real_seen, other), is_wrong)
             if self.judges_alone:
                 both, generated = (D.judge(each, given.judged) for each in (real_seen, fake_seen))
                 real, fake = both.conditional, generated.conditional
@@ -136,8 +139,7 @@ class StackGANTraining(GANTraining):
             else:
                 real, fake = (D.conditional(each, given.judged) for each in (real_seen, fake_seen))
                 loss = matching_discriminator_loss(real, fake, wrong, processes=processes)
-        shares = {"D(real)": real, "D(generated)": fake}
-        return loss, {name: wide(it.detach()).sigmoid().mean() for name, it in shares.items()}
+        return loss, judgments(real, fake)
 
     def judge(self, given: Captioned, images: Tensor) -> Sequence[Tensor]:
         """Return D's logits (N,) for images with their captions, and those for images alone."""
@@ -176,7 +178,5 @@ def train_stackgan(
     If ``first``, the trained first stage, is given, it is the second one. The other arguments, the
     result and the errors are those of ``train_gan``.
     """
-    networks: dict[str, nn.Module] = {"stem": stem} | ({} if first is None else {"stage1": first})
-    make = partial(StackGANTraining, config, options, stem, first)
-    where = (networks, folder, execution)
-    return train_gan(make, config, options, settings, examples, *where, **more)
+    where = ({"stem": stem, "stage1": first}, folder, execution)
+    return train_gan(StackGANTraining, config, options, settings, examples, *where, **more)

@@ -1,26 +1,18 @@
 """Training of StackGAN++'s generator against its discriminators."""
 
-from functools import partial
-from pathlib import Path
-from typing import Unpack
+from torch import Tensor
 
-from torch import Tensor, nn
-
-from mirrorgan_fast.data.examples import TrainingExamples
-from mirrorgan_fast.models.config import StackGANv2Config
 from mirrorgan_fast.models.discriminator import Logits
-from mirrorgan_fast.models.stem import STEM
 from mirrorgan_fast.training.batches import Batch
 from mirrorgan_fast.training.cascade import CascadeTraining
-from mirrorgan_fast.training.execution import Execution
-from mirrorgan_fast.training.gan import MoreOfGAN, figures_of, sum_of, train_gan
+from mirrorgan_fast.training.gan import figures_of, sum_of
 from mirrorgan_fast.training.objectives import (
     WrongPairs,
     color_consistency_loss,
     kl_loss,
     stackgan_v2_discriminator_loss,
 )
-from mirrorgan_fast.training.settings import StackGANv2Settings, StackGANv2TrainingSettings
+from mirrorgan_fast.training.settings import StackGANv2Settings
 
 
 class StackGANv2Training(CascadeTraining):
@@ -57,30 +49,9 @@ class StackGANv2Training(CascadeTraining):
                     color = color_consistency_loss(fakes, settings.form)
                     loss_G = loss_G + settings.color_weight * color
                     figures["color"] = color.detach()
-            lowered = self.G_learner.lower(loss_G, pace)
-        if lowered:
-            self.average.update(self.generator, step)
+            self.train_generator(loss_G, step)
         return figures
 
     def discriminator_loss(self, real: Logits, fake: Logits, wrong: WrongPairs | None) -> Tensor:
         """Return L_Di."""
         return stackgan_v2_discriminator_loss(real, fake, wrong, self.computation.processes)
-
-
-def train_stackgan_v2(
-    config: StackGANv2Config,
-    settings: StackGANv2TrainingSettings,
-    examples: TrainingExamples,
-    stem: STEM,
-    folder: Path,
-    execution: Execution,
-    **more: Unpack[MoreOfGAN],
-) -> nn.Module:
-    """Train StackGAN++'s generator for captions that a pretrained text encoder reads.
-
-    The other arguments, the result and the errors are those of ``train_gan``.
-    """
-    options, networks = settings.gan, {"stem": stem}
-    make = partial(StackGANv2Training, config, options, stem)
-    where = (networks, folder, execution)
-    return train_gan(make, config, options, settings, examples, *where, **more)

@@ -10,6 +10,7 @@ from mirrorgan_fast.convert import cyclegan_discriminator, cyclegan_generator
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.config import CycleGANConfig
 from mirrorgan_fast.models.cyclegan import CycleGAN, PatchDiscriminator, ResNetGenerator
+from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.recipes import load
 
 SMALL = CycleGANConfig(
@@ -168,6 +169,8 @@ def test_a_model_is_saved_and_loaded(tmp_path: Path) -> None:
         load(tmp_path)
     with pytest.raises(InputError, match="system 'mirrorgan', expected 'cyclegan'"):
         CycleGAN.from_pretrained("birds-painted")
+    with pytest.raises(InputError, match="system 'cyclegan', expected 'mirrorgan'"):
+        MirrorGAN.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 import mirrorgan_fast
 from mirrorgan_fast.cli.main import main
@@ -26,6 +27,7 @@ from mirrorgan_fast.figures.walk import walk
 from mirrorgan_fast.inference.renderer import fuse
 from mirrorgan_fast.models.config import StackGANConfig
 from mirrorgan_fast.models.stackgan import StackGAN
+from mirrorgan_fast.sampling import text_vectors
 from mirrorgan_fast.sampling.captions import Request
 from mirrorgan_fast.sampling.run import SamplingSettings, Summary, sample_to_folder
 from mirrorgan_fast.sampling.sampler import Result, Sampler
@@ -260,6 +262,45 @@ def test_processes_divide_the_vectors(model: StackGAN, vectors: np.ndarray, tmp_
     assert sample(model, path, tmp_path / "out").made == 0
 
 
+@pytest.fixture
+def bar_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Show the progress bar after the first vector, and write it for each one."""
+
+    def at_once(**options: Any) -> tqdm:
+        return tqdm(**{**options, "delay": 1e-9, "mininterval": 0})
+
+    monkeypatch.setattr(text_vectors, "tqdm", at_once)
+
+
+def test_a_bar_shows_how_many_vectors_are_checked(
+    model: StackGAN,
+    vectors: np.ndarray,
+    tmp_path: Path,
+    bar_at_once: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = saved(vectors, tmp_path / "vectors.npy")
+    sample(model, path, tmp_path / "quiet")
+    assert capsys.readouterr().err == ""
+    sample(model, path, tmp_path / "shown", quiet=False)
+    shown = capsys.readouterr().err
+    assert re.search(r"checking text vectors:  50%.* 9/18 .*vector/s", shown)
+    assert re.search(r"checking text vectors: 100%.* 18/18 .*vector/s", shown)
+
+
+def test_vectors_are_checked_without_a_terminal(
+    vectors: np.ndarray, tmp_path: Path, bar_at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    with TextVectors.open(saved(vectors, tmp_path / "vectors.npy")) as given:
+        given.prepare(quiet=False)
+    assert given.digest
+
+
 def test_a_file_that_changes_meanwhile_is_noticed(vectors: np.ndarray, tmp_path: Path) -> None:
     path = saved(vectors, tmp_path / "vectors.npy")
     with TextVectors.open(path) as given:
@@ -455,8 +496,10 @@ def test_commands_refuse_what_needs_words(
             "12", "256"
         ),
         (*trains, "--init-from", "model"): READS,
-        ("describe", "birds/none.png", *vector_model): "stackgan model, which has no captioner",
+        ("describe", "birds/none.png", *vector_model): "stackgan model, which has no captioner: "
+        "it only makes images, with sample --text-vectors FILE",
         (*sample, "--text-vectors", "v.npy", "--walk", "2", *vector_model): "--walk: goes between",
+        (*sample, "--text-vectors", "v.npy", "--box", "0,0,1,1", *vector_model): "--box is for",
         (*sample, "--text-vectors", "v.npy", "a bird"): "or a file of text vectors",
         (*sample, "--text-vectors", "v.npy", "--model", "captions"): "reads captions, not text",
     }.items():

@@ -169,8 +169,8 @@ def test_only_a_layer_that_reads_sentences_and_learns_begins_larger(
     small = first_stage_of(STACKGAN)
     first = StackGANGenerator(small)
     for make, settings, layers in (
-        (partial(StackGANTraining, small, first=None), v1.stage1, {"stage1.augment.linear"}),
-        (partial(StackGANTraining, STACKGAN, first=first), v1.stage2, {"stage2.augment.linear"}),
+        (partial(StackGANTraining, small, stage1=None), v1.stage1, {"stage1.augment.linear"}),
+        (partial(StackGANTraining, STACKGAN, stage1=first), v1.stage2, {"stage2.augment.linear"}),
         (partial(StackGANv2Training, STACKGAN_V2), v2.gan, {"augment.linear"}),
         (partial(GanIntClsTraining, INT_CLS), int_cls.gan, {"project"}),
         (partial(GawwnTraining, GAWWN), GawwnSettings(), {"project", "D.0.project.0"}),

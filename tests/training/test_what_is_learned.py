@@ -28,11 +28,12 @@ from mirrorgan_fast.models.config import TextToImageConfig
 from mirrorgan_fast.models.stackgan import StackGANGenerator
 from mirrorgan_fast.models.systems import system_of
 from mirrorgan_fast.recipes import find_recipe
-from mirrorgan_fast.training.attngan import train_attngan
+from mirrorgan_fast.training.attngan import AttnGANTraining
 from mirrorgan_fast.training.execution import Execution
-from mirrorgan_fast.training.gan_int_cls import train_gan_int_cls
+from mirrorgan_fast.training.gan import GANTraining, train_gan
+from mirrorgan_fast.training.gan_int_cls import GanIntClsTraining
 from mirrorgan_fast.training.stackgan import first_stage_of, train_stackgan
-from mirrorgan_fast.training.stackgan_v2 import train_stackgan_v2
+from mirrorgan_fast.training.stackgan_v2 import StackGANv2Training
 
 CAPTIONS = 200
 PICTURES = 3000
@@ -49,6 +50,11 @@ class Case(NamedTuple):
     """Half of the smallest gain of three seeds over the beginning and over other captions."""
 
 
+TRAININGS: dict[str, type[GANTraining]] = {
+    "attngan": AttnGANTraining,
+    "stackgan-v2": StackGANv2Training,
+    "gan-int-cls": GanIntClsTraining,
+}
 CASES = {
     # 27.9, 28.6 and 28.4 points over the beginning, 26.4, 27.6 and 27.9 over other captions
     "attngan": Case(
@@ -126,15 +132,15 @@ def shares(system: str, seed: int, folder: Path) -> tuple[float, float, float]:
     run = Execution(torch.device("cpu"), quiet=True)
     torch.manual_seed(seed)
     begun = system_of(config)(config, full.vocabulary).generator
-    text = (examples, full.stem)
-    if system == "attngan":
-        encoders = (*text, full.image_encoder)
-        trained = train_attngan(config, settings, *encoders, folder / "gan", run)
-    elif system == "stackgan-v2":
-        trained = train_stackgan_v2(config, settings, *text, folder / "gan", run)
-    elif system == "gan-int-cls":
-        trained = train_gan_int_cls(config, settings, *text, folder / "gan", run)
+    if system in TRAININGS:
+        networks: dict[str, nn.Module] = {"stem": full.stem}
+        if system == "attngan":
+            networks["image_encoder"] = full.image_encoder
+        where = (networks, folder / "gan", run)
+        training = TRAININGS[system]
+        trained = train_gan(training, config, settings.gan, settings, examples, *where)
     else:
+        text = (examples, full.stem)
         small, options = first_stage_of(config), (settings.stage1, settings.stage2)
         first = train_stackgan(small, options[0], settings, *text, None, folder / "stage1", run)
         assert isinstance(first, StackGANGenerator)

@@ -32,7 +32,8 @@ from mirrorgan_fast.pictures import to_signed
 from mirrorgan_fast.recipes import find_recipe
 from mirrorgan_fast.sampling.captions import Request
 from mirrorgan_fast.training.execution import Execution
-from mirrorgan_fast.training.gawwn import train_gawwn
+from mirrorgan_fast.training.gan import train_gan
+from mirrorgan_fast.training.gawwn import GawwnTraining
 
 PICTURES, HELD_OUT = 3000, 200
 CPU = torch.device("cpu")
@@ -154,7 +155,8 @@ def where(seed: int, size: int, steps: int, folder: Path) -> Found:
     run = Execution(CPU, quiet=True)
     torch.manual_seed(seed)
     begun = GawwnBoxGenerator(config)
-    trained = train_gawwn(config, settings, train, full.stem, folder / f"gan{seed}", run)
+    learned_from = (train, {"stem": full.stem}, folder / f"gan{seed}", run)
+    trained = train_gan(GawwnTraining, config, settings.gan, settings, *learned_from)
 
     held_out = PaintedBirds("test", HELD_OUT, 64, places="varied")
     captions = [held_out.bird_captions(i)[0] for i in range(HELD_OUT)]

@@ -23,8 +23,9 @@ from mirrorgan_fast.training.captioner import train_stream
 from mirrorgan_fast.training.cnn import train_cnn
 from mirrorgan_fast.training.cyclegan import train_cyclegan
 from mirrorgan_fast.training.execution import Execution
-from mirrorgan_fast.training.gan_int_cls import train_gan_int_cls
-from mirrorgan_fast.training.gawwn import train_gawwn
+from mirrorgan_fast.training.gan import train_gan
+from mirrorgan_fast.training.gan_int_cls import GanIntClsTraining
+from mirrorgan_fast.training.gawwn import GawwnTraining
 from mirrorgan_fast.training.matcher import train_stem
 from mirrorgan_fast.training.mirrorgan import train_mirrorgan
 from mirrorgan_fast.training.precision import Precision
@@ -49,7 +50,7 @@ from mirrorgan_fast.training.settings import (
     TrainingSettings,
 )
 from mirrorgan_fast.training.stackgan import first_stage_of, train_stackgan
-from mirrorgan_fast.training.stackgan_v2 import train_stackgan_v2
+from mirrorgan_fast.training.stackgan_v2 import StackGANv2Training
 from mirrorgan_fast.vocabulary import Vocabulary
 
 from .runs import CYCLEGAN, GAWWN, INT_CLS, STACKGAN, STACKGAN_V2, TINY
@@ -120,7 +121,8 @@ def main(folder: Path, stages: list[str], settings: MirrorGANTrainingSettings) -
             **_common(settings),
             gan=GawwnSettings(steps=settings.gan.steps, batch_size=SIZE, r1_weight=1.0),
         )
-        train_gawwn(GAWWN, gawwn, with_boxes, networks[0], folder / "gawwn", execution)
+        where = ({"stem": networks[0]}, folder / "gawwn", execution)
+        train_gan(GawwnTraining, GAWWN, gawwn.gan, gawwn, with_boxes, *where)
     processes.close()
 
 
@@ -138,19 +140,21 @@ def _train_others(
     if "stackgan-v2" in stages:
         v2 = StackGANv2Settings(**length, color_weight=1.0, r1_weight=1.0)
         chain = StackGANv2TrainingSettings(**common, gan=v2)
-        train_stackgan_v2(STACKGAN_V2, chain, examples, stem, folder / "stackgan-v2", execution)
+        where = ({"stem": stem}, folder / "stackgan-v2", execution)
+        train_gan(StackGANv2Training, STACKGAN_V2, v2, chain, examples, *where)
     if "stackgan" in stages:
         options = StackGANSettings(**length, r1_weight=1.0)
         of_chain = (StackGANTrainingSettings(**common), examples, stem)
-        small, where = first_stage_of(STACKGAN), (folder / "stage1", execution)
-        first = train_stackgan(small, options, *of_chain, None, *where)
+        small, at = first_stage_of(STACKGAN), (folder / "stage1", execution)
+        first = train_stackgan(small, options, *of_chain, None, *at)
         assert isinstance(first, StackGANGenerator)
         train_stackgan(STACKGAN, options, *of_chain, first, folder / "stackgan", execution)
     if "gan-int-cls" in stages:
         int_cls = GanIntClsTrainingSettings(
             **common, gan=GanIntClsSettings(**length, r1_weight=1.0)
         )
-        train_gan_int_cls(INT_CLS, int_cls, examples, stem, folder / "gan-int-cls", execution)
+        where = ({"stem": stem}, folder / "gan-int-cls", execution)
+        train_gan(GanIntClsTraining, INT_CLS, int_cls.gan, int_cls, examples, *where)
     if "cyclegan/gan" in stages:
         domains = (PaintedBirds("train", 2 * SIZE - i, 64, seed=i) for i in (0, 1))
         of_all = {field.name: common[field.name] for field in dataclasses.fields(CommonSettings)}
