@@ -150,9 +150,9 @@ def _train_others(
         assert isinstance(first, StackGANGenerator)
         train_stackgan(STACKGAN, options, *of_chain, first, folder / "stackgan", execution)
     if "gan-int-cls" in stages:
-        int_cls = GanIntClsTrainingSettings(
-            **common, gan=GanIntClsSettings(**length, r1_weight=1.0)
-        )
+        # A bias before a batch norm has only what rounding leaves as its gradient, and R1 is large.
+        gan = GanIntClsSettings(**length, r1_weight=0.1)
+        int_cls = GanIntClsTrainingSettings(**common, gan=gan)
         where = ({"stem": stem}, folder / "gan-int-cls", execution)
         train_gan(GanIntClsTraining, INT_CLS, int_cls.gan, int_cls, examples, *where)
     if "cyclegan/gan" in stages:
