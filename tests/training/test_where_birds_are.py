@@ -2,7 +2,7 @@
 
 The box of a generated bird is read by a regressor that has only seen painted birds; its own overlap
 on held-out ones is measured too. The text encoder is that of the package, and the judge of
-attributes has not seen the model; it was trained on larger birds in the middle of pictures.
+attributes has not seen the model; it reads images that are cut around their boxes.
 ``python -m tests.training.test_where_birds_are SEED SIZE STEPS`` prints the figures of a seed.
 """
 
@@ -111,6 +111,27 @@ def trained_reader(examples: Sequence[Any] | TrainingExamples, steps: int = 1500
     return reader
 
 
+def around(images: Tensor, boxes: Tensor) -> Tensor:
+    """Cut images around the middle of boxes, so that birds are as large as the judge knows them.
+
+    Args:
+        images: uint8 (N, 3, S, S).
+        boxes: (N, 4).
+
+    Returns:
+        uint8 (N, 3, 64, 64): what is within 0.275 widths of the middle, or as near as there is.
+    """
+    size = images.shape[2]
+    side = round(0.55 * size)
+    corners = ((boxes[:, :2] + boxes[:, 2:] / 2) * size - side / 2).round().long()
+    cut = [
+        image[None, :, y : y + side, x : x + side].float()
+        for image, (x, y) in zip(images, corners.clamp(0, size - side).tolist(), strict=True)
+    ]
+    larger = functional.interpolate(torch.cat(cut), size=64, mode="bilinear", antialias=True)
+    return larger.round().to(torch.uint8)
+
+
 class Found(NamedTuple):
     """Mean intersections over unions, and shares of the attributes that captions name."""
 
@@ -174,8 +195,8 @@ def where(seed: int, size: int, steps: int, folder: Path) -> Found:
         results = Sampler(model, dtype=torch.float32).stream(requests)
         return torch.stack([torch.from_numpy(each.image) for each in results]).permute(0, 3, 1, 2)
 
-    def share(images: Tensor, named: Sequence[dict[str, str]]) -> float:
-        return attribute_accuracy(judge.read(images), named).overall
+    def share(images: Tensor, boxes: Tensor, named: Sequence[dict[str, str]]) -> float:
+        return attribute_accuracy(judge.read(around(images, boxes)), named).overall
 
     painted = [torch.from_numpy(held_out.painting(i).image.copy()) for i in range(HELD_OUT)]
     real = torch.stack(painted).permute(0, 3, 1, 2).float()
@@ -186,10 +207,10 @@ def where(seed: int, size: int, steps: int, folder: Path) -> Found:
         overlap(reader.read(real), boxes),
         overlap(read, asked),
         overlap(read, asked.roll(1, dims=0)),
-        share(real, named),
-        share(images_of(begun), named),
-        share(drawn, named),
-        share(drawn, named[1:] + named[:1]),
+        share(real, boxes, named),
+        share(images_of(begun), asked, named),
+        share(drawn, asked, named),
+        share(drawn, asked, named[1:] + named[:1]),
     )
 
 
@@ -209,6 +230,24 @@ def test_overlaps_are_intersections_over_unions() -> None:
         shares.append((masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum())
     assert overlap(one, other) == pytest.approx(float(torch.stack(shares).mean()), abs=0.005)
     assert overlap(one, one) == pytest.approx(1)
+
+
+def test_images_are_cut_around_boxes() -> None:
+    """A bright pixel in the middle of a box comes to the middle, or as near as the edge allows."""
+    images = torch.zeros(3, 3, 40, 40, dtype=torch.uint8)
+    places = [(20, 12), (2, 20), (38, 39)]  # 22 pixels are cut, and 64 made of them
+    for image, (x, y) in zip(images, places, strict=True):
+        image[:, y, x] = 255
+    boxes = torch.tensor([[x / 40 - 0.1, y / 40 - 0.05, 0.225, 0.125] for x, y in places])
+    seen = around(images, boxes).float()
+    assert seen.shape == (3, 3, 64, 64)
+    numbers = torch.arange(64) + 0.5
+    for image, (x, y) in zip(
+        seen[:, 0] / seen[:, 0].sum((1, 2), keepdim=True), places, strict=True
+    ):
+        middle = (image.sum(0) @ numbers, image.sum(1) @ numbers)
+        expected = [p + 0.5 - min(max(p + 0.5 - 11, 0), 18) for p in (x, y)]
+        assert middle == pytest.approx([64 / 22 * p for p in expected], abs=64 / 22)
 
 
 def test_the_reader_learns_to_read_boxes() -> None:
