@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -74,6 +75,20 @@ def enliven(generator: nn.Module) -> None:
             module.weight.normal_(0, 1.5 / module.weight[0].numel() ** 0.5)
         elif isinstance(module, nn.ConvTranspose2d):
             module.weight.normal_(0, 3 / module.weight[:, 0].numel() ** 0.5)
+
+
+def pickle_of_python_2(images: np.ndarray) -> bytes:
+    """Pickle a list of float32 arrays as Python 2 does in protocol 2: their bytes are a string."""
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+        b"(K\x01K%cK%c\x86cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R"
+        b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T%btb"
+    )
+    parts = [
+        array % (*image.shape, len(image.tobytes()).to_bytes(4, "little") + image.tobytes())
+        for image in images
+    ]
+    return b"\x80\x02](%be." % b"".join(parts)
 
 
 def small_gawwn(config: GawwnConfig) -> Gawwn:

@@ -20,7 +20,16 @@ def printed() -> str:
 
 @pytest.mark.parametrize(
     "kind",
-    ["captions", "models", "checkpoints", "journals", "pickles", "pictures", "translations"],
+    [
+        "captions",
+        "models",
+        "checkpoints",
+        "journals",
+        "pickles",
+        "pictures",
+        "translations",
+        "vectors",
+    ],
 )
 def test_what_is_read_does_no_harm(printed: str, kind: str) -> None:
     assert f"FAILED --kind {kind}" not in printed, printed

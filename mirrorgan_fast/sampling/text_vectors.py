@@ -4,6 +4,7 @@ import hashlib
 import io
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import PurePath
@@ -119,10 +120,12 @@ class TextVectors:
             read_header = npy.read_array_header_1_0
             if version != (1, 0):
                 read_header = npy.read_array_header_2_0
-            shape, by_columns, dtype = read_header(stream)
+            with warnings.catch_warnings():  # of headers by Python 2, and of odd literals
+                warnings.simplefilter("ignore")
+                shape, by_columns, dtype = read_header(stream)
         except Exception as error:  # NumPy raises many kinds for damaged headers
             why = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"{path}: has a damaged header ({why})") from error
+            raise InputError(f"{path}: has a damaged header ({why:.200})") from error
         _check_array(path, shape, dtype)
         if by_columns:
             raise InputError(
@@ -132,9 +135,11 @@ class TextVectors:
         length = shape[-1] * dtype.itemsize
         count = math.prod(shape[:-1])
         if count * length != before.st_size - start:
+            # Python refuses to print numbers of thousands of digits, which a header may have
+            said = f"{count * length:,}" if count * length < 2**63 else "far more"
             raise InputError(
                 f"{path}: has {before.st_size - start:,} bytes of numbers, but its header says "
-                f"{count * length:,}; is it a whole file?"
+                f"{said}; is it a whole file?"
             )
         names = _names(shape)
 

@@ -21,10 +21,19 @@ import torch._dynamo
 
 import mirrorgan_fast.evaluation.report
 import mirrorgan_fast.training.chain  # noqa: F401
-from tests.fuzz import captions, checkpoints, journals, models, pickles, pictures, translations
+from tests.fuzz import (
+    captions,
+    checkpoints,
+    journals,
+    models,
+    pickles,
+    pictures,
+    translations,
+    vectors,
+)
 from tests.fuzz.cases import Case, Outcome, run
 
-_MODULES = (captions, models, checkpoints, journals, pickles, pictures, translations)
+_MODULES = (captions, models, checkpoints, journals, pickles, pictures, translations, vectors)
 _KINDS = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 _MAX_SHOWN = 1000  # characters of an error
 _TABLE = "{:12}{:>7}{:>10}  {:36}{:>7}{:>9}{:>9}{:>8}"

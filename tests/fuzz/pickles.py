@@ -29,7 +29,7 @@ _ODD_FIELDS = (
 )
 _ODD_NAMES = ("../" * 9 + "etc/passwd", "/etc/passwd", "001.Bird/0\0", "001.Bird/0\n", "")
 _ODD_CLASSES = (2**63, -(2**63) - 1, 2**64, True, None, 1.5, 1e300, "1", b"1", [1], 1j, print)
-# Names that a pickle could request. Importing the module canary creates a file.
+# Names that a pickle could request; of canary, see `write_canary`
 _GLOBALS = (
     ("canary", "touch"), ("os", "mkdir"), ("posix", "system"), ("builtins", "eval"),
     ("builtins", "getattr"), ("collections", "OrderedDict"), ("pathlib", "Path.touch"),
@@ -63,7 +63,7 @@ def prepare(folder: Path) -> Path:
 def make(randomly: random.Random, there: Path, folder: Path) -> Case:
     """Write the data set, with one odd file."""
     cub = given.copy(there, folder / "cub")
-    (folder / "canary.py").write_text(f"open({str(folder / 'MARKER')!r}, 'w')\ntouch = print\n")
+    write_canary(folder)
     protocol = randomly.randrange(6)
     classes = randomly.choice([_CLASSES, [np.int64(number) for number in _CLASSES]])
     for name, value in zip(_PICKLES, (_NAMES, classes), strict=True):
@@ -84,6 +84,11 @@ def make(randomly: random.Random, there: Path, folder: Path) -> Case:
         assert status == 0 or kind != "whole", "this is a data set"
 
     return Case(given.train("cnn", "cub", 1), check)
+
+
+def write_canary(folder: Path) -> None:
+    """Write a module in the working folder that creates a file when a pickle imports it."""
+    (folder / "canary.py").write_text(f"open({str(folder / 'MARKER')!r}, 'w')\ntouch = print\n")
 
 
 def _table(text: str, randomly: random.Random) -> bytes:
@@ -108,7 +113,7 @@ def _other(data: bytes, randomly: random.Random) -> bytes:
     return pickle.dumps(value, randomly.randrange(6))
 
 
-def _forged(data: bytes, randomly: random.Random) -> bytes:
+def forged(data: bytes, randomly: random.Random) -> bytes:
     """A pickle that tries to run code."""
     end = randomly.choice([b".", b"0" + data, b""])
     return b"\x80\x02](" + _asked(randomly, 3) + b"e" + end
@@ -131,7 +136,7 @@ def _asked(randomly: random.Random, depth: int) -> bytes:
     return found + arguments + b"t" + call
 
 
-def _random_opcodes(data: bytes, randomly: random.Random) -> bytes:
+def random_opcodes(data: bytes, randomly: random.Random) -> bytes:
     """Random opcodes after a valid beginning."""
     pieces = [data[: randomly.randint(0, len(data))]]
     for _ in range(randomly.randint(1, 30)):
@@ -149,7 +154,7 @@ def _random_opcodes(data: bytes, randomly: random.Random) -> bytes:
     return b"".join([*pieces, b"."])
 
 
-def _bomb(data: bytes, randomly: random.Random) -> bytes:
+def bomb(data: bytes, randomly: random.Random) -> bytes:
     """A few bytes that request a lot of memory or time, or are nested very deeply."""
     four = randomly.choice([2**28, 2**31 - 1, 2**32 - 1]).to_bytes(4, "little")
     eight = randomly.choice([2**33, 2**62, 2**63, 2**64 - 1]).to_bytes(8, "little")
@@ -170,5 +175,5 @@ def _bomb(data: bytes, randomly: random.Random) -> bytes:
 
 
 _KINDS: list[Callable[[bytes, random.Random], bytes]] = [
-    *[mutated, mutated, _other, _other, _forged, _forged, _random_opcodes, _bomb],
+    *[mutated, mutated, _other, _other, forged, forged, random_opcodes, bomb],
 ]

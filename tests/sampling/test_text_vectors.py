@@ -34,7 +34,7 @@ from mirrorgan_fast.sampling.sampler import Result, Sampler
 from mirrorgan_fast.sampling.text_vectors import TextVectors
 from mirrorgan_fast.training.fine_tuning import starting_model
 from mirrorgan_fast.vocabulary import END, Vocabulary
-from tests.small import files, small_model, vectors_model
+from tests.small import files, pickle_of_python_2, small_model, vectors_model
 
 D = 12
 SETTINGS = SamplingSettings(seed=3, per_caption=2, shard_size=10)
@@ -174,9 +174,14 @@ def test_files_of_all_kinds_make_the_same_images(
         "rows": (saved(vectors, tmp_path / "rows.npy"), rows),
         "wide": (saved(vectors.astype(">f8"), tmp_path / "wide.npy"), rows),
         "images": (saved(of_images, tmp_path / "images.npy"), captions),
+        "long": (tmp_path / "long.npy", rows),
         "pickle": (pickled(list(of_images), tmp_path / "some.pickle"), captions),
-        "old": (python_2(of_images, tmp_path / "old.pickle"), captions),
+        "old": (tmp_path / "old.pickle", captions),
     }
+    kinds["old"][0].write_bytes(pickle_of_python_2(of_images))
+    # NumPy in Python 2 wrote whole numbers like this on some machines
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (18L, 12L)}\n"
+    kinds["long"][0].write_bytes(with_header(header, vectors.tobytes()))
     expected = [result.image for result in Sampler(model).sample_vectors(vectors, 3, 2)]
     for kind, (path, names) in kinds.items():
         done = sample(model, path, tmp_path / kind)
@@ -186,21 +191,6 @@ def test_files_of_all_kinds_make_the_same_images(
             image = np.asarray(Image.open(tmp_path / kind / row["file"]))
             assert np.array_equal(image, expected[i])
         assert sample(model, path, tmp_path / kind).made == 0
-
-
-def python_2(images: np.ndarray, path: Path) -> Path:
-    """Write a list of float32 arrays as Python 2 does in protocol 2: their bytes are a string."""
-    array = (
-        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
-        b"(K\x01K%cK%c\x86cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R"
-        b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T%btb"
-    )
-    parts = [
-        array % (*image.shape, len(image.tobytes()).to_bytes(4, "little") + image.tobytes())
-        for image in images
-    ]
-    path.write_bytes(b"\x80\x02](%be." % b"".join(parts))
-    return path
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.77, 0.999])
@@ -331,6 +321,11 @@ def npy(array: np.ndarray, **changes: Any) -> bytes:
     return stream.getvalue() + array.tobytes()
 
 
+def with_header(header: bytes, numbers: bytes = b"") -> bytes:
+    """Return a .npy file with a header of any text."""
+    return b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + numbers
+
+
 class RunsCode:
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (Path("was-run"),)
@@ -358,7 +353,9 @@ BAD: dict[str, tuple[bytes, str]] = {
     "short.npy": (npy(GOOD)[:-1], "has 143 bytes of numbers, but its header says 144"),
     "long.npy": (npy(GOOD) + b"\0", "has 145 bytes of numbers"),
     "terabytes.npy": (npy(GOOD, shape=(10**12, D)), "header says 48,000,000,000,000"),
-    "beyond.npy": (npy(GOOD, shape=(2**70, D)), "header says"),
+    "beyond.npy": (npy(GOOD, shape=(2**70, D)), "header says far more"),
+    "digits.npy": (npy(GOOD, shape=(10**4000, 10**4000, D)), "header says far more"),
+    "words.npy": (with_header(b"a b" + b" " * 900), r"header \(Cannot parse header.{181}\)"),
     "code.npy": (npy(GOOD, descr="|O"), "array of object"),
     "header.npy": (b"\x93NUMPY\2\0\xff\xff\xff\xff" + b"{" * 500, "damaged header"),
     "nested.npy": (b"\x93NUMPY\1\0\x00\x20" + b"(" * 0x2000, "damaged header"),
