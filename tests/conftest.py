@@ -2,11 +2,13 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 AssertMatches = Callable[[Tensor, Tensor], None]
 
@@ -42,10 +44,16 @@ def assert_matches() -> AssertMatches:
 def pytest_configure() -> None:
     """Receive Ctrl-C, which some tests send, also if a shell started this in the background.
 
+    Processes that tests fork never wait for the lock of progress bars. By default it is shared with
+    them, so one that a signal has left locked here, which does no harm here, stops them for ever;
+    and a thread that watches the bars holds it now and then.
+
     Processes of pytest-xdist share the cores: threads that wait for each other's cores take several
     times as long. What tests start gets as many threads as they.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    tqdm.set_lock(threading.RLock())
+    tqdm.monitor_interval = 0
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
     if workers > 1:
         threads = max(1, torch.get_num_threads() // workers)
