@@ -198,8 +198,8 @@ class GawwnBoxDiscriminator(nn.Module):
     path is left out: that map is the same everywhere, and so is any crop of it.
 
     A batch norm comes last but one, and real and generated images are batches of their own: its
-    features have the same mean for both, so it learns slowly to tell them apart. With the norm
-    ``none`` (``config.discriminator_norm``) it does not.
+    features have the same mean for both, so it learns slowly to tell them apart. Without batch
+    norm (``config.discriminator_norm`` is ``none``) it learns that within a few steps.
     """
 
     def __init__(self, config: GawwnConfig) -> None:
