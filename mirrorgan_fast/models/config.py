@@ -177,6 +177,15 @@ class CascadeConfig(TextToImageConfig):
     """m, the number of generators in the cascade."""
     residual_blocks: int = bounded(2, 1, 32)
     """How many each later stage of the generator has."""
+    discriminator: Literal["convolutional", "projected"] = "convolutional"
+    """``convolutional``: one for the images of each stage, as the authors have them; ``projected``:
+    one for those of the last stage, which sees with the EfficientNet-Lite0 of the package
+    (``models.projected``), and learns from far fewer images."""
+
+    @property
+    def has_lite0(self) -> bool:
+        """Whether one of the networks sees with the EfficientNet-Lite0 of the package."""
+        return super().has_lite0 or self.discriminator == "projected"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -385,7 +385,7 @@ def _check(
         )
     if "gan" in stages and isinstance(config, CascadeConfig):
         assert isinstance(settings, CascadeTrainingSettings)
-        check_cascade(config, settings.gan)
+        check_cascade(config, settings.gan, processes.count * settings.gan.accumulate)
     apart = {"stem", *GAN_STAGES}.intersection(stages)  # which use other pictures' captions
     if apart and count > 1 and len({images.label(i) for i in range(count)}) == 1:
         raise InputError(
