@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -83,13 +82,13 @@ def save_description(
     Args:
         folder: created if it does not exist.
         system: its name in ``models.systems``.
-        config: a dataclass with the sizes of the networks.
+        config: the sizes of the networks; its ``to_dict`` says them.
         vocabulary: of the model; None: it reads no words.
 
     Raises:
         InputError: the folder cannot be written.
     """
-    values = {"system": system, "format": FORMAT, **asdict(config)}
+    values = {"system": system, "format": FORMAT, **config.to_dict()}
     if vocabulary is not None:
         with whole_file(Path(folder) / _VOCABULARY) as partial:
             vocabulary.save(partial)

@@ -8,7 +8,9 @@ from typing import Any, Literal, Self
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.fields import bounded, check_fields
 from mirrorgan_fast.files import StrPath
+from mirrorgan_fast.models.backbones.efficientnet_lite import LITE0_DIGEST
 
+_EYES = "eyes"  # in config.json: the digest of the CNN that all models share
 BOX = "box"
 """The name of a box among the random vectors of images."""
 Norm = Literal["batch", "none"]
@@ -22,22 +24,41 @@ class SystemConfig:
     image_size: int = bounded(256, 8, 4096)
     """Pixels a side of the images."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return what config.json says of the networks; ``from_dict`` reads it."""
+        eyes = {_EYES: LITE0_DIGEST} if self.has_lite0 else {}
+        return dataclasses.asdict(self) | eyes
+
+    @property
+    def has_lite0(self) -> bool:
+        """Whether one of the networks sees with the EfficientNet-Lite0 of the package."""
+        return False
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: StrPath | None = None) -> Self:
-        """Build a configuration from what ``dataclasses.asdict`` gave.
+        """Build a configuration from what ``to_dict`` gave.
 
         Args:
             values: the fields; those that are missing have their defaults.
             source: of the values, for errors.
 
         Raises:
-            InputError: an entry that is not a field of this class, or not a valid value for it.
+            InputError: an entry that is not a field of this class, or not a valid value for it, or
+                the model was trained with another EfficientNet-Lite0.
         """
         try:
-            unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+            sizes = {name: value for name, value in values.items() if name != _EYES}
+            unknown = sorted(set(sizes) - {field.name for field in dataclasses.fields(cls)})
             if unknown:
                 raise InputError(f"model config: unknown entries {', '.join(unknown)}")
-            return cls(**values)
+            config = cls(**sizes)
+            if config.has_lite0 and values.get(_EYES, LITE0_DIGEST) != LITE0_DIGEST:
+                raise InputError(
+                    f"model config: {_EYES} is {values[_EYES]!r:.80}: the model was trained with "
+                    f"another EfficientNet-Lite0 than this version of mirrorgan-fast has, "
+                    f"{LITE0_DIGEST:.16}...; install the version that trained it"
+                )
+            return config
         except InputError as error:
             if source is None:
                 raise
@@ -76,8 +97,8 @@ class TextToImageConfig(SystemConfig):
     """T in training and sampling; longer captions are shortened to it."""
     text_dropout: float = bounded(0.5, 0, below=1)
     """The share of the numbers of word vectors that are dropped while STEM is trained."""
-    image_encoder: Literal["inception_v3", "small"] = "inception_v3"
-    """The CNN of DAMSM."""
+    image_encoder: Literal["inception_v3", "efficientnet_lite0", "small"] = "inception_v3"
+    """The CNN of DAMSM. EfficientNet-Lite0 comes with the package, with ImageNet's weights."""
 
     def __post_init__(self) -> None:
         check_fields(self, "model config")
@@ -85,6 +106,11 @@ class TextToImageConfig(SystemConfig):
             raise InputError(
                 f"model config: embedding_size is {self.embedding_size}, expected an even number"
             )
+
+    @property
+    def has_lite0(self) -> bool:
+        """Whether one of the networks sees with the EfficientNet-Lite0 of the package."""
+        return self.image_encoder == "efficientnet_lite0"
 
     @property
     def stage_sizes(self) -> tuple[int, ...]:
@@ -151,6 +177,15 @@ class CascadeConfig(TextToImageConfig):
     """m, the number of generators in the cascade."""
     residual_blocks: int = bounded(2, 1, 32)
     """How many each later stage of the generator has."""
+    discriminator: Literal["convolutional", "projected"] = "convolutional"
+    """``convolutional``: one for the images of each stage, as the authors have them; ``projected``:
+    one for those of the last stage, which sees with the EfficientNet-Lite0 of the package
+    (``models.projected``), and learns from far fewer images."""
+
+    @property
+    def has_lite0(self) -> bool:
+        """Whether one of the networks sees with the EfficientNet-Lite0 of the package."""
+        return super().has_lite0 or self.discriminator == "projected"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -197,10 +232,15 @@ class MirrorGANConfig(CascadeConfig):
 
     sentence_attention: SentenceAttention = "paper"
     """Form of the global attention; ``none`` is the paper's ablation, which is AttnGAN's F_att."""
-    stream_encoder: Literal["resnet152", "small"] = "resnet152"
-    """The CNN of STREAM."""
+    stream_encoder: Literal["resnet152", "efficientnet_lite0", "small"] = "resnet152"
+    """The CNN of STREAM. EfficientNet-Lite0 comes with the package, with ImageNet's weights."""
     stream_hidden_size: int = bounded(512, 1, 8192)
     """Units of the LSTM of STREAM."""
+
+    @property
+    def has_lite0(self) -> bool:
+        """Whether one of the networks sees with the EfficientNet-Lite0 of the package."""
+        return super().has_lite0 or self.stream_encoder == "efficientnet_lite0"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from mirrorgan_fast.models.backbones.efficientnet_lite import EfficientNetLite, lite0
 from mirrorgan_fast.models.backbones.inception_v3 import InceptionV3
 from mirrorgan_fast.models.backbones.small import SmallImageEncoder
 from mirrorgan_fast.models.config import TextToImageConfig
@@ -13,19 +14,22 @@ class DAMSMImageEncoder(nn.Module):
     """Embeds image regions and whole images in the space of STEM's words and sentences.
 
     ``backbone_weights`` is a file of ImageNet weights for Inception-v3, which stays frozen as in
-    AttnGAN. The small CNN is trained before, and then stays frozen too (``training.matcher``).
+    AttnGAN. EfficientNet-Lite0 comes with the package and never learns. The small CNN is trained
+    before, and then stays frozen too (``training.matcher``).
     """
 
     def __init__(
         self, config: TextToImageConfig, backbone_weights: str | Path | None = None
     ) -> None:
         super().__init__()
-        self.cnn: InceptionV3 | SmallImageEncoder
+        self.cnn: InceptionV3 | EfficientNetLite | SmallImageEncoder
         if config.image_encoder == "inception_v3":
             self.cnn = InceptionV3(classifier=False)
             if backbone_weights is not None:
                 self.cnn.load(backbone_weights)
                 self.cnn.requires_grad_(False)
+        elif config.image_encoder == "efficientnet_lite0":
+            self.cnn = lite0()
         else:
             self.cnn = SmallImageEncoder()
         self.region_embedding = nn.Conv2d(

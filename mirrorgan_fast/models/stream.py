@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.models.backbones.efficientnet_lite import EfficientNetLite, lite0
 from mirrorgan_fast.models.backbones.resnet152 import ResNet152
 from mirrorgan_fast.models.backbones.small import SmallImageEncoder
 from mirrorgan_fast.models.config import MirrorGANConfig
@@ -29,12 +30,14 @@ class STREAM(nn.Module):
         backbone_weights: str | Path | None = None,
     ) -> None:
         super().__init__()
-        self.cnn: ResNet152 | SmallImageEncoder
+        self.cnn: ResNet152 | EfficientNetLite | SmallImageEncoder
         if config.stream_encoder == "resnet152":
             self.cnn = ResNet152(classifier=False)
             if backbone_weights is not None:
                 self.cnn.load(backbone_weights)
                 self.cnn.requires_grad_(False)
+        elif config.stream_encoder == "efficientnet_lite0":
+            self.cnn = lite0()
         else:
             self.cnn = SmallImageEncoder()
         self.caption_length = config.caption_length

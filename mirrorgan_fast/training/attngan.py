@@ -8,7 +8,7 @@ from mirrorgan_fast.models.stem import STEM
 from mirrorgan_fast.training.batches import Batch
 from mirrorgan_fast.training.cascade import CascadeTraining
 from mirrorgan_fast.training.computation import Computation
-from mirrorgan_fast.training.gan import figures_of, frozen, sum_of
+from mirrorgan_fast.training.gan import detached, frozen, sum_of
 from mirrorgan_fast.training.objectives import damsm_loss, kl_loss
 from mirrorgan_fast.training.settings import AttnGANSettings
 
@@ -41,11 +41,12 @@ class AttnGANTraining(CascadeTraining):
         """Lower sum_i L_Di, then L_G; then average the generator."""
         settings, pace, processes = self.settings, self.pace(step), self.computation.processes
         given = self.encode(step, batch)
-        fakes, mu, log_var = self.generate(step, given)
+        asked = self.asked(given)
+        fakes, mu, log_var = self.generate(step, asked)
 
-        D_losses, figures = self.discriminator_losses(given, fakes)
-        figures |= figures_of("D", D_losses)
-        self.D_learner.lower(sum_of(D_losses + self.r1_penalties(step, given)), pace)
+        D_losses, figures = self.discriminator_losses(given, asked, fakes)
+        figures |= detached(D_losses)
+        self.D_learner.lower(sum_of([*D_losses.values(), *self.r1_penalties(step, given)]), pace)
         if not self.generator_trains(step):
             return figures
 
@@ -53,11 +54,12 @@ class AttnGANTraining(CascadeTraining):
         with self.D_learner.frozen():
             with self.computation.autocast():
                 KL = kl_loss(mu, log_var)
-                G_losses = self.generator_losses(given, fakes, settings.form)
+                G_losses = self.generator_losses(asked, fakes, settings.form)
                 regions, codes = self.image_encoder(fakes[-1])
-                captions = (given.words, given.mask, given.sentence)
-                damsm = damsm_loss(*captions, regions, codes, given.labels, processes=processes)
-                loss_G = sum_of(G_losses) + settings.damsm_weight * damsm + settings.kl_weight * KL
+                captions = (asked.words, asked.mask, asked.sentence)
+                damsm = damsm_loss(*captions, regions, codes, asked.labels, processes=processes)
+                loss_G = sum_of(G_losses.values())
+                loss_G = loss_G + settings.damsm_weight * damsm + settings.kl_weight * KL
             self.train_generator(loss_G, step)
-        figures |= {"KL": KL.detach(), **figures_of("G", G_losses)}
+        figures |= {"KL": KL.detach(), **detached(G_losses)}
         return figures | {"damsm": damsm.detach()}

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.models.backbones.efficientnet_lite import EfficientNetLite
 from mirrorgan_fast.models.backbones.small import SmallImageEncoder
 from mirrorgan_fast.training.checkpoint import CHECKPOINT, fingerprint
 from mirrorgan_fast.training.run import Run, Unsaid
@@ -15,6 +16,8 @@ from mirrorgan_fast.training.settings import Stage
 
 BackboneWeights = Path | Literal["random"]
 """A file of ImageNet weights for a large CNN, or "random" to train it from nothing."""
+WITHOUT_FILE = ("efficientnet_lite0", "small")
+"""The CNNs that start from no file: one comes with the package, the other is trained first."""
 _ORIGIN = "weights that the CNN began with"
 
 
@@ -25,14 +28,14 @@ def check_backbone(
 
     Args:
         stage: "stem" or "stream", whose CNN it is.
-        encoder: its name; "small" needs none.
+        encoder: its name; those in ``WITHOUT_FILE`` need none.
         weights: what was given for it.
         folder: of the stage's run; if it has a checkpoint, the CNN's weights are in there.
 
     Raises:
         InputError: there are none.
     """
-    if encoder != "small" and weights is None and not os.path.lexists(folder / CHECKPOINT):
+    if encoder not in WITHOUT_FILE and weights is None and not os.path.lexists(folder / CHECKPOINT):
         raise InputError(
             f"train {stage}: {encoder} has no weights to begin with; give ImageNet's, as "
             f"torchvision has them (--{stage}-weights FILE), or train it from random ones on "
@@ -49,10 +52,10 @@ def origin(cnn: nn.Module, weights: BackboneWeights | None) -> dict[str, Any]:
     """Return the setting that says which weights a large CNN started from.
 
     Args:
-        cnn: with these weights; the small CNN has no such setting.
+        cnn: with these weights; one that starts from no file has no such setting.
         weights: what was given for it; None: the checkpoint says it.
     """
-    if isinstance(cnn, SmallImageEncoder):
+    if isinstance(cnn, SmallImageEncoder | EfficientNetLite):
         return {}
     if weights is None:
         return {_ORIGIN: Unsaid(None)}

@@ -4,10 +4,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.models.config import CascadeConfig
+from mirrorgan_fast.models.config import CascadeConfig, StackGANv2Config
 from mirrorgan_fast.models.discriminator import Discriminator, Logits
 from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.stem import STEM
@@ -20,13 +20,14 @@ from mirrorgan_fast.training.objectives import (
     discriminator_loss,
     generator_loss,
 )
+from mirrorgan_fast.training.projected import ProjectedJudge
 from mirrorgan_fast.training.settings import CascadeSettings
 
 _COST_BEFORE_LAST = 0.4  # of a step without the last stage (birds-painted)
 
 
 class CascadeTraining(GANTraining):
-    """A generator of m stages and a discriminator D_i for each of them.
+    """A generator of m stages, and a discriminator D_i for each of them or a projected one.
 
     Args:
         config: the sizes of the networks.
@@ -52,10 +53,17 @@ class CascadeTraining(GANTraining):
         *,
         compiled: bool,
     ) -> None:
-        check_cascade(config, settings)
+        check_cascade(config, settings, computation.processes.count * computation.accumulate)
         glam = GLAM(config)
-        self.D = [Discriminator(config, size) for size in config.stage_sizes]
-        super().__init__(config, settings, stem, glam, self.D, computation, compiled=compiled)
+        self.D: list[Discriminator] = []
+        self.projected: ProjectedJudge | None = None
+        if config.discriminator == "projected":
+            self.projected = ProjectedJudge(config, settings, computation)
+            networks: list[nn.Module] = [self.projected.D]
+        else:
+            self.D = [Discriminator(config, size) for size in config.stage_sizes]
+            networks = [*self.D]
+        super().__init__(config, settings, stem, glam, networks, computation, compiled=compiled)
 
     def stages(self, step: int) -> int:
         """Return how many stages train in a step.
@@ -82,34 +90,60 @@ class CascadeTraining(GANTraining):
         """Return whether the generator trains in a step, or the discriminators alone."""
         return step >= self.settings.generator_from
 
+    def asked(self, given: Captioned) -> Captioned:
+        """Return the captions that images are generated of.
+
+        They are those of the batch or, if images of one caption are kept different, the first of
+        each two of them twice.
+        """
+        if not self.settings.difference_weight:
+            return given
+
+        def twice(tensor: Tensor) -> Tensor:
+            return tensor[::2].repeat_interleave(2, dim=0)
+
+        *texts, reals = given
+        return Captioned._make([*map(twice, texts), reals])
+
     def discriminator_losses(
-        self, given: Captioned, fakes: list[Tensor]
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        self, given: Captioned, asked: Captioned, fakes: list[Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return L_Di of each stage: tell real from generated, matching from wrong sentences.
 
-        Only the form of the authors' code has wrong sentences (see ``discriminator_loss``). While
-        the last stage does not train yet, there are fewer images than discriminators.
+        Only the form of the authors' code and the projected discriminator have wrong sentences (see
+        ``discriminator_loss``). While the last stage does not train yet, there are fewer images
+        than discriminators.
+
+        Args:
+            given: images of the data set and their captions.
+            asked: the captions of the generated images.
+            fakes: the generated images of each stage.
 
         Returns:
             the losses, and how real D_i finds real and generated images, from 0 to 1, as figures.
         """
-        losses: list[Tensor] = []
-        found: dict[str, Tensor] = {}
+        if self.projected is not None:
+            loss, found = self.projected.discriminator_loss(given, asked, fakes)
+            return {"D": loss}, found
+        losses: dict[str, Tensor] = {}
+        found = {}
         other = None
         if self.settings.form == "authors":  # each image with another caption of the batch
             other, is_wrong = other_captions(given, self.computation)
         with self.computation.autocast():
-            for D_i, real_i, fake_i in zip(self.D, given.reals, fakes, strict=False):
+            for i, (D_i, real_i, fake_i) in enumerate(
+                zip(self.D, given.reals, fakes, strict=False)
+            ):
                 both = torch.cat([real_i, fake_i.detach()])
                 real, fake = D_i(both, parts=2).chunk(2)
                 real_logits = D_i.judge(real, given.judged)
-                fake_logits = D_i.judge(fake, given.judged)
+                fake_logits = D_i.judge(fake, asked.judged)
                 wrong = None
                 if other is not None:
                     wrong = WrongPairs(D_i.conditional(real, other), is_wrong)
                 alone = real_logits.unconditional, fake_logits.unconditional
-                found |= judgments(*alone, name=f"D_{len(losses)}")
-                losses.append(self.discriminator_loss(real_logits, fake_logits, wrong))
+                found |= judgments(*alone, name=f"D_{i}")
+                losses[f"D_{i}"] = self.discriminator_loss(real_logits, fake_logits, wrong)
         return losses, found
 
     def discriminator_loss(self, real: Logits, fake: Logits, wrong: WrongPairs | None) -> Tensor:
@@ -129,21 +163,53 @@ class CascadeTraining(GANTraining):
             for penalty in self.r1_penalty(step, real_i, partial(judge, D_i))
         ]
 
-    def generator_losses(self, given: Captioned, fakes: list[Tensor], form: Form) -> list[Tensor]:
-        """Return L_Gi of each stage: be believed by D_i."""
-        return [
-            generator_loss(D_i.judge(D_i(fake_i), given.judged), form)
-            for D_i, fake_i in zip(self.D, fakes, strict=False)
-        ]
+    def generator_losses(
+        self, asked: Captioned, fakes: list[Tensor], form: Form
+    ) -> dict[str, Tensor]:
+        """Return L_Gi of each stage by name: be believed by D_i."""
+        if self.projected is not None:
+            return self.projected.generator_losses(asked, fakes)
+        return {
+            f"G_{i}": generator_loss(D_i.judge(D_i(fake_i), asked.judged), form)
+            for i, (D_i, fake_i) in enumerate(zip(self.D, fakes, strict=False))
+        }
 
 
-def check_cascade(config: CascadeConfig, options: CascadeSettings) -> None:
+def check_cascade(config: CascadeConfig, options: CascadeSettings, parts: int) -> None:
     """Check that every network of a cascade will be trained.
 
+    Args:
+        config: the sizes of the networks.
+        options: of the training.
+        parts: that each batch is computed in.
+
     Raises:
-        InputError: the generator or its last stage would never train, or the last stage is the only
-            one and would wait.
+        InputError: the generator or its last stage would never train, the last stage is the only
+            one and would wait, or settings do not go with the discriminator.
     """
+    projected = config.discriminator == "projected"
+    for name in ("augment", "difference_weight"):
+        if getattr(options, name) and not projected:
+            raise InputError(
+                f"gan.{name} is {getattr(options, name)}, which only a projected discriminator "
+                f"has; set it to 0, or --set discriminator=projected"
+            )
+    if options.difference_weight and isinstance(config, StackGANv2Config):
+        raise InputError(
+            "gan.difference_weight: StackGAN++ cannot have it, because its discriminator is told "
+            "what the generator made of a caption; set it to 0"
+        )
+    if options.r1_weight and projected:
+        raise InputError(
+            f"gan.r1_weight is {options.r1_weight}, but a projected discriminator has no R1 "
+            f"penalty; set it to 0"
+        )
+    if options.difference_weight and options.batch_size % (2 * parts):
+        raise InputError(
+            f"gan.batch_size is {options.batch_size}, computed in {parts} parts, expected a "
+            f"multiple of {2 * parts}: with gan.difference_weight, each two images of a part are "
+            f"of one caption"
+        )
     for name, what in (("last_stage_from", "last stage"), ("generator_from", "generator")):
         if getattr(options, name) >= options.steps:
             raise InputError(

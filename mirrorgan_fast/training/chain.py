@@ -31,7 +31,7 @@ from mirrorgan_fast.models.systems import system_of
 from mirrorgan_fast.models.text_to_image import TextToImage
 from mirrorgan_fast.processes import Processes
 from mirrorgan_fast.training.attngan import AttnGANTraining
-from mirrorgan_fast.training.backbones import BackboneWeights, check_backbone
+from mirrorgan_fast.training.backbones import WITHOUT_FILE, BackboneWeights, check_backbone
 from mirrorgan_fast.training.batches import check_batch
 from mirrorgan_fast.training.best import BestModel
 from mirrorgan_fast.training.captioner import train_stream
@@ -329,9 +329,10 @@ def _usable(
     for stage, path in backbone_weights.items():
         if stage not in there:
             raise InputError(f"{path}: this system has no part {stage}")
-        if encoders.get(stage) == "small":
+        if encoders.get(stage) in WITHOUT_FILE:
             raise InputError(
-                f"{path}: this model's {stage} has the small CNN, which does not start from a file"
+                f"{path}: the CNN of this model's {stage} is {encoders[stage]}, which does not "
+                f"start from a file; leave this file out"
             )
     if "small" in encoders.values() and not starts_from_model:
         return list(stages)
@@ -384,7 +385,7 @@ def _check(
         )
     if "gan" in stages and isinstance(config, CascadeConfig):
         assert isinstance(settings, CascadeTrainingSettings)
-        check_cascade(config, settings.gan)
+        check_cascade(config, settings.gan, processes.count * settings.gan.accumulate)
     apart = {"stem", *GAN_STAGES}.intersection(stages)  # which use other pictures' captions
     if apart and count > 1 and len({images.label(i) for i in range(count)}) == 1:
         raise InputError(

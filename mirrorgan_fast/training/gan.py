@@ -1,7 +1,7 @@
 """What the trainings of all text-to-image systems share: a generator against discriminators."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypedDict, TypeVar
 
@@ -249,14 +249,14 @@ def amplify(network: nn.Module, gain: float) -> None:
             layer.weight.mul_(gain)
 
 
-def sum_of(losses: list[Tensor]) -> Tensor:
+def sum_of(losses: Iterable[Tensor]) -> Tensor:
     """Return the sum of scalar losses."""
-    return torch.stack(losses).sum()
+    return torch.stack([*losses]).sum()
 
 
-def figures_of(name: str, losses: list[Tensor]) -> dict[str, Tensor]:
-    """Return the losses of the stages as figures, by names such as "D_0"."""
-    return {f"{name}_{i}": loss.detach() for i, loss in enumerate(losses)}
+def detached(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return losses as figures, without their graphs."""
+    return {name: loss.detach() for name, loss in losses.items()}
 
 
 class MoreOfGAN(TypedDict, total=False):

@@ -16,7 +16,7 @@ from mirrorgan_fast.training.batches import Batch
 from mirrorgan_fast.training.cascade import CascadeTraining
 from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.execution import Execution
-from mirrorgan_fast.training.gan import MoreOfGAN, figures_of, frozen, sum_of, train_gan
+from mirrorgan_fast.training.gan import MoreOfGAN, detached, frozen, sum_of, train_gan
 from mirrorgan_fast.training.objectives import damsm_loss, kl_loss, stream_loss
 from mirrorgan_fast.training.settings import MirrorGANSettings, MirrorGANTrainingSettings
 
@@ -60,11 +60,12 @@ class MirrorGANTraining(CascadeTraining):
         """Lower sum_i L_Di, then L_G; then average the generator."""
         settings, pace, processes = self.settings, self.pace(step), self.computation.processes
         given = self.encode(step, batch)
-        fakes, mu, log_var = self.generate(step, given)
+        asked = self.asked(given)
+        fakes, mu, log_var = self.generate(step, asked)
 
-        D_losses, figures = self.discriminator_losses(given, fakes)
-        figures |= figures_of("D", D_losses)
-        self.D_learner.lower(sum_of(D_losses + self.r1_penalties(step, given)), pace)
+        D_losses, figures = self.discriminator_losses(given, asked, fakes)
+        figures |= detached(D_losses)
+        self.D_learner.lower(sum_of([*D_losses.values(), *self.r1_penalties(step, given)]), pace)
         if not self.generator_trains(step):
             return figures
 
@@ -72,28 +73,28 @@ class MirrorGANTraining(CascadeTraining):
         with self.D_learner.frozen():
             with self.computation.autocast():
                 KL = kl_loss(mu, log_var)
-                G_losses = self.generator_losses(given, fakes, settings.form)
-                loss_G = sum_of([settings.kl_weight * KL, *G_losses])
-                figures |= {"KL": KL.detach(), **figures_of("G", G_losses)}
+                G_losses = self.generator_losses(asked, fakes, settings.form)
+                loss_G = sum_of([settings.kl_weight * KL, *G_losses.values()])
+                figures |= {"KL": KL.detach(), **detached(G_losses)}
                 pooled: Tensor | None = None
                 if settings.damsm_weight:
                     regions, seen = self.image_encoder.cnn(fakes[-1])
                     v = self.image_encoder.embed(regions, seen)
-                    words = (given.words, given.mask, given.sentence)
-                    loss = damsm_loss(*words, *v, given.labels, processes=processes)
+                    words = (asked.words, asked.mask, asked.sentence)
+                    loss = damsm_loss(*words, *v, asked.labels, processes=processes)
                     loss_G = loss_G + settings.damsm_weight * loss
                     figures["damsm"] = loss.detach()
                     pooled = seen if self._same_cnn else None
                 if settings.stream_weight:
                     pooled = self.stream.see(fakes[-1]) if pooled is None else pooled
-                    logits = self.stream.predict(pooled, given.tokens)
+                    logits = self.stream.predict(pooled, asked.tokens)
                     loss = stream_loss(
                         logits,
-                        given.tokens,
-                        given.lengths,
+                        asked.tokens,
+                        asked.lengths,
                         settings.form,
                         self.ends,
-                        given.whole_lengths,
+                        asked.whole_lengths,
                         processes,
                     )
                     loss_G = loss_G + settings.stream_weight * loss

@@ -76,6 +76,77 @@ def stackgan_v2_discriminator_loss(
     return loss if wrong is None else loss + _wrong_pair_loss(wrong, processes) + real_loss
 
 
+def hinge_discriminator_loss(
+    real: Tensor,  # (N, K)
+    fake: Tensor,  # (N, K)
+    wrong: WrongPairs,
+    processes: Processes = ALONE,
+) -> Tensor:
+    """Return the hinge loss of a discriminator that judges pairs of an image and a caption.
+
+    max(0, 1 - real) + (max(0, 1 + fake) + max(0, 1 + wrong)) / 2, each in the mean over images and
+    places (Lim and Ye, "Geometric GAN", 2017; Reed et al., 2016, for the wrong pairs).
+
+    Args:
+        real: logits for images of the data set with their captions.
+        fake: those for generated images, detached from the generator.
+        wrong: those for images of the data set with captions of others, (N, K).
+        processes: that share the batch.
+    """
+    logits = functional.relu(1 + wide(wrong.logits)).mean(dim=1)
+    wrong_pair = _mean_of_wrong(logits, wrong.is_wrong, processes)
+    real_pair = functional.relu(1 - wide(real)).mean()
+    return real_pair + (functional.relu(1 + wide(fake)).mean() + wrong_pair) / 2
+
+
+def stages_alike_loss(images: Sequence[Tensor]) -> Tensor:
+    """Return the squared distance of each stage's images to the last stage's, scaled down.
+
+    It is the mean over pixels, summed over stages. Both images learn. 0 if there is one stage.
+
+    Args:
+        images: I_i of each stage, (N, 3, S_i, S_i).
+    """
+    total = torch.zeros((), device=images[0].device)
+    for image in images[:-1]:
+        scaled = functional.adaptive_avg_pool2d(wide(images[-1]), image.shape[2])
+        total = total + (wide(image) - scaled).square().mean()
+    return total
+
+
+def difference_loss(
+    fake: Sequence[Tensor],
+    real: Sequence[Tensor],
+    least: float,
+    processes: Processes = ALONE,
+) -> Tensor:
+    """Return how much images of the same caption differ less than images of the data set.
+
+    Without it, generators make the same image for all noises. It is max(0, least - d / d_real) in
+    the mean over pairs, summed over maps, where d is the mean distance of the two images' maps of
+    features, and d_real that of pairs of images of the data set.
+
+    Args:
+        fake: maps (N, C, H, W) of generated images, where each two, 2k and 2k + 1, are of one
+            caption.
+        real: maps of images of the data set, whatever their captions are.
+        least: the least share of the distance of real images that is not punished.
+        processes: that share the batch.
+    """
+    total = torch.zeros((), device=fake[0].device)
+    for generated, wanted in zip(fake, real, strict=True):
+        usual = processes.summed(_distance_of_pairs(wanted).mean()) / processes.count
+        total = total + functional.relu(least - _distance_of_pairs(generated) / usual).mean()
+    return total
+
+
+def _distance_of_pairs(maps: Tensor) -> Tensor:
+    """Return the mean absolute difference of each two maps, 2k and 2k + 1: (N, ...) to (N / 2,)."""
+    pairs = wide(maps)
+    distances: Tensor = (pairs[::2] - pairs[1::2]).abs().flatten(1).mean(dim=1)
+    return distances
+
+
 def matching_discriminator_loss(
     real: Tensor,  # (N,)
     fake: Tensor,  # (N,)
@@ -266,10 +337,14 @@ def damsm_loss(
 
 def _wrong_pair_loss(wrong: WrongPairs, processes: Processes) -> Tensor:
     """Return the cross-entropy of taking wrong pairs for wrong, in the mean over those that are."""
-    logits = wide(wrong.logits)
-    is_wrong = wrong.is_wrong.to(logits.dtype)
-    count = processes.summed(is_wrong.sum()).clamp(min=1)
-    return (functional.softplus(logits) * is_wrong).sum() / count * processes.count
+    return _mean_of_wrong(functional.softplus(wide(wrong.logits)), wrong.is_wrong, processes)
+
+
+def _mean_of_wrong(losses: Tensor, is_wrong: Tensor, processes: Processes) -> Tensor:
+    """Return the mean of losses (N,) over the pairs of the whole batch that are wrong."""
+    weights = is_wrong.to(losses.dtype)
+    count = processes.summed(weights.sum()).clamp(min=1)
+    return (losses * weights).sum() / count * processes.count
 
 
 def _bce(logits: Tensor, target: float) -> Tensor:

@@ -234,6 +234,19 @@ class CascadeSettings(CaptionedGANSettings):
     84.9 % and a diversity of 27.7 gray levels if both trained from the start, and 93.8 %, 81.9 %
     and 24.7 if the discriminators trained alone for 200 steps before."""
 
+    augment: bool = False
+    """Whether all images that the projected discriminator sees are shifted, and have a gray square
+    (``training.augmentation``)."""
+    stages_weight: float = bounded(1.0, 0)
+    """With the projected discriminator: of the distance of the other stages' images to those of the
+    last one (``stages_alike_loss``), which alone are judged."""
+    difference_weight: float = bounded(0.0, 0)
+    """With the projected discriminator: of the loss that keeps images of one caption different
+    (``difference_loss``). If it is above 0, each two images of a batch are of the same caption."""
+    least_difference: float = bounded(0.6, 0, 4)
+    """The least difference of two images of one caption that is not punished, as a share of the
+    difference of two images of the data set."""
+
 
 @dataclass(frozen=True)
 class AttnGANSettings(CascadeSettings):

@@ -5,7 +5,7 @@ from torch import Tensor
 from mirrorgan_fast.models.discriminator import Logits
 from mirrorgan_fast.training.batches import Batch
 from mirrorgan_fast.training.cascade import CascadeTraining
-from mirrorgan_fast.training.gan import figures_of, sum_of
+from mirrorgan_fast.training.gan import detached, sum_of
 from mirrorgan_fast.training.objectives import (
     WrongPairs,
     color_consistency_loss,
@@ -31,9 +31,9 @@ class StackGANv2Training(CascadeTraining):
         fakes, mu, log_var = self.generate(step, given)
         told = given._replace(judged=mu.detach())
 
-        D_losses, figures = self.discriminator_losses(told, fakes)
-        figures |= figures_of("D", D_losses)
-        self.D_learner.lower(sum_of(D_losses + self.r1_penalties(step, told)), pace)
+        D_losses, figures = self.discriminator_losses(told, told, fakes)
+        figures |= detached(D_losses)
+        self.D_learner.lower(sum_of([*D_losses.values(), *self.r1_penalties(step, told)]), pace)
         if not self.generator_trains(step):
             return figures
 
@@ -43,8 +43,8 @@ class StackGANv2Training(CascadeTraining):
                 KL = kl_loss(mu, log_var)
                 judged = told if settings.detach_mu else given._replace(judged=mu)
                 G_losses = self.generator_losses(judged, fakes, "authors")
-                loss_G = sum_of([settings.kl_weight * KL, *G_losses])
-                figures |= {"KL": KL.detach(), **figures_of("G", G_losses)}
+                loss_G = sum_of([settings.kl_weight * KL, *G_losses.values()])
+                figures |= {"KL": KL.detach(), **detached(G_losses)}
                 if settings.color_weight:
                     color = color_consistency_loss(fakes, settings.form)
                     loss_G = loss_G + settings.color_weight * color

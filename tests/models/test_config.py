@@ -1,12 +1,14 @@
 """The model configuration: its presets, the sizes that follow from it, and invalid values."""
 
 import dataclasses
+import hashlib
 import json
 from typing import Any
 
 import pytest
 
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.models.backbones.efficientnet_lite import LITE0_FILE
 from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.recipes import RECIPES, find_recipe
 from mirrorgan_fast.training.settings import MirrorGANSettings
@@ -78,8 +80,21 @@ def test_each_stage_doubles_the_size(
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_preset_survives_json(name: str) -> None:
     config = find_recipe(name).config
-    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    values = json.loads(json.dumps(config.to_dict()))
     assert type(config).from_dict(values) == config
+
+
+@pytest.mark.parametrize("entry", ["image_encoder", "stream_encoder"])
+def test_a_model_records_the_weights_of_efficientnet_and_is_refused_with_others(entry: str) -> None:
+    config = MirrorGANConfig.from_dict({entry: "efficientnet_lite0"})
+    values = json.loads(json.dumps(config.to_dict()))
+    assert values["eyes"] == hashlib.sha256(LITE0_FILE.read_bytes()).hexdigest()
+    assert MirrorGANConfig.from_dict(values) == config
+    for other in ("0" * 64, None, [1]):
+        with pytest.raises(InputError, match="another EfficientNet-Lite0") as error:
+            MirrorGANConfig.from_dict(values | {"eyes": other}, "m/config.json")
+        assert str(error.value).startswith("m/config.json: ")
+    assert "eyes" not in MirrorGANConfig().to_dict()
 
 
 def test_a_config_is_immutable() -> None:

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from mirrorgan_fast.data.captioned_images import CaptionedImages
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.models.backbones.efficientnet_lite import LITE0_DIGEST
 from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.training.chain import stages_of, train
@@ -29,6 +31,35 @@ def test_the_model_has_the_trained_cnn_twice(tmp_path: Path, run: Callable[..., 
     for cnn in (model.image_encoder.cnn, model.stream.cnn):
         for name, tensor in cnn.state_dict().items():
             assert torch.equal(tensor, trained[f"cnn.{name}"]), name
+
+
+def test_a_model_that_sees_with_efficientnet_has_no_copy_of_it(
+    tmp_path: Path,
+    config: MirrorGANConfig,
+    settings: MirrorGANTrainingSettings,
+    birds: CaptionedImages,
+) -> None:
+    names = dict.fromkeys(("image_encoder", "stream_encoder"), "efficientnet_lite0")
+    sees: Any = dataclasses.replace(config, **names)
+    with pytest.raises(InputError, match="no small CNN"):
+        train(("cnn",), sees, settings, birds, tmp_path, HERE)
+    weights: Any = {"stem": Path("lite0.pth")}
+    with pytest.raises(InputError, match=r"lite0\.pth: .* does not start from a file"):
+        train(("stem",), sees, settings, birds, tmp_path, HERE, backbone_weights=weights)
+    train(stages_of(sees), sees, settings, birds, tmp_path, HERE)
+    assert not (tmp_path / "cnn").exists()
+    model = MirrorGAN.from_pretrained(tmp_path)
+    assert not [name for name in load_file(tmp_path / "model.safetensors") if ".cnn." in name]
+    image = birds.image(0)
+    assert all(model.describe([image, image.resize((200, 200))]))
+    assert model.image_encoder(torch.rand(1, 3, 32, 32))[0].shape == (1, 64, config.embedding_size)
+
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace(LITE0_DIGEST, "0" * 64))
+    with pytest.raises(InputError, match=r"config\.json: .* another EfficientNet-Lite0"):
+        MirrorGAN.from_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"config\.json: .* another EfficientNet-Lite0"):
+        train(("gan",), sees, settings, birds, tmp_path, HERE)
 
 
 def test_a_stage_that_is_missing_is_named(

@@ -24,6 +24,7 @@ STAGES = (
     "frozen",
     "gan",
     "paper",
+    "projected",
     "stackgan-v2",
     "stackgan",
     "gan-int-cls",

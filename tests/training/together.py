@@ -114,6 +114,12 @@ def main(folder: Path, stages: list[str], settings: MirrorGANTrainingSettings) -
         gan = dataclasses.replace(settings.gan, form="paper", r1_weight=0.0)
         paper = dataclasses.replace(settings, gan=gan)
         train_mirrorgan(TINY, paper, examples, *networks, folder / "paper", execution)
+    if "projected" in stages:
+        options = {"r1_weight": 0.0, "augment": True, "difference_weight": 1.0}
+        gan = dataclasses.replace(settings.gan, **options)
+        sees = dataclasses.replace(TINY, discriminator="projected")
+        projected = (sees, dataclasses.replace(settings, gan=gan), examples)
+        train_mirrorgan(*projected, *networks, folder / "projected", execution)
     _train_others(stages, settings, examples, networks[0], folder, execution)
     if "gawwn" in stages:
         with_boxes = TrainingExamples(birds, words, *sizes, boxes=True)
