@@ -99,14 +99,16 @@ class Ours:
             with clock.time("R1"):
                 sum_of(task.r1_penalties(0, given)).backward()
         with clock.time("D forward"):
-            loss_D = sum_of(task.discriminator_losses(given, fakes)[0])
+            losses, _ = task.discriminator_losses(given, given, fakes)
+            loss_D = sum_of(losses.values())
         with clock.time("D backward"):
             task.D_learner.lower(loss_D)
         clock.move("D backward", "Adam", self._adam_seconds)
         with task.D_learner.frozen():
             with clock.time("G's loss"), task.computation.autocast():
                 KL = task.settings.kl_weight * kl_loss(mu, log_var)
-                loss_G = sum_of([KL, *task.generator_losses(given, fakes, task.settings.form)])
+                believed = task.generator_losses(given, fakes, task.settings.form)
+                loss_G = sum_of([KL, *believed.values()])
             with clock.time("G backward"):
                 task.G_learner.lower(loss_G)
             clock.move("G backward", "Adam", self._adam_seconds)

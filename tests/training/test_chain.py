@@ -148,7 +148,7 @@ def test_what_a_later_stage_would_refuse_is_refused_at_once(
         ({"images": Changed(birds, label=7)}, "all 12 pictures are of class 7"),
         (
             {"backbone_weights": {"stem": Path("a.pth")}},
-            "a.pth: this model's stem has the small CNN",
+            "a.pth: the CNN of this model's stem is small, which does not start from a file",
         ),
     ):
         with pytest.raises(InputError, match=fault):
