@@ -17,11 +17,11 @@ COLORS = {
     "beige": "e4d0b0 dcc8a4 d8c0a8 cdb490 c4ae92 b8a48c",
     "light brown": "d0a878 c09a6c b08858 a88a6c a89078",
     "brown": "94745a 8a6040 74604c 6b4630 5a4638 4e3426",
-    "red": "e03038 d84438 c8202c b02430",
+    "red": "e03038 d84438 d8503c c8202c c04a30 b8483c b02430",
     "dark red": "8a3038 7c1c28 6e2430 5c1822 481820",
     "pink": "f4b8c4 f0ccd0 e88aa4 e0488c e02878 d8a09c c87084 c898a0 b07888 e8d4d4 d4a0c0 "
     "a06464 c8b0b4 e4d0e0 b49088",
-    "orange": "f0a050 f08028 e88058 e86c30 dc9c74 d08c70 d09048 e45a30 c0562c",
+    "orange": "f0a050 f08028 e88058 e86c30 dc9c74 d08c70 d09048 e45a30",
     "yellow": "f4ecb0 f0d838 ece088 e8c850 d8b428 c89840",
     "green": "c0d4a0 a4b89c 9fa868 9c9848 98c898 8cbc50 80a078 6a9050 68b458 3c9848 2c7850 b4ccbc",
     "dark green": "707050 606044 4c4e38 3a4830 344a34 24482e 1c4038",
