@@ -7,7 +7,17 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from mirrorgan_fast.cli import describe, evaluate, export, info, paint, sample, train, translate
+from mirrorgan_fast.cli import (
+    data,
+    describe,
+    evaluate,
+    export,
+    info,
+    paint,
+    sample,
+    train,
+    translate,
+)
 from mirrorgan_fast.cli.options import Parser
 from mirrorgan_fast.cli.output import OutputError, flush, say
 from mirrorgan_fast.errors import InputError, printable
@@ -78,6 +88,6 @@ def _parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"mirrorgan-fast {version('mirrorgan-fast')}"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (sample, describe, translate, export, info, paint, evaluate, train):
+    for command in (sample, describe, translate, export, info, paint, data, evaluate, train):
         command.add_to(commands)
     return parser

@@ -1,0 +1,1 @@
+"""Public repositories of pictures, written as image folders with captions."""
