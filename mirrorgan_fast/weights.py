@@ -311,7 +311,7 @@ def load_backbone(module: nn.Module, path: str | Path, ignore: tuple[str, ...] =
             difference.
     """
     path = Path(path)
-    found = _read_backbone(path)
+    found = read_backbone(path)
     expected = module.state_dict()
     weights = {}
     for name, tensor in expected.items():
@@ -330,7 +330,12 @@ def load_backbone(module: nn.Module, path: str | Path, ignore: tuple[str, ...] =
     module.load_state_dict(weights)
 
 
-def _read_backbone(path: Path) -> dict[str, Tensor]:
+def read_backbone(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from a .pth, .pt or .safetensors file.
+
+    Raises:
+        InputError: the file cannot be read, is no state dict, or has NaN or infinity.
+    """
     if path.suffix not in (".pth", ".pt", ".safetensors"):
         raise InputError(f"{path}: weights must be .pth, .pt or .safetensors; convert the file")
     if path.suffix == ".safetensors":

@@ -180,7 +180,7 @@ class CascadeConfig(TextToImageConfig):
     discriminator: Literal["convolutional", "projected"] = "convolutional"
     """``convolutional``: one for the images of each stage, as the authors have them; ``projected``:
     one for those of the last stage, which sees with the EfficientNet-Lite0 of the package
-    (``models.projected``), and learns from far fewer images."""
+    (``models.projected``)."""
 
     @property
     def has_lite0(self) -> bool:

@@ -21,8 +21,8 @@ from torch.nn import functional
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import StrPath, read_file
 from mirrorgan_fast.ops.wide import wide
-from mirrorgan_fast.tensor_files import read_safetensors, read_torch
-from mirrorgan_fast.weights import PRETRAINED
+from mirrorgan_fast.tensor_files import read_safetensors
+from mirrorgan_fast.weights import PRETRAINED, read_backbone
 
 Variant = Literal["lite0", "lite1", "lite2"]
 LITE0_FILE = PRETRAINED / "efficientnet-lite0" / "model.safetensors"
@@ -305,10 +305,7 @@ def read_published(path: StrPath, variant: Variant) -> EfficientNetLite:
     Raises:
         InputError: the file cannot be read or is of another network.
     """
-    content = read_torch(path)
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise InputError(f"{path}: is not a state dict; give the file of the published package")
-    return EfficientNetLite(variant, fold(content, path))
+    return EfficientNetLite(variant, fold(read_backbone(Path(path)), path))
 
 
 def lite2() -> EfficientNetLite:
