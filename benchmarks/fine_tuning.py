@@ -18,7 +18,6 @@ from pathlib import Path
 
 import mirrorgan_fast
 from mirrorgan_fast.data.image_folder import ImageFolder
-from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
 from mirrorgan_fast.data.painted_birds.data_set import export_image_folder
 from mirrorgan_fast.evaluation.validation import Validation
 from mirrorgan_fast.models.attribute_classifier import AttributeClassifier
@@ -51,7 +50,7 @@ def main() -> None:
     if not data.exists():
         export_image_folder(data, train=200, test=200, seed=77)
         _rename_colors(data / "metadata.jsonl")
-    judge = AttributeClassifier.from_pretrained(ATTRIBUTES)
+    judge = AttributeClassifier.from_pretrained()
     measure = Validation(ImageFolder(data, "test"), judge)
     found = {"before": measure(mirrorgan_fast.load())}
     for name, steps in STEPS.items():

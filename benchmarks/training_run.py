@@ -22,7 +22,6 @@ from torch import Tensor
 
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.data.image_folder import ImageFolder
-from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
 from mirrorgan_fast.data.painted_birds.data_set import export_image_folder
 from mirrorgan_fast.data.prepared_pictures import check_pictures
 from mirrorgan_fast.evaluation.validation import Validation
@@ -84,7 +83,7 @@ def measure(steps: int, folder: Path) -> dict[str, float]:
     )
     examples = TrainingExamples(images, model.vocabulary, 128, prepared=prepared)
     validation = Validation(
-        ImageFolder(folder / "birds", "test"), AttributeClassifier.from_pretrained(ATTRIBUTES)
+        ImageFolder(folder / "birds", "test"), AttributeClassifier.from_pretrained()
     )
 
     def validate(glam: GLAM, _: int) -> dict[str, float]:

@@ -7,7 +7,7 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -30,8 +30,17 @@ _ALLOWED_NAMES = re.compile(
 )
 
 
-def read_shapes(path: StrPath) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor of a safetensors file; only its header is read.
+class Header(NamedTuple):
+    """What the beginning of a safetensors file says."""
+
+    shapes: dict[str, tuple[int, ...]]
+    """Of the tensors."""
+    about: dict[str, str]
+    """Texts that were written with the tensors, by their names."""
+
+
+def read_header(path: StrPath) -> Header:
+    """Return what the beginning of a safetensors file says; the tensors are not read.
 
     Raises:
         InputError: the file cannot be read, or is not a safetensors file.
@@ -42,11 +51,9 @@ def read_shapes(path: StrPath) -> dict[str, tuple[int, ...]]:
             if length > _MAX_HEADER_BYTES:
                 raise ValueError(f"its header claims {length:,} bytes")
             header = parse_json(file.read(length))
-            return {
-                name: tuple(about["shape"])
-                for name, about in header.items()
-                if name != "__metadata__"
-            }
+            about = header.pop("__metadata__", {})
+            shapes = {name: tuple(tensor["shape"]) for name, tensor in header.items()}
+            return Header(shapes, {name: str(text) for name, text in about.items()})
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({reason(error)})") from error
         except (ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
@@ -59,7 +66,7 @@ def read_safetensors(path: StrPath) -> dict[str, Tensor]:
     Raises:
         InputError: the file cannot be read, is not a safetensors file, or has NaN or infinity.
     """
-    read_shapes(path)
+    read_header(path)
     try:
         tensors = load_file(path)
     # load_file raises FileNotFoundError if the file cannot be mapped, ValueError for unknown types

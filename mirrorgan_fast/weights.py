@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import StrPath, parse_json, read_file, whole_file
-from mirrorgan_fast.tensor_files import check_numbers, read_safetensors, read_shapes, read_torch
+from mirrorgan_fast.tensor_files import check_numbers, read_header, read_safetensors, read_torch
 from mirrorgan_fast.vocabulary import Vocabulary
 
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -204,7 +204,7 @@ def load_weights(
         InputError: as for ``load_tensors``, or the weights belong to another network.
     """
     path = _tensors_path(folder)
-    shapes = read_shapes(path)
+    shapes = read_header(path).shapes
     copies = {
         name: other + name.removeprefix(part)
         for part, other in (shared or {}).items()

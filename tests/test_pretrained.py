@@ -60,7 +60,7 @@ def test_the_folders_are_at_most_32_megabytes() -> None:
 def test_images_show_what_their_captions_name(
     images: torch.Tensor, captions: tuple[list[str], list[dict[str, str]]]
 ) -> None:
-    readings = AttributeClassifier.from_pretrained(ATTRIBUTES).read(images)
+    readings = AttributeClassifier.from_pretrained().read(images)
     accuracy = attribute_accuracy(readings, captions[1])
     assert accuracy.overall >= least(recorded("attributes"), sum(accuracy.claims.values()))
 
@@ -70,7 +70,7 @@ def test_the_redescription_names_what_the_image_shows(
 ) -> None:
     described = model.stream.describe(to_signed(images, torch.device("cpu")))
     descriptions = [model.vocabulary.decode(tokens) for tokens in described]
-    readings = AttributeClassifier.from_pretrained(ATTRIBUTES).read(images)
+    readings = AttributeClassifier.from_pretrained().read(images)
     accuracy = redescription_accuracy(descriptions, readings)
     assert accuracy.overall >= least(recorded("redescription"), sum(accuracy.claims.values()))
     assert len(set(descriptions)) > BIRDS / 2
@@ -79,7 +79,7 @@ def test_the_redescription_names_what_the_image_shows(
 def test_the_classifier_reads_unseen_real_birds() -> None:
     birds = PaintedBirds("test", BIRDS, seed=20)
     paintings = torch.stack([torch.from_numpy(birds.painting(i).image) for i in range(BIRDS)])
-    readings = AttributeClassifier.from_pretrained(ATTRIBUTES).read(paintings.permute(0, 3, 1, 2))
+    readings = AttributeClassifier.from_pretrained().read(paintings.permute(0, 3, 1, 2))
     truth = [dataclasses.asdict(birds.bird(i)) for i in range(BIRDS)]
     assert attribute_accuracy(readings, truth).overall >= 0.99
 
@@ -87,7 +87,7 @@ def test_the_classifier_reads_unseen_real_birds() -> None:
 def test_the_translator_changes_the_background_and_keeps_the_bird() -> None:
     """On birds that were not used before; as good as recorded, and close to the true pictures."""
     figures = json.loads((PRETRAINED / "sky-sunset" / "figures.json").read_text(encoding="utf-8"))
-    judge, count = AttributeClassifier.from_pretrained(ATTRIBUTES), 30
+    judge, count = AttributeClassifier.from_pretrained(), 30
     translator = CycleGAN.from_pretrained("sky-sunset")
     measured = evaluate_translation(translator, judge, count=count, seed=20, quiet=True)
     for title in ("sky to sunset", "sunset to sky"):

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.tensor_files import check_numbers, read_safetensors, read_shapes, read_torch
+from mirrorgan_fast.tensor_files import check_numbers, read_header, read_safetensors, read_torch
 
 STATE = {"weight": torch.randn(3, 4), "bias": torch.zeros(0), "count": torch.tensor(7)}
 
@@ -38,8 +38,9 @@ def forged(path: Path, header: Any, length: int | None = None) -> Path:
 
 def test_shapes_are_those_of_the_tensors(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "a.safetensors", {"format": "pt"})
-    shapes = read_shapes(tmp_path / "a.safetensors")
-    assert shapes == {name: tuple(tensor.shape) for name, tensor in STATE.items()}
+    header = read_header(tmp_path / "a.safetensors")
+    assert header.shapes == {name: tuple(tensor.shape) for name, tensor in STATE.items()}
+    assert header.about == {"format": "pt"}
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,7 @@ def test_shapes_are_those_of_the_tensors(tmp_path: Path) -> None:
         {"a": 5},
         {"a": {}},
         {"a": {"shape": 5}},
+        {"__metadata__": ["a"]},
         {"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]}},
         {"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}},
         b"{",
@@ -65,10 +67,10 @@ def test_invalid_headers_are_refused(header: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("length", [2**63, 2**40, 17 * 2**20])
 def test_a_header_that_claims_much_is_not_read(length: int, tmp_path: Path) -> None:
     path = forged(tmp_path / "a.safetensors", {}, length)
-    assert f"claims {length:,} bytes" in refusal(read_shapes, path)
+    assert f"claims {length:,} bytes" in refusal(read_header, path)
 
 
-@pytest.mark.parametrize("read", [read_safetensors, read_shapes, read_torch])
+@pytest.mark.parametrize("read", [read_safetensors, read_header, read_torch])
 def test_a_pipe_is_refused_without_blocking(read: Any, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert "not a regular file" in refusal(read, tmp_path / "pipe")

@@ -14,8 +14,7 @@ from mirrorgan_fast.cli.options import (
     positive,
     seed,
 )
-from mirrorgan_fast.cli.output import print_line
-from mirrorgan_fast.data.image_folder import ImageFolder
+from mirrorgan_fast.cli.output import print_line, say
 from mirrorgan_fast.data.layouts import open_images
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.memory import keep_memory
@@ -46,9 +45,9 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument(
         "--judge",
-        default="birds-painted",
         metavar="NAME_OR_FOLDER",
-        help="the model or folder with attributes.safetensors (default: birds-painted)",
+        help="the model or folder with attributes.safetensors (default: of painted birds, "
+        "birds-painted; of other pictures, none)",
     )
     parser.add_argument("--json", action="store_true")
     add_max_pixels(parser)
@@ -56,10 +55,9 @@ def add_to(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
-    from mirrorgan_fast.data.painted_birds.data_set import is_painted
+    from mirrorgan_fast.evaluation.features import FeatureReader
+    from mirrorgan_fast.evaluation.judges import judge_of
     from mirrorgan_fast.evaluation.report import as_table, evaluate
-    from mirrorgan_fast.models.attribute_classifier import AttributeClassifier
 
     keep_memory()
     if load_description(find_pretrained(options.model)).system == CycleGAN.SYSTEM:
@@ -68,15 +66,17 @@ def _run(options: argparse.Namespace) -> None:
     if options.data is None:
         raise InputError("evaluate: needs --data FOLDER, with a test split")
     images = open_images(options.data, "test", options.split_field, options.max_pixels)
-    judge: AttributeClassifier | None = None
-    if isinstance(images, ImageFolder) and is_painted(images.record(0)):
-        judge = AttributeClassifier.from_pretrained(ATTRIBUTES, options.judge).to(
-            device_of(options)
+    features = FeatureReader.if_installed()
+    if features is None and not options.quiet:
+        say(
+            "mirrorgan-fast: the kernel distance is left out; to measure it, "
+            "pip install 'mirrorgan-fast[imagenet]'"
         )
     figures = evaluate(
         model_of(options),
         images,
-        classifier=judge,
+        judge=judge_of(images, options.judge, device_of(options)),
+        features=features,
         count=options.count,
         seed=options.seed,
         quiet=options.quiet,
@@ -98,7 +98,9 @@ def _evaluate_translation(options: argparse.Namespace) -> None:
     device = device_of(options)
     figures = evaluate_translation(
         CycleGAN.from_pretrained(options.model).to(device),
-        AttributeClassifier.from_pretrained(ATTRIBUTES, options.judge).to(device),
+        AttributeClassifier.from_pretrained(options.judge or "birds-painted", ATTRIBUTES).to(
+            device
+        ),
         count=options.count or 200,
         seed=options.seed,
         quiet=options.quiet,

@@ -22,13 +22,10 @@ from mirrorgan_fast.cli.options import (
 from mirrorgan_fast.cli.output import print_line, say
 from mirrorgan_fast.data.image_folder import ImageFolder
 from mirrorgan_fast.data.layouts import open_images
-from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
-from mirrorgan_fast.data.painted_birds.data_set import is_painted
 from mirrorgan_fast.data.unpaired import open_unpaired
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.fields import describe_fields
 from mirrorgan_fast.memory import keep_memory
-from mirrorgan_fast.models.attribute_classifier import AttributeClassifier
 from mirrorgan_fast.models.config import CycleGANConfig, TextToImageConfig
 from mirrorgan_fast.models.cyclegan import CycleGAN
 from mirrorgan_fast.pictures import MAX_PIXELS
@@ -62,7 +59,7 @@ def add_to(commands: Commands) -> None:
         "stage",
         nargs="?",
         choices=(*STAGES, "all", "attributes"),
-        help="one stage, all stages, or the classifier of painted birds' attributes",
+        help="one stage, all stages, or the classifier of attributes that judges images",
     )
     parser.add_argument(
         "--run",
@@ -86,6 +83,17 @@ def add_to(commands: Commands) -> None:
     )
     parser.add_argument(
         "--split-field", help="the field of metadata.jsonl that names the split (default: split)"
+    )
+    parser.add_argument(
+        "--attributes",
+        metavar="NAME,NAME",
+        help="of train attributes: what to read (default: all whose values are texts)",
+    )
+    parser.add_argument(
+        "--judge",
+        metavar="NAME_OR_FOLDER",
+        help="the model or folder with attributes.safetensors that judges images on the held-out "
+        "split (default: of painted birds, birds-painted; of other pictures, none)",
     )
     parser.add_argument(
         "--recipe",
@@ -317,6 +325,8 @@ def _validation(
     options: argparse.Namespace, settings: RunSettings, execution: Execution
 ) -> "Validation | None":
     """Return what measures a model on the held-out split, if the data set has one."""
+    from mirrorgan_fast.evaluation.features import FeatureReader
+    from mirrorgan_fast.evaluation.judges import judge_of
     from mirrorgan_fast.evaluation.validation import Validation
 
     assert settings.data is not None
@@ -328,10 +338,10 @@ def _validation(
         if not options.quiet:
             say(f"mirrorgan-fast: there is no held-out split to validate on ({error})")
         return None
-    judge = None
-    if isinstance(images, ImageFolder) and is_painted(images.record(0)):
-        judge = AttributeClassifier.from_pretrained(ATTRIBUTES).to(execution.device)
-    return Validation(images, judge)
+    assert isinstance(settings.training, TrainingSettings)
+    needed = settings.training.best_by == "kernel_distance"
+    features = FeatureReader() if needed else FeatureReader.if_installed()
+    return Validation(images, judge_of(images, options.judge, execution.device), features)
 
 
 def _what_next(options: argparse.Namespace, settings: RunSettings) -> str:
@@ -366,7 +376,7 @@ def _refuse_what_attributes_have_not(options: argparse.Namespace) -> None:
     for name in (
         *("recipe", "config", "set", "change", "settings", "init_from"),  # it has no settings
         *("data_y", "domains"),
-        *("stem_weights", "stream_weights", "compile", "no_real_row", "no_validation"),
+        *("stem_weights", "stream_weights", "compile", "no_real_row", "no_validation", "judge"),
     ):
         if getattr(options, name):
             option = f"--{name.replace('_', '-')}"
@@ -377,13 +387,16 @@ def _train_attributes(options: argparse.Namespace) -> None:
     from mirrorgan_fast.training.attributes import train_attribute_classifier
 
     if options.data is None:
-        raise InputError("train attributes: needs --data FOLDER, with painted birds")
+        raise InputError(
+            "train attributes: needs --data FOLDER, an image folder whose rows have attributes"
+        )
     keep_memory()
     pixels = MAX_PIXELS if options.max_pixels is None else options.max_pixels
     images = ImageFolder(options.data, "train", options.split_field or "split", pixels)
     with _execution(options) as execution:
         folder = options.folder / "attributes"
-        classifier = train_attribute_classifier(images, folder, execution)
+        wanted = options.attributes.split(",") if options.attributes else ()
+        classifier = train_attribute_classifier(images, folder, execution, attributes=wanted)
         execution.processes.once(lambda: classifier.save_pretrained(options.folder))
 
 

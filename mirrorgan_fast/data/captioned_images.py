@@ -4,11 +4,18 @@
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from PIL import Image
 
 from mirrorgan_fast.boxes import Box
+
+
+class Caption(NamedTuple):
+    """A caption and exactly the attributes that it asserts."""
+
+    text: str
+    named: dict[str, str]
 
 
 class CaptionedImages(Protocol):

@@ -238,5 +238,20 @@ class ImageFolder(CaptionedImages):
         return record
 
 
+def text_attributes(images: ImageFolder, index: int) -> dict[str, str]:
+    """Return the ``attributes`` in a picture's row that are texts, by their names.
+
+    Raises:
+        InputError: the row has no attributes.
+    """
+    attributes = images.record(index).get("attributes")
+    if not isinstance(attributes, dict):
+        raise InputError(
+            f"picture {images.name(index)!r} has no attributes in metadata.jsonl, such as "
+            f'"attributes": {{"garment": "hat"}}'
+        )
+    return {name: value for name, value in attributes.items() if isinstance(value, str)}
+
+
 def _name(file_name: str) -> str:
     return os.path.splitext(os.path.normpath(file_name))[0]

@@ -1,5 +1,7 @@
 """The captions of a held-out split that a model is measured on."""
 
+from collections.abc import Collection
+
 import torch
 
 from mirrorgan_fast.data.captioned_images import CaptionedImages
@@ -50,16 +52,28 @@ def caption_pool(
     return CaptionPool(texts, labels, torch.cat(sentences)), known, passed_over
 
 
-def named_attributes(images: ImageFolder, index: int) -> list[dict[str, str]]:
-    """Return the attributes that each caption of a painted bird names, from its row.
+def asserted_attributes(
+    images: ImageFolder, index: int, names: Collection[str]
+) -> list[dict[str, str]]:
+    """Return what each caption of a picture asserts of some attributes, from its row.
+
+    Args:
+        images: the data set.
+        index: of the picture.
+        names: of the attributes, in the order of the result.
 
     Raises:
         InputError: the row does not have them.
     """
     named = images.record(index).get("named")
-    if not isinstance(named, list) or len(named) != len(images.captions(index)):
+    if (
+        not isinstance(named, list)
+        or len(named) != len(images.captions(index))
+        or not all(isinstance(each, dict) for each in named)
+    ):
         raise InputError(
             f'picture {images.name(index)!r} has no list "named" of the attributes that each '
-            f"caption names in metadata.jsonl; export painted birds with mirrorgan-fast paint"
+            f"caption names in metadata.jsonl; make such a folder with mirrorgan-fast paint or "
+            f"data prepare"
         )
-    return named
+    return [{name: each[name] for name in names if name in each} for each in named]

@@ -18,8 +18,8 @@ from torch import Tensor
 from mirrorgan_fast.data.painted_birds.bird import COLORED_PARTS, COLORS, Bird, stands_out
 from mirrorgan_fast.data.painted_birds.drawing import SMALLEST_SIZE, paint
 from mirrorgan_fast.data.painted_birds.words import WORD, Statement, read_statements
+from mirrorgan_fast.evaluation.judges import Judge
 from mirrorgan_fast.metrics.attributes import AttributeAccuracy
-from mirrorgan_fast.models.attribute_classifier import AttributeClassifier
 from mirrorgan_fast.pictures import square
 
 VISIBLE_CHANGE = 16  # gray levels, in any channel
@@ -101,7 +101,7 @@ class EditFigures:
 
 
 def measure_edits(
-    classifier: AttributeClassifier,
+    judge: Judge,
     edits: Sequence[Edit],
     before: Tensor,  # (N, 3, S, S)
     after: Tensor,  # (N, 3, S, S)
@@ -109,12 +109,12 @@ def measure_edits(
     """Compare the images of the captions with the images of the edited captions.
 
     Args:
-        classifier: reads the attributes.
+        judge: reads the attributes.
         edits: N edits.
         before: uint8 images of their captions.
         after: uint8 images of their edited captions, from the same noise.
     """
-    read_before, read_after = classifier.read(before), classifier.read(after)
+    read_before, read_after = judge.read(before), judge.read(after)
     parts = AttributeAccuracy.count(
         (part, read[part] == edit.color)
         for edit, read in zip(edits, read_after, strict=True)

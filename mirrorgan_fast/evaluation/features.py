@@ -1,11 +1,13 @@
 """Features of images that no model was trained with, for measures such as the kernel distance."""
 
+from typing import Self
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from mirrorgan_fast.models.backbones.efficientnet_lite import lite2
+from mirrorgan_fast.models.backbones.efficientnet_lite import has_lite2, lite2
 from mirrorgan_fast.pictures import to_signed
 
 _BATCH = 16
@@ -22,6 +24,11 @@ class FeatureReader:
 
     def __init__(self) -> None:
         self._network = lite2()
+
+    @classmethod
+    def if_installed(cls) -> Self | None:
+        """Return a reader; None: EfficientNet-Lite2 is not installed."""
+        return cls() if has_lite2() else None
 
     @torch.no_grad()
     def read(self, images: Tensor, title: str = "", *, quiet: bool = True) -> Tensor:

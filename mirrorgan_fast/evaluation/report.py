@@ -1,6 +1,6 @@
 """The report: every metric for images of held-out captions, and for the real held-out pictures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from mirrorgan_fast.data.captioned_images import CaptionedImages
-from mirrorgan_fast.data.image_folder import ImageFolder
-from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
-from mirrorgan_fast.data.painted_birds.data_set import true_attributes
+from mirrorgan_fast.data.image_folder import ImageFolder, text_attributes
+from mirrorgan_fast.data.painted_birds.data_set import is_painted, true_attributes
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.evaluation.captions import caption_pool, named_attributes
+from mirrorgan_fast.evaluation.captions import asserted_attributes, caption_pool
 from mirrorgan_fast.evaluation.edits import (
     Edit,
     EditFigures,
@@ -21,11 +20,13 @@ from mirrorgan_fast.evaluation.edits import (
     measure_edits,
     painted_pairs,
 )
+from mirrorgan_fast.evaluation.features import FeatureReader
 from mirrorgan_fast.evaluation.images import generate, look
+from mirrorgan_fast.evaluation.judges import Judge
 from mirrorgan_fast.evaluation.redescription import bleu_4, redescription_accuracy
 from mirrorgan_fast.metrics.attributes import AttributeAccuracy, attribute_accuracy
+from mirrorgan_fast.metrics.kernel_distance import kernel_distance
 from mirrorgan_fast.metrics.r_precision import r_precision
-from mirrorgan_fast.models.attribute_classifier import AttributeClassifier
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.models.text_to_image import SEEDS, TextToImage
 from mirrorgan_fast.pictures import from_image, to_uint8
@@ -37,7 +38,8 @@ def evaluate(
     model: TextToImage,
     images: CaptionedImages,
     *,
-    classifier: AttributeClassifier | None = None,
+    judge: Judge | None = None,
+    features: FeatureReader | None = None,
     count: int | None = None,
     seed: int = 0,
     quiet: bool = False,
@@ -51,8 +53,11 @@ def evaluate(
     Args:
         model: to be measured.
         images: the test split.
-        classifier: reads the attributes of painted birds. ``images`` must then be an exported
-            folder of painted birds. Without it, metrics of attributes are left out.
+        judge: reads the attributes that captions name (``judge_of``). ``images`` must then be an
+            image folder whose rows say what captions name. Without it, metrics of attributes are
+            left out.
+        features: reads the features that the kernel distance compares. Without it, that is left
+            out.
         count: of pictures (default: 1000, or all if there are fewer).
         seed: of the choice of captions, edits and competitors, and of the images.
         quiet: no progress bars.
@@ -60,14 +65,16 @@ def evaluate(
     Returns:
         the settings ("count", "seed", "image_size", and "captions_passed_over", the number of
         skipped captions of the split), then the figures of "generated" and of "real" for each of:
-        "r_precision"; "redescription", if the system has a captioner; and with a classifier,
-        "classifier", "attributes" and "edits". Shares are in [0, 1]. The real edits are painted
-        pairs (see ``painted_pairs``).
+        "r_precision"; "redescription", if the system has a captioner; with ``features``
+        "kernel_distance", of generated images to the real ones, and of one half of the real ones to
+        the other; with a judge "judge", its readings of real pictures against their own attributes,
+        and "attributes", against those that captions name; and of painted birds "edits". Shares are
+        in [0, 1]. The real edits are painted pairs (see ``painted_pairs``).
 
     Raises:
         InputError: the seed is out of range; the model reads text vectors; a weight is NaN; there
-            are fewer than ``count`` pictures, or too few for R-precision; or, with a classifier,
-            the pictures are not painted birds.
+            are fewer than ``count`` pictures, or too few for R-precision; or, with a judge, rows
+            do not say what captions name.
     """
     if not isinstance(seed, int) or not 0 <= seed < SEEDS:
         raise InputError(f"seed is {seed!r:.60}, expected a whole number from 0 to 2^128 - 1")
@@ -87,7 +94,7 @@ def evaluate(
     chosen = [_Chosen(i, *known[i][rng.integers(len(known[i]))]) for i in indices]
     own = [caption.place for caption in chosen]
     captions = [pool.texts[place] for place in own]
-    birds = _painted(images, captions, chosen, rng) if classifier is not None else None
+    judged = None if judge is None else _judged(judge, images, captions, chosen, rng)
     sampler = Sampler(model)
     generated = generate(sampler, captions, range(count), seed, title="captions", quiet=quiet)
     real = torch.cat([_to_bytes(from_image(images.image(i), size)[None]) for i in indices])
@@ -102,25 +109,36 @@ def evaluate(
     if isinstance(model, MirrorGAN):
         figures["redescription"] = {"generated": {}, "real": {}}
     shown: dict[str, list[dict[str, str]]] = {}
-    if classifier is not None and birds is not None:
-        shown = {"generated": classifier.read(generated), "real": birds.truth}
-        read_real = classifier.read(real)
-        edited_captions = [edit.edited for edit in birds.edits]
-        edited = generate(
-            sampler, edited_captions, birds.editable, seed, title="edits", quiet=quiet
-        )
-        pair = generated[birds.editable], edited
-        painted = painted_pairs(birds.edits, [birds.truth[i] for i in birds.editable], size, seed)
+    if judge is not None and judged is not None:
+        shown = {"generated": judge.read(generated), "real": judged.truth}
+        read_real = judge.read(real)
         figures |= {
-            "classifier": {"real": _shares(attribute_accuracy(read_real, birds.truth))},
+            "judge": {"real": _shares(attribute_accuracy(read_real, judged.truth), judge.names)},
             "attributes": {
-                "generated": _shares(attribute_accuracy(shown["generated"], birds.named)),
-                "real": _shares(attribute_accuracy(read_real, birds.named)),
+                "generated": _shares(
+                    attribute_accuracy(shown["generated"], judged.named), judge.names
+                ),
+                "real": _shares(attribute_accuracy(read_real, judged.named), judge.names),
             },
-            "edits": {
-                "generated": _edit_shares(measure_edits(classifier, birds.edits, *pair)),
-                "real": _edit_shares(measure_edits(classifier, birds.edits, *painted)),
-            },
+        }
+    if judge is not None and judged is not None and judged.edits:
+        edited_captions = [edit.edited for edit in judged.edits]
+        edited = generate(
+            sampler, edited_captions, judged.editable, seed, title="edits", quiet=quiet
+        )
+        pair = generated[judged.editable], edited
+        truth = [judged.truth[i] for i in judged.editable]
+        painted = painted_pairs(judged.edits, truth, size, seed)
+        figures["edits"] = {
+            "generated": _edit_shares(measure_edits(judge, judged.edits, *pair), judge.names),
+            "real": _edit_shares(measure_edits(judge, judged.edits, *painted), judge.names),
+        }
+    if features is not None:
+        codes_of_real = features.read(real, "real features", quiet=quiet)
+        codes_of_generated = features.read(generated, "features", quiet=quiet)
+        figures["kernel_distance"] = {
+            "generated": kernel_distance(codes_of_real, codes_of_generated, seed=seed)._asdict(),
+            "real": kernel_distance(codes_of_real[::2], codes_of_real[1::2], seed=seed)._asdict(),
         }
     for side, pictures in (("generated", generated), ("real", real)):
         codes, descriptions = look(model, pictures)
@@ -128,12 +146,14 @@ def evaluate(
         figures["r_precision"][side] = {f"top_{k}": share for k, share in precision.items()}
         if descriptions is None:
             continue
-        if birds is not None:
+        if (
+            judge is not None and judged is not None and judged.edits
+        ):  # captions of painted birds have a known grammar
             of_image = redescription_accuracy(descriptions, shown[side])
             figures["redescription"][side] = {
                 "statements_per_image": sum(of_image.claims.values()) / count,
-                "of_caption": redescription_accuracy(descriptions, birds.named).overall,
-                **_shares(of_image),
+                "of_caption": redescription_accuracy(descriptions, judged.named).overall,
+                **_shares(of_image, judge.names),
             }
         if side == "real":  # a generated picture has only one reference caption, not ten
             references = [images.captions(i) for i in indices]
@@ -151,32 +171,39 @@ class _Chosen(NamedTuple):
     """The caption's position in the pool."""
 
 
-class _Painted(NamedTuple):
-    """The attributes of N painted birds, and of the caption chosen for each."""
+class _Judged(NamedTuple):
+    """The attributes of N pictures that a judge reads, and of the caption chosen for each."""
 
     truth: list[dict[str, str]]
     """The true attributes."""
     named: list[dict[str, str]]
     """The attributes that the captions name."""
     editable: list[int]
-    """The birds whose captions name the color of a part."""
+    """Of painted birds, those whose captions name the color of a part."""
     edits: list[Edit]
     """Edits of the captions of ``editable``."""
 
 
-def _painted(
+def _judged(
+    judge: Judge,
     images: CaptionedImages,
     captions: list[str],
     chosen: list[_Chosen],
     rng: np.random.Generator,
-) -> _Painted:
+) -> _Judged:
     if not isinstance(images, ImageFolder):
         raise InputError(
-            "the attributes of birds are known only in an exported folder of painted birds; make "
-            "one with mirrorgan-fast paint"
+            "what captions name is known only in an image folder whose rows say it; make one with "
+            "mirrorgan-fast paint or data prepare"
         )
-    truth = true_attributes(images, [caption.image for caption in chosen])
-    named = [named_attributes(images, caption.image)[caption.of_image] for caption in chosen]
+    named = [
+        asserted_attributes(images, caption.image, judge.names)[caption.of_image]
+        for caption in chosen
+    ]
+    indices = [caption.image for caption in chosen]
+    if not is_painted(images.record(indices[0])):
+        return _Judged([_attributes(images, i, judge.names) for i in indices], named, [], [])
+    truth = true_attributes(images, indices)
     edit_of = [
         edit_color_word(caption, shown, rng) for caption, shown in zip(captions, truth, strict=True)
     ]
@@ -184,7 +211,13 @@ def _painted(
     if not edits:
         raise InputError("no caption names the color of a part of the bird, so none can be edited")
     editable = [i for i, edit in enumerate(edit_of) if edit is not None]
-    return _Painted(truth, named, editable, edits)
+    return _Judged(truth, named, editable, edits)
+
+
+def _attributes(images: ImageFolder, index: int, names: Sequence[str]) -> dict[str, str]:
+    """Return those attributes of a picture that are known, by name."""
+    known = text_attributes(images, index)
+    return {name: known[name] for name in names if name in known}
 
 
 def _to_bytes(images: Tensor) -> Tensor:
@@ -192,22 +225,23 @@ def _to_bytes(images: Tensor) -> Tensor:
     return to_uint8(images).permute(0, 3, 1, 2).cpu()
 
 
-def _shares(accuracy: AttributeAccuracy) -> dict[str, Any]:
-    return {"overall": accuracy.overall, "by_attribute": _in_order(accuracy.by_attribute)}
+def _shares(accuracy: AttributeAccuracy, names: Sequence[str]) -> dict[str, Any]:
+    return {"overall": accuracy.overall, "by_attribute": _in_order(accuracy, names)}
 
 
-def _edit_shares(figures: EditFigures) -> dict[str, Any]:
-    return asdict(figures) | {"parts": _in_order(figures.parts.by_attribute)}
+def _edit_shares(figures: EditFigures, names: Sequence[str]) -> dict[str, Any]:
+    return asdict(figures) | {"parts": _in_order(figures.parts, names)}
 
 
-def _in_order(shares: Mapping[str, float]) -> dict[str, float]:
-    return {name: shares[name] for name in ATTRIBUTES if name in shares}
+def _in_order(accuracy: AttributeAccuracy, names: Sequence[str]) -> dict[str, float]:
+    shares = accuracy.by_attribute
+    return {name: shares[name] for name in names if name in shares}
 
 
-_SHARE, _NUMBER = "{:.2%}", "{:.2f}"
+_SHARE, _NUMBER, _SMALL = "{:.2%}", "{:.2f}", "{:.4f}"
 # Label, section, name of the figure, and its format. The name None stands for a line per attribute.
 _LINES: tuple[tuple[str, str, str | None, str], ...] = (
-    ("all attributes, read by the classifier", "classifier", "overall", _SHARE),
+    ("all attributes, read by the judge", "judge", "overall", _SHARE),
     ("attributes the caption names, seen in the image", "attributes", "overall", _SHARE),
     ("", "attributes", None, _SHARE),
     ("color word changed: its parts have the new color", "edits", "right", _SHARE),
@@ -215,6 +249,7 @@ _LINES: tuple[tuple[str, str, str | None, str], ...] = (
     ("  pixels changed by more than 16 gray levels", "edits", "changed_area", _SHARE),
     ("  mean change, gray levels", "edits", "mean_change", _NUMBER),
     ("  of the 90 % of pixels changed least", "edits", "rest_change", _NUMBER),
+    ("kernel distance to real pictures", "kernel_distance", "mean", _SMALL),
     ("R-precision (1 of 100), top 1", "r_precision", "top_1", _SHARE),
     ("  top 2", "r_precision", "top_2", _SHARE),
     ("  top 3", "r_precision", "top_3", _SHARE),
@@ -238,7 +273,7 @@ def as_table(figures: Mapping[str, Any]) -> str:
         if not any((name or "by_attribute") in side for side in measured):
             continue
         sides = measured if name else [side["by_attribute"] for side in measured]
-        for key in [name] if name else ATTRIBUTES:
+        for key in [name] if name else figures["judge"]["real"]["by_attribute"]:
             cells = [form.format(side[key]) if key in side else "-" for side in sides]
             rows.append((label or f"  {key}", cells[0], cells[1]))
     width = max(len(label) for label, _, _ in rows)

@@ -8,18 +8,22 @@ from torch import Tensor
 
 from mirrorgan_fast.data.captioned_images import CaptionedImages
 from mirrorgan_fast.data.image_folder import ImageFolder
+from mirrorgan_fast.data.painted_birds.data_set import is_painted
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.evaluation.captions import caption_pool, named_attributes
+from mirrorgan_fast.evaluation.captions import asserted_attributes, caption_pool
+from mirrorgan_fast.evaluation.features import FeatureReader
 from mirrorgan_fast.evaluation.images import generate, look
+from mirrorgan_fast.evaluation.judges import Judge
 from mirrorgan_fast.evaluation.redescription import bleu_4, redescription_accuracy
 from mirrorgan_fast.metrics.attributes import attribute_accuracy
 from mirrorgan_fast.metrics.diversity import diversity
+from mirrorgan_fast.metrics.kernel_distance import kernel_distance
 from mirrorgan_fast.metrics.r_precision import r_precision
-from mirrorgan_fast.models.attribute_classifier import AttributeClassifier
 from mirrorgan_fast.models.text_to_image import TextToImage
+from mirrorgan_fast.pictures import from_image, to_uint8
 from mirrorgan_fast.sampling.sampler import Sampler
 
-_COUNT = 200
+_COUNT, _REAL = 200, 500
 _CAPTIONS, _NOISES = 8, 4
 
 
@@ -28,18 +32,20 @@ class Validation:
 
     Args:
         images: the held-out split.
-        classifier: reads the attributes of painted birds; None: of other pictures, whose
-            attributes are not measured.
+        judge: reads the attributes that captions name (``judge_of``); None: they are not measured.
+        features: reads the features that the kernel distance compares; None: it is not measured.
         seed: of the choice of captions, and of the images.
     """
 
     def __init__(
         self,
         images: CaptionedImages,
-        classifier: AttributeClassifier | None = None,
+        judge: Judge | None = None,
+        features: FeatureReader | None = None,
         seed: int = 0,
     ) -> None:
-        self.images, self.classifier, self.seed = images, classifier, seed
+        self.images, self.judge, self.features, self.seed = images, judge, features, seed
+        self._real: Tensor | None = None
 
     @torch.no_grad()
     def __call__(self, model: TextToImage) -> dict[str, float]:
@@ -48,8 +54,9 @@ class Validation:
         Returns:
             "r_precision" (top 1 of 100; left out if there are too few captions); "redescription":
             BLEU-4 of STREAM's descriptions, or of painted birds the share of the attributes they
-            name that the image shows; of painted birds "attributes", the share of those that the
-            caption names that the image shows; "diversity" in gray levels.
+            name that the image shows; with a judge "attributes", the share of those that the
+            caption names that the image shows; with features "kernel_distance" to the real
+            pictures of the split, at most 500; "diversity" in gray levels.
 
         Raises:
             InputError: the split has too few captions with a known word.
@@ -71,19 +78,30 @@ class Validation:
             own = [place for _, place in chosen]
             shares = r_precision(codes, own, pool, np.random.default_rng(self.seed))
             figures["r_precision"] = shares[1]
-        if self.classifier is not None and isinstance(self.images, ImageFolder):
-            shown = self.classifier.read(images)
+        if descriptions is not None:
+            references = [self.images.captions(i) for i in usable]
+            figures["redescription"] = bleu_4(descriptions, references)
+        if self.judge is not None and isinstance(self.images, ImageFolder):
+            shown = self.judge.read(images)
             named = [
-                named_attributes(self.images, i)[of_image]
+                asserted_attributes(self.images, i, self.judge.names)[of_image]
                 for i, (of_image, _) in zip(usable, chosen, strict=True)
             ]
             figures["attributes"] = attribute_accuracy(shown, named).overall
-            if descriptions is not None:
+            if descriptions is not None and is_painted(self.images.record(0)):
                 figures["redescription"] = redescription_accuracy(descriptions, shown).overall
-        elif descriptions is not None:
-            references = [self.images.captions(i) for i in usable]
-            figures["redescription"] = bleu_4(descriptions, references)
+        if self.features is not None:
+            if self._real is None:
+                self._real = self._features_of_pictures(self.features, images.shape[2])
+            generated = self.features.read(images)
+            figures["kernel_distance"] = kernel_distance(self._real, generated).mean
         few = captions[:_CAPTIONS]
         alike = [caption for caption in few for _ in range(_NOISES)]
         figures["diversity"] = diversity(sampled(alike).unflatten(0, (len(few), _NOISES)))
         return figures
+
+    def _features_of_pictures(self, features: FeatureReader, size: int) -> Tensor:
+        """Return the features of the pictures of the split, at the size of generated images."""
+        indices = range(min(len(self.images), _REAL))
+        pictures = [to_uint8(from_image(self.images.image(i), size)[None]) for i in indices]
+        return features.read(torch.cat(pictures).permute(0, 3, 1, 2))

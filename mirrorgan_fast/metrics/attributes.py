@@ -40,11 +40,11 @@ def attribute_accuracy(
     """Count how many of the attributes that N captions name are seen in their images.
 
     Args:
-        readings: the attributes that ``AttributeClassifier.read`` returns for each image.
+        readings: the attributes that a judge reads in each image; one that is missing is not right.
         named: the attributes that each caption names.
     """
     return AttributeAccuracy.count(
-        (name, reading[name] == value)
+        (name, reading.get(name) == value)
         for reading, claims in zip(readings, named, strict=True)
         for name, value in claims.items()
     )

@@ -1,7 +1,8 @@
-"""The judge of painted birds: a CNN that reads every attribute of a bird from its picture."""
+"""The judge: a CNN that reads attributes of a picture, such as the colors of a bird's parts."""
 
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -10,20 +11,23 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.files import whole_file
+from mirrorgan_fast.errors import InputError, listed
+from mirrorgan_fast.files import StrPath, parse_json, whole_file
 from mirrorgan_fast.models.layers import Conv2d
 from mirrorgan_fast.pictures import to_signed
-from mirrorgan_fast.tensor_files import read_safetensors
+from mirrorgan_fast.tensor_files import read_header, read_safetensors
 from mirrorgan_fast.weights import PRETRAINED, load_state
 
 FILE_NAME = "attributes.safetensors"
 INPUT_SIZE = 128
+MOST_ATTRIBUTES, MOST_VALUES, LONGEST = 64, 1000, 80
+"""Most attributes, most values of each of them, and most characters of a name or a value."""
 _CHANNELS = 128
+_NAMES = "attributes"  # of the text in the file that has them with their values
 
 
 class AttributeClassifier(nn.Module):
-    """A CNN of 0.5 M parameters that tells every attribute of a painted bird.
+    """A CNN of 0.5 M parameters that tells attributes of a picture, such as a bird's or a garment.
 
     Each attribute looks where it is to be seen (a softmax over an 8 x 8 map) and is read from what
     is there by a linear layer of its own.
@@ -45,9 +49,14 @@ class AttributeClassifier(nn.Module):
             *_convolution(_CHANNELS, _CHANNELS, stride=1),
         )
         self.look = nn.Conv2d(_CHANNELS, len(attributes), 1)
-        self.heads = nn.ModuleDict(
-            {name: nn.Linear(_CHANNELS, len(values)) for name, values in attributes.items()}
+        self.heads = nn.ModuleList(
+            nn.Linear(_CHANNELS, len(values)) for values in self.attributes.values()
         )
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The attributes that are read."""
+        return [*self.attributes]
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Judge images (N, 3, H, W) in [-1, 1]; other sizes than 128 x 128 are resized.
@@ -62,7 +71,8 @@ class AttributeClassifier(nn.Module):
         features = self.features(images)
         looks = self.look(features).flatten(2).softmax(dim=2)
         seen = looks @ features.flatten(2).transpose(1, 2)  # (N, attributes, channels)
-        return {name: head(seen[:, i]) for i, (name, head) in enumerate(self.heads.items())}
+        heads = zip(self.attributes, self.heads, strict=True)
+        return {name: head(seen[:, i]) for i, (name, head) in enumerate(heads)}
 
     @torch.no_grad()
     def read(
@@ -83,7 +93,7 @@ class AttributeClassifier(nn.Module):
         return readings
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write attributes.safetensors, in float16, into ``folder``.
+        """Write attributes.safetensors, in float16 and with the names of values, into ``folder``.
 
         Raises:
             InputError: the folder cannot be written.
@@ -93,22 +103,23 @@ class AttributeClassifier(nn.Module):
             for name, tensor in self.state_dict().items()
         }
         with whole_file(Path(folder) / FILE_NAME) as partial:
-            partial.write_bytes(save(tensors))
+            partial.write_bytes(save(tensors, {_NAMES: json.dumps(self.attributes)}))
 
     @classmethod
     def from_pretrained(
         cls,
-        attributes: Mapping[str, Sequence[str]],
         name_or_path: str | os.PathLike[str] = "birds-painted",
+        reads: Iterable[str] = (),
     ) -> Self:
         """Load the classifier in a folder, or the one that comes with a model of the package.
 
         Args:
-            attributes: those that it was trained to read.
             name_or_path: of the folder, or of a model of the package.
+            reads: names of attributes that it must have been trained to read.
 
         Raises:
-            InputError: there is none, or its file is damaged or has NaN or infinity.
+            InputError: there is none, it does not read these attributes, or its file is damaged or
+                has NaN or infinity.
         """
         paths = [folder / FILE_NAME for folder in (Path(name_or_path), PRETRAINED / name_or_path)]
         path = next((path for path in paths if os.path.exists(path)), None)
@@ -117,9 +128,36 @@ class AttributeClassifier(nn.Module):
                 f"{paths[0]}: there is no such attribute classifier; name a folder that has one, "
                 f"or train it (mirrorgan-fast train attributes)"
             )
+        attributes = _attributes_in(read_header(path).about.get(_NAMES, ""), path)
+        missing = [name for name in reads if name not in attributes]
+        if missing:
+            raise InputError(
+                f"{path}: this classifier reads {listed([*attributes], 80)}, but not "
+                f"{listed(missing, 80)}; use another (--judge)"
+            )
         classifier = cls(attributes)
         load_state(classifier, read_safetensors(path), path)
         return classifier.eval()
+
+
+def _attributes_in(text: str, path: StrPath) -> dict[str, list[str]]:
+    """Return the attributes and their values that a file was saved with."""
+    try:
+        attributes = parse_json(text)
+        within = 0 < len(attributes) <= MOST_ATTRIBUTES and all(
+            isinstance(values, list)
+            and 1 < len(set(values)) == len(values) <= MOST_VALUES
+            and all(isinstance(each, str) and len(each) <= LONGEST for each in (name, *values))
+            for name, values in attributes.items()
+        )
+    except (ValueError, TypeError, AttributeError):
+        within = False
+    if not within:
+        raise InputError(
+            f"{path}: does not name the attributes that it reads, with their values; train it "
+            f"again (mirrorgan-fast train attributes)"
+        )
+    return dict(attributes)
 
 
 def _convolution(in_channels: int, out_channels: int, *, stride: int) -> list[nn.Module]:

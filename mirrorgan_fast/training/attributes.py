@@ -1,4 +1,4 @@
-"""Training of the judge of painted birds."""
+"""Training of the judge: a CNN that reads attributes of pictures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,11 +9,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from mirrorgan_fast.data.examples import TrainingExamples
-from mirrorgan_fast.data.image_folder import ImageFolder
+from mirrorgan_fast.data.image_folder import ImageFolder, text_attributes
 from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
-from mirrorgan_fast.data.painted_birds.data_set import true_attributes
+from mirrorgan_fast.data.painted_birds.data_set import is_painted, true_attributes
 from mirrorgan_fast.data.prepared_pictures import check_pictures
-from mirrorgan_fast.models.attribute_classifier import INPUT_SIZE, AttributeClassifier
+from mirrorgan_fast.errors import InputError, listed
+from mirrorgan_fast.models.attribute_classifier import (
+    INPUT_SIZE,
+    LONGEST,
+    MOST_ATTRIBUTES,
+    MOST_VALUES,
+    AttributeClassifier,
+)
 from mirrorgan_fast.ops.wide import wide
 from mirrorgan_fast.pictures import to_signed
 from mirrorgan_fast.processes import Processes
@@ -27,15 +34,16 @@ from mirrorgan_fast.training.precision import COMPUTED, Precision, fastest_preci
 from mirrorgan_fast.training.run import VERSION, Run, Unsaid
 from mirrorgan_fast.vocabulary import Vocabulary
 
+_UNKNOWN = -1
+
 
 class AttributesTraining:
-    """Every attribute of a painted bird is read from its picture.
-
-    Pictures are never flipped or moved, because direction and size are attributes. They are only
-    disturbed as far as every color keeps its name.
+    """Attributes are read from pictures, which are disturbed as far as colors keep their names.
 
     Args:
-        attributes: int64 (examples, attributes), the number of each picture's value.
+        values: of each attribute.
+        attributes: int64 (examples, attributes), the number of each picture's value; -1: it is not
+            known, and nothing is learned of it.
         steps: of the run; the learning rate falls to 0 in a straight line.
         learning_rate: at the start.
         computation: how a step computes.
@@ -43,13 +51,14 @@ class AttributesTraining:
 
     def __init__(
         self,
+        values: Mapping[str, Sequence[str]],
         attributes: Tensor,
         steps: int,
         learning_rate: float,
         computation: Computation,
     ) -> None:
         self.attributes, self.steps, self.computation = attributes, steps, computation
-        self.classifier = AttributeClassifier(ATTRIBUTES).to(computation.device)
+        self.classifier = AttributeClassifier(values).to(computation.device)
         computation.share(self.classifier)
         self.learner = Learner(
             self.classifier, learning_rate, weight_decay=0.01, computation=computation
@@ -64,19 +73,27 @@ class AttributesTraining:
         return {"the classifier": self.learner}
 
     def step(self, step: int, epoch: int, batch: Batch) -> dict[str, Tensor]:
-        """Lower the cross-entropy of every attribute, summed over the attributes."""
+        """Lower the cross-entropy of every known attribute, summed over the attributes."""
         device, processes = self.computation.device, self.computation.processes
         values = self.attributes[batch["index"]].to(device)
         with self.computation.autocast():
             logits = self.classifier(_disturb(to_signed(batch["image"], device), processes))
-        losses = [
-            functional.cross_entropy(wide(attribute), values[:, i])
-            for i, attribute in enumerate(logits.values())
-        ]
-        loss = torch.stack(losses).sum()
+        known = values != _UNKNOWN
+        losses = torch.stack(
+            [
+                functional.cross_entropy(
+                    wide(attribute), values[:, i], ignore_index=_UNKNOWN, reduction="sum"
+                )
+                for i, attribute in enumerate(logits.values())
+            ]
+        )
+        # a mean over what the whole batch knows; the processes' gradients are averaged
+        counts = processes.summed(known.sum(dim=0).float()).clamp(min=1) / processes.count
+        loss = (losses / counts).sum()
         self.learner.lower(loss, pace=1 - step / self.steps)
         found = torch.stack([attribute.argmax(dim=1) for attribute in logits.values()])
-        return {"loss": loss.detach(), "right": (values == found.T).float().mean()}
+        right = (values == found.T).sum() / known.sum().clamp(min=1)
+        return {"loss": loss.detach(), "right": right}
 
 
 def train_attribute_classifier(
@@ -84,17 +101,22 @@ def train_attribute_classifier(
     folder: Path,
     execution: Execution,
     *,
+    attributes: Sequence[str] = (),
     steps: int = 1200,
     batch_size: int = 64,
     learning_rate: float = 3e-3,
     seed: int = 0,
     precision: Precision = "auto",
 ) -> AttributeClassifier:
-    """Train the classifier on exported painted birds, and write it into ``folder``.
+    """Train a classifier of the attributes in the rows of an image folder, and write it.
+
+    Painted birds are not moved or flipped, because size and direction are attributes. Of other
+    pictures each step has a random crop, half of them flipped (see ``TrainingExamples``).
 
     Args:
-        images: the training split of an exported folder, whose rows have "attributes"; see
-            ``check_pictures`` for pictures that cannot be trained on.
+        images: the training split, whose rows have "attributes"; see ``check_pictures`` for
+            pictures that cannot be trained on.
+        attributes: the names of those to learn; none: all whose values are texts.
         folder: gets checkpoints, curves and attributes.safetensors; resumes from its checkpoint.
         execution: where and how to train.
         steps: of the optimizer.
@@ -104,13 +126,14 @@ def train_attribute_classifier(
         precision: see ``autocast``.
 
     Raises:
-        InputError: a row has no such attributes; see also ``check_pictures``, ``Run``, ``Batches``
-            and ``fit``.
+        InputError: rows do not have such attributes; see also ``check_pictures``, ``Run``,
+            ``Batches`` and ``fit``.
     """
+    augment = not is_painted(images.record(0))
     left, prepared = check_pictures(
         images,
         INPUT_SIZE,
-        augment=False,
+        augment=augment,
         cache=execution.cache,
         workers=execution.workers,
         strict=execution.strict,
@@ -118,9 +141,18 @@ def train_attribute_classifier(
     )
     place = {images.name(index): index for index in range(len(images))}
     rows = [place[left.name(index)] for index in range(len(left))]
-    attributes = _as_numbers(true_attributes(images, rows))
+    there: Mapping[str, Sequence[str]] = ATTRIBUTES
+    if augment:
+        of_pictures = [text_attributes(images, row) for row in rows]
+        there = _values_in(of_pictures)
+    else:
+        of_pictures = true_attributes(images, rows)
+    values = _chosen(there, attributes)
+    numbers = _as_numbers(of_pictures, values)
     vocabulary = Vocabulary.build(c for i in range(len(left)) for c in left.captions(i))
-    examples = TrainingExamples(left, vocabulary, INPUT_SIZE, seed=seed, prepared=prepared)
+    examples = TrainingExamples(
+        left, vocabulary, INPUT_SIZE, augment=augment, seed=seed, prepared=prepared
+    )
     batches = Batches(examples, batch_size, seed, execution)
     settings: dict[str, Any] = {
         "version": VERSION,
@@ -128,7 +160,8 @@ def train_attribute_classifier(
         "learning_rate": learning_rate,
         "seed": seed,
         "data": examples.digest(),
-        "attributes": digest(attributes),
+        "values": digest(values),
+        "attributes": digest(numbers),
         "precision": precision,
     }
     if precision == "auto":
@@ -136,7 +169,7 @@ def train_attribute_classifier(
     processes = execution.processes
     with Run(folder, steps, settings, quiet=execution.quiet, processes=processes) as run:
         torch.manual_seed(seed)
-        task = AttributesTraining(attributes, steps, learning_rate, run.computation(execution))
+        task = AttributesTraining(values, numbers, steps, learning_rate, run.computation(execution))
         fit(task, run, batches)
     execution.processes.once(lambda: task.classifier.save_pretrained(folder))
     return task.classifier.eval()
@@ -161,8 +194,44 @@ def _disturb(images: Tensor, processes: Processes) -> Tensor:
     return (images * gain + shift + strength * noise).clamp(-1, 1)
 
 
-def _as_numbers(attributes: Sequence[Mapping[str, str]]) -> Tensor:
-    """Return int64 (N, attributes), the number of each attribute's value."""
+def _values_in(of_pictures: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
+    """Return the values that each attribute has in pictures, in alphabetical order."""
+    found: dict[str, set[str]] = {}
+    for attributes in of_pictures:
+        for name, value in attributes.items():
+            found.setdefault(name, set()).add(value)
+    return {name: sorted(found[name]) for name in sorted(found)}
+
+
+def _chosen(there: Mapping[str, Sequence[str]], wanted: Sequence[str]) -> dict[str, list[str]]:
+    """Return the values of wanted attributes, or of all, if a classifier can read them."""
+    names = listed([name[:LONGEST] for name in there], 20) or "none whose values are texts"
+    chosen = {}
+    for name in dict.fromkeys(wanted or there):
+        values = list(there.get(name, ()))
+        if not 2 <= len(values) <= MOST_VALUES or max(map(len, (name, *values))) > LONGEST:
+            raise InputError(
+                f"attribute {name!r:.{LONGEST}}: has {len(values):,} values, expected 2 to "
+                f"{MOST_VALUES:,} of at most {LONGEST} characters; there are: {names}; choose with "
+                f"--attributes"
+            )
+        chosen[name] = values
+    if not 0 < len(chosen) <= MOST_ATTRIBUTES:
+        raise InputError(
+            f"there are {len(chosen)} attributes to learn, expected 1 to {MOST_ATTRIBUTES}; "
+            f"choose with --attributes"
+        )
+    return chosen
+
+
+def _as_numbers(
+    of_pictures: Sequence[Mapping[str, str]], values: Mapping[str, Sequence[str]]
+) -> Tensor:
+    """Return int64 (N, attributes), the number of each attribute's value; -1: it is not known."""
+    places = {name: {value: i for i, value in enumerate(of)} for name, of in values.items()}
     return torch.tensor(
-        [[values.index(of[name]) for name, values in ATTRIBUTES.items()] for of in attributes]
+        [
+            [place.get(attributes.get(name, ""), _UNKNOWN) for name, place in places.items()]
+            for attributes in of_pictures
+        ]
     )

@@ -13,6 +13,7 @@ from mirrorgan_fast.models.text_to_image import TextToImage
 from mirrorgan_fast.training.settings import SETTINGS, BestBy
 
 _RECORD = "best.json"
+_LESS_IS_BETTER = ("kernel_distance",)
 
 
 class BestModel:
@@ -22,7 +23,8 @@ class BestModel:
 
     Args:
         folder: of the model, in that of the run.
-        best_by: the figure; a larger value is better. "none": no model is kept.
+        best_by: the figure; a larger value is better, but for the kernel distance. "none": no model
+            is kept.
     """
 
     def __init__(self, folder: Path, best_by: BestBy) -> None:
@@ -43,7 +45,8 @@ class BestModel:
         if value is None or not isfinite(value):
             return
         before = self._record()
-        if before.get("figure") == self.best_by and before["value"] >= value:
+        sign = -1 if self.best_by in _LESS_IS_BETTER else 1
+        if before.get("figure") == self.best_by and sign * before["value"] >= sign * value:
             return
         model.save_pretrained(self.folder)
         settings = self.folder.parent / SETTINGS

@@ -15,7 +15,9 @@ GAN_STAGES: tuple[Stage, ...] = ("gan", "stage1", "stage2")
 """Those that train generators."""
 SETTINGS = "settings.toml"
 """The file in a run's folder that has all settings."""
-BestBy = Literal["none", "r_precision", "redescription", "attributes", "diversity"]
+BestBy = Literal[
+    "none", "r_precision", "redescription", "attributes", "diversity", "kernel_distance"
+]
 _MOST_STEPS = 1_000_000_000
 _MOST_OF_A_BATCH = 65_536
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageDraw
 
 from mirrorgan_fast.cli.main import main
+from mirrorgan_fast.data.captioned_images import Caption
 from mirrorgan_fast.data.image_folder import ImageFolder
 from mirrorgan_fast.data.layouts import open_images
 from mirrorgan_fast.data.prepare import writer
@@ -361,7 +362,11 @@ def test_captions_name_what_the_picture_shows(prepared: tuple[Path, Report]) -> 
             "child": number == "0",
         }
         assert row["table"] == {"label": label, "kids": str(number == "0")}
-        for caption in row["captions"]:
+        assert row["source"] == "clothing"
+        for caption, named_in_it in zip(row["captions"], row["named"], strict=True):
+            with_background = {"background": "light brown"} if "background" in caption else {}
+            facts = {"garment": GARMENTS[label][0], "color": color}
+            assert named_in_it == facts | with_background
             said[re.sub("|".join(nouns[label]), "", caption).replace(color, "")] += 1
             assert any(noun in caption for noun in nouns[label])
             assert re.search(rf"\b{color}\b", caption)
@@ -426,6 +431,10 @@ def test_paintings_of_fruit(tmp_path: Path) -> None:
     for row in rows.values():
         attributes = row["attributes"]
         assert len(set(row["captions"])) == 10
+        assert (row["source"], {*map(str, row["named"])}) == (
+            "watercolors",
+            {str({"fruit": attributes["fruit"], "skin": attributes["skin"]})},
+        )
         for caption in row["captions"]:
             assert attributes["fruit"] in caption
             assert attributes["skin"] in caption
@@ -444,11 +453,15 @@ def test_any_garment_has_ten_captions(
     garment_name: str, child: bool, color: str | None, several: bool
 ) -> None:
     attributes = {"garment": garment_name, "color": color, "second_color": None}
-    captions = Clothing().captions(
+    asserted = Clothing().captions(
         {**attributes, "several_colors": several, "background": None, "child": child},
         np.random.default_rng(0),
     )
-    assert any("patterned" in caption for caption in captions) == several
+    facts = {"garment": garment_name} | ({} if color is None else {"color": color})
+    assert all(caption.named == facts for caption in asserted)
+    captions = [caption.text for caption in asserted]
+    words_for_several = {"patterned", "multicolored", "colorful"}
+    assert any(words_for_several & {*caption.split()} for caption in captions) == several
     assert len(set(captions)) == 10
     plural = garment_name in ("pants", "shoes", "shorts")
     for caption in captions:
@@ -466,18 +479,24 @@ def test_any_garment_has_ten_captions(
 @pytest.mark.parametrize("fruit", FRUITS.values())
 def test_any_fruit_has_ten_captions(fruit: str) -> None:
     for skin, second in ((None, None), ("orange", None), ("red", "yellow")):
-        captions = Watercolors().captions(
+        asserted = Watercolors().captions(
             {"fruit": fruit, "variety": None, "skin": skin, "second_skin": second},
             np.random.default_rng(0),
         )
+        facts = {"fruit": fruit} | ({"skin": skin} if skin and not second else {})
+        assert all(caption.named == facts for caption in asserted)
+        captions = [caption.text for caption in asserted]
         assert len(set(captions)) == 10
         for caption in captions:
             assert not re.search(r"\ban [^aeiou]|\ba [aeiou]|  |None|\ba grapes", caption)
 
 
 def test_captions_depend_on_name_and_content() -> None:
-    def captions(name: str, content: bytes) -> list[str]:
-        return different(lambda rng: str(rng.integers(10**6)), rng_of(name, content))
+    def captions(name: str, content: bytes) -> list[Caption]:
+        def sentence(rng: np.random.Generator) -> Caption:
+            return Caption(str(rng.integers(10**6)), {})
+
+        return different(sentence, rng_of(name, content))
 
     assert captions("a", b"x") == captions("a", b"x")
     assert captions("a", b"x") != captions("b", b"x")

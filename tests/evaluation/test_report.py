@@ -8,17 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from mirrorgan_fast.data.image_folder import ImageFolder
 from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
 from mirrorgan_fast.data.painted_birds.data_set import true_attributes
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.evaluation.features import FeatureReader
 from mirrorgan_fast.evaluation.images import generate
 from mirrorgan_fast.evaluation.report import as_table, evaluate
 from mirrorgan_fast.evaluation.validation import Validation
 from mirrorgan_fast.inference.renderer import fuse
+from mirrorgan_fast.metrics.kernel_distance import kernel_distance
 from mirrorgan_fast.models.config import MirrorGANConfig
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.pictures import from_image, to_uint8
 from mirrorgan_fast.sampling.sampler import Sampler
 from mirrorgan_fast.vocabulary import Vocabulary
 
@@ -66,32 +70,32 @@ def shares_in(figures: Any) -> list[float]:
 def test_measures_generated_and_real_images(
     model: MirrorGAN, judge: Oracle, folder: ImageFolder
 ) -> None:
-    figures = evaluate(model, folder, classifier=judge, count=5, seed=2, quiet=True)
+    figures = evaluate(model, folder, judge=judge, count=5, seed=2, quiet=True)
     assert json.loads(json.dumps(figures)) == figures
-    assert figures["classifier"]["real"]["overall"] == 1
+    assert figures["judge"]["real"]["overall"] == 1
     assert figures["attributes"]["real"]["overall"] == 1  # the judge knows real pictures
     assert figures["attributes"]["generated"]["overall"] < 0.7  # the judge reads first values
     for section in ("attributes", "edits", "r_precision", "redescription"):
         assert set(figures[section]) == {"generated", "real"}
-    for section in ("classifier", "attributes", "r_precision"):
+    for section in ("judge", "attributes", "r_precision"):
         assert all(0 <= share <= 1 for share in shares_in(figures[section]))
     assert figures["edits"]["real"]["rest_change"] == 0
     assert 0 < figures["edits"]["real"]["changed_area"] < 0.15
     assert 0 <= figures["redescription"]["real"]["bleu_4"] <= 1
-    assert evaluate(model, folder, classifier=judge, count=5, seed=2, quiet=True) == figures
+    assert evaluate(model, folder, judge=judge, count=5, seed=2, quiet=True) == figures
 
 
 def test_without_a_classifier_the_other_metrics_are_measured(
     model: MirrorGAN, judge: Oracle, folder: ImageFolder
 ) -> None:
     figures = evaluate(model, folder, count=5, seed=2, quiet=True)
-    whole = evaluate(model, folder, classifier=judge, count=5, seed=2, quiet=True)
+    whole = evaluate(model, folder, judge=judge, count=5, seed=2, quiet=True)
     assert figures["r_precision"] == whole["r_precision"]
     assert figures["redescription"] == {
         "generated": {},
         "real": {"bleu_4": whole["redescription"]["real"]["bleu_4"]},
     }
-    assert not {"attributes", "edits", "classifier"} & set(figures)
+    assert not {"attributes", "edits", "judge"} & set(figures)
     lines = as_table(figures).splitlines()
     assert [line[:30].strip() for line in lines[1:]] == [
         "R-precision (1 of 100), top 1",
@@ -104,7 +108,7 @@ def test_without_a_classifier_the_other_metrics_are_measured(
 def test_table_has_every_attribute_and_both_columns(
     model: MirrorGAN, judge: Oracle, folder: ImageFolder
 ) -> None:
-    figures = evaluate(model, folder, classifier=judge, count=4, quiet=True)
+    figures = evaluate(model, folder, judge=judge, count=4, quiet=True)
     lines = as_table(figures).splitlines()
     assert lines[0].split()[:4] == ["4", "captions,", "64", "px"]
     assert {line.split()[0] for line in lines} >= set(ATTRIBUTES)
@@ -151,13 +155,13 @@ def test_more_pictures_than_the_split_has_are_refused(
     model: MirrorGAN, judge: Oracle, folder: ImageFolder
 ) -> None:
     with pytest.raises(InputError, match="on 14 pictures: the split has 13"):
-        evaluate(model, folder, classifier=judge, count=14, quiet=True)
+        evaluate(model, folder, judge=judge, count=14, quiet=True)
 
 
 def test_a_model_that_knows_no_word_is_refused(judge: Oracle, folder: ImageFolder) -> None:
     model = MirrorGAN(TINY, Vocabulary(["<end>", "teapot"]))
     with pytest.raises(InputError, match="knows no word of any caption"):
-        evaluate(model, folder, classifier=judge, count=2, quiet=True)
+        evaluate(model, folder, judge=judge, count=2, quiet=True)
 
 
 @pytest.mark.parametrize("field", ["attributes", "named"])
@@ -174,7 +178,7 @@ def test_rows_without_attributes_are_refused(
         evaluate(
             model,
             ImageFolder(tmp_path / "birds", "test"),
-            classifier=judge,
+            judge=judge,
             count=2,
             quiet=True,
         )
@@ -183,7 +187,7 @@ def test_rows_without_attributes_are_refused(
 def test_a_validation_agrees_with_the_report(
     model: MirrorGAN, judge: Oracle, folder: ImageFolder
 ) -> None:
-    report = evaluate(model, folder, classifier=judge, seed=2, quiet=True)
+    report = evaluate(model, folder, judge=judge, seed=2, quiet=True)
     figures = Validation(folder, judge, seed=2)(model)
     assert figures["r_precision"] == report["r_precision"]["generated"]["top_1"]
     for section in ("attributes", "redescription"):
@@ -193,6 +197,39 @@ def test_a_validation_agrees_with_the_report(
     plain = Validation(folder, seed=2)(model)
     assert set(plain) == {"r_precision", "redescription", "diversity"}
     assert 0 <= plain["redescription"] <= 1  # BLEU-4
+
+
+class Means(FeatureReader):
+    """The mean of each channel, in place of a network."""
+
+    def __init__(self) -> None:
+        self.read_images: list[int] = []
+
+    def read(self, images: Tensor, title: str = "", *, quiet: bool = True) -> Tensor:
+        self.read_images.append(len(images))
+        return images.double().mean(dim=(2, 3)) / 255
+
+
+def test_the_kernel_distance_is_that_of_the_features(model: MirrorGAN, folder: ImageFolder) -> None:
+    reader = Means()
+    figures = evaluate(model, folder, features=reader, seed=2, quiet=True)
+    count = len(folder)
+    assert reader.read_images == [count, count]
+    size = model.config.image_size
+    real = torch.stack([to_uint8(from_image(folder.image(i), size)[None])[0] for i in range(count)])
+    real = real.permute(0, 3, 1, 2).double().mean(dim=(2, 3)) / 255
+    halves = kernel_distance(real[::2], real[1::2], seed=2)
+    assert figures["kernel_distance"]["real"] == pytest.approx(halves._asdict())
+    assert figures["kernel_distance"]["generated"]["mean"] > halves.mean + 0.1
+    table = as_table(figures)
+    assert f"{halves.mean:.4f}" in next(each for each in table.splitlines() if "kernel" in each)
+
+    reader = Means()
+    validation = Validation(folder, features=reader, seed=2)
+    found = validation(model)["kernel_distance"]
+    assert found == pytest.approx(figures["kernel_distance"]["generated"]["mean"], abs=1e-9)
+    assert validation(model)["kernel_distance"] == found
+    assert reader.read_images == [count] * 3  # the real ones once
 
 
 def test_a_validation_on_few_captions_has_no_r_precision(model: MirrorGAN, birds: Path) -> None:

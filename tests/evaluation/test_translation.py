@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from mirrorgan_fast.cli.main import main
-from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
 from mirrorgan_fast.data.painted_birds.data_set import PaintedBirds
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.evaluation.translation import evaluate_translation, translation_table
@@ -27,7 +26,7 @@ def model(x: str = "sky", y: str = "sunset") -> CycleGAN:
 
 @pytest.fixture(scope="module")
 def judge() -> AttributeClassifier:
-    return AttributeClassifier.from_pretrained(ATTRIBUTES)
+    return AttributeClassifier.from_pretrained()
 
 
 def test_the_truth_is_the_same_bird_with_another_background() -> None:

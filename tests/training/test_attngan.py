@@ -9,7 +9,6 @@ import mirrorgan_fast
 from mirrorgan_fast import AttnGAN, MirrorGAN
 from mirrorgan_fast.data.captioned_images import CaptionedImages
 from mirrorgan_fast.data.image_folder import ImageFolder
-from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
 from mirrorgan_fast.data.painted_birds.data_set import export_image_folder
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.evaluation.report import as_table, evaluate
@@ -65,8 +64,8 @@ def test_an_evaluation_has_no_redescription(tmp_path: Path) -> None:
     export_image_folder(folder, train=0, test=110, size=64, progress=False)
     full = MirrorGAN.from_pretrained()
     model = AttnGAN(attngan_config(full.config, image_size=32, stages=2), full.vocabulary)
-    judge = AttributeClassifier.from_pretrained(ATTRIBUTES)
-    figures = evaluate(model, ImageFolder(folder, "test"), classifier=judge, quiet=True)
+    judge = AttributeClassifier.from_pretrained()
+    figures = evaluate(model, ImageFolder(folder, "test"), judge=judge, quiet=True)
     assert "redescription" not in figures
     assert 0 <= figures["attributes"]["generated"]["overall"] <= 1
     assert "R-precision" in as_table(figures)

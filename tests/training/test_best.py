@@ -27,6 +27,15 @@ def test_a_better_model_takes_the_place_of_another(tmp_path: Path) -> None:
     assert record == {"step": 50, "figure": "r_precision", "value": 0.6}
 
 
+def test_of_kernel_distances_the_smallest_is_best(tmp_path: Path) -> None:
+    best = BestModel(tmp_path / "best", "kernel_distance")
+    kept = []
+    for steps, value in ((10, 0.02), (20, 0.05), (30, 0.01), (40, 0.01), (50, -0.001), (60, 0.0)):
+        best.keep(small_model(), steps, {"kernel_distance": value, "r_precision": 0.1 * steps})
+        kept.append(json.loads((tmp_path / "best" / "best.json").read_text())["step"])
+    assert kept == [10, 10, 30, 30, 50, 50]
+
+
 def test_it_has_the_settings_of_its_run(tmp_path: Path) -> None:
     best = BestModel(tmp_path / "best", "r_precision")
     best.keep(small_model(), 1, {"r_precision": 0.1})

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
 from mirrorgan_fast.data.painted_birds.data_set import export_image_folder
 from mirrorgan_fast.data.unpaired import open_unpaired
 from mirrorgan_fast.evaluation.translation import evaluate_translation, translation_table
@@ -44,7 +43,7 @@ def figures_of(seed: int, folder: Path, **changed: Any) -> dict[str, Any]:
     )
     run = Execution(torch.device("cpu"), quiet=True)
     model = train_cyclegan(config, settings, unpaired, folder / "run", run)
-    judge = AttributeClassifier.from_pretrained(ATTRIBUTES)
+    judge = AttributeClassifier.from_pretrained()
     return evaluate_translation(model, judge, count=100, quiet=True)
 
 

@@ -23,7 +23,6 @@ from torch.nn import functional
 from mirrorgan_fast import MirrorGAN, Sampler
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.data.image_folder import ImageFolder
-from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
 from mirrorgan_fast.data.painted_birds.data_set import PaintedBirds, export_image_folder
 from mirrorgan_fast.metrics.attributes import attribute_accuracy
 from mirrorgan_fast.models.attribute_classifier import AttributeClassifier
@@ -172,7 +171,7 @@ def where(seed: int, size: int, steps: int, folder: Path) -> Found:
         )
     birds = ImageFolder(folder / "birds", "train")
     train = TrainingExamples(birds, full.vocabulary, size, boxes=True)
-    reader, judge = trained_reader(train), AttributeClassifier.from_pretrained(ATTRIBUTES)
+    reader, judge = trained_reader(train), AttributeClassifier.from_pretrained()
     run = Execution(CPU, quiet=True)
     torch.manual_seed(seed)
     begun = GawwnBoxGenerator(config)

@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mirrorgan_fast.boxes import Box
+from mirrorgan_fast.data.captioned_images import Caption
 from mirrorgan_fast.data.image_folder import ImageFolder
 from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES, SPLITS, Bird, check_split
 from mirrorgan_fast.data.painted_birds.drawing import (
@@ -30,7 +31,7 @@ from mirrorgan_fast.data.painted_birds.drawing import (
     paint,
     varied_place,
 )
-from mirrorgan_fast.data.painted_birds.words import BirdCaption, describe
+from mirrorgan_fast.data.painted_birds.words import describe
 from mirrorgan_fast.data.worker_processes import in_processes
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.files import check_free, open_lock, parse_json, read_file, reason, whole_file
@@ -112,7 +113,7 @@ class PaintedBirds:
         """Return where in the picture the bird is."""
         return box_of(self.bird(index), self._rng(index, 1), self._place(index))
 
-    def bird_captions(self, index: int) -> list[BirdCaption]:
+    def bird_captions(self, index: int) -> list[Caption]:
         """Return ten captions, each with the attributes that it asserts."""
         return describe(self.bird(index), self._rng(index, 2))
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from mirrorgan_fast.data.captioned_images import Caption
 from mirrorgan_fast.data.painted_birds.bird import (
     ATTRIBUTES,
     COLORED_PARTS,
@@ -16,15 +16,6 @@ from mirrorgan_fast.data.painted_birds.bird import (
     Bird,
     pick,
 )
-
-
-@dataclass(frozen=True)
-class BirdCaption:
-    """A caption and exactly the attributes that it asserts."""
-
-    text: str
-    named: dict[str, str]
-
 
 LONGEST_CAPTION = 18  # words
 
@@ -96,7 +87,7 @@ _TOPIC_SHARES = {2: 0.10, 3: 0.25, 4: 0.35, 5: 0.22, 6: 0.08}
 _ABSENT_WEIGHT = 0.8  # of missing wing bars or a missing eye ring: few people say "no wing bars"
 
 
-def describe(bird: Bird, rng: np.random.Generator, count: int = 10) -> list[BirdCaption]:
+def describe(bird: Bird, rng: np.random.Generator, count: int = 10) -> list[Caption]:
     """Return `count` captions of a bird, with 2 to 7 attributes and at most 18 words each.
 
     They are in lower case. An attribute that earlier captions of the bird mention is less likely in
@@ -135,7 +126,7 @@ def _choose_topics(bird: Bird, mentions: dict[str, int], rng: np.random.Generato
     return topics
 
 
-def _phrase(bird: Bird, topics: Sequence[str], rng: np.random.Generator) -> BirdCaption:
+def _phrase(bird: Bird, topics: Sequence[str], rng: np.random.Generator) -> Caption:
     """Return the topics as one sentence. If it is too long, the last topics are omitted."""
 
     def word(attribute: str) -> str:
@@ -177,7 +168,7 @@ def _phrase(bird: Bird, topics: Sequence[str], rng: np.random.Generator) -> Bird
     names = [
         name for topic in topics for name in (("back", "wing") if topic == "body" else (topic,))
     ]
-    return BirdCaption(text, {name: getattr(bird, name) for name in ATTRIBUTES if name in names})
+    return Caption(text, {name: getattr(bird, name) for name in ATTRIBUTES if name in names})
 
 
 def _features(bird: Bird, topics: Sequence[str], rng: np.random.Generator) -> list[str]:

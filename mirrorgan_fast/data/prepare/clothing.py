@@ -3,10 +3,12 @@
 import os
 import re
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
+from mirrorgan_fast.data.captioned_images import Caption
 from mirrorgan_fast.data.checks import shown
 from mirrorgan_fast.data.prepare.colors import Colors
 from mirrorgan_fast.data.prepare.held_out import Pair
@@ -48,6 +50,10 @@ _WORDS_OF = {name: words for name, *words in GARMENTS.values()}
 class Clothing:
     """Photographs of garments; a `Repository`."""
 
+    NAME: ClassVar[str] = "clothing"
+    CLASS: ClassVar[str] = "garment"
+    COLORS: ClassVar[tuple[str, ...]] = ("color", "background")
+
     def find(self, root: Path) -> Found:
         """Return the pictures whose label is one of `GARMENTS`.
 
@@ -84,15 +90,13 @@ class Clothing:
         """Crop a picture to a square around the garment."""
         return garment_square(picture)
 
-    def attributes(self, facts: Attributes, colors: Colors) -> Attributes:
-        """Return garment, color, second_color, several_colors, background and child."""
+    def measured(self, colors: Colors, kind: str) -> Attributes:
+        """Return color, second_color, several_colors and background."""
         return {
-            "garment": facts["garment"],
             "color": colors.main,
             "second_color": colors.second,
             "several_colors": colors.several,
             "background": colors.background,
-            "child": facts["child"],
         }
 
     def pairs(self, attributes: Attributes) -> frozenset[Pair]:
@@ -101,7 +105,7 @@ class Clothing:
         colors = (attributes["color"], attributes["second_color"])
         return frozenset((garment, str(color)) for color in colors if color is not None)
 
-    def captions(self, attributes: Attributes, rng: np.random.Generator) -> list[str]:
+    def captions(self, attributes: Attributes, rng: np.random.Generator) -> list[Caption]:
         """Return ten captions."""
         return different(lambda rng: _caption(attributes, rng), rng)
 
@@ -128,11 +132,19 @@ _OPENINGS_OF_ONE = (*_OPENINGS, "this is {}", "here is {}", "there is {} in the 
 _OPENINGS_OF_SEVERAL = (*_OPENINGS, "these are {}", "here are {}", "there are {} in the picture")
 
 
-def _caption(attributes: Attributes, rng: np.random.Generator) -> str:
+def _caption(attributes: Attributes, rng: np.random.Generator) -> Caption:
+    """Return a caption. Of two colors none is asserted: which is the main one is not said."""
+    background = attributes["background"] if rng.random() < 0.5 else None
+    one_color = attributes["color"] if attributes["second_color"] is None else None
+    named = {"garment": attributes["garment"], "color": one_color, "background": background}
+    asserted = {name: str(value) for name, value in named.items() if value is not None}
+    return Caption(_text(attributes, background, rng), asserted)
+
+
+def _text(attributes: Attributes, background: str | bool | None, rng: np.random.Generator) -> str:
     noun = pick(rng, _WORDS_OF[str(attributes["garment"])])
     color = _color(attributes, rng)
     child = bool(attributes["child"])
-    background = attributes["background"] if rng.random() < 0.5 else None
     if rng.random() < 0.25 and color:
         end = f" and the background is {background}" if background else ""
         return _statement(noun, color, child, rng) + end

@@ -5,11 +5,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from mirrorgan_fast.data.captioned_images import Caption
+
 CAPTIONS = 10
 """Captions of each picture."""
 
 _MOST_TRIES = 1000
-_Sentence = Callable[[np.random.Generator], str]
+_Sentence = Callable[[np.random.Generator], Caption]
 
 
 def rng_of(name: str, content: bytes) -> np.random.Generator:
@@ -28,16 +30,17 @@ def with_article(noun: str) -> str:
     return f"an {noun}" if noun[:1].lower() in "aeiou" else f"a {noun}"
 
 
-def different(sentence: _Sentence, rng: np.random.Generator) -> list[str]:
-    """Return ``CAPTIONS`` sentences, no two of which are the same.
+def different(sentence: _Sentence, rng: np.random.Generator) -> list[Caption]:
+    """Return ``CAPTIONS`` captions, no two of which have the same text.
 
     Args:
-        sentence: returns one of at least ``CAPTIONS`` sentences, at random.
+        sentence: returns one of at least ``CAPTIONS`` captions, at random.
         rng: what is drawn from.
     """
-    found: dict[str, None] = {}
+    found: dict[str, Caption] = {}
     for _ in range(_MOST_TRIES):
-        found[sentence(rng)] = None
+        caption = sentence(rng)
+        found[caption.text] = caption
         if len(found) == CAPTIONS:
-            return list(found)
-    raise AssertionError(f"only {len(found)} sentences: {list(found)}")
+            return list(found.values())
+    raise AssertionError(f"only {len(found)} captions: {list(found)}")

