@@ -18,9 +18,11 @@ from mirrorgan_fast.models.systems import name_of, names
 from mirrorgan_fast.pictures import MAX_PIXELS
 from mirrorgan_fast.recipes import (
     DEFAULT_RECIPE,
+    PHOTOS,
     RECIPES,
     Recipe,
     find_recipe,
+    for_pictures,
     load_description,
 )
 from mirrorgan_fast.training.backbones import BackboneWeights
@@ -86,13 +88,21 @@ class RunSettings:
         return name_of(self.config)
 
     @classmethod
-    def of_recipe(cls, name: str) -> "RunSettings":
+    def of_recipe(cls, name: str, pictures: int | None = None) -> "RunSettings":
         """Return the settings of a recipe.
+
+        Args:
+            name: of the recipe.
+            pictures: how many there are to train on, by which ``photos`` chooses the steps of the
+                generator; None: it is not known.
 
         Raises:
             InputError: there is no such recipe.
         """
-        return cls(*find_recipe(name))
+        recipe = find_recipe(name)
+        if name == PHOTOS and pictures is not None:
+            recipe = for_pictures(recipe, pictures)
+        return cls(*recipe)
 
     @classmethod
     def of_model(cls, name_or_path: str) -> "RunSettings":

@@ -20,7 +20,9 @@ from mirrorgan_fast.cli.main import main
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.inference.renderer import fuse
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
+from mirrorgan_fast.recipes import find_recipe, for_pictures
 from mirrorgan_fast.training.checkpoint import load_checkpoint
+from mirrorgan_fast.training.settings import MirrorGANTrainingSettings
 from mirrorgan_fast.vocabulary import Vocabulary
 from tests.small import SMALL
 
@@ -566,6 +568,32 @@ def test_the_error_for_an_unknown_recipe_lists_the_recipes(
 ) -> None:
     line = refusal(capsys, "train", "cnn", "--data", birds, "--run", tmp_path, "--recipe", "bats")
     assert "birds-painted" in line
+
+
+def test_the_default_recipe_is_that_for_the_pictures(
+    birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of painted birds it is birds-painted, and of others photos, with steps by their number."""
+
+    def listed(*arguments: object) -> set[str]:
+        assert main(["train", "--settings", *map(str, arguments)]) == 0
+        return {line.partition("  (")[0] for line in capsys.readouterr().out.splitlines()}
+
+    assert {"image_encoder = small", "gan.steps = 15000"} <= listed("--data", birds)
+    assert "image_encoder = small" in listed()
+    photos = tmp_path / "photos"
+    shutil.copytree(birds, photos)
+    rows = [json.loads(line) for line in (photos / "metadata.jsonl").read_text().splitlines()]
+    for row in rows:
+        del row["attributes"]
+    (photos / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    few = {"image_encoder = efficientnet_lite0", "gan.steps = 3000", "gan.decay_steps = 600"}
+    assert few <= listed("--data", photos)
+    assert few <= listed("--data", birds, "--recipe", "photos")
+    assert "gan.steps = 7" in listed("--data", photos, "--set", "gan.steps=7")
+    many = for_pictures(find_recipe("photos"), 8_000).settings
+    assert isinstance(many, MirrorGANTrainingSettings)
+    assert (many.gan.steps, many.gan.batch_size) == (10_000, 32)  # each is seen 40 times
 
 
 def test_only_commands_that_resume_say_so_when_stopped(

@@ -22,6 +22,7 @@ from mirrorgan_fast.cli.options import (
 from mirrorgan_fast.cli.output import print_line, say
 from mirrorgan_fast.data.image_folder import ImageFolder
 from mirrorgan_fast.data.layouts import open_images
+from mirrorgan_fast.data.painted_birds.data_set import is_painted
 from mirrorgan_fast.data.unpaired import open_unpaired
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.fields import describe_fields
@@ -30,7 +31,7 @@ from mirrorgan_fast.models.config import CycleGANConfig, TextToImageConfig
 from mirrorgan_fast.models.cyclegan import CycleGAN
 from mirrorgan_fast.pictures import MAX_PIXELS
 from mirrorgan_fast.processes import Processes
-from mirrorgan_fast.recipes import DEFAULT_RECIPE, load
+from mirrorgan_fast.recipes import DEFAULT_RECIPE, PHOTOS, load
 from mirrorgan_fast.run_settings import RunSettings, check_changes, model_name
 from mirrorgan_fast.training.backbones import BackboneWeights
 from mirrorgan_fast.training.execution import Execution
@@ -98,7 +99,8 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--recipe",
         metavar="NAME",
-        help=f"sizes of the networks and training settings (default: {DEFAULT_RECIPE})",
+        help=f"sizes of the networks and training settings (default: of painted birds "
+        f"{DEFAULT_RECIPE}, of other pictures {PHOTOS})",
     )
     parser.add_argument(
         "--init-from",
@@ -282,7 +284,7 @@ def _settings(options: argparse.Namespace) -> tuple[RunSettings, frozenset[str]]
     if options.config is not None:
         now = RunSettings.load(options.config)
     elif options.recipe is not None or (before is None and options.init_from is None):
-        now = RunSettings.of_recipe(options.recipe or DEFAULT_RECIPE)
+        now = _of_recipe(options)
     elif before is None:
         now = RunSettings.of_model(options.init_from)
     else:
@@ -319,6 +321,18 @@ def _settings(options: argparse.Namespace) -> tuple[RunSettings, frozenset[str]]
     elif on_purpose:
         raise InputError(f"--change: {options.folder} has no run yet; use --set")
     return now, on_purpose
+
+
+def _of_recipe(options: argparse.Namespace) -> RunSettings:
+    """Return the settings of the recipe that is asked for, or of the one for the pictures."""
+    name, images = options.recipe, None
+    if options.data is not None and name in (None, PHOTOS):
+        pixels = MAX_PIXELS if options.max_pixels is None else options.max_pixels
+        images = open_images(options.data, "train", options.split_field, pixels)
+    if name is None:
+        painted = isinstance(images, ImageFolder) and is_painted(images.record(0))
+        name = DEFAULT_RECIPE if images is None or painted else PHOTOS
+    return RunSettings.of_recipe(name, None if images is None else len(images))
 
 
 def _validation(

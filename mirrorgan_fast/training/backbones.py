@@ -39,7 +39,7 @@ def check_backbone(
         raise InputError(
             f"train {stage}: {encoder} has no weights to begin with; give ImageNet's, as "
             f"torchvision has them (--{stage}-weights FILE), or train it from random ones on "
-            f"purpose (--{stage}-weights random)"
+            f"purpose (--{stage}-weights random); the recipe photos has a CNN that needs no file"
         )
 
 
