@@ -39,8 +39,8 @@ def add_to(commands: Commands) -> None:
         "--count",
         type=positive,
         metavar="N",
-        help="number of captions (default: 1000, or all if there are fewer), or of birds for "
-        "CycleGAN (default: 200)",
+        help="number of captions (default: 1000, or one of each picture if there are fewer), or of "
+        "birds for CycleGAN (default: 200)",
     )
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument(

@@ -47,8 +47,9 @@ def evaluate(
     """Measure a model on held-out captions, and measure the real pictures for comparison.
 
     One image is generated for each of the first ``count`` pictures, from one of its captions,
-    chosen at random. As in training, captions without a known word are skipped, and so are pictures
-    that have only such captions. The model may be in training or in evaluation mode.
+    chosen at random; if there are fewer pictures, for a second caption of each, and so on. As in
+    training, captions without a known word are skipped, and so are pictures that have only such
+    captions. The model may be in training or in evaluation mode.
 
     Args:
         model: to be measured.
@@ -58,7 +59,7 @@ def evaluate(
             left out.
         features: reads the features that the kernel distance compares. Without it, that is left
             out.
-        count: of pictures (default: 1000, or all if there are fewer).
+        count: of captions (default: 1000, or one of each picture if there are fewer).
         seed: of the choice of captions, edits and competitors, and of the images.
         quiet: no progress bars.
 
@@ -73,7 +74,7 @@ def evaluate(
 
     Raises:
         InputError: the seed is out of range; the model reads text vectors; a weight is NaN; there
-            are fewer than ``count`` pictures, or too few for R-precision; or, with a judge, rows
+            are fewer than ``count`` captions, or too few for R-precision; or, with a judge, rows
             do not say what captions name.
     """
     if not isinstance(seed, int) or not 0 <= seed < SEEDS:
@@ -83,21 +84,20 @@ def evaluate(
     size = model.config.image_size
     rng = np.random.default_rng(seed)
     pool, known, passed_over = caption_pool(model, images)
-    usable = [i for i, places in enumerate(known) if places]
-    count = min(1000, len(usable)) if count is None else count
-    if not 1 <= count <= len(usable):
+    usable = sum(map(bool, known))
+    count = min(1000, usable) if count is None else count
+    if not 1 <= count <= len(pool.texts):
         raise InputError(
-            f"cannot evaluate on {count} pictures: the split has {len(usable)} with a caption that "
-            f"has a word the model knows"
+            f"cannot evaluate on {count} captions: the split has {len(pool.texts)} with a word "
+            f"that the model knows"
         )
-    indices = usable[:count]
-    chosen = [_Chosen(i, *known[i][rng.integers(len(known[i]))]) for i in indices]
+    chosen = _choose(known, count, rng)
     own = [caption.place for caption in chosen]
     captions = [pool.texts[place] for place in own]
     judged = None if judge is None else _judged(judge, images, captions, chosen, rng)
     sampler = Sampler(model)
     generated = generate(sampler, captions, range(count), seed, title="captions", quiet=quiet)
-    real = torch.cat([_to_bytes(from_image(images.image(i), size)[None]) for i in indices])
+    real = torch.cat([_to_bytes(from_image(images.image(i), size)[None]) for i, *_ in chosen])
 
     figures: dict[str, Any] = {
         "count": count,
@@ -134,7 +134,8 @@ def evaluate(
             "real": _edit_shares(measure_edits(judge, judged.edits, *painted), judge.names),
         }
     if features is not None:
-        codes_of_real = features.read(real, "real features", quiet=quiet)
+        different = real[: min(count, usable)]
+        codes_of_real = features.read(different, "real features", quiet=quiet)
         codes_of_generated = features.read(generated, "features", quiet=quiet)
         figures["kernel_distance"] = {
             "generated": kernel_distance(codes_of_real, codes_of_generated, seed=seed)._asdict(),
@@ -156,7 +157,7 @@ def evaluate(
                 **_shares(of_image, judge.names),
             }
         if side == "real":  # a generated picture has only one reference caption, not ten
-            references = [images.captions(i) for i in indices]
+            references = [images.captions(caption.image) for caption in chosen]
             figures["redescription"][side]["bleu_4"] = bleu_4(descriptions, references)
     return figures
 
@@ -169,6 +170,25 @@ class _Chosen(NamedTuple):
     """The caption's position among the image's captions."""
     place: int
     """The caption's position in the pool."""
+
+
+def _choose(
+    known: list[list[tuple[int, int]]], count: int, rng: np.random.Generator
+) -> list[_Chosen]:
+    """Choose a caption of each picture in order; if more are wanted, another of each, and so on.
+
+    Args:
+        known: for each picture, where its captions are among its own ones and in the pool.
+        count: of the captions, at most as many as there are.
+        rng: makes the random choices.
+    """
+    left = [[*places] for places in known]
+    chosen: list[_Chosen] = []
+    while len(chosen) < count:
+        for image, places in enumerate(left):
+            if places and len(chosen) < count:
+                chosen.append(_Chosen(image, *places.pop(int(rng.integers(len(places))))))
+    return chosen
 
 
 class _Judged(NamedTuple):

@@ -14,6 +14,7 @@ from mirrorgan_fast.data.image_folder import ImageFolder
 from mirrorgan_fast.data.painted_birds.bird import ATTRIBUTES
 from mirrorgan_fast.data.painted_birds.data_set import true_attributes
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.evaluation import report
 from mirrorgan_fast.evaluation.features import FeatureReader
 from mirrorgan_fast.evaluation.images import generate
 from mirrorgan_fast.evaluation.report import as_table, evaluate
@@ -151,11 +152,39 @@ def test_captions_without_a_known_word_are_skipped(
     assert evaluate(model, folder, quiet=True)["count"] == 13
 
 
-def test_more_pictures_than_the_split_has_are_refused(
-    model: MirrorGAN, judge: Oracle, folder: ImageFolder
+class Means(FeatureReader):
+    """The mean of each channel, in place of a network."""
+
+    def __init__(self) -> None:
+        self.read_images: list[int] = []
+
+    def read(self, images: Tensor, title: str = "", *, quiet: bool = True) -> Tensor:
+        self.read_images.append(len(images))
+        return images.double().mean(dim=(2, 3)) / 255
+
+
+def test_more_captions_than_pictures(
+    model: MirrorGAN, judge: Oracle, folder: ImageFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(InputError, match="on 14 pictures: the split has 13"):
-        evaluate(model, folder, judge=judge, count=14, quiet=True)
+    """Each picture has a second caption, and its first one is as before."""
+    asked: list[list[str]] = []
+
+    def kept(sampler: Sampler, captions: list[str], *arguments: Any, **options: Any) -> Tensor:
+        asked.append([*captions])
+        return generate(sampler, captions, *arguments, **options)
+
+    monkeypatch.setattr(report, "generate", kept)
+    reader = Means()
+    evaluate(model, folder, features=reader, count=13, seed=2, quiet=True)
+    evaluate(model, folder, judge=judge, features=reader, count=30, seed=2, quiet=True)
+    assert reader.read_images == [13, 13, 13, 30]  # each real picture once
+    few, many = asked[0], asked[1]
+    assert many[:13] == few
+    for i in range(30):
+        assert many[i] in folder.captions(i % 13)
+    assert all(many[i] not in (many[i - 13], many[i - 26]) for i in range(26, 30))
+    with pytest.raises(InputError, match="on 131 captions: the split has 130"):
+        evaluate(model, folder, judge=judge, count=131, quiet=True)
 
 
 def test_a_model_that_knows_no_word_is_refused(judge: Oracle, folder: ImageFolder) -> None:
@@ -197,17 +226,6 @@ def test_a_validation_agrees_with_the_report(
     plain = Validation(folder, seed=2)(model)
     assert set(plain) == {"r_precision", "redescription", "diversity"}
     assert 0 <= plain["redescription"] <= 1  # BLEU-4
-
-
-class Means(FeatureReader):
-    """The mean of each channel, in place of a network."""
-
-    def __init__(self) -> None:
-        self.read_images: list[int] = []
-
-    def read(self, images: Tensor, title: str = "", *, quiet: bool = True) -> Tensor:
-        self.read_images.append(len(images))
-        return images.double().mean(dim=(2, 3)) / 255
 
 
 def test_the_kernel_distance_is_that_of_the_features(model: MirrorGAN, folder: ImageFolder) -> None:
