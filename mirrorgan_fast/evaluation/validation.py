@@ -93,15 +93,22 @@ class Validation:
         if self.features is not None:
             if self._real is None:
                 self._real = self._features_of_pictures(self.features, images.shape[2])
-            generated = self.features.read(images)
-            figures["kernel_distance"] = kernel_distance(self._real, generated).mean
+            if min(len(self._real), len(images)) > 1:
+                generated = self.features.read(images)
+                figures["kernel_distance"] = kernel_distance(self._real, generated).mean
         few = captions[:_CAPTIONS]
         alike = [caption for caption in few for _ in range(_NOISES)]
         figures["diversity"] = diversity(sampled(alike).unflatten(0, (len(few), _NOISES)))
         return figures
 
     def _features_of_pictures(self, features: FeatureReader, size: int) -> Tensor:
-        """Return the features of the pictures of the split, at the size of generated images."""
-        indices = range(min(len(self.images), _REAL))
-        pictures = [to_uint8(from_image(self.images.image(i), size)[None]) for i in indices]
-        return features.read(torch.cat(pictures).permute(0, 3, 1, 2))
+        """Return the features of pictures of the split, at the size of generated images.
+
+        Damaged ones are passed over, because a training should not stop for them.
+        """
+        pictures = [torch.empty(0, size, size, 3, dtype=torch.uint8)]
+        for index in range(min(len(self.images), _REAL)):
+            with suppress(InputError):
+                pictures.append(to_uint8(from_image(self.images.image(index), size)[None]).cpu())
+        images = torch.cat(pictures).permute(0, 3, 1, 2)
+        return features.read(images) if len(images) else torch.empty(0, 1)

@@ -250,6 +250,23 @@ def test_the_kernel_distance_is_that_of_the_features(model: MirrorGAN, folder: I
     assert reader.read_images == [count] * 3  # the real ones once
 
 
+def test_damaged_held_out_pictures_do_not_stop_a_training(
+    model: MirrorGAN, birds: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(birds, tmp_path / "birds")
+    folder = ImageFolder(tmp_path / "birds", "test")
+    pictures = sorted((tmp_path / "birds" / "images" / "test").iterdir())
+    pictures[4].write_bytes(b"no picture")
+    reader = Means()
+    assert "kernel_distance" in Validation(folder, features=reader)(model)
+    assert reader.read_images == [len(folder) - 1, len(folder)]
+    for picture in pictures[1:]:
+        picture.write_bytes(b"no picture")
+    assert "kernel_distance" not in Validation(folder, features=reader)(model)  # of one picture
+    pictures[0].write_bytes(b"no picture")
+    assert "kernel_distance" not in Validation(folder, features=reader)(model)
+
+
 def test_a_validation_on_few_captions_has_no_r_precision(model: MirrorGAN, birds: Path) -> None:
     class Few(ImageFolder):
         def __len__(self) -> int:
