@@ -71,7 +71,8 @@ def train(stage: str, data: Path | str, steps: int, workers: int = 0) -> list[st
     for part in _STAGES:
         values |= {f"{part}.steps": steps, f"{part}.batch_size": 2}
     sets = [f"--set={name}={value}" for name, value in values.items()]
-    return ["train", stage, f"--data={data}", "--run=run", f"--workers={workers}", "--quiet", *sets]
+    how = [f"--data={data}", "--recipe=birds-painted", "--run=run", f"--workers={workers}"]
+    return ["train", stage, *how, "--quiet", *sets]
 
 
 def made(arguments: list[str], folder: Path) -> None:
