@@ -596,6 +596,14 @@ def test_the_default_recipe_is_that_for_the_pictures(
     assert (many.gan.steps, many.gan.batch_size) == (10_000, 32)  # each is seen 40 times
 
 
+def test_attributes_are_for_their_training_alone(
+    birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how = ["--data", birds, "--run", tmp_path / "run", "--attributes", "crown"]
+    assert "--attributes is for train attributes" in refusal(capsys, "train", "stem", *how)
+    assert files(tmp_path) == []
+
+
 def test_only_commands_that_resume_say_so_when_stopped(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

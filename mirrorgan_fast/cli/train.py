@@ -178,6 +178,8 @@ def _run(options: argparse.Namespace) -> None:
 
     if options.stage == "attributes":
         _refuse_what_attributes_have_not(options)
+    elif options.attributes is not None:
+        raise InputError("train: --attributes is for train attributes; leave it out")
     if options.settings:
         _list_settings(options)
         return
@@ -229,6 +231,8 @@ def _train_cyclegan(
     assert settings.data is not None
     if options.stage not in ("gan", "all"):
         raise InputError(f"train {options.stage}: CycleGAN has one stage: train gan")
+    if options.judge is not None:
+        raise InputError("train: CycleGAN has no captions to judge by; leave --judge out")
     if settings.weights:
         raise InputError("train: CycleGAN has no CNN that starts from a file of weights")
     unpaired = open_unpaired(

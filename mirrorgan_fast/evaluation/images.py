@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from mirrorgan_fast.data.captioned_images import CaptionedImages
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.models.damsm import DAMSMImageEncoder
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.models.text_to_image import TextToImage, in_evaluation
-from mirrorgan_fast.pictures import to_signed
+from mirrorgan_fast.pictures import from_image, to_signed, to_uint8
 from mirrorgan_fast.sampling.captions import Request
 from mirrorgan_fast.sampling.sampler import Result, Sampler
 
@@ -58,6 +59,11 @@ def generate(
             images.append(result.image)
             bar.update()
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+
+def real_picture(images: CaptionedImages, index: int, size: int) -> Tensor:
+    """Return a picture at the size of generated images: uint8 (1, 3, S, S) on the CPU."""
+    return to_uint8(from_image(images.image(index), size)[None]).permute(0, 3, 1, 2).cpu()
 
 
 @torch.no_grad()

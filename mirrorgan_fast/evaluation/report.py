@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mirrorgan_fast.data.captioned_images import CaptionedImages
 from mirrorgan_fast.data.image_folder import ImageFolder, text_attributes
@@ -21,7 +20,7 @@ from mirrorgan_fast.evaluation.edits import (
     painted_pairs,
 )
 from mirrorgan_fast.evaluation.features import FeatureReader
-from mirrorgan_fast.evaluation.images import generate, look
+from mirrorgan_fast.evaluation.images import generate, look, real_picture
 from mirrorgan_fast.evaluation.judges import Judge
 from mirrorgan_fast.evaluation.redescription import bleu_4, redescription_accuracy
 from mirrorgan_fast.metrics.attributes import AttributeAccuracy, attribute_accuracy
@@ -29,7 +28,6 @@ from mirrorgan_fast.metrics.kernel_distance import kernel_distance
 from mirrorgan_fast.metrics.r_precision import r_precision
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.models.text_to_image import SEEDS, TextToImage
-from mirrorgan_fast.pictures import from_image, to_uint8
 from mirrorgan_fast.sampling.sampler import Sampler
 
 
@@ -97,7 +95,7 @@ def evaluate(
     judged = None if judge is None else _judged(judge, images, captions, chosen, rng)
     sampler = Sampler(model)
     generated = generate(sampler, captions, range(count), seed, title="captions", quiet=quiet)
-    real = torch.cat([_to_bytes(from_image(images.image(i), size)[None]) for i, *_ in chosen])
+    real = torch.cat([real_picture(images, i, size) for i, *_ in chosen])
 
     figures: dict[str, Any] = {
         "count": count,
@@ -238,11 +236,6 @@ def _attributes(images: ImageFolder, index: int, names: Sequence[str]) -> dict[s
     """Return those attributes of a picture that are known, by name."""
     known = text_attributes(images, index)
     return {name: known[name] for name in names if name in known}
-
-
-def _to_bytes(images: Tensor) -> Tensor:
-    """Convert images (N, 3, S, S) in [-1, 1] to uint8 on the CPU, as users get them."""
-    return to_uint8(images).permute(0, 3, 1, 2).cpu()
 
 
 def _shares(accuracy: AttributeAccuracy, names: Sequence[str]) -> dict[str, Any]:

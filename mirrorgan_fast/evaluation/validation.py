@@ -12,7 +12,7 @@ from mirrorgan_fast.data.painted_birds.data_set import is_painted
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.evaluation.captions import asserted_attributes, caption_pool
 from mirrorgan_fast.evaluation.features import FeatureReader
-from mirrorgan_fast.evaluation.images import generate, look
+from mirrorgan_fast.evaluation.images import generate, look, real_picture
 from mirrorgan_fast.evaluation.judges import Judge
 from mirrorgan_fast.evaluation.redescription import bleu_4, redescription_accuracy
 from mirrorgan_fast.metrics.attributes import attribute_accuracy
@@ -20,7 +20,6 @@ from mirrorgan_fast.metrics.diversity import diversity
 from mirrorgan_fast.metrics.kernel_distance import kernel_distance
 from mirrorgan_fast.metrics.r_precision import r_precision
 from mirrorgan_fast.models.text_to_image import TextToImage
-from mirrorgan_fast.pictures import from_image, to_uint8
 from mirrorgan_fast.sampling.sampler import Sampler
 
 _COUNT, _REAL = 200, 500
@@ -78,18 +77,20 @@ class Validation:
             own = [place for _, place in chosen]
             shares = r_precision(codes, own, pool, np.random.default_rng(self.seed))
             figures["r_precision"] = shares[1]
-        if descriptions is not None:
-            references = [self.images.captions(i) for i in usable]
-            figures["redescription"] = bleu_4(descriptions, references)
+        painted = False
         if self.judge is not None and isinstance(self.images, ImageFolder):
+            painted = is_painted(self.images.record(0))
             shown = self.judge.read(images)
             named = [
                 asserted_attributes(self.images, i, self.judge.names)[of_image]
                 for i, (of_image, _) in zip(usable, chosen, strict=True)
             ]
             figures["attributes"] = attribute_accuracy(shown, named).overall
-            if descriptions is not None and is_painted(self.images.record(0)):
+            if descriptions is not None and painted:
                 figures["redescription"] = redescription_accuracy(descriptions, shown).overall
+        if descriptions is not None and not painted:
+            references = [self.images.captions(i) for i in usable]
+            figures["redescription"] = bleu_4(descriptions, references)
         if self.features is not None:
             if self._real is None:
                 self._real = self._features_of_pictures(self.features, images.shape[2])
@@ -106,9 +107,9 @@ class Validation:
 
         Damaged ones are passed over, because a training should not stop for them.
         """
-        pictures = [torch.empty(0, size, size, 3, dtype=torch.uint8)]
+        pictures = [torch.empty(0, 3, size, size, dtype=torch.uint8)]
         for index in range(min(len(self.images), _REAL)):
             with suppress(InputError):
-                pictures.append(to_uint8(from_image(self.images.image(index), size)[None]).cpu())
-        images = torch.cat(pictures).permute(0, 3, 1, 2)
+                pictures.append(real_picture(self.images, index, size))
+        images = torch.cat(pictures)
         return features.read(images) if len(images) else torch.empty(0, 1)
