@@ -11,6 +11,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from mirrorgan_fast.errors import InputError
 
+WORDS = tuple[str, ...]
+"""The type of fields that list words."""
+
 
 def bounded(
     default: Any, least: float, most: float | None = None, *, below: float | None = None
@@ -28,7 +31,7 @@ def check_fields(record: Any, subject: str) -> None:
     """Check every field of a dataclass: its type, its choices and its bounds.
 
     ``True``, NaN and infinity do not count as numbers. Fields of types other than bool, int, float,
-    Literal and pairs of float are not checked.
+    Literal, pairs of float and tuples of words are not checked.
 
     Args:
         record: an instance of a dataclass.
@@ -114,6 +117,10 @@ def _wanted(value: object, kind: Any, bounds: Any) -> str | None:
         right = any(type(value) is type(choice) and value == choice for choice in get_args(kind))
     elif kind is bool:
         right = type(value) is bool
+    elif kind == WORDS:
+        right = isinstance(value, tuple) and all(
+            isinstance(word, str) and word.split() == [word] and "," not in word for word in value
+        )
     elif get_origin(kind) is tuple:
         parts = value if isinstance(value, tuple) else ()
         right = len(parts) == 2 and all(_is_within(part, float, bounds) for part in parts)
@@ -128,6 +135,8 @@ def _expected(kind: Any, bounds: Any) -> str | None:
         return f"one of {', '.join(map(str, get_args(kind)))}"
     if kind is bool:
         return "true or false"
+    if kind == WORDS:
+        return "words with commas between them"
     if get_origin(kind) is tuple:
         return f"two numbers {_range(bounds)}"
     if kind in (int, float):

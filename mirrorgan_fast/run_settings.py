@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import tomli_w
 
 from mirrorgan_fast.errors import InputError
-from mirrorgan_fast.fields import field_kinds
+from mirrorgan_fast.fields import WORDS, field_kinds
 from mirrorgan_fast.files import read_file, whole_file
 from mirrorgan_fast.models.config import SystemConfig
 from mirrorgan_fast.models.systems import name_of, names
@@ -352,6 +352,8 @@ def _parsed(name: str, text: str, kind: Any) -> Any:
             return text
         if kind is bool:
             return {"true": True, "false": False}[text]
+        if kind == WORDS:
+            return tuple(text.split(",")) if text else ()
         if get_origin(kind) is tuple:
             first, second = text.split(",")
             return float(first), float(second)

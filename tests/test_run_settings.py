@@ -58,6 +58,20 @@ def test_a_file_by_hand_needs_only_what_differs(tmp_path: Path) -> None:
     assert RunSettings.load(path) == expected
 
 
+def test_words_are_a_list_in_a_file_and_have_commas_on_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / SETTINGS).write_text('[training.gan]\nedit_words = ["red", "dark-blue"]\n')
+    written = RunSettings.load(tmp_path / SETTINGS)
+    assert RunSettings.of_recipe("birds-painted").changed("gan.edit_words", "red,dark-blue") == (
+        written
+    )
+    assert written.changed("gan.edit_words", "") == RunSettings.of_recipe("birds-painted")
+    written.save(tmp_path)
+    assert RunSettings.load(tmp_path / SETTINGS) == written
+    for bad in ("red,,blue", "dark blue,red", ","):
+        with pytest.raises(InputError, match=r"edit_words is .*, expected words with commas"):
+            written.changed("gan.edit_words", bad)
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [

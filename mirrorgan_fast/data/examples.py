@@ -5,6 +5,7 @@ import hashlib
 import json
 import mmap
 from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple, NotRequired, Self, TypedDict
 
 import numpy as np
@@ -58,6 +59,8 @@ class Example(TypedDict):
         label: the picture's class.
         more_tokens: int64 (K - 1, T), of further captions; only in examples ``with_captions``.
         more_lengths: int64 (K - 1,), likewise.
+        edited_tokens: int64 (T,), of the caption with another word in the place of one; only in
+            examples ``with_edits``.
         box: float32 (4,), where in the image the thing is that the captions describe (see
             ``boxes``); only in examples with boxes.
     """
@@ -66,10 +69,59 @@ class Example(TypedDict):
     box: NotRequired[Tensor]
     more_tokens: NotRequired[Tensor]
     more_lengths: NotRequired[Tensor]
+    edited_tokens: NotRequired[Tensor]
     tokens: Tensor
     length: int
     index: int
     label: int
+
+
+class Edits:
+    """Edits of captions: a word becomes another of its kind, and "a" before it "an" if need be.
+
+    Args:
+        words: of the kind, at least two, such as colors.
+        vocabulary: numbers the words.
+
+    Raises:
+        InputError: there are fewer than two words, or one is not in the vocabulary.
+    """
+
+    def __init__(self, words: Sequence[str], vocabulary: Vocabulary) -> None:
+        if len(set(words)) < 2:
+            raise InputError(
+                f"edit_words has {len(set(words))} words, expected two or more that may take each "
+                f"other's places"
+            )
+        self._numbers = {}
+        for word in words:
+            encoded = vocabulary.encode([word], 1)
+            if not int(encoded.lengths[0]):
+                raise InputError(
+                    f"edit_words: no caption has the word {word!r:.80}; leave it out, or correct it"
+                )
+            self._numbers[int(encoded.tokens[0, 0])] = word
+        articles = vocabulary.encode(["a an"], 2)
+        # a caption says "a" or "an" if the vocabulary has both
+        self._articles = articles.tokens[0].tolist() if int(articles.lengths[0]) == 2 else []
+
+    def edited(self, tokens: Tensor, rng: np.random.Generator) -> Tensor:
+        """Return a copy of a caption's tokens (T,) with one word changed, if it has such a word.
+
+        Args:
+            tokens: of the caption.
+            rng: chooses the word, and the other one.
+        """
+        places = [place for place, token in enumerate(tokens.tolist()) if token in self._numbers]
+        if not places:
+            return tokens
+        place = int(rng.choice(places))
+        others = [number for number in self._numbers if number != tokens[place]]
+        edited, other = tokens.clone(), int(rng.choice(others))
+        edited[place] = other
+        if place and int(tokens[place - 1]) in self._articles:
+            edited[place - 1] = self._articles[self._numbers[other][0] in "aeiou"]
+        return edited
 
 
 class View(NamedTuple):
@@ -169,6 +221,7 @@ class TrainingExamples(Dataset[Example]):
         self._seed = seed
         self._reads_images = True
         self._captions = 1
+        self._edits: Edits | None = None
         self._boxes = boxes_of(images) if boxes else None
         self._sizes = [images.size(i) for i in range(len(images))] if boxes else []
         self._crop: int | None = None
@@ -207,6 +260,21 @@ class TrainingExamples(Dataset[Example]):
         """
         examples = copy.copy(self)
         examples._captions = count
+        return examples
+
+    def with_edits(self, words: Sequence[str]) -> Self:
+        """Return the same examples, each with a copy of its caption in which one word is another.
+
+        A caption without any of the words stays as it is.
+
+        Args:
+            words: that may take each other's places, at least two.
+
+        Raises:
+            InputError: they are fewer than two, or one is not in the vocabulary.
+        """
+        examples = copy.copy(self)
+        examples._edits = Edits(words, self.vocabulary)
         return examples
 
     def without_images(self) -> Self:
@@ -297,6 +365,9 @@ class TrainingExamples(Dataset[Example]):
             example["more_tokens"] = torch.stack([each[0] for each in more])
             example["more_lengths"] = torch.tensor([each[1] for each in more])
             may_flip = may_flip and all(each[2] for each in more)
+        if self._edits is not None:
+            drawn = np.random.default_rng((self._seed, epoch, index, 4))
+            example["edited_tokens"] = self._edits.edited(tokens, drawn)
         if self._crop is not None:
             rng = np.random.default_rng((self._seed, self._crop, index, 1))
             may_flip = self._may_flip(self._images.captions(index))

@@ -20,11 +20,10 @@ from mirrorgan_fast.data.painted_birds.drawing import SMALLEST_SIZE, paint
 from mirrorgan_fast.data.painted_birds.words import WORD, Statement, read_statements
 from mirrorgan_fast.evaluation.judges import Judge
 from mirrorgan_fast.metrics.attributes import AttributeAccuracy
+from mirrorgan_fast.metrics.unchanged import rest_change
 from mirrorgan_fast.pictures import square
 
 VISIBLE_CHANGE = 16  # gray levels, in any channel
-# Share of an image's pixels. The largest edit, of back and wings, changes at most 8 % of them.
-REST = 0.9
 
 
 @dataclass(frozen=True)
@@ -131,14 +130,12 @@ def measure_edits(
         if name not in edit.parts
     ]
     changes = (after.to(torch.int16) - before.to(torch.int16)).abs()  # (N, 3, S, S)
-    by_pixel = changes.float().mean(dim=1).flatten(1).sort(dim=1).values  # (N, S * S)
-    rest = by_pixel[:, : int(by_pixel.shape[1] * REST)]
     return EditFigures(
         right=float(np.mean(right)),
         others_kept=float(np.mean(kept)),
         changed_area=float((changes.amax(dim=1) > VISIBLE_CHANGE).float().mean()),
-        mean_change=float(by_pixel.mean()),
-        rest_change=float(rest.mean()),
+        mean_change=float(changes.float().mean()),
+        rest_change=float(rest_change(before.float(), after.float()).mean()),
         parts=parts,
     )
 

@@ -41,10 +41,10 @@ class AttnGANTraining(CascadeTraining):
         """Lower sum_i L_Di, then L_G; then average the generator."""
         settings, pace, processes = self.settings, self.pace(step), self.computation.processes
         given = self.encode(step, batch)
-        asked = self.asked(given)
+        asked = self.asked(step, given, batch)
         fakes, mu, log_var = self.generate(step, asked)
 
-        D_losses, figures = self.discriminator_losses(given, asked, fakes)
+        D_losses, figures = self.discriminator_losses(step, given, asked, fakes)
         figures |= detached(D_losses)
         self.D_learner.lower(sum_of([*D_losses.values(), *self.r1_penalties(step, given)]), pace)
         if not self.generator_trains(step):
@@ -54,7 +54,7 @@ class AttnGANTraining(CascadeTraining):
         with self.D_learner.frozen():
             with self.computation.autocast():
                 KL = kl_loss(mu, log_var)
-                G_losses = self.generator_losses(asked, fakes, settings.form)
+                G_losses = self.generator_losses(step, asked, fakes, settings.form)
                 regions, codes = self.image_encoder(fakes[-1])
                 captions = (asked.words, asked.mask, asked.sentence)
                 damsm = damsm_loss(*captions, regions, codes, asked.labels, processes=processes)

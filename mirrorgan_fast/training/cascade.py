@@ -1,7 +1,7 @@
 """What the trainings of cascades share: a discriminator for each stage of the generator."""
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +12,21 @@ from mirrorgan_fast.models.discriminator import Discriminator, Logits
 from mirrorgan_fast.models.glam import GLAM
 from mirrorgan_fast.models.stem import STEM
 from mirrorgan_fast.ops.wide import wide
+from mirrorgan_fast.training.batches import Batch
 from mirrorgan_fast.training.computation import Computation
 from mirrorgan_fast.training.gan import Captioned, GANTraining, judgments, other_captions
 from mirrorgan_fast.training.objectives import (
     Form,
     WrongPairs,
     discriminator_loss,
+    edit_loss,
     generator_loss,
 )
 from mirrorgan_fast.training.projected import ProjectedJudge
 from mirrorgan_fast.training.settings import CascadeSettings
 
+Pairs = Literal["nothing", "noise", "word"]
+"""What the images 2k and 2k + 1 of a batch differ in: their noise, or a word of their captions."""
 _COST_BEFORE_LAST = 0.4  # of a step without the last stage (birds-painted)
 
 
@@ -90,23 +94,53 @@ class CascadeTraining(GANTraining):
         """Return whether the generator trains in a step, or the discriminators alone."""
         return step >= self.settings.generator_from
 
-    def asked(self, given: Captioned) -> Captioned:
+    def pairs(self, step: int) -> Pairs:
+        """Return what the two images of a pair differ in; nothing: there are no pairs."""
+        ways: list[Pairs] = []
+        if self.settings.difference_weight:
+            ways.append("noise")
+        if self.settings.edit_weight:
+            ways.append("word")
+        return ways[step % len(ways)] if ways else "nothing"
+
+    def of_same_noise(self, step: int) -> int:
+        """Return how many images, one after the other, have the same random vectors in a step."""
+        return 2 if self.pairs(step) == "word" else 1
+
+    def asked(self, step: int, given: Captioned, batch: Batch) -> Captioned:
         """Return the captions that images are generated of.
 
-        They are those of the batch or, if images of one caption are kept different, the first of
-        each two of them twice.
+        They are those of the batch. If images are generated in pairs, they are every second one of
+        them: each twice, or once as it is and once with another word in the place of one.
+
+        Args:
+            step: from 0.
+            given: the captions of the batch.
+            batch: from which ``given`` was made.
         """
-        if not self.settings.difference_weight:
+        pairs = self.pairs(step)
+        if pairs == "nothing":
             return given
+        firsts = Captioned._make([*(part[::2] for part in given[:-1]), given.reals])
+        seconds = self._edited(firsts, batch) if pairs == "word" else firsts
+        texts = [
+            torch.stack(both, dim=1).flatten(0, 1)
+            for both in zip(firsts[:-1], seconds[:-1], strict=True)
+        ]
+        return Captioned._make([*texts, given.reals])
 
-        def twice(tensor: Tensor) -> Tensor:
-            return tensor[::2].repeat_interleave(2, dim=0)
-
-        *texts, reals = given
-        return Captioned._make([*map(twice, texts), reals])
+    def _edited(self, given: Captioned, batch: Batch) -> Captioned:
+        """Return the edited captions of every second image of a batch."""
+        tokens = batch["edited_tokens"][::2].to(given.tokens.device)
+        with torch.no_grad(), self.computation.autocast():
+            words, sentence = self.stem(tokens, batch["length"][::2])
+        # an edited caption is of no image of the data set, and of no class
+        return given._replace(
+            tokens=tokens, words=words, sentence=sentence, judged=sentence, labels=-1 - given.labels
+        )
 
     def discriminator_losses(
-        self, given: Captioned, asked: Captioned, fakes: list[Tensor]
+        self, step: int, given: Captioned, asked: Captioned, fakes: list[Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return L_Di of each stage: tell real from generated, matching from wrong sentences.
 
@@ -115,6 +149,7 @@ class CascadeTraining(GANTraining):
         than discriminators.
 
         Args:
+            step: from 0.
             given: images of the data set and their captions.
             asked: the captions of the generated images.
             fakes: the generated images of each stage.
@@ -123,7 +158,8 @@ class CascadeTraining(GANTraining):
             the losses, and how real D_i finds real and generated images, from 0 to 1, as figures.
         """
         if self.projected is not None:
-            loss, found = self.projected.discriminator_loss(given, asked, fakes)
+            alike = 1 if self.pairs(step) == "nothing" else 2
+            loss, found = self.projected.discriminator_loss(given, asked, fakes, alike)
             return {"D": loss}, found
         losses: dict[str, Tensor] = {}
         found = {}
@@ -164,15 +200,20 @@ class CascadeTraining(GANTraining):
         ]
 
     def generator_losses(
-        self, asked: Captioned, fakes: list[Tensor], form: Form
+        self, step: int, asked: Captioned, fakes: list[Tensor], form: Form
     ) -> dict[str, Tensor]:
-        """Return L_Gi of each stage by name: be believed by D_i."""
+        """Return L_Gi of each stage by name, be believed by D_i, and the losses of pairs."""
+        pairs = self.pairs(step)
         if self.projected is not None:
-            return self.projected.generator_losses(asked, fakes)
-        return {
-            f"G_{i}": generator_loss(D_i.judge(D_i(fake_i), asked.judged), form)
-            for i, (D_i, fake_i) in enumerate(zip(self.D, fakes, strict=False))
-        }
+            losses = self.projected.generator_losses(asked, fakes, different=pairs == "noise")
+        else:
+            losses = {
+                f"G_{i}": generator_loss(D_i.judge(D_i(fake_i), asked.judged), form)
+                for i, (D_i, fake_i) in enumerate(zip(self.D, fakes, strict=False))
+            }
+        if pairs == "word":
+            losses["edit"] = self.settings.edit_weight * edit_loss(fakes)
+        return losses
 
 
 def check_cascade(config: CascadeConfig, options: CascadeSettings, parts: int) -> None:
@@ -194,22 +235,14 @@ def check_cascade(config: CascadeConfig, options: CascadeSettings, parts: int) -
                 f"gan.{name} is {getattr(options, name)}, which only a projected discriminator "
                 f"has; set it to 0, or --set discriminator=projected"
             )
-    if options.difference_weight and isinstance(config, StackGANv2Config):
-        raise InputError(
-            "gan.difference_weight: StackGAN++ cannot have it, because its discriminator is told "
-            "what the generator made of a caption; set it to 0"
-        )
     if options.r1_weight and projected:
         raise InputError(
             f"gan.r1_weight is {options.r1_weight}, but a projected discriminator has no R1 "
             f"penalty; set it to 0"
         )
-    if options.difference_weight and options.batch_size % (2 * parts):
-        raise InputError(
-            f"gan.batch_size is {options.batch_size}, computed in {parts} parts, expected a "
-            f"multiple of {2 * parts}: with gan.difference_weight, each two images of a part are "
-            f"of one caption"
-        )
+    for name in ("difference_weight", "edit_weight"):
+        if getattr(options, name):
+            _check_pairs(f"gan.{name}", config, options, parts)
     for name, what in (("last_stage_from", "last stage"), ("generator_from", "generator")):
         if getattr(options, name) >= options.steps:
             raise InputError(
@@ -221,4 +254,23 @@ def check_cascade(config: CascadeConfig, options: CascadeSettings, parts: int) -
         raise InputError(
             f"gan.last_stage_from is {first}, but the model has only one stage, so nothing would "
             f"train before it; set it to 0"
+        )
+
+
+def _check_pairs(setting: str, config: CascadeConfig, options: CascadeSettings, parts: int) -> None:
+    """Raise InputError if images cannot be generated in pairs, which a setting asks for."""
+    if isinstance(config, StackGANv2Config):
+        raise InputError(
+            f"{setting}: StackGAN++ cannot have it, because its discriminator is told what the "
+            f"generator made of a caption; set it to 0"
+        )
+    if options.batch_size % (2 * parts):
+        raise InputError(
+            f"gan.batch_size is {options.batch_size}, computed in {parts} parts, expected a "
+            f"multiple of {2 * parts}: with {setting}, the images of a part are pairs"
+        )
+    if options.edit_weight and options.captions > 1:
+        raise InputError(
+            f"gan.captions is {options.captions}, expected 1 with gan.edit_weight: a word of one "
+            f"caption is changed"
         )

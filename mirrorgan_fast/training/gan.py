@@ -27,7 +27,11 @@ from mirrorgan_fast.training.learner import Learner
 from mirrorgan_fast.training.loop import Part, fit
 from mirrorgan_fast.training.objectives import r1_penalty
 from mirrorgan_fast.training.run import Unsaid, dependencies, open_run, started_from
-from mirrorgan_fast.training.settings import CaptionedGANSettings, TrainingSettings
+from mirrorgan_fast.training.settings import (
+    CaptionedGANSettings,
+    CascadeSettings,
+    TrainingSettings,
+)
 from mirrorgan_fast.training.sheets import SampleSheets
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -139,6 +143,10 @@ class GANTraining(ABC):
         """Return whether the generator trains in a step, or the discriminators alone."""
         return True
 
+    def of_same_noise(self, step: int) -> int:
+        """Return how many images, one after the other, have the same random vectors in a step."""
+        return 1
+
     def work(self, steps: int) -> float:
         """Return how much the first steps are, in any unit."""
         return steps
@@ -180,7 +188,11 @@ class GANTraining(ABC):
 
     def generate(self, step: int, given: Captioned) -> Generated:
         """Generate images of captions, with new random vectors."""
-        noises = self.noises(len(given.tokens))
+        of_same_noise = self.of_same_noise(step)
+        noises = [
+            noise.repeat_interleave(of_same_noise, dim=0)
+            for noise in self.noises(len(given.tokens) // of_same_noise)
+        ]
         text = (given.words, given.mask, given.sentence)
         with torch.set_grad_enabled(self.generator_trains(step)), self.computation.autocast():
             generated: Generated = self._generate(*noises, *text, *self.options(step))
@@ -307,8 +319,11 @@ def train_gan(
         InputError: see ``Run``, ``Batches`` and ``fit``.
     """
     device = execution.device
+    drawn = examples.with_captions(options.captions)
+    if isinstance(options, CascadeSettings) and options.edit_weight:
+        drawn = drawn.with_edits(options.edit_words)
     batches = Batches(
-        examples.with_captions(options.captions),
+        drawn,
         options.batch_size,
         settings.seed,
         execution,

@@ -60,10 +60,10 @@ class MirrorGANTraining(CascadeTraining):
         """Lower sum_i L_Di, then L_G; then average the generator."""
         settings, pace, processes = self.settings, self.pace(step), self.computation.processes
         given = self.encode(step, batch)
-        asked = self.asked(given)
+        asked = self.asked(step, given, batch)
         fakes, mu, log_var = self.generate(step, asked)
 
-        D_losses, figures = self.discriminator_losses(given, asked, fakes)
+        D_losses, figures = self.discriminator_losses(step, given, asked, fakes)
         figures |= detached(D_losses)
         self.D_learner.lower(sum_of([*D_losses.values(), *self.r1_penalties(step, given)]), pace)
         if not self.generator_trains(step):
@@ -73,7 +73,7 @@ class MirrorGANTraining(CascadeTraining):
         with self.D_learner.frozen():
             with self.computation.autocast():
                 KL = kl_loss(mu, log_var)
-                G_losses = self.generator_losses(asked, fakes, settings.form)
+                G_losses = self.generator_losses(step, asked, fakes, settings.form)
                 loss_G = sum_of([settings.kl_weight * KL, *G_losses.values()])
                 figures |= {"KL": KL.detach(), **detached(G_losses)}
                 pooled: Tensor | None = None

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mirrorgan_fast.metrics.r_precision import sentence_similarity
+from mirrorgan_fast.metrics.unchanged import rest_change
 from mirrorgan_fast.models.discriminator import Logits
 from mirrorgan_fast.ops import word_similarity
 from mirrorgan_fast.ops.wide import wide
@@ -112,6 +113,20 @@ def stages_alike_loss(images: Sequence[Tensor]) -> Tensor:
         scaled = functional.adaptive_avg_pool2d(wide(images[-1]), image.shape[2])
         total = total + (wide(image) - scaled).square().mean()
     return total
+
+
+def edit_loss(images: Sequence[Tensor]) -> Tensor:
+    """Return how much changes in images, besides what one word describes, if that word changes.
+
+    It is the mean over stages and pairs of ``rest_change``, in units of [-1, 1]. Which pixels are
+    the rest is decided for each pair and stage alone: those that change least.
+
+    Args:
+        images: I_i of each stage, (N, 3, S_i, S_i), where each two, 2k and 2k + 1, are of the same
+            noise, and of captions that differ in one word.
+    """
+    losses = [rest_change(image[::2], image[1::2]).mean() for image in images]
+    return torch.stack(losses).mean()
 
 
 def difference_loss(

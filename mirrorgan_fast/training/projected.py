@@ -40,7 +40,7 @@ class ProjectedJudge:
         self._real: list[Tensor] = []
 
     def discriminator_loss(
-        self, given: Captioned, asked: Captioned, fakes: list[Tensor]
+        self, given: Captioned, asked: Captioned, fakes: list[Tensor], alike: int = 1
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return L_D: tell real from generated, matching from wrong captions.
 
@@ -48,14 +48,14 @@ class ProjectedJudge:
             given: images of the data set and their captions.
             asked: the captions of the generated images.
             fakes: the generated images of each stage.
+            alike: how many generated images one after the other are augmented alike.
 
         Returns:
             the loss, and how real D finds real and generated images, from 0 to 1, as figures.
         """
         other, is_wrong = other_captions(given, self.computation)
-        pair = 2 if self.settings.difference_weight else 1
         with self.computation.autocast():
-            self._fake = self.D.look(self._augmented(fakes[-1], pair))
+            self._fake = self.D.look(self._augmented(fakes[-1], alike))
             with torch.no_grad():
                 self._real = self.D.look(self._augmented(given.reals[-1]))
             fake = self.D([map.detach() for map in self._fake])
@@ -68,19 +68,22 @@ class ProjectedJudge:
             )
         return loss, judgments(real_logits, fake_logits)
 
-    def generator_losses(self, asked: Captioned, fakes: list[Tensor]) -> dict[str, Tensor]:
+    def generator_losses(
+        self, asked: Captioned, fakes: list[Tensor], *, different: bool
+    ) -> dict[str, Tensor]:
         """Return the generator's weighted losses by name, for the images that were looked at.
 
         Args:
             asked: the captions of the generated images.
             fakes: these images, of each stage.
+            different: whether each two are of the same caption, and are kept different.
         """
         settings = self.settings
         logits = self.D.conditional(self.D(self._fake), asked.judged)
         losses = {"G": -logits.float().mean()}
         if settings.stages_weight:
             losses["stages"] = settings.stages_weight * stages_alike_loss(fakes)
-        if settings.difference_weight:
+        if different:
             maps = self._fake[-_COARSEST:], self._real[-_COARSEST:]
             least, processes = settings.least_difference, self.computation.processes
             loss = difference_loss(*maps, least, processes)

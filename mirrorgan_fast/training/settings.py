@@ -248,6 +248,13 @@ class CascadeSettings(CaptionedGANSettings):
     least_difference: float = bounded(0.6, 0, 4)
     """The least difference of two images of one caption that is not punished, as a share of the
     difference of two images of the data set."""
+    edit_weight: float = bounded(0.0, 0)
+    """Of the loss that keeps the rest of an image as it is when one word of its caption changes
+    (``edit_loss``). If it is above 0, each two images of a batch are of the same noise, and of
+    captions that differ in one of ``edit_words``; with ``difference_weight`` too, in every second
+    step."""
+    edit_words: tuple[str, ...] = ()
+    """Words that may take each other's places in captions, such as those of colors."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class StackGANv2Training(CascadeTraining):
         fakes, mu, log_var = self.generate(step, given)
         told = given._replace(judged=mu.detach())
 
-        D_losses, figures = self.discriminator_losses(told, told, fakes)
+        D_losses, figures = self.discriminator_losses(step, told, told, fakes)
         figures |= detached(D_losses)
         self.D_learner.lower(sum_of([*D_losses.values(), *self.r1_penalties(step, told)]), pace)
         if not self.generator_trains(step):
@@ -42,7 +42,7 @@ class StackGANv2Training(CascadeTraining):
             with self.computation.autocast():
                 KL = kl_loss(mu, log_var)
                 judged = told if settings.detach_mu else given._replace(judged=mu)
-                G_losses = self.generator_losses(judged, fakes, "authors")
+                G_losses = self.generator_losses(step, judged, fakes, "authors")
                 loss_G = sum_of([settings.kl_weight * KL, *G_losses.values()])
                 figures |= {"KL": KL.detach(), **detached(G_losses)}
                 if settings.color_weight:

@@ -15,6 +15,7 @@ from mirrorgan_fast.boxes import Box
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.data.image_folder import ImageFolder
 from mirrorgan_fast.errors import InputError
+from mirrorgan_fast.vocabulary import Vocabulary
 from tests.data.conftest import VOCABULARY, gradient, write_folder
 
 
@@ -394,3 +395,54 @@ def test_a_box_is_of_the_part_of_a_long_picture_that_is_kept(tmp_path: Path) -> 
             wide += 1
             assert box.tolist() == pytest.approx(seen_box(image), abs=1 / 20)
     assert wide > 2
+
+
+COLORED = Vocabulary(["<end>", "a", "an", "bird", "red", "blue", "orange", "with", "wings"])
+
+
+def edited_captions(tmp_path: Path, caption: str, words: list[str], draws: int = 60) -> set[str]:
+    """Return the captions that a caption becomes in so many epochs."""
+    write_folder(tmp_path, [{"file_name": "a.png", "captions": [caption]}], [gradient(4, 4)])
+    examples = TrainingExamples(ImageFolder(tmp_path), COLORED, 4, 9).with_edits(words)
+    found = set()
+    for epoch in range(draws):
+        examples.set_epoch(epoch)
+        example = examples[0]
+        assert COLORED.decode(example["tokens"]) == caption
+        found.add(COLORED.decode(example["edited_tokens"]))
+    return found
+
+
+def test_an_edit_changes_one_word_and_its_article(tmp_path: Path) -> None:
+    assert edited_captions(tmp_path, "a red bird with blue wings", ["red", "blue", "orange"]) == {
+        "a blue bird with blue wings",
+        "an orange bird with blue wings",
+        "a red bird with red wings",
+        "a red bird with orange wings",
+    }
+    assert edited_captions(tmp_path, "an orange bird", ["red", "orange"]) == {"a red bird"}
+    assert edited_captions(tmp_path, "a bird", ["red", "orange"]) == {"a bird"}
+
+
+def test_edits_are_drawn_apart_and_do_not_change_the_rest_of_an_example(folder: Path) -> None:
+    plain = TrainingExamples(ImageFolder(folder), VOCABULARY, 16, augment=True, seed=4)
+    edited = plain.with_edits(["red", "blue"])
+    for epoch in range(3):
+        plain.set_epoch(epoch)
+        for index in range(len(plain)):
+            example = dict(edited[index])
+            del example["edited_tokens"]
+            assert same(dict(plain[index]), example)
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        ([], "edit_words has 0 words, expected two"),
+        (["red", "red"], "edit_words has 1 words, expected two"),
+        (["red", "mauve"], "no caption has the word 'mauve'"),
+    ],
+)
+def test_edits_need_two_words_of_the_captions(folder: Path, words: list[str], fault: str) -> None:
+    with pytest.raises(InputError, match=fault):
+        TrainingExamples(ImageFolder(folder), VOCABULARY, 16).with_edits(words)

@@ -106,7 +106,7 @@ def test_each_two_images_are_of_one_caption(
 ) -> None:
     task, batch = task_of(SETTINGS, vocabulary), batch_of(examples, 4)
     given = task.encode(0, batch)
-    asked = task.asked(given)
+    asked = task.asked(0, given, batch)
     for name in Captioned._fields:
         ours, theirs = getattr(given, name), getattr(asked, name)
         if name == "reals":
@@ -114,7 +114,7 @@ def test_each_two_images_are_of_one_caption(
         else:
             assert torch.equal(theirs, ours[[0, 0, 2, 2]]), name
     plain = task_of(dataclasses.replace(SETTINGS, difference_weight=0.0), vocabulary)
-    assert plain.asked(given) is given
+    assert plain.asked(0, given, batch) is given
 
 
 def test_both_sides_have_the_losses_of_their_formulas(
@@ -126,10 +126,10 @@ def test_both_sides_have_the_losses_of_their_formulas(
     assert judge is not None
     judge.D.eval()  # spectral norms as they are
     given = task.encode(0, batch)
-    asked = task.asked(given)
+    asked = task.asked(0, given, batch)
     fakes = task.generate(0, asked).images
     loss, found = judge.discriminator_loss(given, asked, fakes)
-    losses = judge.generator_losses(asked, fakes)
+    losses = judge.generator_losses(asked, fakes, different=True)
 
     def conditional(images: Tensor, told: Tensor) -> Tensor:
         return judge.D.conditional(judge.D(judge.D.look(images)), told)
