@@ -12,6 +12,7 @@ from mirrorgan_fast.data.image_folder import ImageFolder, text_attributes
 from mirrorgan_fast.data.painted_birds.data_set import is_painted, true_attributes
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.evaluation.captions import asserted_attributes, caption_pool
+from mirrorgan_fast.evaluation.diversity import differences, other_pictures
 from mirrorgan_fast.evaluation.edits import (
     Edit,
     EditFigures,
@@ -29,6 +30,8 @@ from mirrorgan_fast.metrics.r_precision import r_precision
 from mirrorgan_fast.models.mirrorgan import MirrorGAN
 from mirrorgan_fast.models.text_to_image import SEEDS, TextToImage
 from mirrorgan_fast.sampling.sampler import Sampler
+
+_PAIRS = 250  # captions of which two images are compared
 
 
 @torch.no_grad()
@@ -66,9 +69,11 @@ def evaluate(
         skipped captions of the split), then the figures of "generated" and of "real" for each of:
         "r_precision"; "redescription", if the system has a captioner; with ``features``
         "kernel_distance", of generated images to the real ones, and of one half of the real ones to
-        the other; with a judge "judge", its readings of real pictures against their own attributes,
-        and "attributes", against those that captions name; and of painted birds "edits". Shares are
-        in [0, 1]. The real edits are painted pairs (see ``painted_pairs``).
+        the other; "diversity", the differences of two images of a caption and, with a judge, of two
+        real pictures that it fits (then of such captions alone); with a judge "judge", its readings
+        of real pictures against their own attributes, and "attributes", against those that captions
+        name; and of painted birds "edits". Shares are in [0, 1]. The real edits are painted pairs
+        (see ``painted_pairs``).
 
     Raises:
         InputError: the seed is out of range; the model reads text vectors; a weight is NaN; there
@@ -92,7 +97,7 @@ def evaluate(
     chosen = _choose(known, count, rng)
     own = [caption.place for caption in chosen]
     captions = [pool.texts[place] for place in own]
-    judged = None if judge is None else _judged(judge, images, captions, chosen, rng)
+    judged = None if judge is None else _judged(judge, images, captions, chosen, rng, seed)
     sampler = Sampler(model)
     generated = generate(sampler, captions, range(count), seed, title="captions", quiet=quiet)
     real = torch.cat([real_picture(images, i, size) for i, *_ in chosen])
@@ -138,6 +143,17 @@ def evaluate(
         figures["kernel_distance"] = {
             "generated": kernel_distance(codes_of_real, codes_of_generated, seed=seed)._asdict(),
             "real": kernel_distance(codes_of_real[::2], codes_of_real[1::2], seed=seed)._asdict(),
+        }
+    compared = list(range(count) if judged is None else judged.others)[:_PAIRS]
+    if compared:
+        again, noises = [captions[n] for n in compared], [count + n for n in compared]
+        second = generate(sampler, again, noises, seed, title="second images", quiet=quiet)
+        pairs = {"generated": (generated[compared], second)}
+        if judged is not None:
+            fitting = [real_picture(images, judged.others[n], size) for n in compared]
+            pairs["real"] = real[compared], torch.cat(fitting)
+        figures["diversity"] = {
+            side: differences(*pair, features, quiet=quiet) for side, pair in pairs.items()
         }
     for side, pictures in (("generated", generated), ("real", real)):
         codes, descriptions = look(model, pictures)
@@ -200,6 +216,8 @@ class _Judged(NamedTuple):
     """Of painted birds, those whose captions name the color of a part."""
     edits: list[Edit]
     """Edits of the captions of ``editable``."""
+    others: dict[int, int]
+    """By the positions of captions, another picture of the split that they fit."""
 
 
 def _judged(
@@ -208,6 +226,7 @@ def _judged(
     captions: list[str],
     chosen: list[_Chosen],
     rng: np.random.Generator,
+    seed: int,
 ) -> _Judged:
     if not isinstance(images, ImageFolder):
         raise InputError(
@@ -219,9 +238,16 @@ def _judged(
         for caption in chosen
     ]
     indices = [caption.image for caption in chosen]
-    if not is_painted(images.record(indices[0])):
-        return _Judged([_attributes(images, i, judge.names) for i in indices], named, [], [])
-    truth = true_attributes(images, indices)
+    painted = is_painted(images.record(indices[0]))
+    everywhere = range(len(images))
+    if painted:
+        attributes = true_attributes(images, everywhere)
+    else:
+        attributes = [_attributes(images, i, judge.names) for i in everywhere]
+    truth = [attributes[i] for i in indices]
+    others = other_pictures(named, indices, attributes, np.random.default_rng(seed))
+    if not painted:
+        return _Judged(truth, named, [], [], others)
     edit_of = [
         edit_color_word(caption, shown, rng) for caption, shown in zip(captions, truth, strict=True)
     ]
@@ -229,7 +255,7 @@ def _judged(
     if not edits:
         raise InputError("no caption names the color of a part of the bird, so none can be edited")
     editable = [i for i, edit in enumerate(edit_of) if edit is not None]
-    return _Judged(truth, named, editable, edits)
+    return _Judged(truth, named, editable, edits, others)
 
 
 def _attributes(images: ImageFolder, index: int, names: Sequence[str]) -> dict[str, str]:
@@ -263,6 +289,8 @@ _LINES: tuple[tuple[str, str, str | None, str], ...] = (
     ("  mean change, gray levels", "edits", "mean_change", _NUMBER),
     ("  of the 90 % of pixels changed least", "edits", "rest_change", _NUMBER),
     ("kernel distance to real pictures", "kernel_distance", "mean", _SMALL),
+    ("difference of two images of a caption, gray levels", "diversity", "gray_levels", _NUMBER),
+    ("  of their features", "diversity", "features", _NUMBER),
     ("R-precision (1 of 100), top 1", "r_precision", "top_1", _SHARE),
     ("  top 2", "r_precision", "top_2", _SHARE),
     ("  top 3", "r_precision", "top_3", _SHARE),

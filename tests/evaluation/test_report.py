@@ -76,7 +76,7 @@ def test_measures_generated_and_real_images(
     assert figures["judge"]["real"]["overall"] == 1
     assert figures["attributes"]["real"]["overall"] == 1  # the judge knows real pictures
     assert figures["attributes"]["generated"]["overall"] < 0.7  # the judge reads first values
-    for section in ("attributes", "edits", "r_precision", "redescription"):
+    for section in ("attributes", "diversity", "edits", "r_precision", "redescription"):
         assert set(figures[section]) == {"generated", "real"}
     for section in ("judge", "attributes", "r_precision"):
         assert all(0 <= share <= 1 for share in shares_in(figures[section]))
@@ -99,11 +99,14 @@ def test_without_a_classifier_the_other_metrics_are_measured(
     assert not {"attributes", "edits", "judge"} & set(figures)
     lines = as_table(figures).splitlines()
     assert [line[:30].strip() for line in lines[1:]] == [
+        "difference of two images of a",
         "R-precision (1 of 100), top 1",
         "top 2",
         "top 3",
         "BLEU-4",
     ]
+    assert set(figures["diversity"]) == {"generated"}
+    assert figures["diversity"]["generated"]["pairs"] == 5
 
 
 def test_table_has_every_attribute_and_both_columns(
@@ -177,8 +180,9 @@ def test_more_captions_than_pictures(
     reader = Means()
     evaluate(model, folder, features=reader, count=13, seed=2, quiet=True)
     evaluate(model, folder, judge=judge, features=reader, count=30, seed=2, quiet=True)
-    assert reader.read_images == [13, 13, 13, 30]  # each real picture once
-    few, many = asked[0], asked[1]
+    assert reader.read_images[:5] == [13, 13, 26, 13, 30]  # each real picture once, then pairs
+    few, many = asked[0], asked[2]
+    assert asked[1] == few  # the captions of the second images
     assert many[:13] == few
     for i in range(30):
         assert many[i] in folder.captions(i % 13)
@@ -232,7 +236,7 @@ def test_the_kernel_distance_is_that_of_the_features(model: MirrorGAN, folder: I
     reader = Means()
     figures = evaluate(model, folder, features=reader, seed=2, quiet=True)
     count = len(folder)
-    assert reader.read_images == [count, count]
+    assert reader.read_images == [count, count, 2 * count]  # the last are those of pairs
     size = model.config.image_size
     real = torch.stack([to_uint8(from_image(folder.image(i), size)[None])[0] for i in range(count)])
     real = real.permute(0, 3, 1, 2).double().mean(dim=(2, 3)) / 255
