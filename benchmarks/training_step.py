@@ -99,7 +99,7 @@ class Ours:
             with clock.time("R1"):
                 sum_of(task.r1_penalties(0, given)).backward()
         with clock.time("D forward"):
-            losses, _ = task.discriminator_losses(given, given, fakes)
+            losses, _ = task.discriminator_losses(0, given, given, fakes)
             loss_D = sum_of(losses.values())
         with clock.time("D backward"):
             task.D_learner.lower(loss_D)
@@ -107,7 +107,7 @@ class Ours:
         with task.D_learner.frozen():
             with clock.time("G's loss"), task.computation.autocast():
                 KL = task.settings.kl_weight * kl_loss(mu, log_var)
-                believed = task.generator_losses(given, fakes, task.settings.form)
+                believed = task.generator_losses(0, given, fakes, task.settings.form)
                 loss_G = sum_of([KL, *believed.values()])
             with clock.time("G backward"):
                 task.G_learner.lower(loss_G)
