@@ -88,22 +88,23 @@ class Edits:
     """
 
     def __init__(self, words: Sequence[str], vocabulary: Vocabulary) -> None:
-        if len(set(words)) < 2:
-            raise InputError(
-                f"edit_words has {len(set(words))} words, expected two or more that may take each "
-                f"other's places"
-            )
-        self._numbers = {}
-        for word in words:
-            encoded = vocabulary.encode([word], 1)
-            if not int(encoded.lengths[0]):
+        known = {word: number for number, word in enumerate(vocabulary.words)}
+        self._numbers: dict[int, str] = {}
+        for given in words:
+            tokens = vocabulary.tokenize(given)
+            if len(tokens) != 1 or tokens[0] not in known:
                 raise InputError(
-                    f"edit_words: no caption has the word {word!r:.80}; leave it out, or correct it"
+                    f"edit_words: no caption has the word {given!r:.80}; leave it out, or correct "
+                    f"it (one word each, without hyphens)"
                 )
-            self._numbers[int(encoded.tokens[0, 0])] = word
-        articles = vocabulary.encode(["a an"], 2)
+            self._numbers[known[tokens[0]]] = tokens[0]
+        if len(self._numbers) < 2:
+            raise InputError(
+                f"edit_words has {len(self._numbers)} different words, expected two or more that "
+                f"may take each other's places"
+            )
         # a caption says "a" or "an" if the vocabulary has both
-        self._articles = articles.tokens[0].tolist() if int(articles.lengths[0]) == 2 else []
+        self._articles = [known["a"], known["an"]] if {"a", "an"} <= known.keys() else []
 
     def edited(self, tokens: Tensor, rng: np.random.Generator) -> Tensor:
         """Return a copy of a caption's tokens (T,) with one word changed, if it has such a word.

@@ -7,7 +7,8 @@ from mirrorgan_fast.ops.wide import wide
 REST = 0.9
 """The share of an image's pixels that is taken for the rest.
 
-The largest part of a painted bird that one color word describes, back and wings, covers 8 %."""
+The largest part of a painted bird that one color word describes, back and wings, covers at most
+8 %."""
 
 
 def rest_change(before: Tensor, after: Tensor) -> Tensor:

@@ -438,9 +438,12 @@ def test_edits_are_drawn_apart_and_do_not_change_the_rest_of_an_example(folder: 
 @pytest.mark.parametrize(
     ("words", "fault"),
     [
-        ([], "edit_words has 0 words, expected two"),
-        (["red", "red"], "edit_words has 1 words, expected two"),
+        ([], "edit_words has 0 different words, expected two"),
+        (["red", "red"], "edit_words has 1 different words, expected two"),
+        (["red", "Red"], "edit_words has 1 different words, expected two"),
         (["red", "mauve"], "no caption has the word 'mauve'"),
+        (["red", "blue-bird"], "no caption has the word 'blue-bird'.*one word each"),
+        (["red", "-"], "no caption has the word '-'"),
     ],
 )
 def test_edits_need_two_words_of_the_captions(folder: Path, words: list[str], fault: str) -> None:

@@ -19,8 +19,15 @@ from mirrorgan_fast.models.config import (
     StackGANConfig,
     StackGANv2Config,
 )
+from mirrorgan_fast.models.damsm import DAMSMImageEncoder
+from mirrorgan_fast.models.stem import STEM
+from mirrorgan_fast.models.stream import STREAM
+from mirrorgan_fast.training.computation import FP32
 from mirrorgan_fast.training.execution import Execution
+from mirrorgan_fast.training.mirrorgan import MirrorGANTraining
 from mirrorgan_fast.training.run import Run
+from mirrorgan_fast.training.settings import MirrorGANSettings
+from mirrorgan_fast.vocabulary import Vocabulary
 from tests.small import SMALL
 
 HERE = Execution(torch.device("cpu"), workers=0, quiet=True)
@@ -95,3 +102,16 @@ def batch_of(examples: TrainingExamples, count: int) -> dict[str, torch.Tensor]:
         for name in chosen[0]
     }
     return {**batch, "lengths": batch["length"]}
+
+
+def mirrorgan_task(
+    config: MirrorGANConfig, settings: MirrorGANSettings, vocabulary: Vocabulary
+) -> MirrorGANTraining:
+    """Return a training of MirrorGAN with untrained networks, always the same."""
+    torch.manual_seed(3)
+    networks = (
+        STEM(config, len(vocabulary)),
+        DAMSMImageEncoder(config),
+        STREAM(config, len(vocabulary)),
+    )
+    return MirrorGANTraining(config, settings, *networks, FP32, compiled=False)

@@ -10,21 +10,16 @@ import torch
 from mirrorgan_fast.data.examples import TrainingExamples
 from mirrorgan_fast.errors import InputError
 from mirrorgan_fast.metrics.unchanged import rest_change
-from mirrorgan_fast.models.config import MirrorGANConfig
-from mirrorgan_fast.models.damsm import DAMSMImageEncoder
-from mirrorgan_fast.models.stem import STEM
-from mirrorgan_fast.models.stream import STREAM
 from mirrorgan_fast.training.batches import Batch
 from mirrorgan_fast.training.cascade import check_cascade
 from mirrorgan_fast.training.checkpoint import load_checkpoint
-from mirrorgan_fast.training.computation import FP32
 from mirrorgan_fast.training.gan import Captioned
-from mirrorgan_fast.training.mirrorgan import MirrorGANTraining, train_mirrorgan
+from mirrorgan_fast.training.mirrorgan import train_mirrorgan
 from mirrorgan_fast.training.objectives import edit_loss
 from mirrorgan_fast.training.settings import MirrorGANSettings, MirrorGANTrainingSettings
 from mirrorgan_fast.vocabulary import Vocabulary
 
-from .runs import HERE, STACKGAN_V2, TINY, batch_of
+from .runs import HERE, STACKGAN_V2, TINY, batch_of, mirrorgan_task
 
 CONFIG = dataclasses.replace(TINY, text_dropout=0.0)
 PROJECTED = dataclasses.replace(CONFIG, discriminator="projected")
@@ -39,18 +34,6 @@ EDITED = MirrorGANSettings(
 BOTH = dataclasses.replace(EDITED, difference_weight=1.0, augment=True)
 
 
-def task_of(
-    config: MirrorGANConfig, settings: MirrorGANSettings, vocabulary: Vocabulary
-) -> MirrorGANTraining:
-    torch.manual_seed(3)
-    networks = (
-        STEM(config, len(vocabulary)),
-        DAMSMImageEncoder(config),
-        STREAM(config, len(vocabulary)),
-    )
-    return MirrorGANTraining(config, settings, *networks, FP32, compiled=False)
-
-
 def edited_batch(examples: TrainingExamples) -> Batch:
     return batch_of(examples.with_edits(EDITED.edit_words), 6)
 
@@ -58,7 +41,7 @@ def edited_batch(examples: TrainingExamples) -> Batch:
 def test_each_second_caption_is_the_one_before_with_another_word(
     examples: TrainingExamples, vocabulary: Vocabulary
 ) -> None:
-    task, batch = task_of(CONFIG, EDITED, vocabulary), edited_batch(examples)
+    task, batch = mirrorgan_task(CONFIG, EDITED, vocabulary), edited_batch(examples)
     given = task.encode(0, batch)
     asked = task.asked(0, given, batch)
     for name in Captioned._fields[:-1]:
@@ -77,7 +60,7 @@ def test_each_second_caption_is_the_one_before_with_another_word(
 def test_a_pair_has_the_same_noise_and_its_loss(
     examples: TrainingExamples, vocabulary: Vocabulary
 ) -> None:
-    task, batch = task_of(CONFIG, EDITED, vocabulary), edited_batch(examples)
+    task, batch = mirrorgan_task(CONFIG, EDITED, vocabulary), edited_batch(examples)
     given = task.encode(0, batch)
     twice = Captioned._make([*(part[::2].repeat_interleave(2, 0) for part in given[:-1]), []])
     task.generator.eval()
@@ -94,7 +77,7 @@ def test_a_pair_has_the_same_noise_and_its_loss(
 
 
 def test_both_kinds_of_pairs_take_turns(examples: TrainingExamples, vocabulary: Vocabulary) -> None:
-    task, batch = task_of(PROJECTED, BOTH, vocabulary), edited_batch(examples)
+    task, batch = mirrorgan_task(PROJECTED, BOTH, vocabulary), edited_batch(examples)
     figures = [task.step(step, 0, batch) for step in range(4)]
     assert [("difference" in each, "edit" in each) for each in figures] == [
         (True, False),
@@ -112,7 +95,7 @@ def test_a_run_resumes_to_the_same_bits(
     settings: MirrorGANSettings,
 ) -> None:
     config = PROJECTED if settings.augment else CONFIG
-    task = task_of(config, settings, vocabulary)
+    task = mirrorgan_task(config, settings, vocabulary)
     networks = (task.stem, task.image_encoder, task.stream)
     for folder, lengths in (("whole", (4,)), ("resumed", (3, 4))):
         for steps in lengths:

@@ -17,14 +17,11 @@ from mirrorgan_fast.models.config import (
     MirrorGANConfig,
     StackGANv2Config,
 )
-from mirrorgan_fast.models.damsm import DAMSMImageEncoder
-from mirrorgan_fast.models.stem import STEM
-from mirrorgan_fast.models.stream import STREAM
 from mirrorgan_fast.training.cascade import check_cascade
 from mirrorgan_fast.training.checkpoint import load_checkpoint
 from mirrorgan_fast.training.computation import FP32
 from mirrorgan_fast.training.gan import Captioned
-from mirrorgan_fast.training.mirrorgan import MirrorGANTraining, train_mirrorgan
+from mirrorgan_fast.training.mirrorgan import train_mirrorgan
 from mirrorgan_fast.training.objectives import (
     WrongPairs,
     difference_loss,
@@ -35,7 +32,7 @@ from mirrorgan_fast.training.projected import ProjectedJudge
 from mirrorgan_fast.training.settings import MirrorGANSettings, MirrorGANTrainingSettings
 from mirrorgan_fast.vocabulary import Vocabulary
 
-from .runs import HERE, TINY, batch_of
+from .runs import HERE, TINY, batch_of, mirrorgan_task
 
 PROJECTED = dataclasses.replace(TINY, discriminator="projected", text_dropout=0.0)
 SETTINGS = MirrorGANSettings(
@@ -91,20 +88,10 @@ def test_stages_are_compared_with_the_last_one_scaled_down() -> None:
     assert float(stages_alike_loss([large])) == 0
 
 
-def task_of(settings: MirrorGANSettings, vocabulary: Vocabulary) -> MirrorGANTraining:
-    torch.manual_seed(3)
-    networks = (
-        STEM(PROJECTED, len(vocabulary)),
-        DAMSMImageEncoder(PROJECTED),
-        STREAM(PROJECTED, len(vocabulary)),
-    )
-    return MirrorGANTraining(PROJECTED, settings, *networks, FP32, compiled=False)
-
-
 def test_each_two_images_are_of_one_caption(
     examples: TrainingExamples, vocabulary: Vocabulary
 ) -> None:
-    task, batch = task_of(SETTINGS, vocabulary), batch_of(examples, 4)
+    task, batch = mirrorgan_task(PROJECTED, SETTINGS, vocabulary), batch_of(examples, 4)
     given = task.encode(0, batch)
     asked = task.asked(0, given, batch)
     for name in Captioned._fields:
@@ -113,7 +100,9 @@ def test_each_two_images_are_of_one_caption(
             assert theirs is ours
         else:
             assert torch.equal(theirs, ours[[0, 0, 2, 2]]), name
-    plain = task_of(dataclasses.replace(SETTINGS, difference_weight=0.0), vocabulary)
+    plain = mirrorgan_task(
+        PROJECTED, dataclasses.replace(SETTINGS, difference_weight=0.0), vocabulary
+    )
     assert plain.asked(0, given, batch) is given
 
 
@@ -121,7 +110,7 @@ def test_both_sides_have_the_losses_of_their_formulas(
     examples: TrainingExamples, vocabulary: Vocabulary
 ) -> None:
     settings = dataclasses.replace(SETTINGS, augment=False, least_difference=2.0)
-    task, batch = task_of(settings, vocabulary), batch_of(examples, 4)
+    task, batch = mirrorgan_task(PROJECTED, settings, vocabulary), batch_of(examples, 4)
     judge = task.projected
     assert judge is not None
     judge.D.eval()  # spectral norms as they are
@@ -152,7 +141,7 @@ def test_both_sides_have_the_losses_of_their_formulas(
 def test_the_heads_and_the_generator_learn_and_nothing_else(
     examples: TrainingExamples, vocabulary: Vocabulary
 ) -> None:
-    task, batch = task_of(SETTINGS, vocabulary), batch_of(examples, 4)
+    task, batch = mirrorgan_task(PROJECTED, SETTINGS, vocabulary), batch_of(examples, 4)
     before = {
         name: {k: v.clone() for k, v in part.state_dict().items()}
         for name, part in (("D", task.all_D), ("G", task.generator))
@@ -171,12 +160,8 @@ def test_the_heads_and_the_generator_learn_and_nothing_else(
 def test_a_run_resumes_to_the_same_bits(
     examples: TrainingExamples, vocabulary: Vocabulary, tmp_path: Path, assert_same: Any
 ) -> None:
-    torch.manual_seed(3)
-    networks = (
-        STEM(PROJECTED, len(vocabulary)),
-        DAMSMImageEncoder(PROJECTED),
-        STREAM(PROJECTED, len(vocabulary)),
-    )
+    task = mirrorgan_task(PROJECTED, SETTINGS, vocabulary)
+    networks = (task.stem, task.image_encoder, task.stream)
     for folder, lengths in (("whole", (4,)), ("resumed", (2, 4))):
         for steps in lengths:
             gan = dataclasses.replace(SETTINGS, steps=steps, decay_steps=0)
